@@ -1,0 +1,64 @@
+# Two commands do everything on a fresh machine with python3 (3.10 or newer), venv and make:
+#   make demo    adapt CLIP to real handwriting, print the table, write runs/demo/report.html
+#   make test    check everything: modules in sync, README in sync, every notebook, every test
+PYTHON ?= python3
+BIN    := .venv/bin
+WORKERS ?= 2
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: demo test sync notebooks unit slow bench export readme lab docs clean help
+
+help:           ## list the targets
+	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*##/\t/' | expand -t 12
+
+demo: .venv/ready-run   ## every method on real handwriting, and a report
+	@$(BIN)/python -c "from clipadapt.compare import demo; demo()"
+
+test: sync notebooks unit   ## the whole check (this is what CI runs)
+
+sync: .venv/ready-dev   ## modules and notebooks are what export and clean make of them
+	@git diff --no-ext-diff -- clipadapt nbs > .venv/before.diff
+	@$(BIN)/nbdev_export && $(BIN)/nbdev_clean
+	@git diff --no-ext-diff -- clipadapt nbs | cmp -s - .venv/before.diff || { \
+	  echo "clipadapt/ or nbs/ was not what nbdev_export and nbdev_clean make of it; it is now: look at 'git diff' and commit."; exit 1; }
+
+notebooks: .venv/ready-dev   ## run every notebook, all but its slow and cuda cells
+	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers $(WORKERS) --do_print
+
+unit: .venv/ready-dev   ## the tests that a notebook cannot hold
+	$(BIN)/python -m pytest -q tests
+
+slow: .venv/ready-dev   ## the cells flagged slow as well: the full pretraining takes most of an hour
+	$(BIN)/nbdev_test --n_workers 1 --flags slow --do_print
+
+bench: .venv/ready-dev   ## the benchmarks: ratios taken in one run
+	@for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+export: .venv/ready-dev   ## notebooks to modules, metadata cleaned, README made anew
+	$(BIN)/nbdev_export && $(BIN)/nbdev_clean && $(BIN)/python tools/readme.py
+
+readme: .venv/ready-dev   ## README.md from nbs/index.ipynb, without quarto
+	$(BIN)/python tools/readme.py
+
+lab: .venv/ready-dev   ## open the course in JupyterLab
+	$(BIN)/jupyter lab nbs
+
+clean:          ## remove what the targets made (the environment too)
+	rm -rf .venv runs _docs _proc build dist *.egg-info
+
+# The environment. A stamp says which extra is complete; an environment without any stamp was cut off
+# half way and is made anew. `ready-dev` includes what `ready-run` has.
+define environment
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "clipadapt needs Python 3.10 or newer; choose one with: make PYTHON=python3.12"; exit 1; }
+	@if ! ls .venv/ready-* >/dev/null 2>&1; then echo "Making .venv (once, a few minutes: PyTorch is large)"; $(PYTHON) -m venv --clear .venv; fi
+	@rm -f .venv/ready-*
+	@$(BIN)/python -m pip install --quiet --editable '$(1)'
+endef
+
+.venv/ready-run: settings.ini setup.py
+	$(call environment,.)
+	@touch .venv/ready-run
+
+.venv/ready-dev: settings.ini setup.py
+	$(call environment,.[dev])
+	@touch .venv/ready-run .venv/ready-dev

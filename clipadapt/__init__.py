@@ -1,0 +1,7 @@
+"""Adapt CLIP to your own images without labels."""
+
+__version__ = "0.1.0"
+
+from clipadapt.adapter import Adapter, ZeroShot
+from clipadapt.data import ImageSet, digits
+from clipadapt.zeroshot import CLIP, load_clip

@@ -1,0 +1,108 @@
+"""`check_adapter` catches each broken promise: one faulty method for every check, and the fault is named."""
+import numpy as np
+import pytest
+import torch
+
+from clipadapt import ZeroShot, load_clip
+from clipadapt.data import as_imageset
+from clipadapt.testing import CHECKS, check_adapter
+
+
+class NotAProbability(ZeroShot):
+    def _predict_proba(self, images):
+        return 2 * super()._predict_proba(images)
+
+
+class PositionDependent(ZeroShot):
+    def _predict_proba(self, images):
+        return super()._predict_proba(images).roll(1, 0)
+
+
+class BatchNormalised(ZeroShot):
+    def _predict_proba(self, images):
+        probabilities = super()._predict_proba(images)
+        return probabilities if len(probabilities) > 1 else probabilities.roll(1, 1)
+
+
+class OnlyImageSets(ZeroShot):
+    def predict_proba(self, X):
+        probabilities = super().predict_proba(X)
+        return probabilities[:, ::-1].copy() if isinstance(X, list) and len(X) else probabilities
+
+
+class ShapelessWhenEmpty(ZeroShot):
+    def predict_proba(self, X):
+        return super().predict_proba(X) if len(X) else np.empty(0, np.float32)
+
+
+class FittedFromTheStart(ZeroShot):
+    def _check_fitted(self):
+        self.classnames_ = self.classnames
+
+
+class IgnoresLabelErrors(ZeroShot):
+    def fit(self, X, y=None):
+        return super().fit(X)
+
+
+class Unseeded(ZeroShot):
+    calls = 0
+
+    def _fit(self, images, labels):
+        super()._fit(images, labels)
+        Unseeded.calls += 1
+        self.prompt_features_ = self.prompt_features_ + np.float32(0.1 * Unseeded.calls)
+
+
+class ChangesParameter(ZeroShot):
+    def __init__(self, clip, classnames, *, templates="a photo of a {}.", ensemble="embedding", seed=0):
+        super().__init__(clip, classnames, templates=[templates, "a drawing of a {}."], ensemble=ensemble, seed=seed)
+
+
+class ForgetsState(ZeroShot):
+    def _record(self):
+        arrays, record = super()._record()
+        return {name: array * 0 for name, array in arrays.items()}, record
+
+
+class DisturbsRandomNumbers(ZeroShot):
+    def fit(self, X, y=None):
+        torch.rand(1)
+        return super().fit(X, y)
+
+
+class ChangesTheModel(ZeroShot):
+    def _fit(self, images, labels):
+        self.clip.model.token_embedding.weight.data[0] += 1  # the row of a token that no prompt has
+        super()._fit(images, labels)
+
+
+class ReadsLabels(ZeroShot):
+    def fit(self, X, y=None):
+        super().fit(X, y)
+        self.prompt_features_ = self.prompt_features_ * np.float32(1 + as_imageset(X).labels[:1].sum())
+        return self
+
+
+FAULTS = [(NotAProbability, "check_outputs", "do not sum to one"), (PositionDependent, "check_order_and_subset", "order of the images"),
+          (BatchNormalised, "check_batch_size", "batch size"), (OnlyImageSets, "check_input_kinds", "list of Pillow images"),
+          (ShapelessWhenEmpty, "check_empty_input", "empty input"), (FittedFromTheStart, "check_unfitted", "predict before fit"),
+          (IgnoresLabelErrors, "check_bad_labels", "one label for many images"), (Unseeded, "check_same_seed", "same seed"),
+          (ChangesParameter, "check_parameters", "constructor"), (ForgetsState, "check_save_and_load", "other probabilities"),
+          (DisturbsRandomNumbers, "check_nothing_touched", "PyTorch's random state"), (ChangesTheModel, "check_nothing_touched", "weights"),
+          (ReadsLabels, "check_labels_unread", "reads X.labels")]
+
+
+@pytest.mark.parametrize("method, check, message", FAULTS, ids=[method.__name__ for method, _, _ in FAULTS])
+def test_fault_is_named(method, check, message):
+    with pytest.raises(AssertionError, match=f"(?s){method.__name__} fails {check}: .*{message}"):
+        check_adapter(method, load_clip())
+
+
+def test_every_check_has_a_fault():
+    assert {check for _, check, _ in FAULTS} == {check.__name__ for check in CHECKS}
+
+
+@pytest.mark.parametrize("params", [{}, {"templates": "imagenet7"}, {"templates": "imagenet7", "ensemble": "probability"}])
+def test_zero_shot_keeps_every_promise(params):
+    assert len(check_adapter(ZeroShot, **params)) == len(CHECKS)

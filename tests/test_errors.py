@@ -1,0 +1,134 @@
+"""What goes wrong on other people's machines: no network, missing or damaged weights, builds of PyTorch that do not fit."""
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from clipadapt import ImageSet, ZeroShot, digits, load_clip
+from clipadapt.zeroshot import builtin_directory
+
+
+def run_python(code: str, folder: Path, **environment) -> subprocess.CompletedProcess:
+    """Run `code` in a new interpreter whose working folder is `folder`."""
+    return subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, env={**os.environ, **environment})
+
+
+@pytest.mark.parametrize("model", ['"ViT-B-32", "laion2b_s34b_b79k"', '"hf-hub:laion/CLIP-ViT-B-32-laion2B-s34B-b79K"'])
+def test_no_network(tmp_path, model):
+    answer = run_python(f"import clipadapt; clipadapt.load_clip({model})", tmp_path, HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path))
+    last = answer.stderr.strip().splitlines()[-1]
+    assert "ConnectionError: could not fetch" in answer.stderr and "To work offline" in answer.stderr, last
+
+
+def test_torchvision_that_does_not_fit(tmp_path):
+    fake = tmp_path / "torchvision"
+    fake.mkdir()
+    (fake / "__init__.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    answer = run_python("import clipadapt", tmp_path, PYTHONPATH=str(tmp_path))
+    assert "ImportError: torchvision" in answer.stderr and "does not fit torch" in answer.stderr
+
+
+def test_local_directory_without_weights(tmp_path):
+    shutil.copy(builtin_directory() / "open_clip_config.json", tmp_path)
+    with pytest.raises(FileNotFoundError, match="open_clip_model.safetensors"):
+        load_clip(f"local-dir:{tmp_path}")
+
+
+def test_local_directory_with_damaged_weights(tmp_path):
+    shutil.copytree(builtin_directory(), tmp_path / "model")
+    weights = tmp_path / "model" / "open_clip_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises((FileNotFoundError, ValueError)):
+        load_clip(f"local-dir:{tmp_path / 'model'}")
+
+
+def test_checkpoint_of_another_architecture(tmp_path):
+    torch.save({"weight": torch.zeros(2)}, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match="does not hold weights for ViT-B-32"):
+        load_clip("ViT-B-32", pretrained=str(tmp_path / "other.pt"))
+
+
+def test_checkpoint_that_runs_code_is_refused(tmp_path):
+    class Harmful:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "harmed",))
+
+    torch.save({"state_dict": Harmful()}, tmp_path / "harmful.pt")
+    with pytest.raises(Exception):
+        load_clip("ViT-B-32", pretrained=str(tmp_path / "harmful.pt"))
+    assert not (tmp_path / "harmed").exists()
+
+
+def test_builtin_is_expanded_whole_and_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("CLIPADAPT_CACHE", str(tmp_path / "cache"))
+    expected = load_clip().fingerprint
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [builtin_directory().name]
+    assert sorted(path.name for path in builtin_directory().iterdir()) == ["open_clip_config.json", "open_clip_model.safetensors"]
+    written = os.stat(builtin_directory() / "open_clip_model.safetensors").st_mtime_ns
+    assert load_clip().fingerprint == expected
+    assert os.stat(builtin_directory() / "open_clip_model.safetensors").st_mtime_ns == written
+
+
+def test_two_processes_expand_at_once(tmp_path):
+    code = "import clipadapt; print(clipadapt.load_clip().fingerprint)"
+    processes = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env={**os.environ, "CLIPADAPT_CACHE": str(tmp_path)}) for _ in range(2)]
+    prints = {process.communicate()[0] for process in processes}
+    assert len(prints) == 1 and prints != {b""} and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.fixture
+def saved(tmp_path):
+    model = ZeroShot(load_clip(), digits("test").classnames).fit(digits("test").subset(range(3)))
+    model.save(tmp_path / "model")
+    return model, tmp_path / "model"
+
+
+def test_save_refuses_a_folder_with_other_things(saved, tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").write_text("precious")
+    with pytest.raises(ValueError, match="holds no saved method"):
+        saved[0].save(tmp_path / "photos")
+    assert (tmp_path / "photos" / "cat.jpg").read_text() == "precious"
+
+
+def test_save_refuses_a_parameter_that_json_cannot_hold(saved, tmp_path):
+    saved[0].set_params(templates=object())
+    with pytest.raises(ValueError, match="parameter templates"):
+        saved[0].save(tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_load_refuses_a_newer_format_and_another_method(saved):
+    record = saved[1] / "adapter.json"
+    text = record.read_text()
+    record.write_text(text.replace('"format": 1', '"format": 99'))
+    with pytest.raises(ValueError, match="please upgrade"):
+        ZeroShot.load(saved[1])
+    record.write_text(text.replace('"ZeroShot"', '"GRIP"'))
+    with pytest.raises(ValueError, match="use GRIP.load"):
+        ZeroShot.load(saved[1])
+
+
+def test_a_damaged_image_is_named_when_predicting(saved, tmp_path):
+    path = tmp_path / "broken.jpg"
+    path.write_bytes(b"\xff\xd8\xff\xe0 no image")
+    with pytest.raises(ValueError, match="broken.jpg"):
+        saved[0].predict([path])
+
+
+def test_one_damaged_image_among_many_is_skipped_and_counted(tmp_path):
+    test = digits("test")
+    for i in range(12):
+        (tmp_path / test.classnames[test.labels[i]]).mkdir(exist_ok=True)
+        test[i][0].save(tmp_path / test.classnames[test.labels[i]] / f"{i}.png")
+    (tmp_path / "seven" / "bad.png").parent.mkdir(exist_ok=True)
+    (tmp_path / "seven" / "bad.png").write_bytes(b"\x89PNG")
+    with pytest.warns(UserWarning, match="1 of 13 images skipped:\n.*bad.png"):
+        images = ImageSet.from_folder(tmp_path, test.classnames)
+    assert len(images) == 12 and images.skipped[0][0].endswith("bad.png")
+    model = ZeroShot(load_clip(), test.classnames).fit(images)
+    assert model.score(images) == model.score(test.subset(range(12)))

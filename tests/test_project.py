@@ -1,0 +1,104 @@
+"""The project as a whole: README and package are what the notebooks say, the wheel works alone, `make` repairs its environment."""
+import json
+import os
+import stat
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+project = Path(__file__).resolve().parent.parent
+notebooks = sorted(path for path in (project / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts)
+FIRST_LINE = ("from clipadapt import load_clip, digits, ZeroShot; d=digits('test'); "
+              "m=ZeroShot(load_clip(), d.classnames).fit(digits('train')); print(m.score(d))")
+
+
+def test_readme_is_the_index_notebook(tmp_path):
+    subprocess.run([sys.executable, project / "tools" / "readme.py", tmp_path], check=True)
+    for path in [path for path in tmp_path.rglob("*") if path.is_file()]:
+        assert path.read_bytes() == (project / path.relative_to(tmp_path)).read_bytes(), f"run `make readme`: {path.name} differs"
+
+
+@pytest.mark.parametrize("path", notebooks, ids=[path.stem for path in notebooks])
+def test_notebook_is_run_and_clean(path):
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
+    assert outputs, "commit notebooks with their outputs"
+    assert not any(output["output_type"] == "error" for output in outputs)
+    assert not any("progress" in str(output.get("data", {})) or "it/s" in str(output) for output in outputs), "a progress bar was kept"
+    assert "".join(cells[0]["source"]).startswith("# ") and "\n> " in "".join(cells[0]["source"]), "a title and a one-line promise come first"
+
+
+def test_site_configuration_is_shared():
+    assert (project / "nbs" / "_quarto.yml").is_symlink() and (project / "nbs" / "_quarto.yml").resolve() == project / "_quarto.yml"
+
+
+def test_builtin_model_is_small():
+    assert sum(path.stat().st_size for path in (project / "clipadapt" / "builtin").iterdir()) <= 4_000_000
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    subprocess.run([sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, project], check=True)
+    return next(folder.glob("*.whl"))
+
+
+def test_wheel_holds_the_model_and_nothing_foreign(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {"clipadapt/builtin/weights.safetensors", "clipadapt/builtin/open_clip_config.json", "clipadapt/datasets.json", "clipadapt/report.html"} <= set(names)
+    assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"clipadapt"}
+    assert wheel.stat().st_size <= 4_000_000
+
+
+def test_wheel_works_outside_the_checkout_and_offline(wheel, tmp_path):
+    zipfile.ZipFile(wheel).extractall(tmp_path / "installed")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "installed"), "CLIPADAPT_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
+    code = f"import clipadapt; assert clipadapt.__file__.startswith({str(tmp_path)!r}); {FIRST_LINE}"
+    answer = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr
+    from clipadapt.compare import demo
+
+    os.chdir(tmp_path)
+    table = demo()
+    assert float(answer.stdout) == table.loc[0, "accuracy"]
+    assert f"{table.loc[0, 'accuracy']:.1%}" in (tmp_path / "runs" / "demo" / "report.html").read_text()
+
+
+STAND_IN = """#!/bin/sh
+# a stand-in for python: makes a .venv whose python does nothing but write down what it was asked
+echo "$@" >> calls
+case "$*" in *"-m venv"*) mkdir -p .venv/bin && cp "$0" .venv/bin/python ;; esac
+case "$*" in *"pip install"*) [ ! -e fail ] || exit 1 ;; esac
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A folder with the Makefile and a stand-in for python."""
+    for name in ("Makefile", "settings.ini", "setup.py"):
+        (tmp_path / name).write_bytes((project / name).read_bytes())
+    (tmp_path / "python").write_text(STAND_IN)
+    (tmp_path / "python").chmod(0o755 | stat.S_IEXEC)
+    return tmp_path
+
+
+def make_demo(folder: Path) -> tuple[int, list[str]]:
+    """Run `make demo`; return its exit code and the commands that the stand-in saw."""
+    (folder / "calls").write_text("")
+    code = subprocess.run(["make", "demo", "PYTHON=./python"], cwd=folder, capture_output=True).returncode
+    return code, (folder / "calls").read_text().splitlines()
+
+
+def test_make_sets_up_once_and_repairs_a_half_made_environment(checkout):
+    (checkout / "fail").touch()
+    code, calls = make_demo(checkout)
+    assert code != 0 and any("-m venv" in call for call in calls)
+    (checkout / "fail").unlink()
+    (checkout / ".venv" / "rubbish").touch()
+    code, calls = make_demo(checkout)
+    assert code == 0 and any("-m venv --clear" in call for call in calls) and any("demo()" in call for call in calls)
+    code, calls = make_demo(checkout)
+    assert code == 0 and len(calls) == 1 and "demo()" in calls[0], "the second call starts at once"
