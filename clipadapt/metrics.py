@@ -7,12 +7,12 @@ __all__ = ['accuracy', 'confusion', 'plot_confusion', 'per_class_accuracy', 'mea
            'plot_per_class', 'harmonic_mean', 'calibration_bins', 'expected_calibration_error', 'plot_reliability',
            'plot_confidence', 'negative_log_likelihood']
 
-# %% ../nbs/02_metrics.ipynb #cell-8
+# %% ../nbs/02_metrics.ipynb #cell-9
 import textwrap
 
 import numpy as np
 
-# %% ../nbs/02_metrics.ipynb #cell-12
+# %% ../nbs/02_metrics.ipynb #cell-13
 def _array(values):
     "A NumPy array of anything array-like; torch tensors leave their device and their graph first."
     if hasattr(values, "detach"):
@@ -21,14 +21,14 @@ def _array(values):
             values = values.double()
     return np.asarray(values)
 
-# %% ../nbs/02_metrics.ipynb #cell-15
+# %% ../nbs/02_metrics.ipynb #cell-17
 def _check_count(value, name):
     "Raise ValueError unless `value` is a positive whole number."
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
         raise ValueError(f"{name} must be a positive whole number, got {value!r}"
                          + (": pass len(classnames)" if name == "num_classes" else ""))
 
-# %% ../nbs/02_metrics.ipynb #cell-18
+# %% ../nbs/02_metrics.ipynb #cell-20
 def _check_classes(values, num_classes=None, name="labels"):
     "`values` as int64 [N], all in [0, num_classes), or a ValueError that says what is wrong."
     values = _array(values)
@@ -45,7 +45,7 @@ def _check_classes(values, num_classes=None, name="labels"):
         raise ValueError(f"{len(outside)} of {len(values)} {name} lie outside 0 .. {limit - 1}, for instance {outside[0]}")
     return values.astype(np.int64)
 
-# %% ../nbs/02_metrics.ipynb #cell-21
+# %% ../nbs/02_metrics.ipynb #cell-23
 def _check_probabilities(probabilities):
     "`probabilities` as float64 [N, C], finite, not negative, rows summing to one, or a ValueError."
     probabilities = _array(probabilities)
@@ -62,7 +62,7 @@ def _check_probabilities(probabilities):
             raise ValueError(f"{wrong.sum()} of {len(totals)} rows of probabilities {what}; row {row} sums to {totals[row]:.4g}")
     return probabilities
 
-# %% ../nbs/02_metrics.ipynb #cell-22
+# %% ../nbs/02_metrics.ipynb #cell-24
 def _check_pair(labels, predictions=None, probabilities=None, num_classes=None):
     "Labels [N] with their predictions [N] or probabilities [N, C], checked and as NumPy arrays."
     if probabilities is not None:
@@ -77,7 +77,7 @@ def _check_pair(labels, predictions=None, probabilities=None, num_classes=None):
         raise ValueError(f"{len(labels)} labels but {len(partner)} {name}: pass one of each per image")
     return labels, partner
 
-# %% ../nbs/02_metrics.ipynb #cell-25
+# %% ../nbs/02_metrics.ipynb #cell-27
 def accuracy(labels, predictions):
     """Fraction of images whose predicted class is the true one.
 
@@ -87,7 +87,7 @@ def accuracy(labels, predictions):
     labels, predictions = _check_pair(labels, predictions)
     return float((labels == predictions).mean())
 
-# %% ../nbs/02_metrics.ipynb #cell-31
+# %% ../nbs/02_metrics.ipynb #cell-33
 def confusion(labels, predictions, num_classes):
     """Confusion matrix: how many images of each true class (rows) got each predicted class (columns).
 
@@ -98,7 +98,7 @@ def confusion(labels, predictions, num_classes):
     cells = np.bincount(labels * num_classes + predictions, minlength=num_classes**2)
     return cells.reshape(num_classes, num_classes)
 
-# %% ../nbs/02_metrics.ipynb #cell-34
+# %% ../nbs/02_metrics.ipynb #cell-37
 def _axes(ax, figsize):
     "The axes to draw on: `ax`, or those of a new figure in seaborn's white-grid style."
     import matplotlib.pyplot as plt
@@ -133,7 +133,7 @@ def _check_classnames(classnames):
         raise ValueError(f"classnames must be a list of at least one name, got {classnames!r}")
     return [str(name) for name in classnames]
 
-# %% ../nbs/02_metrics.ipynb #cell-37
+# %% ../nbs/02_metrics.ipynb #cell-40
 def _confusion_title(shares, counts, classnames):
     "The sentence that names the largest off-diagonal share of a row-normalised confusion matrix."
     errors = np.nan_to_num(shares * (1 - np.eye(len(shares))))
@@ -143,7 +143,7 @@ def _confusion_title(shares, counts, classnames):
     return (f"{_percent(errors[true, predicted])} of the “{classnames[true]}” images are called "
             f"“{classnames[predicted]}” ({counts[true, predicted]} of {counts[true].sum()})")
 
-# %% ../nbs/02_metrics.ipynb #cell-38
+# %% ../nbs/02_metrics.ipynb #cell-41
 def plot_confusion(labels, predictions, classnames, ax=None):
     """Heat map of the confusion matrix, each row in per cent of its true class; the title names the largest confusion.
 
@@ -168,7 +168,7 @@ def plot_confusion(labels, predictions, classnames, ax=None):
     _set_title(ax, _confusion_title(shares, counts, classnames))
     return ax
 
-# %% ../nbs/02_metrics.ipynb #cell-43
+# %% ../nbs/02_metrics.ipynb #cell-46
 def per_class_accuracy(labels, predictions, num_classes):
     """Accuracy of each class: of the images that belong to it, the fraction that is predicted so.
 
@@ -179,7 +179,7 @@ def per_class_accuracy(labels, predictions, num_classes):
     totals = counts.sum(axis=1)
     return np.where(totals > 0, np.diag(counts) / np.maximum(totals, 1), np.nan)
 
-# %% ../nbs/02_metrics.ipynb #cell-46
+# %% ../nbs/02_metrics.ipynb #cell-49
 def mean_class_accuracy(labels, predictions, num_classes):
     """Mean of the per-class accuracies, every class weighing the same however many images it has.
 
@@ -188,7 +188,7 @@ def mean_class_accuracy(labels, predictions, num_classes):
     """
     return float(np.nanmean(per_class_accuracy(labels, predictions, num_classes)))
 
-# %% ../nbs/02_metrics.ipynb #cell-49
+# %% ../nbs/02_metrics.ipynb #cell-53
 def worst_class(labels, predictions, classnames):
     """The class with the lowest accuracy, as a pair (name, accuracy); the first one of equals.
 
@@ -200,7 +200,7 @@ def worst_class(labels, predictions, classnames):
     worst = int(np.nanargmin(accuracies))
     return classnames[worst], float(accuracies[worst])
 
-# %% ../nbs/02_metrics.ipynb #cell-53
+# %% ../nbs/02_metrics.ipynb #cell-57
 def _per_class_title(accuracies, classnames):
     "The sentence that names the worst and the best class."
     worst, best = int(np.nanargmin(accuracies)), int(np.nanargmax(accuracies))
@@ -209,7 +209,7 @@ def _per_class_title(accuracies, classnames):
     return (f"“{classnames[worst]}” is right in {_percent(accuracies[worst])} of its images, "
             f"“{classnames[best]}” in {_percent(accuracies[best])}")
 
-# %% ../nbs/02_metrics.ipynb #cell-54
+# %% ../nbs/02_metrics.ipynb #cell-58
 def plot_per_class(labels, predictions, classnames, ax=None):
     """Bars of the accuracy of each class, best on top, with the mean as a dashed line; the title names worst and best.
 
@@ -231,7 +231,7 @@ def plot_per_class(labels, predictions, classnames, ax=None):
     _set_title(ax, _per_class_title(accuracies, classnames))
     return ax
 
-# %% ../nbs/02_metrics.ipynb #cell-58
+# %% ../nbs/02_metrics.ipynb #cell-62
 def harmonic_mean(a, b):
     """Harmonic mean 2ab / (a + b) of two accuracies, for instance of seen and unseen classes; 0 when both are 0.
 
@@ -243,13 +243,13 @@ def harmonic_mean(a, b):
             raise ValueError(f"harmonic_mean takes accuracies in [0, 1], got {value!r}: divide per cent by 100")
     return float(2 * a * b / (a + b)) if a + b > 0 else 0.0
 
-# %% ../nbs/02_metrics.ipynb #cell-64
+# %% ../nbs/02_metrics.ipynb #cell-68
 def _confidence(labels, probabilities):
     "Confidence [N] (largest probability) and whether the class that has it is right [N], checked."
     labels, probabilities = _check_pair(labels, probabilities=probabilities)
     return probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
 
-# %% ../nbs/02_metrics.ipynb #cell-65
+# %% ../nbs/02_metrics.ipynb #cell-69
 def calibration_bins(labels, probabilities, bins=15):
     """Table of the reliability diagram: images sorted into `bins` intervals (lower, upper] of confidence.
 
@@ -269,7 +269,7 @@ def calibration_bins(labels, probabilities, bins=15):
     return pd.DataFrame({"lower": edges[:-1], "upper": edges[1:], "count": count,
                          "confidence": sure / divisor, "accuracy": correct / divisor})
 
-# %% ../nbs/02_metrics.ipynb #cell-70
+# %% ../nbs/02_metrics.ipynb #cell-74
 def expected_calibration_error(labels, probabilities, bins=15):
     """Mean gap between confidence and accuracy over `bins` equal bins of confidence, weighted by their images.
 
@@ -281,7 +281,7 @@ def expected_calibration_error(labels, probabilities, bins=15):
     gaps = (table.accuracy - table.confidence).abs()
     return float(np.average(gaps, weights=table["count"]))
 
-# %% ../nbs/02_metrics.ipynb #cell-76
+# %% ../nbs/02_metrics.ipynb #cell-80
 def _reliability_title(table):
     "The sentence that says over- or under-confident, by how much, and the ECE."
     weights = table["count"]
@@ -290,7 +290,7 @@ def _reliability_title(table):
     verdict = "Over-confident" if sure > right + 0.01 else "Under-confident" if sure < right - 0.01 else "About as sure as right"
     return f"{verdict}: {_percent(sure)} sure, {_percent(right)} right, ECE {100 * ece:.1f} %"
 
-# %% ../nbs/02_metrics.ipynb #cell-77
+# %% ../nbs/02_metrics.ipynb #cell-81
 def plot_reliability(labels, probabilities, bins=15, ax=None):
     """Reliability diagram: accuracy against confidence, one point per bin, its area the number of images.
 
@@ -312,7 +312,7 @@ def plot_reliability(labels, probabilities, bins=15, ax=None):
     _set_title(ax, _reliability_title(table))
     return ax
 
-# %% ../nbs/02_metrics.ipynb #cell-84
+# %% ../nbs/02_metrics.ipynb #cell-88
 def _confidence_title(confidence, right):
     "The sentence that gives the mean confidence of wrong and of right answers."
     if right.all():
@@ -322,7 +322,7 @@ def _confidence_title(confidence, right):
     return (f"Wrong answers carry {_percent(confidence[~right].mean())} confidence on average, "
             f"right ones {_percent(confidence[right].mean())}")
 
-# %% ../nbs/02_metrics.ipynb #cell-85
+# %% ../nbs/02_metrics.ipynb #cell-89
 def plot_confidence(labels, probabilities, bins=15, ax=None):
     """Histograms of confidence (the largest probability) for right and for wrong answers, each in per cent of its kind.
 
@@ -344,7 +344,7 @@ def plot_confidence(labels, probabilities, bins=15, ax=None):
     _set_title(ax, _confidence_title(confidence, right))
     return ax
 
-# %% ../nbs/02_metrics.ipynb #cell-91
+# %% ../nbs/02_metrics.ipynb #cell-95
 def negative_log_likelihood(labels, probabilities):
     """Mean of -ln(probability of the true class), in nats: 0 is perfect, ln C is a blind guess among C classes.
 

@@ -19,6 +19,7 @@ def write_readme(folder: Path) -> None:
     notebook.metadata["language_info"] = {"name": "python"}
     exporter = MarkdownExporter(config=Config({"NbConvertBase": {"display_data_priority": ["text/markdown", "image/png", "text/plain"]}}))
     text, resources = exporter.from_notebook_node(notebook, {"output_files_dir": "images", "unique_key": "readme"})
+    text = re.sub(r"\]\(([^):]+\.ipynb)\)", r"](nbs/\1)", text).replace("](https://github.com/clipadapt/clipadapt/blob/main/", "](")
     (folder / "images").mkdir(parents=True, exist_ok=True)
     for name, content in resources["outputs"].items():
         (folder / name).write_bytes(content)
