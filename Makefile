@@ -6,6 +6,9 @@ BIN    := .venv/bin
 WORKERS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
+checksums = find clipadapt nbs -name .ipynb_checkpoints -prune -o \( -name '*.py' -o -name '*.ipynb' \) -print | sort | xargs cksum
+
+.NOTPARALLEL:
 .PHONY: demo test sync notebooks unit slow bench export readme lab docs clean help
 
 help:           ## list the targets
@@ -17,9 +20,9 @@ demo: .venv/ready-run   ## every method on real handwriting, and a report
 test: sync notebooks unit   ## the whole check (this is what CI runs)
 
 sync: .venv/ready-dev   ## modules and notebooks are what export and clean make of them
-	@git diff --no-ext-diff -- clipadapt nbs > .venv/before.diff
+	@$(checksums) > .venv/before.sums
 	@$(BIN)/nbdev_export && $(BIN)/nbdev_clean
-	@git diff --no-ext-diff -- clipadapt nbs | cmp -s - .venv/before.diff || { \
+	@$(checksums) | cmp -s - .venv/before.sums || { \
 	  echo "clipadapt/ or nbs/ was not what nbdev_export and nbdev_clean make of it; it is now: look at 'git diff' and commit."; exit 1; }
 
 notebooks: .venv/ready-dev   ## run every notebook, all but its slow and cuda cells

@@ -20,19 +20,84 @@ from .data import ImageSet, as_imageset, check_classnames, check_labels, seeded,
 from .zeroshot import CLIP, average_prompts, encode_prompts, load_clip, zero_shot_probabilities
 
 # %% auto #0
-__all__ = ['FORMAT', 'Adapter', 'ZeroShot']
+__all__ = ['FORMAT', 'FILES', 'Saved', 'Adapter', 'ZeroShot']
 
-# %% ../nbs/03_adapter.ipynb #cell-8
+# %% ../nbs/03_adapter.ipynb #cell-10
 FORMAT = 1
+FILES = {"adapter.json", "adapter.safetensors"}
 
 
-class Adapter(BaseEstimator):
+class Saved(BaseEstimator):
+    """Saving and loading, for estimators with the parameters `clip` and `classnames`."""
+
+    def save(self, directory: str | Path) -> None:
+        """Write the fitted method to `directory` (adapter.json and adapter.safetensors), whole or not at all.
+
+        The CLIP itself is not stored, only its name and fingerprint. A method saved there before is replaced. Raises
+        NotFittedError before `fit`, and ValueError when `directory` holds anything else or a parameter or fitted
+        attribute is neither an array nor plain JSON.
+        """
+        self._check_fitted()
+        directory = Path(directory)
+        if directory.exists() and (directory.is_file() or {path.name for path in directory.iterdir()} - FILES):
+            raise ValueError(f"{directory} holds something else than a saved method; choose another folder")
+        arrays, record = self._record()
+        with whole_directory(directory, replace=True) as draft:
+            save_file(arrays, draft / "adapter.safetensors")
+            (draft / "adapter.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+
+    def _record(self) -> tuple[dict, dict]:
+        """What is saved: arrays by attribute name, and everything else as JSON."""
+        fitted = {name: value for name, value in vars(self).items() if name.endswith("_")}
+        arrays = {name: np.asarray(value, order="C") for name, value in fitted.items() if isinstance(value, np.ndarray)}
+        plain = {name: value for name, value in fitted.items() if name not in arrays}
+        params = {name: value for name, value in self.get_params(deep=False).items() if name not in ("clip", "classnames")}
+        for name, value in {**params, **plain}.items():
+            if not _is_json(value):
+                raise ValueError(f"{name}={value!r:.80} cannot be saved: parameters are numbers, strings, lists or None; fitted attributes also arrays")
+        clip = {"name": self.clip.name, "pretrained": self.clip.pretrained, "fingerprint": self.clip.fingerprint}
+        return arrays, {"format": FORMAT, "method": type(self).__name__, "clipadapt": version("clipadapt"),
+                        "clip": clip, "params": params, "fitted": plain}
+
+
+def _is_json(value) -> bool:
+    try:
+        return json.loads(json.dumps(value)) == (list(value) if isinstance(value, tuple) else value)
+    except (TypeError, ValueError):
+        return False
+
+# %% ../nbs/03_adapter.ipynb #cell-12
+def _read_saved(directory: Path) -> tuple[dict, dict]:
+    """The record and the arrays of a saved method, or an error that says what is wrong with the folder."""
+    if not (directory / "adapter.json").is_file():
+        raise FileNotFoundError(f"{directory} holds no saved method (there is no adapter.json in it)")
+    try:
+        record = json.loads((directory / "adapter.json").read_text(encoding="utf-8"))
+        newer, arrays = record["format"] > FORMAT, load_file(directory / "adapter.safetensors")
+        record["method"], record["params"], record["fitted"]["classnames_"], record["clip"]["fingerprint"]
+    except Exception as error:  # cut-off JSON, missing keys, a damaged or missing array file
+        raise ValueError(f"the saved method in {directory} is damaged ({type(error).__name__}: {error}); save it again") from error
+    if newer:
+        raise ValueError(f"{directory} was saved by clipadapt {record['clipadapt']}; this is {version('clipadapt')}, please upgrade")
+    return record, arrays
+
+
+def _fitting_clip(clip: CLIP | None, wanted: dict, directory: Path) -> CLIP:
+    """`clip`, or the one that `wanted` names; ValueError unless its weights are those the method was fitted with."""
+    clip = clip or load_clip(wanted["name"], wanted["pretrained"])
+    if clip.fingerprint != wanted["fingerprint"]:
+        raise ValueError(f"{directory} was fitted with another CLIP ({wanted['name'] or 'built-in or your own'}, {wanted['pretrained'] or 'no tag'}); "
+                         f"this is {clip}. Pass the right one as clip=")
+    return clip
+
+# %% ../nbs/03_adapter.ipynb #cell-14
+class Adapter(Saved):
     """The base of all methods: `Method(clip, classnames, *, ..., seed=0)`, then `fit`, `predict`, `score`, `save`.
 
     A subclass stores its parameters in `__init__` untouched and implements `_fit(images, labels)` (an ImageSet
-    without labels; int64 [N], -1 = unlabelled; the class names are in `classnames_` by then) and `_predict_proba(images)` (float [N, C]). Everything it learns goes
-    into attributes that end in an underscore: arrays, tensors, and plain JSON values. Random numbers drawn in `_fit` come
-    from `seed` and leave the global random state alone.
+    without labels; int64 [N], -1 = unlabelled; the class names are in `classnames_` by then) and
+    `_predict_proba(images)` (float [N, C]). Everything it learns goes into attributes that end in an underscore: arrays
+    and plain JSON values. Random numbers drawn in `_fit` come from `seed` and leave the global random state alone.
     """
 
     def __init__(self, clip: CLIP, classnames: Sequence[str], *, seed: int = 0):
@@ -43,14 +108,14 @@ class Adapter(BaseEstimator):
 
         `X` is an ImageSet, a list of paths or Pillow images, or a tensor [N, 3, H, W]; labels that an ImageSet holds are
         not read. `y` is int [N], -1 = unlabelled; None means that nothing is labelled. Raises ValueError for an empty
-        set, bad class names, or labels of the wrong length or range.
+        set, bad class names, or labels of the wrong length or range, or counted by other classes.
         """
         images, classnames = as_imageset(X), check_classnames(self.classnames)
         if not classnames:
             raise ValueError("a classifier needs at least one class name")
         if not len(images):
             raise ValueError("there are no images to fit on")
-        labels = check_labels(y, len(images), len(classnames))
+        labels = check_labels(None, len(images), 0) if y is None else self.true_labels(images, y)
         self.classnames_ = classnames
         try:
             with seeded(self.seed):
@@ -66,7 +131,7 @@ class Adapter(BaseEstimator):
         images = as_imageset(X)
         if not len(images):
             return np.empty((0, len(self.classnames_)), np.float32)
-        return np.asarray(self._predict_proba(images), np.float32)
+        return np.asarray(self._predict_proba(images.unlabelled()), np.float32)
 
     def predict(self, X) -> np.ndarray:
         """The most probable class of each image, int64 [N]."""
@@ -75,8 +140,9 @@ class Adapter(BaseEstimator):
     def score(self, X, y: Sequence[int] | None = None) -> float:
         """Accuracy (0-1) on the labelled images of `X`; labels are `y`, or those `X` holds when `y` is None.
 
-        Raises ValueError when no image is labelled.
+        Raises ValueError when no image is labelled, or when labels count other classes than this method's.
         """
+        self._check_fitted()
         images = as_imageset(X)
         labels = self.true_labels(images, y)
         known = labels >= 0
@@ -87,80 +153,39 @@ class Adapter(BaseEstimator):
     def true_labels(self, images: ImageSet, y: Sequence[int] | None = None) -> np.ndarray:
         """Labels int64 [N], counted by this method's classes: `y`, or the labels of `images`, translated by class name.
 
-        Raises ValueError when `images` has a class that this method does not know.
+        Raises ValueError when `images` has a class that this method does not know, and for a `y` that goes with other
+        class names.
         """
-        self._check_fitted()
-        if y is not None or not images.classnames:
-            return check_labels(y, len(images), len(self.classnames_))
-        unknown = [name for name in images.classnames if name not in self.classnames_]
+        ours, theirs = check_classnames(self.classnames), images.classnames
+        if y is not None:
+            if theirs and theirs != ours:
+                raise ValueError("these images count their classes in another order than this method; pass y=method.true_labels(images)")
+            return check_labels(y, len(images), len(ours))
+        unknown = [name for name in theirs if name not in ours]
         if unknown:
             raise ValueError(f"the images have classes that this method does not know: {', '.join(unknown[:5])}")
-        translation = np.array([self.classnames_.index(name) for name in images.classnames] + [-1])
-        return translation[images.labels]
+        return np.array([*map(ours.index, theirs), -1])[images.labels]
 
     def _check_fitted(self) -> None:
         if not hasattr(self, "classnames_"):
             raise NotFittedError(f"this {type(self).__name__} is not fitted yet: call fit(images) first")
 
-    def save(self, directory: str | Path) -> None:
-        """Write the fitted method to `directory` (adapter.json and adapter.safetensors), whole or not at all.
-
-        The CLIP itself is not stored, only its name and fingerprint. A method saved there before is replaced. Raises
-        ValueError when the folder holds anything else or a parameter cannot be written as JSON.
-        """
-        self._check_fitted()
-        directory = Path(directory)
-        if directory.exists() and any(directory.iterdir()) and not (directory / "adapter.json").is_file():
-            raise ValueError(f"{directory} is not empty and holds no saved method; choose another folder")
-        arrays, record = self._record()
-        with whole_directory(directory, replace=True) as draft:
-            save_file(arrays, draft / "adapter.safetensors")
-            (draft / "adapter.json").write_text(json.dumps(record, indent=1))
-
-    def _record(self) -> tuple[dict, dict]:
-        fitted = {name: value for name, value in vars(self).items() if name.endswith("_")}
-        arrays = {name: np.ascontiguousarray(value) for name, value in fitted.items() if isinstance(value, (np.ndarray, torch.Tensor))}
-        params = {name: value for name, value in self.get_params(deep=False).items() if name not in ("clip", "classnames")}
-        for name, value in params.items():
-            if not _is_json(value):
-                raise ValueError(f"parameter {name}={value!r} cannot be saved: only numbers, strings, lists and None can")
-        return arrays, {
-            "format": FORMAT, "method": type(self).__name__, "clipadapt": version("clipadapt"), "params": params,
-            "clip": {"name": self.clip.name, "pretrained": self.clip.pretrained, "fingerprint": self.clip.fingerprint},
-            "fitted": {name: value for name, value in fitted.items() if name not in arrays}}
-
     @classmethod
     def load(cls, directory: str | Path, clip: CLIP | None = None) -> Adapter:
         """Read a method that `save` wrote. `clip` is the model it was fitted with; None loads that model by its name.
 
-        Raises FileNotFoundError when there is none, ValueError when it is another method's, when it was written by a
+        Raises FileNotFoundError when there is none, ValueError when it is damaged, another method's, or written by a
         newer clipadapt, or when `clip` has other weights.
         """
-        path = Path(directory) / "adapter.json"
-        if not path.is_file():
-            raise FileNotFoundError(f"{directory} holds no saved method (there is no adapter.json in it)")
-        record = json.loads(path.read_text())
-        if record["format"] > FORMAT:
-            raise ValueError(f"{directory} was saved by clipadapt {record['clipadapt']}; this is {version('clipadapt')}, please upgrade")
+        record, arrays = _read_saved(Path(directory))
         if record["method"] != cls.__name__:
             raise ValueError(f"{directory} holds a {record['method']}, not a {cls.__name__}: use {record['method']}.load")
-        model = record["clip"]
-        clip = clip or load_clip(model["name"], model["pretrained"])
-        if clip.fingerprint != model["fingerprint"]:
-            raise ValueError(f"{directory} was fitted with another CLIP ({model['name'] or 'built-in'}, {model['pretrained'] or 'own weights'}); "
-                             f"this is {clip}")
+        clip = _fitting_clip(clip, record["clip"], Path(directory))
         method = cls(clip, record["fitted"]["classnames_"], **record["params"])
-        vars(method).update(record["fitted"] | load_file(Path(directory) / "adapter.safetensors"))
+        vars(method).update(record["fitted"] | arrays)
         return method
 
-
-def _is_json(value) -> bool:
-    try:
-        return json.loads(json.dumps(value)) == (list(value) if isinstance(value, tuple) else value)
-    except (TypeError, ValueError):
-        return False
-
-# %% ../nbs/03_adapter.ipynb #cell-10
+# %% ../nbs/03_adapter.ipynb #cell-16
 class ZeroShot(Adapter):
     """CLIP's zero-shot classifier (Radford et al. 2021, section 3.1): the class whose prompt is nearest.
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import io
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ import pandas as pd
 
 from . import metrics
 from .adapter import Adapter, ZeroShot
-from .data import ImageSet, digits
+from .data import ImageSet, digits, whole_file
 from .zeroshot import load_clip
 
 # %% auto #0
@@ -72,6 +71,8 @@ def compare(methods: Mapping[str, Adapter] | Sequence[Adapter], train: ImageSet,
 
 def run_all(methods: Mapping[str, Adapter] | Sequence[Adapter], train: ImageSet, test: ImageSet) -> list[Run]:
     """The runs behind `compare`, with the fitted methods and their probabilities."""
+    if isinstance(methods, Adapter) or not isinstance(test, ImageSet):
+        raise ValueError("compare needs a list or dict of methods, and a test ImageSet with labels")
     named = methods if isinstance(methods, Mapping) else {type(method).__name__: method for method in methods}
     if not named or len(named) < len(methods):
         raise ValueError("give at least one method, and a dict of names when two are of the same class")
@@ -91,12 +92,9 @@ def report(runs: Sequence[Run], train: ImageSet, test: ImageSet, path: str | Pat
         examples=_picture(_examples(test)), train=len(train), test=len(test), classnames=test.classnames,
         clip=runs[0].method.clip, fingerprint=runs[0].method.clip.fingerprint, date=time.strftime("%Y-%m-%d %H:%M"),
         versions={name: version(name) for name in ("clipadapt", "torch", "open_clip_torch", "numpy")})
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(page, encoding="utf-8")
-    draft.replace(path)
-    return path
+    with whole_file(path) as draft:
+        draft.write_text(page, encoding="utf-8")
+    return Path(path)
 
 
 def _section(run: Run, test: ImageSet) -> dict:

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
@@ -22,13 +22,13 @@ from uuid import uuid4
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageEnhance, ImageOps
 from tqdm.auto import tqdm
 
 # %% auto #0
-__all__ = ['torchvision', 'DIGIT_NAMES', 'TORCHVISION_SPLITS', 'to_rgb', 'read_image', 'check_classnames', 'check_labels',
-           'seeded', 'ImageSet', 'as_imageset', 'read_folder', 'digits', 'show_images', 'dataset_facts',
-           'read_torchvision', 'read_hub', 'weak_view', 'strong_view', 'whole_directory']
+__all__ = ['torchvision', 'DIGIT_NAMES', 'TORCHVISION_SPLITS', 'DISTORTIONS', 'to_rgb', 'read_image', 'check_classnames',
+           'check_labels', 'seeded', 'ImageSet', 'as_imageset', 'read_folder', 'digits', 'show_images', 'dataset_facts',
+           'read_torchvision', 'read_hub', 'weak_view', 'strong_view', 'whole_directory', 'whole_file']
 
 # %% ../nbs/00_data.ipynb #cell-8
 def _import_torchvision():
@@ -44,12 +44,12 @@ def _import_torchvision():
 
 torchvision = _import_torchvision()
 
-# %% ../nbs/00_data.ipynb #cell-10
+# %% ../nbs/00_data.ipynb #cell-12
 def to_rgb(image: Image.Image) -> Image.Image:
     """Return `image` upright and in mode RGB (8 bits a channel), whatever its mode was.
 
-    The EXIF orientation is applied, transparency is laid over white, and 16-bit, 32-bit and floating-point
-    grey values are scaled to 0-255 (floats are taken as 0-1 when none exceeds 1).
+    The EXIF orientation is applied, transparency is laid over white, 16-bit grey (0-65535) is scaled to 0-255, and
+    floating-point grey is taken as 0-1, or as 0-255 when a value exceeds 1. Raises ValueError for other integers.
     """
     image = ImageOps.exif_transpose(image)
     if image.mode[0] in "IF":
@@ -63,14 +63,16 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def _to_eight_bits(values: np.ndarray) -> np.ndarray:
     if values.dtype.kind == "f":
         return (values * (255 if values.max() <= 1 else 1)).round().clip(0, 255).astype(np.uint8)
-    return (values // 257 if values.max() > 255 else values).clip(0, 255).astype(np.uint8)
+    if values.min() < 0 or values.max() > 65535:
+        raise ValueError(f"grey values must lie in 0 ... 65535, these run from {values.min()} to {values.max()}")
+    return (values // 257).astype(np.uint8)
 
-# %% ../nbs/00_data.ipynb #cell-15
+# %% ../nbs/00_data.ipynb #cell-16
 def read_image(item: str | Path | Image.Image | np.ndarray | torch.Tensor) -> Image.Image:
     """Return one image as an upright RGB Pillow image.
 
     `item` is a path, a Pillow image, an array [H, W] or [H, W, 3], or a tensor [3, H, W]; arrays and tensors are
-    uint8 (0-255) or float (0-1). Raises FileNotFoundError for a missing file and ValueError for one that cannot be read.
+    integers (0-255; uint16: 0-65535), floats (0-1) or booleans. Raises FileNotFoundError for a missing file and ValueError for one that cannot be read.
     """
     if isinstance(item, (str, Path)):
         try:
@@ -86,25 +88,27 @@ def read_image(item: str | Path | Image.Image | np.ndarray | torch.Tensor) -> Im
 
 
 def _to_array(item: np.ndarray | torch.Tensor) -> np.ndarray:
+    """One array or tensor as uint8 [H, W] or [H, W, 3]."""
     array = item.detach().cpu().numpy().transpose(1, 2, 0) if isinstance(item, torch.Tensor) else np.asarray(item)
-    if not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3))):
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)):
         raise ValueError(f"an image array must be [H, W] or [H, W, 3] (a tensor [3, H, W]), this one has shape {tuple(item.shape)}")
-    if array.dtype.kind == "f" and not (0 <= array.min() and array.max() <= 1):
-        raise ValueError("float images must lie in 0-1 (before any normalisation), "
+    highest = 1 if array.dtype.kind in "fb" else 65535 if array.dtype == np.uint16 else 255
+    if not (0 <= array.min() and array.max() <= highest):
+        raise ValueError(f"{array.dtype} images must lie in 0-{highest} (before any normalisation), "
                          f"these values run from {array.min():.3g} to {array.max():.3g}")
-    return _to_eight_bits(array.squeeze(2) if array.ndim == 3 and array.shape[2] == 1 else array)
+    return (array / highest * 255).round().astype(np.uint8)
 
-# %% ../nbs/00_data.ipynb #cell-19
+# %% ../nbs/00_data.ipynb #cell-20
 def check_classnames(classnames: Sequence[str] | str | Path) -> list[str]:
-    """Return class names as a list of distinct, non-empty strings.
+    """Return class names as a list of distinct, non-empty strings, runs of blanks made one.
 
-    A path is read as a text file with one name a line (blank lines are left out). Raises FileNotFoundError when
-    that file is missing, ValueError for an empty or repeated name.
+    A path is read as a UTF-8 text file with one name a line (blank lines are left out). Raises FileNotFoundError when
+    that file is missing, ValueError for a file that is no such text and for an empty or repeated name.
     """
     if isinstance(classnames, (str, Path)):
-        if not Path(classnames).is_file():
-            raise FileNotFoundError(f"class list {str(classnames)!r} does not exist; give a list of names, or a file with one name a line")
-        classnames = [line for line in Path(classnames).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        classnames = _read_classnames(classnames)
     names = [" ".join(str(name).split()) for name in classnames]
     if "" in names:
         raise ValueError(f"class {names.index('')} has an empty name")
@@ -114,6 +118,17 @@ def check_classnames(classnames: Sequence[str] | str | Path) -> list[str]:
     return names
 
 
+def _read_classnames(path: str | Path) -> list[str]:
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"class list {path} is not UTF-8 text: {error}") from error
+    except OSError as error:
+        raise FileNotFoundError(f"there is no class list {str(path)[:80]!r} to read; give a list of names, "
+                                "or a text file with one name a line") from error
+    return [line for line in lines if line.strip()]
+
+# %% ../nbs/00_data.ipynb #cell-22
 def check_labels(labels: Sequence[int] | None, count: int, num_classes: int) -> np.ndarray:
     """Return labels as int64 [count], `-1` meaning unlabelled; None gives all `-1`.
 
@@ -122,6 +137,8 @@ def check_labels(labels: Sequence[int] | None, count: int, num_classes: int) -> 
     if labels is None:
         return np.full(count, -1, np.int64)
     array = np.asarray(labels)
+    if not num_classes and count:
+        raise ValueError("labels count classes, so they need class names: pass classnames, too")
     if array.shape != (count,):
         raise ValueError(f"{count} images need labels of shape ({count},), these have shape {array.shape}")
     if count and array.dtype.kind not in "iu":
@@ -131,7 +148,7 @@ def check_labels(labels: Sequence[int] | None, count: int, num_classes: int) -> 
         raise ValueError(f"labels must lie in 0 ... {num_classes - 1} (or be -1 for unlabelled), found {outside[:5].tolist()}")
     return array.astype(np.int64)
 
-# %% ../nbs/00_data.ipynb #cell-22
+# %% ../nbs/00_data.ipynb #cell-25
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Run a block with the random state of Python, NumPy and PyTorch (CPU and GPUs) set from `seed`, then restore it."""
@@ -146,7 +163,7 @@ def seeded(seed: int) -> Iterator[None]:
             random.setstate(python_state)
             np.random.set_state(numpy_state)
 
-# %% ../nbs/00_data.ipynb #cell-25
+# %% ../nbs/00_data.ipynb #cell-28
 class ImageSet(torch.utils.data.Dataset):
     """Images with class names and labels, decoded one at a time when asked for.
 
@@ -182,8 +199,8 @@ class ImageSet(torch.utils.data.Dataset):
         """The same images with every label forgotten."""
         return ImageSet(self.images, self.classnames)
 
-    def view(self, transform: Callable[[Image.Image], Image.Image], seed: int = 0) -> ImageSet:
-        """The same images seen through `transform`; image i draws its random numbers from (`seed`, i) alone."""
+    def view(self, transform: Callable[[Image.Image, np.random.Generator], Image.Image], seed: int = 0) -> ImageSet:
+        """The same images seen through `transform(image, rng)`; image i of this set gets a generator made from (`seed`, i) alone."""
         return ImageSet(_View(self.images, transform, seed), self.classnames, self.labels)
 
     @classmethod
@@ -194,7 +211,7 @@ class ImageSet(torch.utils.data.Dataset):
     @classmethod
     def from_arrays(cls, images, labels: Sequence[int] | None = None, classnames: Sequence[str] = ()) -> ImageSet:
         """Images from an array [N, H, W] or [N, H, W, 3], a tensor [N, 3, H, W], or a list of images."""
-        return cls(images, classnames, labels)
+        return cls(as_imageset(images).images, classnames, labels)
 
     @classmethod
     def from_torchvision(cls, name: str, root: str | Path, split: str = "train", download: bool = True) -> ImageSet:
@@ -206,7 +223,7 @@ class ImageSet(torch.utils.data.Dataset):
         """One split of a Hugging Face data set: see `read_hub`."""
         return read_hub(name, split, **options)
 
-
+# %% ../nbs/00_data.ipynb #cell-30
 class _Selection(Sequence):
     """Some elements of another sequence, fetched when asked for."""
 
@@ -230,11 +247,10 @@ class _View(Sequence):
         return len(self.items)
 
     def __getitem__(self, index: int) -> Image.Image:
-        with seeded(int(np.random.SeedSequence([self.seed, index]).generate_state(1)[0])):
-            return self.transform(read_image(self.items[index]))
+        return self.transform(read_image(self.items[index]), np.random.default_rng([self.seed, index]))
 
-# %% ../nbs/00_data.ipynb #cell-29
-def as_imageset(images, classnames: Sequence[str] = ()) -> ImageSet:
+# %% ../nbs/00_data.ipynb #cell-32
+def as_imageset(images) -> ImageSet:
     """Return `images` as an ImageSet: an ImageSet itself, a list of paths or Pillow images, or an array or tensor of images.
 
     Tensors are [N, 3, H, W], arrays [N, H, W] or [N, H, W, 3]; uint8 (0-255) or float (0-1). Raises ValueError for
@@ -243,63 +259,65 @@ def as_imageset(images, classnames: Sequence[str] = ()) -> ImageSet:
     if isinstance(images, ImageSet):
         return images
     if isinstance(images, (np.ndarray, torch.Tensor)):
-        if images.ndim not in (3, 4):
+        if images.ndim != 4 and (images.ndim != 3 or isinstance(images, torch.Tensor)):
             raise ValueError(f"images must be a batch, [N, 3, H, W] or [N, H, W(, 3)]; these have shape {tuple(images.shape)}")
     elif isinstance(images, (str, Path, Image.Image)):
         raise ValueError(f"one {type(images).__name__} is not a set of images; put it in a list, or use ImageSet.from_folder for a folder")
     elif not isinstance(images, Sequence):
         raise ValueError(f"images must be an ImageSet, a list of paths or Pillow images, or a tensor [N, 3, H, W], not {type(images).__name__}")
-    return ImageSet(images, classnames)
+    return ImageSet(images)
 
-# %% ../nbs/00_data.ipynb #cell-32
+# %% ../nbs/00_data.ipynb #cell-37
 def read_folder(root: str | Path, classnames: Sequence[str] | str | Path | None = None, on_error: str = "skip") -> ImageSet:
-    """Images of a folder, in sorted order of their paths.
+    """Images of a folder, in sorted order of their paths; every file is opened once, to see that it can be read.
 
     Images that lie directly in `root` are unlabelled. Those in a sub-folder, however deep, belong to the class with
     that folder's name (underscores read as blanks). `classnames` (a list, or a file with one name a line) sets the
     classes and their order; without it they are the sub-folders, sorted.
 
-    `on_error="skip"` opens every file once, warns about the damaged ones and lists them in `.skipped`;
-    `"raise"` opens none, and a damaged image raises ValueError when it is read.
-    Raises FileNotFoundError when there is no folder or no image in it, ValueError for a sub-folder outside `classnames`.
+    Damaged images are left out with a warning and listed in `.skipped` (`on_error="skip"`), or raise ValueError
+    (`"raise"`). Raises FileNotFoundError when there is no folder or no image in it, ValueError for a sub-folder
+    outside `classnames` and when no image can be read.
     """
     if on_error not in ("skip", "raise"):
         raise ValueError(f"on_error must be 'skip' or 'raise', not {on_error!r}")
-    root = Path(root)
-    if not root.is_dir():
-        raise FileNotFoundError(f"{root}: no such folder")
-    paths = _image_paths(root)
-    folders = [path.relative_to(root).parts[0].replace("_", " ") if path.parent != root else None for path in paths]
-    classnames = check_classnames(sorted({name for name in folders if name}) if classnames is None else classnames)
-    unknown = sorted({name for name in folders if name} - set(classnames))
+    paths = _image_paths(Path(root))
+    folders = [path.relative_to(root).parts[0] if path.parent != Path(root) else "" for path in paths]
+    classnames = check_classnames(sorted({_as_name(folder) for folder in folders if folder}) if classnames is None else classnames)
+    index = {"": -1, **{_as_name(name): c for c, name in enumerate(classnames)}}
+    unknown = sorted({folder for folder in folders if _as_name(folder) not in index})
     if unknown:
         raise ValueError(f"{root}: sub-folders that are not among the class names: {', '.join(unknown[:10])}")
-    labels = [-1 if name is None else classnames.index(name) for name in folders]
-    images = ImageSet(paths, classnames, labels)
-    return images if on_error == "raise" else _without_damaged(images)
+    return _without_damaged(ImageSet(paths, classnames, [index[_as_name(folder)] for folder in folders] if classnames else None), on_error)
+
+
+def _as_name(folder: str) -> str:
+    return " ".join(folder.replace("_", " ").split())
 
 
 def _image_paths(root: Path) -> list[Path]:
-    extensions = set(Image.registered_extensions())
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root}: no such folder")
+    extensions = {extension for extension, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in extensions
                    and path.is_file() and not any(part.startswith(".") for part in path.relative_to(root).parts))
     if not paths:
         raise FileNotFoundError(f"{root}: no images in this folder (looked for .jpg, .png, .webp, .tif and whatever else Pillow reads)")
     return paths
 
-
-def _without_damaged(images: ImageSet) -> ImageSet:
+# %% ../nbs/00_data.ipynb #cell-39
+def _without_damaged(images: ImageSet, on_error: str) -> ImageSet:
     with ThreadPoolExecutor() as pool:
         reasons = list(tqdm(pool.map(_damage, images.images), "checking images", len(images), unit="image", delay=2))
     skipped = [(str(path), reason) for path, reason in zip(images.images, reasons) if reason]
     if not skipped:
         return images
     named = "\n  ".join(reason for _, reason in skipped[:5]) + ("\n  ..." if len(skipped) > 5 else "")
-    if len(skipped) == len(images):
-        raise ValueError(f"none of the {len(images)} images can be read:\n  {named}")
+    if on_error == "raise" or len(skipped) == len(images):
+        raise ValueError(f"{len(skipped)} of {len(images)} images cannot be read:\n  {named}")
     warnings.warn(f"{len(skipped)} of {len(images)} images skipped:\n  {named}", stacklevel=4)
     kept = [i for i, reason in enumerate(reasons) if not reason]
-    return ImageSet([images.images[i] for i in kept], images.classnames, images.labels[kept], skipped=skipped)
+    return ImageSet([images.images[i] for i in kept], images.classnames, images.labels[kept] if images.classnames else None, skipped=skipped)
 
 
 def _damage(path: Path) -> str | None:
@@ -308,7 +326,7 @@ def _damage(path: Path) -> str | None:
     except (ValueError, FileNotFoundError) as error:
         return str(error)
 
-# %% ../nbs/00_data.ipynb #cell-37
+# %% ../nbs/00_data.ipynb #cell-44
 DIGIT_NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 
 
@@ -330,12 +348,14 @@ def digits(split: str = "train") -> ImageSet:
     images = np.stack([np.asarray(Image.fromarray(scan).resize((32, 32), Image.Resampling.BICUBIC)) for scan in pixels])
     return ImageSet(images, DIGIT_NAMES, labels[indices].astype(np.int64))
 
-# %% ../nbs/00_data.ipynb #cell-41
+# %% ../nbs/00_data.ipynb #cell-48
 def show_images(images: Sequence, titles: Sequence[str] = (), columns: int = 8, size: float = 1.1):
     """Draw images (anything `read_image` reads) in a grid, with titles above the first ones; returns the matplotlib figure."""
     import matplotlib.pyplot as plt
 
     images = list(images)
+    if not images:
+        raise ValueError("there are no images to show")
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(columns * size, rows * size + 0.25), squeeze=False, layout="constrained")
@@ -347,7 +367,7 @@ def show_images(images: Sequence, titles: Sequence[str] = (), columns: int = 8, 
         axis.set_title(title, fontsize=8)
     return figure
 
-# %% ../nbs/00_data.ipynb #cell-43
+# %% ../nbs/00_data.ipynb #cell-50
 @cache
 def dataset_facts() -> dict[str, dict]:
     """What `datasets.json` knows of each public data set: `classnames`, `templates`, `aliases`, `source`."""
@@ -365,7 +385,7 @@ TORCHVISION_SPLITS = {  # constructor arguments of the parts that make up train,
     "DTD": _WITH_VALIDATION, "Flowers102": _WITH_VALIDATION, "FGVCAircraft": _TRAINVAL, "OxfordIIITPet": _TRAINVAL,
     "EuroSAT": _WHOLE, "Caltech101": _WHOLE, "SUN397": _WHOLE}
 
-# %% ../nbs/00_data.ipynb #cell-45
+# %% ../nbs/00_data.ipynb #cell-52
 def read_torchvision(name: str, root: str | Path, split: str = "train", download: bool = True) -> ImageSet:
     """The `"train"` or `"test"` split of a torchvision data set (see `TORCHVISION_SPLITS`), stored under `root`.
 
@@ -443,7 +463,7 @@ class _TorchvisionImages(Sequence):
     def __getitem__(self, index: int) -> Image.Image:
         return self.items[index][0]
 
-# %% ../nbs/00_data.ipynb #cell-50
+# %% ../nbs/00_data.ipynb #cell-57
 def read_hub(name: str, split: str = "train", image_column: str | None = None, label_column: str | None = None, **options) -> ImageSet:
     """One split of a Hugging Face data set, by its name on the hub or a local folder; needs `clipadapt[hub]`.
 
@@ -465,6 +485,8 @@ def read_hub(name: str, split: str = "train", image_column: str | None = None, l
     label_column = label_column or next((c for c, kind in columns.items() if isinstance(kind, datasets.ClassLabel)), None)
     if image_column not in columns:
         raise ValueError(f"{name!r} has no image column{f' {image_column!r}' if image_column else ''}; its columns are {', '.join(columns)}")
+    if label_column is not None and not isinstance(columns.get(label_column), datasets.ClassLabel):
+        raise ValueError(f"{name!r} has no column {label_column!r} of class labels; its columns are {columns}")
     images = _Column(table.select_columns(image_column), image_column)
     if label_column is None:
         return ImageSet(images)
@@ -483,27 +505,63 @@ class _Column(Sequence):
     def __getitem__(self, index: int):
         return self.table[index][self.column]
 
-# %% ../nbs/00_data.ipynb #cell-54
-def weak_view(size: int, flip: bool = True) -> Callable[[Image.Image], Image.Image]:
-    """A mild random transform of Pillow images: a crop of 75-100 % of the area at `size` pixels, mirrored half the time if `flip`."""
-    from torchvision.transforms import v2
-
-    crop = v2.RandomResizedCrop(size, scale=(0.75, 1), ratio=(0.9, 1.1), interpolation=v2.InterpolationMode.BICUBIC)
-    return v2.Compose([crop, v2.RandomHorizontalFlip()]) if flip else crop
+# %% ../nbs/00_data.ipynb #cell-61
+def weak_view(size: int, flip: bool = True) -> Callable[[Image.Image, np.random.Generator], Image.Image]:
+    """A mild random transform, `transform(image, rng)`: a crop of 75-100 % of the area at `size` pixels, mirrored half the time if `flip`."""
+    return partial(_weak, size=size, flip=flip)
 
 
-def strong_view(size: int, flip: bool = True, operations: int = 2, magnitude: int = 9, cutout: float = 0.5) -> Callable[[Image.Image], Image.Image]:
-    """A harsh random transform of Pillow images: a weak view, RandAugment, and Cutout.
+def _weak(image: Image.Image, rng: np.random.Generator, size: int, flip: bool) -> Image.Image:
+    area, ratio = rng.uniform(0.75, 1), rng.uniform(0.9, 1.1)
+    width, height = image.width * min(1, (area * ratio) ** 0.5), image.height * min(1, (area / ratio) ** 0.5)
+    left, top = rng.uniform(0, image.width - width), rng.uniform(0, image.height - height)
+    image = image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + width, top + height))
+    return ImageOps.mirror(image) if flip and rng.random() < 0.5 else image
 
-    RandAugment (Cubuk et al. 2020) applies `operations` random distortions of `magnitude` 0-30; Cutout (DeVries and
-    Taylor 2017) covers a square of up to `cutout` of the side, in grey.
+# %% ../nbs/00_data.ipynb #cell-63
+def _shift(image: Image.Image, matrix: tuple) -> Image.Image:
+    return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
+
+
+DISTORTIONS = {  # name: (image, strength from -1 to 1) -> image
+    "identity": lambda image, s: image,
+    "auto-contrast": lambda image, s: ImageOps.autocontrast(image),
+    "equalise": lambda image, s: ImageOps.equalize(image),
+    "rotate": lambda image, s: image.rotate(30 * s, Image.Resampling.BILINEAR),
+    "shear x": lambda image, s: _shift(image, (1, 0.3 * s, -0.15 * s * image.height, 0, 1, 0)),
+    "shear y": lambda image, s: _shift(image, (1, 0, 0, 0.3 * s, 1, -0.15 * s * image.width)),
+    "translate x": lambda image, s: _shift(image, (1, 0, 0.45 * s * image.width, 0, 1, 0)),
+    "translate y": lambda image, s: _shift(image, (1, 0, 0, 0, 1, 0.45 * s * image.height)),
+    "posterise": lambda image, s: ImageOps.posterize(image, 8 - round(4 * abs(s))),
+    "solarise": lambda image, s: ImageOps.solarize(image, round(255 * (1 - abs(s)))),
+    "colour": lambda image, s: ImageEnhance.Color(image).enhance(1 + 0.9 * s),
+    "contrast": lambda image, s: ImageEnhance.Contrast(image).enhance(1 + 0.9 * s),
+    "brightness": lambda image, s: ImageEnhance.Brightness(image).enhance(1 + 0.9 * s),
+    "sharpness": lambda image, s: ImageEnhance.Sharpness(image).enhance(1 + 0.9 * s)}
+
+# %% ../nbs/00_data.ipynb #cell-66
+def strong_view(size: int, flip: bool = True, operations: int = 2, magnitude: float = 9, cutout: float = 0.5) -> Callable[[Image.Image, np.random.Generator], Image.Image]:
+    """A harsh random transform, `transform(image, rng)`: a weak view, RandAugment, then Cutout.
+
+    RandAugment (Cubuk et al. 2020) applies `operations` distortions of `magnitude` 0-30. Cutout (DeVries and Taylor
+    2017) covers a grey square whose side is drawn up to `cutout` of the image's; 0 leaves it out. Raises ValueError
+    for values outside these ranges.
     """
-    from torchvision.transforms import v2
+    if not (0 <= magnitude <= 30 and 0 <= cutout <= 1 and operations >= 0):
+        raise ValueError(f"magnitude must lie in 0-30, cutout in 0-1, operations from 0; got {magnitude}, {cutout}, {operations}")
+    return partial(_strong, size=size, flip=flip, operations=operations, magnitude=magnitude, cutout=cutout)
 
-    square = v2.RandomErasing(p=1, scale=(0.01, cutout**2), ratio=(1, 1), value=127)
-    return v2.Compose([weak_view(size, flip), v2.RandAugment(operations, magnitude), v2.PILToTensor(), square, v2.ToPILImage()])
 
-# %% ../nbs/00_data.ipynb #cell-59
+def _strong(image: Image.Image, rng: np.random.Generator, size: int, flip: bool, operations: int, magnitude: float, cutout: float) -> Image.Image:
+    image = _weak(image, rng, size, flip)
+    for name in rng.choice(list(DISTORTIONS), operations):
+        image = DISTORTIONS[name](image, magnitude / 30 * rng.choice([-1, 1]))
+    side = round(size * rng.uniform(0, cutout))
+    left, top = rng.integers(0, size - side + 1, 2).tolist()
+    image.paste((127, 127, 127), (left, top, left + side, top + side))
+    return image
+
+# %% ../nbs/00_data.ipynb #cell-72
 @contextmanager
 def whole_directory(target: str | Path, replace: bool = False) -> Iterator[Path]:
     """Yield a draft folder that becomes `target` when the block ends well, and vanishes when it does not.
@@ -511,14 +569,31 @@ def whole_directory(target: str | Path, replace: bool = False) -> Iterator[Path]
     When `target` exists by then, it is replaced if `replace`, and otherwise kept (another process was faster).
     """
     target = Path(target).absolute()
-    draft = target.parent / f".{target.name}.{uuid4().hex}"
+    draft, old = (target.parent / f".{target.name}.{uuid4().hex}" for _ in range(2))
     draft.mkdir(parents=True)
     try:
         yield draft
         if replace and target.exists():
-            shutil.move(target, draft.with_suffix(".old"))
-        if not target.exists():
+            target.rename(old)
+        try:
             draft.rename(target)
+        except OSError:
+            if old.exists():
+                old.rename(target)
+            if replace or not target.is_dir():
+                raise
     finally:
-        for leftover in (draft, draft.with_suffix(".old")):
-            shutil.rmtree(leftover, ignore_errors=True)
+        shutil.rmtree(draft, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+
+@contextmanager
+def whole_file(target: str | Path) -> Iterator[Path]:
+    """Yield the path of a draft that becomes the file `target` when the block ends well, and vanishes when it does not."""
+    target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = target.with_name(f".{target.name}.{uuid4().hex}")
+    try:
+        yield draft
+        draft.replace(target)
+    finally:
+        draft.unlink(missing_ok=True)

@@ -9,7 +9,7 @@ __all__ = ['DIGITS', 'LETTERS', 'SHAPES', 'NOT_TEXT', 'FIELD', 'BOX', 'SIZE', 'T
            'resizing', 'low_resolution', 'smooth_noise', 'draw_ink', 'stroke_width', 'width_to_height', 'in_words',
            'paint', 'Attributes', 'render', 'plain_caption', 'described_caption', 'caption']
 
-# %% ../nbs/appendix/tiny_clip.ipynb #f05c5492
+# %% ../nbs/appendix/tiny_clip.ipynb #860280d5
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,70 +23,81 @@ from open_clip import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
-# %% ../nbs/appendix/tiny_clip.ipynb #eb293688
-DIGITS = ('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine')
-LETTERS = tuple('abcdefghijklmnopqrstuvwxyz')
-SHAPES = ('circle', 'square', 'triangle', 'diamond', 'pentagon', 'star', 'cross', 'heart')
-NOT_TEXT = ('LastResort', 'cmex', 'cmsy', 'STIXNonUni', 'STIXSiz', 'Display')
+# %% ../nbs/appendix/tiny_clip.ipynb #d23a8752
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+LETTERS = tuple("abcdefghijklmnopqrstuvwxyz")
+SHAPES = ("circle", "square", "triangle", "diamond", "pentagon", "star", "cross", "heart")
+NOT_TEXT = ("LastResort", "cmex", "cmsy", "STIXNonUni", "STIXSiz", "Display")
+
 
 def font_files() -> dict[str, Path]:
     """The text fonts that matplotlib carries: name -> path of the TrueType file.
 
     Symbol fonts (those whose name contains an entry of `NOT_TEXT`) are left out."""
-    folder = Path(matplotlib.get_data_path())/'fonts'/'ttf'
-    return {path.stem: path for path in sorted(folder.glob('*.ttf'))
+    folder = Path(matplotlib.get_data_path())/"fonts"/"ttf"
+    return {path.stem: path for path in sorted(folder.glob("*.ttf"))
             if not any(part in path.stem for part in NOT_TEXT)}
 
-# %% ../nbs/appendix/tiny_clip.ipynb #d78d3afd
+# %% ../nbs/appendix/tiny_clip.ipynb #61c1a3cc
 FIELD, BOX = 48, 36
+
 
 def _fit(image: Image.Image) -> np.ndarray:
     image = image.crop(image.getbbox())
     scale = 2*BOX/max(image.size)
     image = image.resize([max(1, round(scale*side)) for side in image.size], Image.Resampling.BICUBIC)
-    canvas = Image.new('L', (2*FIELD, 2*FIELD))
+    canvas = Image.new("L", (2*FIELD, 2*FIELD))
     canvas.paste(image, ((2*FIELD - image.width)//2, (2*FIELD - image.height)//2))
     return np.asarray(canvas) > 127
+
 
 def draw_character(path: str | Path, character: str) -> np.ndarray:
     """One character of one font as a boolean mask [96, 96], its longer side 72 pixels, centred.
 
     Raises ValueError for anything but a single character, or where the font draws nothing."""
-    if len(character) != 1: raise ValueError(f"draw_character draws one character, got {character!r}; call it once for each.")
+    if len(character) != 1:
+        raise ValueError(f"draw_character draws one character, got {character!r}; call it once for each.")
     font = ImageFont.truetype(str(path), 120)
     left, top, right, bottom = font.getbbox(character)
-    image = Image.new('L', (max(1, right - left), max(1, bottom - top)))
+    image = Image.new("L", (max(1, right - left), max(1, bottom - top)))
     ImageDraw.Draw(image).text((-left, -top), character, font=font, fill=255)
-    if image.getbbox() is None: raise ValueError(f"The font {Path(path).name} draws nothing for {character!r}; choose a font that has it.")
+    if image.getbbox() is None:
+        raise ValueError(f"The font {Path(path).name} draws nothing for {character!r}; choose a font that has it.")
     return _fit(image)
 
-# %% ../nbs/appendix/tiny_clip.ipynb #cf7d9373
+# %% ../nbs/appendix/tiny_clip.ipynb #dde0aafb
 def _polygon(radii: Sequence[float], turn: float = 0.) -> np.ndarray:
     angle = turn + 2*np.pi*np.arange(len(radii))/len(radii)
     return np.stack([np.sin(angle), -np.cos(angle)], 1)*np.asarray(radii)[:, None]
+
 
 def _heart() -> np.ndarray:
     t = np.linspace(0, 2*np.pi, 60)
     return np.stack([16*np.sin(t)**3, -13*np.cos(t) + 5*np.cos(2*t) + 2*np.cos(3*t) + np.cos(4*t)], 1)/17
 
-_CORNERS = {'circle': _polygon([1]*60), 'square': _polygon([1]*4, np.pi/4), 'triangle': _polygon([1]*3),
-            'diamond': _polygon([1]*4), 'pentagon': _polygon([1]*5), 'star': _polygon([1, .4]*5),
-            'cross': _polygon([1, .45, 1]*4, -np.pi/6), 'heart': _heart()}
+
+_CORNERS = {"circle": _polygon([1]*60), "square": _polygon([1]*4, np.pi/4), "triangle": _polygon([1]*3),
+            "diamond": _polygon([1]*4), "pentagon": _polygon([1]*5), "star": _polygon([1, .4]*5),
+            "cross": _polygon([1, .45, 1]*4, -np.pi/6), "heart": _heart()}
+
 
 def draw_shape(name: str) -> np.ndarray:
     """A filled geometric shape, one of `SHAPES`, as a boolean mask [96, 96]. Raises ValueError for any other name."""
-    if name not in _CORNERS: raise ValueError(f"There is no shape {name!r}; choose one of {', '.join(SHAPES)}.")
-    image = Image.new('L', (240, 240))
+    if name not in _CORNERS:
+        raise ValueError(f"There is no shape {name!r}; choose one of {', '.join(SHAPES)}.")
+    image = Image.new("L", (240, 240))
     ImageDraw.Draw(image).polygon([tuple(corner) for corner in 120 + 110*_CORNERS[name]], fill=255)
     return _fit(image)
 
-# %% ../nbs/appendix/tiny_clip.ipynb #568c0c67
+# %% ../nbs/appendix/tiny_clip.ipynb #b0db37f9
 def _halve(field: np.ndarray) -> np.ndarray:
     return field.reshape(FIELD, 2, FIELD, 2).mean((1, 3))/2
+
 
 def outline_field(mask: np.ndarray) -> np.ndarray:
     """Signed distance to the outline of a mask [96, 96], in pixels of the field [48, 48]; negative inside."""
     return _halve(ndimage.distance_transform_edt(~mask) - ndimage.distance_transform_edt(mask))
+
 
 def centre_line(mask: np.ndarray, slope: float = .6) -> np.ndarray:
     """The ridge of the distance to the outline: a boolean mask like the one given, True along the middle of each stroke.
@@ -96,25 +107,28 @@ def centre_line(mask: np.ndarray, slope: float = .6) -> np.ndarray:
     steepness = np.hypot(*np.gradient(ndimage.gaussian_filter(depth, .7)))
     return (depth > 1) & (steepness < slope)
 
+
 def pen_field(mask: np.ndarray) -> np.ndarray:
     """Distance to the centre line of a mask [96, 96], in pixels of the field [48, 48]: what a pen would follow."""
     return _halve(ndimage.distance_transform_edt(~centre_line(mask)))
+
 
 def count_loops(mask: np.ndarray) -> int:
     """The number of closed loops: regions of background that do not touch the border."""
     return ndimage.label(np.pad(~mask, 1, constant_values=True))[1] - 1
 
-# %% ../nbs/appendix/tiny_clip.ipynb #7ba0cf5e
+# %% ../nbs/appendix/tiny_clip.ipynb #a436c272
 @dataclass(frozen=True)
 class Glyph:
     """What is known of a glyph before it is rendered. `lean` is the font's own slant, sideways shift per unit of height."""
     name: str
     kind: str
-    character: str = ''
-    case: str = ''
-    font: str = ''
+    character: str = ""
+    case: str = ""
+    font: str = ""
     loops: int | None = None
     lean: float = 0.
+
 
 @dataclass(frozen=True)
 class GlyphBank:
@@ -125,27 +139,32 @@ class GlyphBank:
 
     def __len__(self) -> int: return len(self.glyphs)
 
-    def select(self, keep: Callable[[Glyph], bool]) -> 'GlyphBank':
+    def select(self, keep: Callable[[Glyph], bool]) -> "GlyphBank":
         "The part of the bank for whose glyphs `keep` is true. Raises ValueError where nothing is left."
         index = [i for i, glyph in enumerate(self.glyphs) if keep(glyph)]
-        if not index: raise ValueError("No glyph of the bank passes the filter; print bank.glyphs[0] to see the fields it can test.")
+        if not index:
+            raise ValueError("No glyph of the bank passes the filter; print bank.glyphs[0] to see the fields it can test.")
         return GlyphBank(tuple(self.glyphs[i] for i in index), self.outline[index], self.pen[index])
 
-# %% ../nbs/appendix/tiny_clip.ipynb #1ba23919
-_ITALIC = ('Oblique', 'Ita', 'cmti', 'cmmi')
+# %% ../nbs/appendix/tiny_clip.ipynb #923c30de
+_ITALIC = ("Oblique", "Ita", "cmti", "cmmi")
+
 
 def _printed(font: str, path: Path):
     lean = .2 if any(part in font for part in _ITALIC) else 0.
-    characters = [(name, 'digit', str(i), '') for i, name in enumerate(DIGITS)]
-    for letter in LETTERS: characters += [(letter, 'letter', letter.upper(), 'uppercase'), (letter, 'letter', letter, 'lowercase')]
+    characters = [(name, "digit", str(i), "") for i, name in enumerate(DIGITS)]
+    for letter in LETTERS:
+        characters += [(letter, "letter", letter.upper(), "uppercase"), (letter, "letter", letter, "lowercase")]
     for name, kind, character, case in characters:
         mask = draw_character(path, character)
         yield Glyph(name, kind, character, case, font, count_loops(mask), lean), outline_field(mask), pen_field(mask)
 
+
 def _shapes():
     for name in SHAPES:
         outline = outline_field(draw_shape(name))
-        yield Glyph(name, 'shape'), outline, np.abs(outline)
+        yield Glyph(name, "shape"), outline, np.abs(outline)
+
 
 def make_bank(fonts: Mapping[str, Path] | None = None, shapes: bool = True) -> GlyphBank:
     """Digits and letters of every font (all text fonts of matplotlib where None) and the shapes, as distance fields.
@@ -156,8 +175,9 @@ def make_bank(fonts: Mapping[str, Path] | None = None, shapes: bool = True) -> G
     glyphs, outline, pen = zip(*rows)
     return GlyphBank(glyphs, np.stack(outline).astype(np.float32), np.stack(pen).astype(np.float32))
 
-# %% ../nbs/appendix/tiny_clip.ipynb #66d019c6
+# %% ../nbs/appendix/tiny_clip.ipynb #884e27d6
 SIZE = 32
+
 
 @dataclass(frozen=True)
 class Style:
@@ -178,34 +198,38 @@ class Style:
     noise: float = .06                             # Gaussian noise, as a share of white
     lowest: tuple[int, ...] = (8, 10, 12, 16, 20, 32)
 
-    def milder(self, strength: float) -> 'Style':
+    def milder(self, strength: float) -> "Style":
         "The same style with every distortion scaled by `strength`, 0 (clean print) to 1 (unchanged)."
-        if not 0 <= strength <= 1: raise ValueError(f"strength goes from 0 to 1, got {strength}; for a wilder style use dataclasses.replace.")
+        if not 0 <= strength <= 1:
+            raise ValueError(f"strength goes from 0 to 1, got {strength}; for a wilder style use dataclasses.replace.")
         scaled = {name: getattr(self, name)*strength for name in
-                  ('aspect', 'shear', 'turn', 'perspective', 'warp', 'wobble', 'noise')}
+                  ("aspect", "shear", "turn", "perspective", "warp", "wobble", "noise")}
         return replace(self, **scaled, offset=tuple(strength*x for x in self.offset),
                        half_width=tuple(1.5 + strength*(x - 1.5) for x in self.half_width))
 
-# %% ../nbs/appendix/tiny_clip.ipynb #e5bf2660
+# %% ../nbs/appendix/tiny_clip.ipynb #c6d3de46
 @lru_cache
 def resizing(size: int, to: int, resample: Image.Resampling = Image.Resampling.BICUBIC) -> np.ndarray:
     "Resizing is linear: the float32 matrix [to, size] with which Pillow resizes a column of `size` pixels."
     identity = Image.fromarray(np.eye(size, dtype=np.float32))
     return np.asarray(identity.resize((size, to), resample))
 
+
 @lru_cache
 def low_resolution(size: int) -> np.ndarray:
     "The matrix [32, 32] that averages 32 pixels to `size` and interpolates back: `R @ image @ R.T` blurs an image."
     return resizing(size, SIZE) @ resizing(SIZE, size, Image.Resampling.BOX)
+
 
 def smooth_noise(rng: Generator, shape: Sequence[int], knots: int) -> np.ndarray:
     "Random surfaces, float32 [*shape, 32, 32]: standard normal at knots x knots points, bicubic in between."
     up = resizing(knots, SIZE)
     return up @ rng.standard_normal((*shape, knots, knots), dtype=np.float32) @ up.T
 
-# %% ../nbs/appendix/tiny_clip.ipynb #fbb158f8
+# %% ../nbs/appendix/tiny_clip.ipynb #7a4bdfa1
 def _uniform(rng: Generator, low: float, high: float, n: int) -> np.ndarray:
     return rng.uniform(low, high, n).astype(np.float32)[:, None, None]
+
 
 def _bent_grid(rng: Generator, n: int, style: Style) -> tuple[np.ndarray, np.ndarray]:
     x = np.arange(SIZE, dtype=np.float32) - (SIZE - 1)/2
@@ -213,6 +237,7 @@ def _bent_grid(rng: Generator, n: int, style: Style) -> tuple[np.ndarray, np.nda
     bend += rng.random((2, n, 1, 1), dtype=np.float32)*smooth_noise(rng, (2, n), 7)/2
     return (x[None, None, :] - _uniform(rng, -style.shift, style.shift, n) + style.warp*bend[0],
             x[None, :, None] - _uniform(rng, -style.shift, style.shift, n) + style.warp*bend[1])
+
 
 def _place(rng: Generator, n: int, style: Style) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "Where in the field every pixel looks [2, n, 32, 32], image pixels per field pixel [n, 1, 1], lean [n]."
@@ -222,10 +247,11 @@ def _place(rng: Generator, n: int, style: Style) -> tuple[np.ndarray, np.ndarray
     height = _uniform(rng, *style.height, n)
     width = np.minimum(height*np.exp(_uniform(rng, -style.aspect, style.aspect, n)), SIZE/2)
     x, y = (x + shear*y)/width, y/height
-    depth = 1 + _uniform(rng, -style.perspective, style.perspective, n)*x + _uniform(rng, -style.perspective, style.perspective, n)*y
+    depth = 1 + _uniform(rng, -style.perspective, style.perspective, n)*x
+    depth = depth + _uniform(rng, -style.perspective, style.perspective, n)*y
     return np.stack([y/depth, x/depth])*BOX/2 + (FIELD - 1)/2, 2*np.sqrt(width*height)/BOX, (shear + turn)[:, 0, 0]
 
-# %% ../nbs/appendix/tiny_clip.ipynb #fc100088
+# %% ../nbs/appendix/tiny_clip.ipynb #2d9ac446
 def draw_ink(bank: GlyphBank, index: np.ndarray, rng: Generator, style: Style) -> tuple[np.ndarray, np.ndarray]:
     "Ink between 0 and 1, float32 [n, 32, 32], of the glyphs `index` of a bank, and how far each was made to lean [n]."
     n = len(index)
@@ -233,46 +259,54 @@ def draw_ink(bank: GlyphBank, index: np.ndarray, rng: Generator, style: Style) -
     pen = rng.random((n, 1, 1)) < style.pen
     fields = np.where(pen, bank.pen[index], bank.outline[index])
     layer = np.broadcast_to(np.arange(n, dtype=np.float32)[:, None, None], (n, SIZE, SIZE))
-    distance = scale*ndimage.map_coordinates(fields, [layer, *where], order=1, mode='nearest')
+    distance = scale*ndimage.map_coordinates(fields, [layer, *where], order=1, mode="nearest")
     reach = np.where(pen, _uniform(rng, *style.half_width, n), _uniform(rng, *style.offset, n))
     reach = reach + style.wobble*rng.random((n, 1, 1), dtype=np.float32)*smooth_noise(rng, (n,), 6)
     return np.clip(.5 + reach - distance, 0, 1), lean
 
-# %% ../nbs/appendix/tiny_clip.ipynb #9b25c36f
+# %% ../nbs/appendix/tiny_clip.ipynb #fe755184
 THIN, THICK = 2.2, 4.5     # mean stroke width in pixels
 NARROW, WIDE = .6, 1.   # width of the ink over its height
 LEAN = .15                # sideways shift per unit of height
 BLURRY = 10               # resolution in pixels
 
+
 def stroke_width(ink: np.ndarray) -> np.ndarray:
-    "Mean width of the strokes in pixels [n] of ink [n, H, W] between 0 and 1: twice the area over the length of the outline."
+    "Mean stroke width in pixels [n] of ink [n, H, W] between 0 and 1: twice the area over the length of the outline."
     down, right = np.diff(ink, axis=1, append=0), np.diff(ink, axis=2, append=0)
     return 2*ink.sum((1, 2))/np.maximum(np.hypot(down, right).sum((1, 2)), 1)
+
 
 def width_to_height(ink: np.ndarray) -> np.ndarray:
     "Width over height [n] of the box around the ink [n, H, W]."
     on = ink > .5
     return on.any(1).sum(1)/np.maximum(on.any(2).sum(1), 1)
 
+
 def in_words(value: float, low: float, high: float, words: tuple[str, str, str]) -> str:
     "The first, second or third of three words: `value` below `low`, between, or above `high`."
     return words[0] if value < low else words[2] if value > high else words[1]
 
-# %% ../nbs/appendix/tiny_clip.ipynb #1645e49b
-COLOURS = {'white': (255, 255, 255), 'black': (0, 0, 0), 'red': (230, 40, 40), 'green': (40, 180, 70),
-           'blue': (50, 90, 230), 'yellow': (240, 220, 50), 'purple': (160, 60, 200), 'gray': (128, 128, 128)}
+# %% ../nbs/appendix/tiny_clip.ipynb #e284537a
+COLOURS = {"white": (255, 255, 255), "black": (0, 0, 0), "red": (230, 40, 40), "green": (40, 180, 70),
+           "blue": (50, 90, 230), "yellow": (240, 220, 50), "purple": (160, 60, 200), "gray": (128, 128, 128)}
+
 
 def _scheme(rng: Generator) -> tuple[str, str]:
     draw = rng.random()
-    if draw < .55: return 'white', 'dark'
-    if draw < .75: return 'black', 'light'
-    return list(COLOURS)[rng.integers(2, len(COLOURS))], ('dark', 'light')[rng.integers(2)]
+    if draw < .55:
+        return "white", "dark"
+    if draw < .75:
+        return "black", "light"
+    return list(COLOURS)[rng.integers(2, len(COLOURS))], ("dark", "light")[rng.integers(2)]
+
 
 def _shade(rng: Generator, colour: str, background: str) -> tuple[np.ndarray, float]:
     grey = 0. if rng.random() < .4 else rng.uniform(0, 60)
     ink = np.array(COLOURS[colour], dtype=np.float32)
-    ink = ink + rng.uniform(0, 40) if colour == 'black' else ink*rng.uniform(.75, 1)
-    return ink, grey if background == 'dark' else 255 - grey
+    ink = ink + rng.uniform(0, 40) if colour == "black" else ink*rng.uniform(.75, 1)
+    return ink, grey if background == "dark" else 255 - grey
+
 
 def paint(ink: np.ndarray, rng: Generator, noise: float) -> tuple[np.ndarray, list[tuple[str, str]]]:
     "Ink [n, 32, 32] on paper: uint8 images [n, 32, 32, 3] and their (colour, background) words."
@@ -284,43 +318,48 @@ def paint(ink: np.ndarray, rng: Generator, noise: float) -> tuple[np.ndarray, li
     images += grain*rng.standard_normal((*ink.shape, 1), dtype=np.float32)
     return np.clip(np.round(images), 0, 255).astype(np.uint8), schemes
 
-# %% ../nbs/appendix/tiny_clip.ipynb #8a0d238c
+# %% ../nbs/appendix/tiny_clip.ipynb #c7b47095
 @dataclass(frozen=True)
 class Attributes:
     """What a caption can say of an image. An empty word (None for `loops`) means: not known, or nothing worth saying."""
-    name: str = ''             # class: 'seven', 'a', 'circle'
-    kind: str = 'symbol'       # 'digit', 'letter', 'shape', or 'symbol' where that is not known
-    character: str = ''        # as printed: '7', 'A'
-    case: str = ''             # 'uppercase', 'lowercase'
-    stroke: str = ''           # 'thin', 'thick'
-    slant: str = ''            # 'left', 'right', 'upright'
-    width: str = ''            # 'narrow', 'wide'
+    name: str = ""             # class: 'seven', 'a', 'circle'
+    kind: str = "symbol"       # 'digit', 'letter', 'shape', or 'symbol' where that is not known
+    character: str = ""        # as printed: '7', 'A'
+    case: str = ""             # 'uppercase', 'lowercase'
+    stroke: str = ""           # 'thin', 'thick'
+    slant: str = ""            # 'left', 'right', 'upright'
+    width: str = ""            # 'narrow', 'wide'
     loops: int | None = None   # closed loops
-    colour: str = ''           # a key of COLOURS
-    background: str = ''       # 'dark', 'light'
+    colour: str = ""           # a key of COLOURS
+    background: str = ""       # 'dark', 'light'
     blurry: bool = False
 
-# %% ../nbs/appendix/tiny_clip.ipynb #911d8b3b
-MIX = {'digit': .55, 'letter': .38, 'shape': .07}
+# %% ../nbs/appendix/tiny_clip.ipynb #cb718b3b
+MIX = {"digit": .55, "letter": .38, "shape": .07}
+
 
 def _choose(bank: GlyphBank, n: int, rng: Generator, mix: Mapping[str, float]) -> np.ndarray:
     kinds = np.array([glyph.kind for glyph in bank.glyphs])
     weight = sum(np.where(kinds == kind, share/max(1, (kinds == kind).sum()), 0) for kind, share in mix.items())
-    if not weight.sum() > 0: raise ValueError(f"The bank has no glyph of the kinds {sorted(mix)}; it has {sorted(set(kinds))}.")
+    if not weight.sum() > 0:
+        raise ValueError(f"The bank has no glyph of the kinds {sorted(mix)}; it has {sorted(set(kinds))}.")
     return rng.choice(len(bank), n, p=weight/weight.sum())
+
 
 def _describe(glyph: Glyph, stroke: float, aspect: float, lean: float, size: int, scheme: tuple[str, str]) -> Attributes:
     return Attributes(glyph.name, glyph.kind, glyph.character, glyph.case,
-                      stroke=in_words(stroke, THIN, THICK, ('thin', '', 'thick')),
-                      slant=in_words(lean + glyph.lean, -LEAN, LEAN, ('left', 'upright', 'right')),
-                      width=in_words(aspect, NARROW, WIDE, ('narrow', '', 'wide')),
+                      stroke=in_words(stroke, THIN, THICK, ("thin", "", "thick")),
+                      slant=in_words(lean + glyph.lean, -LEAN, LEAN, ("left", "upright", "right")),
+                      width=in_words(aspect, NARROW, WIDE, ("narrow", "", "wide")),
                       loops=glyph.loops, colour=scheme[0], background=scheme[1], blurry=bool(size <= BLURRY))
+
 
 def render(bank: GlyphBank, n: int, rng: Generator, style: Style = Style(),
            mix: Mapping[str, float] = MIX) -> tuple[np.ndarray, list[Attributes]]:
     """`n` random glyphs of a bank, rendered afresh: images uint8 [n, 32, 32, 3] and their `Attributes`.
 
-    `mix` gives each kind its share; within a kind every glyph is as likely. Raises ValueError where the bank has none of them."""
+    `mix` gives each kind its share; within a kind every glyph is as likely.
+    Raises ValueError where the bank has none of the kinds."""
     index = _choose(bank, n, rng, mix)
     ink, lean = draw_ink(bank, index, rng, style)
     sizes = rng.choice(style.lowest, n)
@@ -329,36 +368,47 @@ def render(bank: GlyphBank, n: int, rng: Generator, style: Style = Style(),
     measured = zip(stroke_width(ink), width_to_height(ink), lean, sizes, schemes)
     return images, [_describe(bank.glyphs[i], *values) for i, values in zip(index, measured)]
 
-# %% ../nbs/appendix/tiny_clip.ipynb #65982562
+# %% ../nbs/appendix/tiny_clip.ipynb #899d2251
 TEMPLATES = tuple(OPENAI_IMAGENET_TEMPLATES) + tuple(SIMPLE_IMAGENET_TEMPLATES)
-NAMINGS = {'digit': ('{0.name}', '{0.name}', 'digit {0.name}', 'number {0.name}', '"{0.character}"'),
-           'letter': ('letter {0.name}', 'letter {0.name}', '{0.case} {0.name}', '{0.case} letter {0.name}', '"{0.character}"'),
-           'shape': ('{0.name}', '{0.name}', '{0.name} shape')}
+NAMINGS = {"digit": ("{0.name}", "{0.name}", "digit {0.name}", "number {0.name}", '"{0.character}"'),
+           "letter": ("letter {0.name}", "letter {0.name}", "{0.case} {0.name}",
+                      "{0.case} letter {0.name}", '"{0.character}"'),
+           "shape": ("{0.name}", "{0.name}", "{0.name} shape")}
+
 
 def _pick(rng: Generator, options: Sequence): return options[rng.integers(len(options))]
 
+
 def _name(attributes: Attributes, rng: Generator) -> str:
-    options = NAMINGS.get(attributes.kind, ('{0.name}',))
+    options = NAMINGS.get(attributes.kind, ("{0.name}",))
     known = [option for option in options if all(getattr(attributes, field) for field in re.findall(r'0\.(\w+)', option))]
     return _pick(rng, known).format(attributes)
+
 
 def plain_caption(attributes: Attributes, rng: Generator) -> str:
     """A caption that says the class and nothing else.
 
-    Four in ten are "a photo of a seven.", two "a photo of the digit seven.", the others one of OpenAI's ImageNet templates."""
-    if not attributes.name: raise ValueError("A plain caption needs the class, but attributes.name is empty; use described_caption.")
+    Four in ten are "a photo of a seven.", two "a photo of the digit seven.", the others one of OpenAI's ImageNet
+    templates. Raises ValueError where the class is not known."""
+    if not attributes.name:
+        raise ValueError("A plain caption needs the class, but attributes.name is empty; use described_caption.")
     naming, draw = _name(attributes, rng), rng.random()
-    if draw < .4: return f'a photo of a {naming if attributes.kind == "letter" else attributes.name}.'
-    if draw < .6: return f'a photo of the {attributes.kind} {attributes.name}.'
+    if draw < .4:
+        return f'a photo of a {naming if attributes.kind == "letter" else attributes.name}.'
+    if draw < .6:
+        return f"a photo of the {attributes.kind} {attributes.name}."
     return _pick(rng, TEMPLATES)(naming)
 
-# %% ../nbs/appendix/tiny_clip.ipynb #f7447503
-SLANTS = {'left': 'leaning left', 'right': 'leaning right', 'upright': 'standing upright'}
-LOOPS = ('no closed loops', 'one closed loop', 'two closed loops')
+# %% ../nbs/appendix/tiny_clip.ipynb #eae6cdec
+SLANTS = {"left": "leaning left", "right": "leaning right", "upright": "standing upright"}
+LOOPS = ("no closed loops", "one closed loop", "two closed loops")
+
 
 def _noun(attributes: Attributes, rng: Generator, named: float) -> str:
-    if attributes.name and rng.random() < named: return _name(attributes, rng)
-    return attributes.kind if rng.random() < .6 else 'symbol'
+    if attributes.name and rng.random() < named:
+        return _name(attributes, rng)
+    return attributes.kind if rng.random() < .6 else "symbol"
+
 
 def described_caption(attributes: Attributes, rng: Generator, keep: float = .4, named: float = .75) -> str:
     """A caption of attribute words: `a [photo of a] {adjectives} {noun} {clauses}.`
@@ -366,14 +416,16 @@ def described_caption(attributes: Attributes, rng: Generator, keep: float = .4, 
     Every adjective (blurry, stroke, width, colour) and clause (slant, loops, background) that is known is said with
     probability `keep`; the noun names the class with probability `named`, and else only its kind."""
     known = attributes
-    loops = LOOPS[min(known.loops, 2)] if known.loops is not None else ''
-    adjectives = ['blurry' if known.blurry else '', known.stroke, known.width, known.colour]
-    clauses = [SLANTS.get(known.slant, ''), f'with {loops}' if loops else '',
-               f'on a {known.background} background' if known.background else '']
+    loops = LOOPS[min(known.loops, 2)] if known.loops is not None else ""
+    adjectives = ["blurry" if known.blurry else "", known.stroke, known.width, known.colour]
+    clauses = [SLANTS.get(known.slant, ""), f"with {loops}" if loops else "",
+               f"on a {known.background} background" if known.background else ""]
     said = [[word for word in words if word and rng.random() < keep] for words in (adjectives, clauses)]
-    return ' '.join([_pick(rng, ('a', 'a photo of a')), *said[0], _noun(known, rng, named), *said[1]]) + '.'
+    return " ".join([_pick(rng, ("a", "a photo of a")), *said[0], _noun(known, rng, named), *said[1]]) + "."
+
 
 def caption(attributes: Attributes, rng: Generator, plain: float = 1/3) -> str:
     "One random caption of an image: with probability `plain` the class only, else attribute words."
-    if attributes.name and rng.random() < plain: return plain_caption(attributes, rng)
+    if attributes.name and rng.random() < plain:
+        return plain_caption(attributes, rng)
     return described_caption(attributes, rng)

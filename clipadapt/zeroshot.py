@@ -5,7 +5,7 @@
 # %% ../nbs/01_zeroshot.ipynb #cell-6
 from __future__ import annotations
 
-import contextlib
+import copy
 import difflib
 import hashlib
 import json
@@ -15,17 +15,15 @@ import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.resources import files
 from pathlib import Path
-from pickle import UnpicklingError
 
 import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F
 from platformdirs import user_cache_path
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torchvision.transforms import Compose, Normalize, ToTensor
 from tqdm.auto import tqdm
@@ -39,28 +37,60 @@ __all__ = ['NEUTRAL_TEMPLATES', 'CLIP', 'load_clip', 'cache_directory', 'builtin
 # %% ../nbs/01_zeroshot.ipynb #cell-8
 def _split_preprocess(preprocess: Compose) -> tuple[Compose, Normalize] | None:
     """OpenCLIP's preprocessing as (Pillow image to Pillow image, normalisation of a float batch), if it has that form."""
-    *geometry, to_tensor, normalise = getattr(preprocess, "transforms", [None, None])
-    if isinstance(to_tensor, ToTensor) and isinstance(normalise, Normalize):
-        return Compose(geometry), normalise
+    steps = getattr(preprocess, "transforms", [])
+    if len(steps) >= 2 and isinstance(steps[-2], ToTensor) and isinstance(steps[-1], Normalize):
+        return Compose(steps[:-2]), steps[-1]
 
 
-def _ahead(function, items: Sequence, workers: int, depth: int = 2) -> Iterator:
-    """Map `function` over `items` in threads, in order, at most `depth` results ahead of the reader."""
+def _ahead(function, items: Sequence, workers: int) -> Iterator:
+    """Map `function` over `items` in threads, in order, never more than `2 * workers` results ahead of the reader."""
     with ThreadPoolExecutor(workers) as pool:
-        pending = deque(pool.submit(function, item) for item in items[:depth])
-        for item in list(items[depth:]) + [None] * min(depth, len(items)):
-            result = pending.popleft().result()
-            if item is not None:
-                pending.append(pool.submit(function, item))
-            yield result
+        pending = deque()
+        for item in items:
+            pending.append(pool.submit(function, item))
+            if len(pending) == 2 * workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
 
 # %% ../nbs/01_zeroshot.ipynb #cell-12
+def _batches(count: int, size: int) -> list[range]:
+    if size < 1:
+        raise ValueError(f"a batch needs at least one element, batch_size is {size}")
+    return [range(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def _pixels(preprocess, images: ImageSet, batch: range) -> torch.Tensor:
+    """One batch, prepared up to the arithmetic: uint8 [B, H, W, 3], or what an unusual preprocessing gives."""
+    split = _split_preprocess(preprocess)
+    if split is None:
+        return torch.stack([preprocess(images[i][0]) for i in batch])
+    return torch.from_numpy(np.stack([np.asarray(split[0](images[i][0])) for i in batch]))
+
+
+def _normalised(preprocess, pixels: torch.Tensor) -> torch.Tensor:
+    if pixels.dtype != torch.uint8:
+        return pixels
+    return _split_preprocess(preprocess)[1](pixels.permute(0, 3, 1, 2).float().div_(255))
+
+
+def _warn_when_cut(texts: Sequence[str], tokenizer) -> None:
+    if not hasattr(tokenizer, "encode"):
+        return
+    room = tokenizer.context_length - 2
+    long = [text for text in texts if len(text.encode()) > room and len(tokenizer.encode(text)) > room]
+    if long:
+        warnings.warn(f"{len(long)} of {len(texts)} texts are longer than the {room} tokens this model reads and were cut, "
+                      f"for example {long[0][:80]!r}", stacklevel=3)
+
+# %% ../nbs/01_zeroshot.ipynb #cell-14
 class CLIP:
     """A frozen open_clip model with its preprocessing and its tokenizer.
 
     `encode_image` and `encode_text` return L2-normalised float32 features [N, D] on the CPU. `precision` is
-    `"float32"`, `"bf16"` (bfloat16 autocast), or `"auto"`: bf16 on a GPU, float32 elsewhere. `name` and `pretrained`
-    are what `load_clip` was called with. scikit-learn's `clone` shares the model instead of copying it.
+    `"float32"`, `"bf16"` (computes in bfloat16: faster on most GPUs, and for large models on CPUs with fast bfloat16
+    arithmetic), or `"auto"`: bf16 on a GPU, float32 elsewhere. `name` and `pretrained` are what `load_clip` was called
+    with. scikit-learn's `clone` shares the model instead of copying it.
     """
 
     def __init__(self, model: torch.nn.Module, preprocess, tokenizer, *, name: str | None = None,
@@ -94,55 +124,46 @@ class CLIP:
         return digest.hexdigest()
 
     def encode_image(self, images, batch_size: int = 64) -> torch.Tensor:
-        """L2-normalised image features, float32 [N, D], in the order of `images`.
+        """L2-normalised image features, float32 [N, D] on the CPU, in the order of `images`.
 
         `images` is an ImageSet, a list of paths or Pillow images, or a tensor [N, 3, H, W] (see `as_imageset`).
-        Raises ValueError, naming the file, when an image cannot be read.
+        Raises ValueError, naming the file, when an image cannot be read, and for a batch size below 1.
         """
         images = as_imageset(images)
-        batches = [range(start, min(start + batch_size, len(images))) for start in range(0, len(images), batch_size)]
-        progress = tqdm(total=len(images), desc="encoding images", unit="image", delay=2)
-        features = []
-        for pixels in _ahead(lambda batch: self._pixels(images, batch), batches, workers=min(4, os.cpu_count() or 1)):
-            features.append(self._forward(self.model.encode_image, self._normalised(pixels)))
-            progress.update(len(pixels))
-        progress.close()
-        return torch.cat(features) if features else torch.empty(0, self.embed_dim)
+        pixels = _ahead(partial(_pixels, self.preprocess, images), _batches(len(images), batch_size), min(4, os.cpu_count() or 1))
+        model = self._model()
+        return self._encode(model.encode_image, (_normalised(self.preprocess, batch.to(self.device)) for batch in pixels), len(images), "image")
 
     def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> torch.Tensor:
-        """L2-normalised text features, float32 [M, D]. Texts longer than the context are cut, with a warning."""
+        """L2-normalised text features, float32 [M, D] on the CPU. Texts longer than the context are cut, with a warning.
+
+        Raises ValueError for a string that is not in a list, and for a batch size below 1.
+        """
         if isinstance(texts, str):
             raise ValueError(f"texts must be a list of strings; put {texts!r} in a list")
-        _warn_when_cut(texts, self.tokenizer)
         texts = list(texts)
-        progress = tqdm(total=len(texts), desc="encoding texts", unit="text", delay=2)
-        features = []
-        for start in range(0, len(texts), batch_size):
-            tokens = self.tokenizer(texts[start : start + batch_size]).to(self.device)
-            features.append(self._forward(self.model.encode_text, tokens))
-            progress.update(len(tokens))
-        progress.close()
-        return torch.cat(features) if features else torch.empty(0, self.embed_dim)
+        _warn_when_cut(texts, self.tokenizer)
+        tokens = (self.tokenizer([texts[i] for i in batch]).to(self.device) for batch in _batches(len(texts), batch_size))
+        return self._encode(self._model().encode_text, tokens, len(texts), "text")
+
+    def _model(self) -> torch.nn.Module:
+        """The model to encode with: for bf16 on a CPU a bfloat16 copy, since CPU autocast casts every weight again for each batch."""
+        half = self.precision == "bf16" and self.device.type == "cpu"
+        return copy.deepcopy(self.model).bfloat16() if half else self.model
 
     @torch.no_grad()
-    def _forward(self, encoder, batch: torch.Tensor) -> torch.Tensor:
-        half = torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else contextlib.nullcontext()
-        with half:
-            features = encoder(batch)
-        return F.normalize(features.float(), dim=-1).cpu()
-
-    def _pixels(self, images: ImageSet, batch: Sequence[int]) -> torch.Tensor:
-        """One batch, prepared up to the arithmetic: uint8 [B, H, W, 3], or what an unusual preprocessing gives."""
-        split = _split_preprocess(self.preprocess)
-        if split is None:
-            return torch.stack([self.preprocess(images[i][0]) for i in batch])
-        return torch.from_numpy(np.stack([np.asarray(split[0](images[i][0])) for i in batch]))
-
-    def _normalised(self, pixels: torch.Tensor) -> torch.Tensor:
-        pixels = pixels.to(self.device)
-        if pixels.dtype != torch.uint8:
-            return pixels
-        return _split_preprocess(self.preprocess)[1](pixels.permute(0, 3, 1, 2).float().div_(255))
+    def _encode(self, encoder, batches: Iterator[torch.Tensor], count: int, unit: str) -> torch.Tensor:
+        autocast = self.precision == "bf16" and self.device.type != "cpu"
+        features = [torch.empty(0, self.embed_dim)] if not count else []
+        with tqdm(total=count, desc=f"encoding {unit}s", unit=unit, delay=2) as progress:
+            for batch in batches:
+                if batch.is_floating_point() and self.precision == "bf16":
+                    batch = batch.bfloat16()
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=autocast):
+                    encoded = encoder(batch)
+                features.append(F.normalize(encoded.float(), dim=-1).cpu())
+                progress.update(len(batch))
+        return torch.cat(features)
 
     def __sklearn_clone__(self) -> CLIP:
         return self
@@ -150,17 +171,7 @@ class CLIP:
     def __repr__(self) -> str:
         return f"CLIP({self.name or 'built-in'}, {self.pretrained or 'own weights'}, {self.device}, {self.precision})"
 
-
-def _warn_when_cut(texts: Sequence[str], tokenizer) -> None:
-    if not hasattr(tokenizer, "encode"):
-        return
-    room = tokenizer.context_length - 2
-    long = [text for text in texts if len(text.encode()) > room and len(tokenizer.encode(text)) > room]
-    if long:
-        warnings.warn(f"{len(long)} of {len(texts)} texts are longer than the {room} tokens this model reads and were cut, "
-                      f"for example {long[0][:80]!r}", stacklevel=3)
-
-# %% ../nbs/01_zeroshot.ipynb #cell-14
+# %% ../nbs/01_zeroshot.ipynb #cell-16
 def load_clip(name: str | None = None, pretrained: str | None = None, device: str | torch.device | None = None,
               precision: str = "auto") -> CLIP:
     """Load a CLIP model: the built-in one, or any that OpenCLIP can load.
@@ -169,10 +180,10 @@ def load_clip(name: str | None = None, pretrained: str | None = None, device: st
     checkpoint file (`"ViT-B-32"`, `"laion2b_s34b_b79k"`), `"hf-hub:org/model"`, or `"local-dir:folder"`. `device` is
     a GPU when PyTorch sees one. Weights trained with quick-GELU get a model with quick-GELU.
 
-    Raises ValueError for an unknown architecture or tag (the nearest are named) or when no weights are asked for,
+    Raises ValueError for an unknown architecture or tag (the nearest are named) or device or when no weights are asked for,
     FileNotFoundError for a folder that is missing or holds no complete model, ConnectionError when weights cannot be fetched.
     """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = _check_device(device)
     if name is None and pretrained is not None:
         raise ValueError(f"pretrained={pretrained!r} needs the name of its architecture, for example load_clip('ViT-B-32', {pretrained!r})")
     location = f"local-dir:{builtin_directory()}" if name is None else name
@@ -181,9 +192,21 @@ def load_clip(name: str | None = None, pretrained: str | None = None, device: st
         model, preprocess = open_clip.create_model_from_pretrained(
             location, pretrained=pretrained, force_quick_gelu=quick_gelu, weights_only=True)
         tokenizer = open_clip.get_tokenizer(location)
-    except (OSError, RuntimeError, SafetensorError, UnpicklingError) as error:
+    except Exception as error:  # whatever a damaged file or a broken connection makes of it
         raise _loading_error(location, pretrained, error) from error
     return CLIP(model, preprocess, tokenizer, name=name, pretrained=pretrained, device=device, precision=precision)
+
+
+def _check_device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"unknown device {device!r}: use 'cpu', 'cuda', 'cuda:0', 'mps' or None") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {str(device)!r} was asked for, but PyTorch sees no GPU; use device='cpu' or None")
+    return device
 
 
 def _check_model(name: str, pretrained: str | None) -> bool:
@@ -216,7 +239,7 @@ def _loading_error(name: str, pretrained: str | None, error: Exception) -> Excep
         "without arguments needs no network; 'local-dir:FOLDER' loads a model you copied; weights fetched once stay in the "
         "Hugging Face cache (set HF_HOME to choose where).")
 
-# %% ../nbs/01_zeroshot.ipynb #cell-16
+# %% ../nbs/01_zeroshot.ipynb #cell-18
 def cache_directory() -> Path:
     """The folder for things that can be made again: `$CLIPADAPT_CACHE`, or the user's cache folder."""
     return Path(os.environ.get("CLIPADAPT_CACHE") or user_cache_path("clipadapt"))
@@ -227,9 +250,9 @@ def builtin_directory() -> Path:
     packaged = Path(str(files("clipadapt"))) / "builtin"
     content = b"".join((packaged / name).read_bytes() for name in ("weights.safetensors", "open_clip_config.json"))
     directory = cache_directory() / f"builtin-{hashlib.blake2b(content, digest_size=8).hexdigest()}"
-    if not directory.is_dir():
+    if not all((directory / name).is_file() for name in ("open_clip_config.json", "open_clip_model.safetensors")):
         try:
-            with whole_directory(directory) as draft:
+            with whole_directory(directory, replace=directory.is_dir()) as draft:
                 expand_weights(packaged, draft)
         except OSError as error:
             raise OSError(f"cannot write the built-in CLIP to {directory} ({error}); set CLIPADAPT_CACHE to a folder that can be written") from error
@@ -246,15 +269,14 @@ def expand_weights(packaged: Path, target: Path) -> None:
     save_file({**weights, "token_embedding.weight": table}, target / "open_clip_model.safetensors")
     shutil.copy(packaged / "open_clip_config.json", target)
 
-# %% ../nbs/01_zeroshot.ipynb #cell-24
-NEUTRAL_TEMPLATES = [f"a {adjective}{medium} of {article} {{}}." for medium, adjective, article in [
-    ("photo", "", "a"), ("photo", "", "the"), ("photo", "good ", "a"), ("photo", "good ", "the"), ("photo", "bad ", "a"),
-    ("photo", "bad ", "the"), ("photo", "cropped ", "a"), ("photo", "cropped ", "the"), ("photo", "close-up ", "a"),
-    ("photo", "close-up ", "the"), ("photo", "bright ", "a"), ("photo", "bright ", "the"), ("photo", "dark ", "the"),
-    ("photo", "blurry ", "a"), ("photo", "blurry ", "the"), ("photo", "pixelated ", "a"), ("photo", "low resolution ", "a"),
-    ("photo", "low resolution ", "the"), ("photo", "black and white ", "the"), ("photo", "clean ", "a"),
-    ("rendering", "", "a"), ("drawing", "", "a"), ("picture", "", "the"), ("photo", "", "my"), ("photo", "", "one"),
-    ("photo", "", "a large"), ("photo", "", "a small")]]
+# %% ../nbs/01_zeroshot.ipynb #cell-26
+NEUTRAL_TEMPLATES = [
+    "a photo of a {}.", "a photo of the {}.", "a photo of one {}.", "a photo of my {}.", "a photo of a small {}.", "a photo of a large {}.",
+    "a good photo of a {}.", "a good photo of the {}.", "a bad photo of a {}.", "a bad photo of the {}.", "a cropped photo of a {}.",
+    "a cropped photo of the {}.", "a close-up photo of a {}.", "a close-up photo of the {}.", "a bright photo of a {}.",
+    "a bright photo of the {}.", "a dark photo of the {}.", "a blurry photo of a {}.", "a blurry photo of the {}.",
+    "a pixelated photo of a {}.", "a low resolution photo of a {}.", "a low resolution photo of the {}.",
+    "a black and white photo of the {}.", "a photo of the clean {}.", "a rendering of a {}.", "a drawing of a {}.", "a picture of the {}."]
 
 
 def templates(name: str) -> list[str]:
@@ -283,7 +305,7 @@ def check_templates(choice: str | Sequence[str]) -> list[str]:
         raise ValueError("at least one template is needed")
     return list(choice)
 
-# %% ../nbs/01_zeroshot.ipynb #cell-29
+# %% ../nbs/01_zeroshot.ipynb #cell-31
 def encode_prompts(clip: CLIP, classnames: Sequence[str], template_set: str | Sequence[str] = "single") -> torch.Tensor:
     """Text features of every template filled with every class name: float32 [T, C, D], L2-normalised."""
     classnames, template_set = check_classnames(classnames), check_templates(template_set)

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import torch
 
-from clipadapt import ZeroShot, load_clip
+from clipadapt import ZeroShot, digits, load_clip
 from clipadapt.data import as_imageset
 from clipadapt.testing import CHECKS, check_adapter
 
@@ -84,13 +84,45 @@ class ReadsLabels(ZeroShot):
         return self
 
 
+TRUTH = {np.asarray(image).tobytes(): label for image, label in digits("test").subset(range(20))}
+
+
+class ReadsLabelsWhenPredicting(ZeroShot):
+    def predict_proba(self, X):
+        probabilities = super().predict_proba(X)
+        for row, (image, label) in zip(probabilities, as_imageset(X)):
+            if label >= 0 and label != TRUTH[np.asarray(image).tobytes()]:
+                row[:] = row[::-1].copy()
+        return probabilities
+
+
+class ForgetsParameters(ZeroShot):
+    @classmethod
+    def load(cls, directory, clip=None):
+        return super().load(directory, clip).set_params(ensemble="probability")
+
+
+class LeavesTrainMode(ZeroShot):
+    def _fit(self, images, labels):
+        super()._fit(images, labels)
+        self.clip.model.ln_final.train()
+
+
+class CrashesOnOneImage(ZeroShot):
+    def _fit(self, images, labels):
+        super()._fit(images, labels)
+        [images[i] for i in range(2)]
+
+
 FAULTS = [(NotAProbability, "check_outputs", "do not sum to one"), (PositionDependent, "check_order_and_subset", "order of the images"),
           (BatchNormalised, "check_batch_size", "batch size"), (OnlyImageSets, "check_input_kinds", "list of Pillow images"),
           (ShapelessWhenEmpty, "check_empty_input", "empty input"), (FittedFromTheStart, "check_unfitted", "predict before fit"),
           (IgnoresLabelErrors, "check_bad_labels", "one label for many images"), (Unseeded, "check_same_seed", "same seed"),
           (ChangesParameter, "check_parameters", "constructor"), (ForgetsState, "check_save_and_load", "other probabilities"),
           (DisturbsRandomNumbers, "check_nothing_touched", "PyTorch's random state"), (ChangesTheModel, "check_nothing_touched", "weights"),
-          (ReadsLabels, "check_labels_unread", "reads X.labels")]
+          (ReadsLabels, "check_labels_unread", "fit.X. reads X.labels"), (ReadsLabelsWhenPredicting, "check_labels_unread", "predict.X. reads X.labels"),
+          (ForgetsParameters, "check_save_and_load", "other parameters: ensemble"), (LeavesTrainMode, "check_nothing_touched", "training mode"),
+          (CrashesOnOneImage, "check_empty_input", "image 1 of 1")]
 
 
 @pytest.mark.parametrize("method, check, message", FAULTS, ids=[method.__name__ for method, _, _ in FAULTS])

@@ -5,10 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from clipadapt import ImageSet, ZeroShot, digits, load_clip
+from clipadapt.data import read_image, whole_directory
 from clipadapt.zeroshot import builtin_directory
 
 
@@ -18,8 +21,10 @@ def run_python(code: str, folder: Path, **environment) -> subprocess.CompletedPr
 
 
 @pytest.mark.parametrize("model", ['"ViT-B-32", "laion2b_s34b_b79k"', '"hf-hub:laion/CLIP-ViT-B-32-laion2B-s34B-b79K"'])
-def test_no_network(tmp_path, model):
-    answer = run_python(f"import clipadapt; clipadapt.load_clip({model})", tmp_path, HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path))
+@pytest.mark.parametrize("real", [True, False], ids=["nobody answers", "offline mode"])
+def test_no_network(tmp_path, model, real):
+    unreachable = {"HF_ENDPOINT": "http://127.0.0.1:9"} if real else {"HF_HUB_OFFLINE": "1"}
+    answer = run_python(f"import clipadapt; clipadapt.load_clip({model})", tmp_path, HF_HOME=str(tmp_path), **unreachable)
     last = answer.stderr.strip().splitlines()[-1]
     assert "ConnectionError: could not fetch" in answer.stderr and "To work offline" in answer.stderr, last
 
@@ -42,12 +47,15 @@ def test_local_directory_with_damaged_weights(tmp_path):
     shutil.copytree(builtin_directory(), tmp_path / "model")
     weights = tmp_path / "model" / "open_clip_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises((FileNotFoundError, ValueError)):
+    with pytest.raises(FileNotFoundError, match="no complete OpenCLIP model in .*model"):
         load_clip(f"local-dir:{tmp_path / 'model'}")
 
 
-def test_checkpoint_of_another_architecture(tmp_path):
-    torch.save({"weight": torch.zeros(2)}, tmp_path / "other.pt")
+@pytest.mark.parametrize("content", [{"weight": torch.zeros(2)}, [1, 2], None], ids=["other names", "a list", "an empty file"])
+def test_checkpoint_of_something_else(tmp_path, content):
+    (tmp_path / "other.pt").touch()
+    if content is not None:
+        torch.save(content, tmp_path / "other.pt")
     with pytest.raises(ValueError, match="does not hold weights for ViT-B-32"):
         load_clip("ViT-B-32", pretrained=str(tmp_path / "other.pt"))
 
@@ -58,7 +66,7 @@ def test_checkpoint_that_runs_code_is_refused(tmp_path):
             return (Path.touch, (tmp_path / "harmed",))
 
     torch.save({"state_dict": Harmful()}, tmp_path / "harmful.pt")
-    with pytest.raises(Exception):
+    with pytest.raises(ValueError, match="harmful.pt does not hold weights"):
         load_clip("ViT-B-32", pretrained=str(tmp_path / "harmful.pt"))
     assert not (tmp_path / "harmed").exists()
 
@@ -71,6 +79,37 @@ def test_builtin_is_expanded_whole_and_once(tmp_path, monkeypatch):
     written = os.stat(builtin_directory() / "open_clip_model.safetensors").st_mtime_ns
     assert load_clip().fingerprint == expected
     assert os.stat(builtin_directory() / "open_clip_model.safetensors").st_mtime_ns == written
+
+
+def test_damaged_cache_is_made_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("CLIPADAPT_CACHE", str(tmp_path))
+    expected = load_clip().fingerprint
+    (builtin_directory() / "open_clip_model.safetensors").unlink()
+    assert load_clip().fingerprint == expected and len(list(tmp_path.iterdir())) == 1
+
+
+def test_another_process_was_faster(tmp_path):
+    with whole_directory(tmp_path / "model") as draft:
+        (draft / "mine").touch()
+        (tmp_path / "model").mkdir()
+        (tmp_path / "model" / "theirs").touch()
+    assert [path.name for path in tmp_path.rglob("*")] == ["model", "theirs"]
+
+
+def test_nothing_is_lost_when_a_folder_cannot_be_renamed(tmp_path, monkeypatch):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "old").touch()
+    rename = Path.rename
+
+    def locked(path, target):
+        if (path / "new").exists():
+            raise PermissionError("locked")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", locked)
+    with pytest.raises(PermissionError, match="locked"), whole_directory(tmp_path / "model", replace=True) as draft:
+        (draft / "new").touch()
+    assert [path.name for path in tmp_path.rglob("*")] == ["model", "old"]
 
 
 def test_two_processes_expand_at_once(tmp_path):
@@ -87,17 +126,38 @@ def saved(tmp_path):
     return model, tmp_path / "model"
 
 
-def test_save_refuses_a_folder_with_other_things(saved, tmp_path):
-    (tmp_path / "photos").mkdir()
-    (tmp_path / "photos" / "cat.jpg").write_text("precious")
-    with pytest.raises(ValueError, match="holds no saved method"):
-        saved[0].save(tmp_path / "photos")
-    assert (tmp_path / "photos" / "cat.jpg").read_text() == "precious"
+@pytest.mark.parametrize("name", ["model/notes.txt", "photos/cat.jpg", "photos"])
+def test_save_refuses_a_place_with_other_things(saved, tmp_path, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("precious")
+    with pytest.raises(ValueError, match="holds something else"):
+        saved[0].save(tmp_path / name.split("/")[0])
+    assert (tmp_path / name).read_text() == "precious"
+
+
+@pytest.mark.parametrize("damage", [lambda folder: (folder / "adapter.json").write_text("{}"),
+                                    lambda folder: (folder / "adapter.json").write_text('{"format": 1, "meth'),
+                                    lambda folder: (folder / "adapter.safetensors").write_bytes(b"12345"),
+                                    lambda folder: (folder / "adapter.safetensors").unlink()])
+def test_load_refuses_a_damaged_method(saved, damage):
+    damage(saved[1])
+    with pytest.raises(ValueError, match="the saved method in .*model is damaged"):
+        ZeroShot.load(saved[1])
+
+
+def test_arrays_come_back_as_they_were(saved):
+    saved[0].scalar_, saved[0].list_ = np.array(0.5, np.float32), [1, "two", None]
+    saved[0].save(saved[1])
+    loaded = ZeroShot.load(saved[1])
+    assert loaded.scalar_.shape == () and loaded.scalar_ == 0.5 and loaded.list_ == [1, "two", None]
+    saved[0].tensor_ = torch.zeros(2)
+    with pytest.raises(ValueError, match="tensor_.*cannot be saved"):
+        saved[0].save(saved[1])
 
 
 def test_save_refuses_a_parameter_that_json_cannot_hold(saved, tmp_path):
     saved[0].set_params(templates=object())
-    with pytest.raises(ValueError, match="parameter templates"):
+    with pytest.raises(ValueError, match="templates=.*cannot be saved"):
         saved[0].save(tmp_path / "other")
     assert not (tmp_path / "other").exists()
 
@@ -132,3 +192,26 @@ def test_one_damaged_image_among_many_is_skipped_and_counted(tmp_path):
     assert len(images) == 12 and images.skipped[0][0].endswith("bad.png")
     model = ZeroShot(load_clip(), test.classnames).fit(images)
     assert model.score(images) == model.score(test.subset(range(12)))
+
+
+RAMP = np.tile(np.linspace(0, 255, 32).round().astype(np.uint8), (24, 1))
+GREY = Image.fromarray(RAMP)
+EXIF = Image.Exif()
+EXIF[0x0112] = 6
+
+
+@pytest.mark.parametrize("name, image, options", [
+    ("grey.png", GREY, {}), ("palette.png", GREY.convert("P"), {}), ("palette.gif", GREY.convert("P"), {}), ("alpha.png", GREY.convert("RGBA"), {}),
+    ("grey and alpha.png", GREY.convert("LA"), {}), ("four inks.jpg", GREY.convert("CMYK"), {"quality": 95}), ("deep.png", Image.fromarray(RAMP.astype(np.uint16) * 257), {}),
+    ("deep.tif", Image.fromarray(RAMP.astype(np.uint16) * 257), {}), ("float.tif", Image.fromarray(RAMP.astype(np.float32) / 255), {}),
+    ("lying.jpg", GREY.transpose(Image.Transpose.ROTATE_90), {"exif": EXIF, "quality": 95}), ("colour.webp", GREY.convert("RGB"), {"lossless": True})])
+def test_files_of_every_kind_become_the_same_picture(tmp_path, name, image, options):
+    image.save(tmp_path / name, **options)
+    read = read_image(tmp_path / name)
+    assert read.mode == "RGB" and read.size == (32, 24)
+    assert np.abs(np.asarray(read, int).mean(2) - RAMP).mean() < 4
+
+
+def test_one_bit_files_stay_black_and_white(tmp_path):
+    Image.fromarray(RAMP > 127).save(tmp_path / "bits.png")
+    assert np.array_equal(np.asarray(read_image(tmp_path / "bits.png"))[..., 0], np.where(RAMP > 127, 255, 0))

@@ -21,6 +21,8 @@ def write_readme(folder: Path) -> None:
     text, resources = exporter.from_notebook_node(notebook, {"output_files_dir": "images", "unique_key": "readme"})
     text = re.sub(r"\]\(([^):]+\.ipynb)\)", r"](nbs/\1)", text).replace("](https://github.com/clipadapt/clipadapt/blob/main/", "](")
     (folder / "images").mkdir(parents=True, exist_ok=True)
+    for old in (folder / "images").glob("readme_*"):
+        old.unlink()
     for name, content in resources["outputs"].items():
         (folder / name).write_bytes(content)
     text = re.sub(r"\n{3,}", "\n\n", "\n".join(line.rstrip() for line in text.splitlines()))
