@@ -21,7 +21,7 @@ test: sync notebooks unit   ## the whole check (this is what CI runs)
 
 sync: .venv/ready-dev   ## modules and notebooks are what export and clean make of them
 	@$(checksums) > .venv/before.sums
-	@$(BIN)/nbdev_export && $(BIN)/nbdev_clean
+	@$(BIN)/nbdev_export && $(BIN)/python tools/clean.py && $(BIN)/nbdev_clean
 	@$(checksums) | cmp -s - .venv/before.sums || { \
 	  echo "clipadapt/ or nbs/ was not what nbdev_export and nbdev_clean make of it; it is now: look at 'git diff' and commit."; exit 1; }
 
@@ -38,7 +38,7 @@ bench: .venv/ready-dev   ## the benchmarks: ratios taken in one run
 	@for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
 
 export: .venv/ready-dev   ## notebooks to modules, metadata cleaned, README made anew
-	$(BIN)/nbdev_export && $(BIN)/nbdev_clean && $(BIN)/python tools/readme.py
+	$(BIN)/nbdev_export && $(BIN)/python tools/clean.py && $(BIN)/nbdev_clean && $(BIN)/python tools/readme.py
 
 readme: .venv/ready-dev   ## README.md from nbs/index.ipynb, without quarto
 	$(BIN)/python tools/readme.py
