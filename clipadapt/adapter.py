@@ -20,7 +20,7 @@ from .data import ImageSet, as_imageset, check_classnames, check_labels, seeded,
 from .zeroshot import CLIP, average_prompts, encode_prompts, load_clip, zero_shot_probabilities
 
 # %% auto #0
-__all__ = ['FORMAT', 'FILES', 'Saved', 'Adapter', 'ZeroShot']
+__all__ = ['FORMAT', 'FILES', 'Saved', 'translate_labels', 'Adapter', 'ZeroShot']
 
 # %% ../nbs/03_adapter.ipynb #cell-10
 FORMAT = 1
@@ -46,6 +46,21 @@ class Saved(BaseEstimator):
             save_file(arrays, draft / "adapter.safetensors")
             (draft / "adapter.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
 
+    @classmethod
+    def load(cls, directory: str | Path, clip: CLIP | None = None) -> Saved:
+        """Read a method that `save` wrote. `clip` is the model it was fitted with; None loads that model by its name.
+
+        Raises FileNotFoundError when there is none, ValueError when it is damaged, another method's, or written by a
+        newer clipadapt, or when `clip` has other weights.
+        """
+        record, arrays = _read_saved(Path(directory))
+        if record["method"] != cls.__name__:
+            raise ValueError(f"{directory} holds a {record['method']}, not a {cls.__name__}: use {record['method']}.load")
+        clip = _fitting_clip(clip, record["clip"], Path(directory))
+        method = cls(clip, record["fitted"]["classnames_"], **record["params"])
+        vars(method).update(record["fitted"] | arrays)
+        return method
+
     def _record(self) -> tuple[dict, dict]:
         """What is saved: arrays by attribute name, and everything else as JSON."""
         fitted = {name: value for name, value in vars(self).items() if name.endswith("_")}
@@ -59,26 +74,29 @@ class Saved(BaseEstimator):
         return arrays, {"format": FORMAT, "method": type(self).__name__, "clipadapt": version("clipadapt"),
                         "clip": clip, "params": params, "fitted": plain}
 
-
+# %% ../nbs/03_adapter.ipynb #cell-12
 def _is_json(value) -> bool:
     try:
         return json.loads(json.dumps(value)) == (list(value) if isinstance(value, tuple) else value)
     except (TypeError, ValueError):
         return False
 
-# %% ../nbs/03_adapter.ipynb #cell-12
+# %% ../nbs/03_adapter.ipynb #cell-14
 def _read_saved(directory: Path) -> tuple[dict, dict]:
     """The record and the arrays of a saved method, or an error that says what is wrong with the folder."""
     if not (directory / "adapter.json").is_file():
         raise FileNotFoundError(f"{directory} holds no saved method (there is no adapter.json in it)")
     try:
         record = json.loads((directory / "adapter.json").read_text(encoding="utf-8"))
-        newer, arrays = record["format"] > FORMAT, load_file(directory / "adapter.safetensors")
-        record["method"], record["params"], record["fitted"]["classnames_"], record["clip"]["fingerprint"]
-    except Exception as error:  # cut-off JSON, missing keys, a damaged or missing array file
+        newer = record["format"] > FORMAT
+        arrays = {} if newer else load_file(directory / "adapter.safetensors")
+        complete = newer or {"method", "clip", "params", "fitted"} <= set(record)
+    except Exception as error:  # cut-off JSON, a damaged or missing array file
         raise ValueError(f"the saved method in {directory} is damaged ({type(error).__name__}: {error}); save it again") from error
     if newer:
-        raise ValueError(f"{directory} was saved by clipadapt {record['clipadapt']}; this is {version('clipadapt')}, please upgrade")
+        raise ValueError(f"{directory} was saved by a newer clipadapt ({record.get('clipadapt')}); this is {version('clipadapt')}, please upgrade")
+    if not complete:
+        raise ValueError(f"the saved method in {directory} is damaged (adapter.json is incomplete); save it again")
     return record, arrays
 
 
@@ -90,7 +108,24 @@ def _fitting_clip(clip: CLIP | None, wanted: dict, directory: Path) -> CLIP:
                          f"this is {clip}. Pass the right one as clip=")
     return clip
 
-# %% ../nbs/03_adapter.ipynb #cell-14
+# %% ../nbs/03_adapter.ipynb #cell-16
+def translate_labels(images: ImageSet, y: Sequence[int] | None, classnames: list[str]) -> np.ndarray:
+    """Labels int64 [N] counted by `classnames`: `y`, or the labels of `images` translated by class name when y is None.
+
+    Raises ValueError when `images` has a class outside `classnames`, and for a `y` beside images that count their
+    classes otherwise.
+    """
+    theirs = images.classnames
+    if y is not None:
+        if theirs and theirs != classnames:
+            raise ValueError("these images count their classes in another order than this method; pass y=method.true_labels(images)")
+        return check_labels(y, len(images), len(classnames))
+    unknown = [name for name in theirs if name not in classnames]
+    if unknown:
+        raise ValueError(f"the images have classes that this method does not know: {', '.join(unknown[:5])}")
+    return np.array([*map(classnames.index, theirs), -1])[images.labels]
+
+# %% ../nbs/03_adapter.ipynb #cell-19
 class Adapter(Saved):
     """The base of all methods: `Method(clip, classnames, *, ..., seed=0)`, then `fit`, `predict`, `score`, `save`.
 
@@ -151,41 +186,14 @@ class Adapter(Saved):
         return float((self.predict(images.subset(known)) == labels[known]).mean())
 
     def true_labels(self, images: ImageSet, y: Sequence[int] | None = None) -> np.ndarray:
-        """Labels int64 [N], counted by this method's classes: `y`, or the labels of `images`, translated by class name.
-
-        Raises ValueError when `images` has a class that this method does not know, and for a `y` that goes with other
-        class names.
-        """
-        ours, theirs = check_classnames(self.classnames), images.classnames
-        if y is not None:
-            if theirs and theirs != ours:
-                raise ValueError("these images count their classes in another order than this method; pass y=method.true_labels(images)")
-            return check_labels(y, len(images), len(ours))
-        unknown = [name for name in theirs if name not in ours]
-        if unknown:
-            raise ValueError(f"the images have classes that this method does not know: {', '.join(unknown[:5])}")
-        return np.array([*map(ours.index, theirs), -1])[images.labels]
+        """Labels int64 [N], counted by this method's classes: `y`, or those of `images` (see `translate_labels`)."""
+        return translate_labels(images, y, check_classnames(self.classnames))
 
     def _check_fitted(self) -> None:
         if not hasattr(self, "classnames_"):
             raise NotFittedError(f"this {type(self).__name__} is not fitted yet: call fit(images) first")
 
-    @classmethod
-    def load(cls, directory: str | Path, clip: CLIP | None = None) -> Adapter:
-        """Read a method that `save` wrote. `clip` is the model it was fitted with; None loads that model by its name.
-
-        Raises FileNotFoundError when there is none, ValueError when it is damaged, another method's, or written by a
-        newer clipadapt, or when `clip` has other weights.
-        """
-        record, arrays = _read_saved(Path(directory))
-        if record["method"] != cls.__name__:
-            raise ValueError(f"{directory} holds a {record['method']}, not a {cls.__name__}: use {record['method']}.load")
-        clip = _fitting_clip(clip, record["clip"], Path(directory))
-        method = cls(clip, record["fitted"]["classnames_"], **record["params"])
-        vars(method).update(record["fitted"] | arrays)
-        return method
-
-# %% ../nbs/03_adapter.ipynb #cell-16
+# %% ../nbs/03_adapter.ipynb #cell-21
 class ZeroShot(Adapter):
     """CLIP's zero-shot classifier (Radford et al. 2021, section 3.1): the class whose prompt is nearest.
 

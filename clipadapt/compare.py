@@ -43,7 +43,7 @@ def run_method(name: str, method: Adapter, train: ImageSet, test: ImageSet) -> R
     seconds = time.perf_counter() - start
     return Run(name, method, method.predict_proba(test), seconds)
 
-
+# %% ../nbs/15_compare.ipynb #cell-9
 def tabulate(runs: Sequence[Run], test: ImageSet) -> pd.DataFrame:
     """A table with a row a run, in the order given; `gain` is the accuracy above that of the first ZeroShot (NaN without one)."""
     rows = []
@@ -58,7 +58,7 @@ def tabulate(runs: Sequence[Run], test: ImageSet) -> pd.DataFrame:
     baseline = next((row["accuracy"] for run, row in zip(runs, rows) if type(run.method) is ZeroShot), np.nan)
     return table.assign(gain=table["accuracy"] - baseline)
 
-
+# %% ../nbs/15_compare.ipynb #cell-11
 def compare(methods: Mapping[str, Adapter] | Sequence[Adapter], train: ImageSet, test: ImageSet) -> pd.DataFrame:
     """Fit every method on `train` (labels unread) and score it on `test`.
 
@@ -80,7 +80,7 @@ def run_all(methods: Mapping[str, Adapter] | Sequence[Adapter], train: ImageSet,
         raise ValueError(f"every test image needs a label, {(test.labels < 0).sum()} of {len(test)} have none")
     return [run_method(name, method, train, test) for name, method in named.items()]
 
-# %% ../nbs/15_compare.ipynb #cell-11
+# %% ../nbs/15_compare.ipynb #cell-15
 def report(runs: Sequence[Run], train: ImageSet, test: ImageSet, path: str | Path) -> Path:
     """Write a self-contained HTML report of `runs` to `path`, whole or not at all, and return the path."""
     from jinja2 import Environment
@@ -96,7 +96,7 @@ def report(runs: Sequence[Run], train: ImageSet, test: ImageSet, path: str | Pat
         draft.write_text(page, encoding="utf-8")
     return Path(path)
 
-
+# %% ../nbs/15_compare.ipynb #cell-17
 def _section(run: Run, test: ImageSet) -> dict:
     """What the template shows of one run: its name, its parameters, the accuracy per class, and four plots."""
     labels, predictions, names = run.method.true_labels(test), run.probabilities.argmax(1), run.method.classnames_
@@ -128,7 +128,7 @@ def _picture(figure) -> str:
     plt.close(figure)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
-# %% ../nbs/15_compare.ipynb #cell-15
+# %% ../nbs/15_compare.ipynb #cell-21
 def demo(folder: str | Path = "runs/demo") -> pd.DataFrame:
     """Run every method on the handwriting with the built-in CLIP, print the table, write `folder`/report.html; return the table."""
     clip, train, test = load_clip(), digits("train"), digits("test")

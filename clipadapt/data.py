@@ -268,6 +268,21 @@ def as_imageset(images) -> ImageSet:
     return ImageSet(images)
 
 # %% ../nbs/00_data.ipynb #cell-37
+def _as_name(folder: str) -> str:
+    return " ".join(folder.replace("_", " ").split())
+
+
+def _image_paths(root: Path) -> list[Path]:
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root}: no such folder")
+    extensions = {extension for extension, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in extensions
+                   and path.is_file() and not any(part.startswith(".") for part in path.relative_to(root).parts))
+    if not paths:
+        raise FileNotFoundError(f"{root}: no images in this folder (looked for .jpg, .png, .webp, .tif and whatever else Pillow reads)")
+    return paths
+
+# %% ../nbs/00_data.ipynb #cell-39
 def read_folder(root: str | Path, classnames: Sequence[str] | str | Path | None = None, on_error: str = "skip") -> ImageSet:
     """Images of a folder, in sorted order of their paths; every file is opened once, to see that it can be read.
 
@@ -290,22 +305,7 @@ def read_folder(root: str | Path, classnames: Sequence[str] | str | Path | None 
         raise ValueError(f"{root}: sub-folders that are not among the class names: {', '.join(unknown[:10])}")
     return _without_damaged(ImageSet(paths, classnames, [index[_as_name(folder)] for folder in folders] if classnames else None), on_error)
 
-
-def _as_name(folder: str) -> str:
-    return " ".join(folder.replace("_", " ").split())
-
-
-def _image_paths(root: Path) -> list[Path]:
-    if not root.is_dir():
-        raise FileNotFoundError(f"{root}: no such folder")
-    extensions = {extension for extension, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in extensions
-                   and path.is_file() and not any(part.startswith(".") for part in path.relative_to(root).parts))
-    if not paths:
-        raise FileNotFoundError(f"{root}: no images in this folder (looked for .jpg, .png, .webp, .tif and whatever else Pillow reads)")
-    return paths
-
-# %% ../nbs/00_data.ipynb #cell-39
+# %% ../nbs/00_data.ipynb #cell-41
 def _without_damaged(images: ImageSet, on_error: str) -> ImageSet:
     with ThreadPoolExecutor() as pool:
         reasons = list(tqdm(pool.map(_damage, images.images), "checking images", len(images), unit="image", delay=2))
@@ -326,7 +326,7 @@ def _damage(path: Path) -> str | None:
     except (ValueError, FileNotFoundError) as error:
         return str(error)
 
-# %% ../nbs/00_data.ipynb #cell-44
+# %% ../nbs/00_data.ipynb #cell-46
 DIGIT_NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 
 
@@ -348,7 +348,7 @@ def digits(split: str = "train") -> ImageSet:
     images = np.stack([np.asarray(Image.fromarray(scan).resize((32, 32), Image.Resampling.BICUBIC)) for scan in pixels])
     return ImageSet(images, DIGIT_NAMES, labels[indices].astype(np.int64))
 
-# %% ../nbs/00_data.ipynb #cell-48
+# %% ../nbs/00_data.ipynb #cell-50
 def show_images(images: Sequence, titles: Sequence[str] = (), columns: int = 8, size: float = 1.1):
     """Draw images (anything `read_image` reads) in a grid, with titles above the first ones; returns the matplotlib figure."""
     import matplotlib.pyplot as plt
@@ -367,7 +367,7 @@ def show_images(images: Sequence, titles: Sequence[str] = (), columns: int = 8, 
         axis.set_title(title, fontsize=8)
     return figure
 
-# %% ../nbs/00_data.ipynb #cell-50
+# %% ../nbs/00_data.ipynb #cell-52
 @cache
 def dataset_facts() -> dict[str, dict]:
     """What `datasets.json` knows of each public data set: `classnames`, `templates`, `aliases`, `source`."""
@@ -385,7 +385,7 @@ TORCHVISION_SPLITS = {  # constructor arguments of the parts that make up train,
     "DTD": _WITH_VALIDATION, "Flowers102": _WITH_VALIDATION, "FGVCAircraft": _TRAINVAL, "OxfordIIITPet": _TRAINVAL,
     "EuroSAT": _WHOLE, "Caltech101": _WHOLE, "SUN397": _WHOLE}
 
-# %% ../nbs/00_data.ipynb #cell-52
+# %% ../nbs/00_data.ipynb #cell-54
 def read_torchvision(name: str, root: str | Path, split: str = "train", download: bool = True) -> ImageSet:
     """The `"train"` or `"test"` split of a torchvision data set (see `TORCHVISION_SPLITS`), stored under `root`.
 
@@ -414,7 +414,7 @@ def _open_torchvision(name: str, root: str | Path, options: dict, download: bool
             raise ConnectionError(f"could not download {name}: {error}. To work offline, copy the data to {root} and pass download=False") from error
         raise FileNotFoundError(f"{name} is not complete under {root}: {error}") from error
 
-
+# %% ../nbs/00_data.ipynb #cell-56
 def _torchvision_labels(name: str, part) -> np.ndarray:
     """Labels int64 [N] of a torchvision data set, counted by the class names in `datasets.json`."""
     if name == "GTSRB":  # the folder of a training image is its class
@@ -440,7 +440,7 @@ def _torchvision_labels(name: str, part) -> np.ndarray:
 def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", " ", name.lower()).strip()
 
-
+# %% ../nbs/00_data.ipynb #cell-58
 def _fixed_split(part, labels: np.ndarray, split: str) -> np.ndarray:
     """Indices of our own 80 : 20 split, stratified by class, seed 0, independent of the order of files on disk."""
     from sklearn.model_selection import StratifiedKFold
@@ -463,7 +463,7 @@ class _TorchvisionImages(Sequence):
     def __getitem__(self, index: int) -> Image.Image:
         return self.items[index][0]
 
-# %% ../nbs/00_data.ipynb #cell-57
+# %% ../nbs/00_data.ipynb #cell-63
 def read_hub(name: str, split: str = "train", image_column: str | None = None, label_column: str | None = None, **options) -> ImageSet:
     """One split of a Hugging Face data set, by its name on the hub or a local folder; needs `clipadapt[hub]`.
 
@@ -492,7 +492,7 @@ def read_hub(name: str, split: str = "train", image_column: str | None = None, l
         return ImageSet(images)
     return ImageSet(images, [known.replace("_", " ") for known in columns[label_column].names], table[label_column][:])
 
-
+# %% ../nbs/00_data.ipynb #cell-65
 class _Column(Sequence):
     """One column of a Hugging Face table, decoded when asked for."""
 
@@ -505,7 +505,7 @@ class _Column(Sequence):
     def __getitem__(self, index: int):
         return self.table[index][self.column]
 
-# %% ../nbs/00_data.ipynb #cell-61
+# %% ../nbs/00_data.ipynb #cell-69
 def weak_view(size: int, flip: bool = True) -> Callable[[Image.Image, np.random.Generator], Image.Image]:
     """A mild random transform, `transform(image, rng)`: a crop of 75-100 % of the area at `size` pixels, mirrored half the time if `flip`."""
     return partial(_weak, size=size, flip=flip)
@@ -518,7 +518,7 @@ def _weak(image: Image.Image, rng: np.random.Generator, size: int, flip: bool) -
     image = image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + width, top + height))
     return ImageOps.mirror(image) if flip and rng.random() < 0.5 else image
 
-# %% ../nbs/00_data.ipynb #cell-63
+# %% ../nbs/00_data.ipynb #cell-71
 def _shift(image: Image.Image, matrix: tuple) -> Image.Image:
     return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
 
@@ -539,7 +539,7 @@ DISTORTIONS = {  # name: (image, strength from -1 to 1) -> image
     "brightness": lambda image, s: ImageEnhance.Brightness(image).enhance(1 + 0.9 * s),
     "sharpness": lambda image, s: ImageEnhance.Sharpness(image).enhance(1 + 0.9 * s)}
 
-# %% ../nbs/00_data.ipynb #cell-66
+# %% ../nbs/00_data.ipynb #cell-74
 def strong_view(size: int, flip: bool = True, operations: int = 2, magnitude: float = 9, cutout: float = 0.5) -> Callable[[Image.Image, np.random.Generator], Image.Image]:
     """A harsh random transform, `transform(image, rng)`: a weak view, RandAugment, then Cutout.
 
@@ -561,7 +561,7 @@ def _strong(image: Image.Image, rng: np.random.Generator, size: int, flip: bool,
     image.paste((127, 127, 127), (left, top, left + side, top + side))
     return image
 
-# %% ../nbs/00_data.ipynb #cell-72
+# %% ../nbs/00_data.ipynb #cell-80
 @contextmanager
 def whole_directory(target: str | Path, replace: bool = False) -> Iterator[Path]:
     """Yield a draft folder that becomes `target` when the block ends well, and vanishes when it does not.
@@ -586,6 +586,7 @@ def whole_directory(target: str | Path, replace: bool = False) -> Iterator[Path]
         shutil.rmtree(draft, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
 
+# %% ../nbs/00_data.ipynb #cell-82
 @contextmanager
 def whole_file(target: str | Path) -> Iterator[Path]:
     """Yield the path of a draft that becomes the file `target` when the block ends well, and vanishes when it does not."""

@@ -38,6 +38,16 @@ def _require(condition: bool, message: str) -> None:
         raise AssertionError(message)
 
 
+def _raises(kind: type[Exception], call: Callable, what: str) -> None:
+    try:
+        call()
+    except kind:
+        return
+    except Exception as error:
+        raise AssertionError(f"{what} should raise {kind.__name__}, it raised {type(error).__name__}") from error
+    raise AssertionError(f"{what} should raise {kind.__name__}")
+
+
 def _same(first: np.ndarray, second: np.ndarray, message: str, tolerance: float = 1e-5) -> None:
     difference = np.abs(first - second).max(initial=0)
     _require(first.shape == second.shape and difference <= tolerance, f"{message} (largest difference {difference:.2g})")
@@ -57,7 +67,7 @@ def check_outputs(case: Case) -> None:
     _require(predictions.dtype == np.int64 and np.array_equal(predictions, probabilities.argmax(1)), "predict is not the argmax of predict_proba")
     _require(case.fitted.score(case.test) == (predictions == case.test.labels).mean(), "score is not the accuracy of predict")
 
-
+# %% ../nbs/03_testing.ipynb #cell-10
 def check_order_and_subset(case: Case) -> None:
     """the order of the images and the other images asked for do not matter"""
     together, order = case.fitted.predict_proba(case.test), np.random.default_rng(0).permutation(len(case.test))
@@ -70,7 +80,7 @@ def check_batch_size(case: Case) -> None:
     alone = np.concatenate([case.fitted.predict_proba(case.test.subset([i])) for i in range(len(case.test))])
     _same(alone, case.fitted.predict_proba(case.test), "predictions depend on the batch size")
 
-
+# %% ../nbs/03_testing.ipynb #cell-12
 def check_input_kinds(case: Case) -> None:
     """an ImageSet, a list of Pillow images, a list of paths and a tensor of the same images give the same answers"""
     expected, pictures = case.fitted.predict_proba(case.test), [image for image, _ in case.test]
@@ -108,17 +118,7 @@ def check_bad_labels(case: Case) -> None:
         _raises(ValueError, lambda labels=labels: case.make().fit(case.train, labels), what)
     _raises(ValueError, lambda: case.make().set_params(classnames=["same"] * num_classes).fit(case.train), "repeated class names")
 
-
-def _raises(kind: type[Exception], call: Callable, what: str) -> None:
-    try:
-        call()
-    except kind:
-        return
-    except Exception as error:
-        raise AssertionError(f"{what} should raise {kind.__name__}, it raised {type(error).__name__}") from error
-    raise AssertionError(f"{what} should raise {kind.__name__}")
-
-# %% ../nbs/03_testing.ipynb #cell-10
+# %% ../nbs/03_testing.ipynb #cell-14
 def check_same_seed(case: Case) -> None:
     """fitting again, anew or on top, with the same seed gives the same result"""
     expected = case.fitted.predict_proba(case.test)
@@ -152,7 +152,7 @@ def check_save_and_load(case: Case) -> None:
         other = CLIP(torch.nn.Linear(2, 2), None, None)
         _raises(ValueError, lambda: type(case.fitted).load(Path(folder) / "model", other), "loading with another CLIP")
 
-
+# %% ../nbs/03_testing.ipynb #cell-16
 def check_nothing_touched(case: Case) -> None:
     """fit and predict leave the images, the labels, the CLIP's weights and the global random state as they were"""
     labels, model = np.full(len(case.train), -1), case.fitted.clip.model
@@ -183,7 +183,7 @@ def check_labels_unread(case: Case) -> None:
         _same(case.make().fit(images).predict_proba(case.test), expected, "fit(X) reads X.labels", 1e-6)
     _same(case.fitted.predict_proba(shuffled(case.test)), expected, "predict(X) reads X.labels", 1e-6)
 
-# %% ../nbs/03_testing.ipynb #cell-12
+# %% ../nbs/03_testing.ipynb #cell-18
 CHECKS = [check_outputs, check_order_and_subset, check_batch_size, check_input_kinds, check_empty_input, check_unfitted, check_bad_labels,
           check_same_seed, check_parameters, check_save_and_load, check_nothing_touched, check_labels_unread]
 

@@ -84,6 +84,22 @@ def _warn_when_cut(texts: Sequence[str], tokenizer) -> None:
                       f"for example {long[0][:80]!r}", stacklevel=3)
 
 # %% ../nbs/01_zeroshot.ipynb #cell-14
+@torch.no_grad()
+def _encode(clip: CLIP, encoder, batches: Iterator[torch.Tensor], count: int, unit: str) -> torch.Tensor:
+    """Encode `batches` that hold `count` items in all, with a progress bar when it takes long: unit features [count, D]."""
+    features = [torch.empty(0, clip.embed_dim)] if not count else []
+    autocast = torch.autocast(clip.device.type, torch.bfloat16, enabled=clip.precision == "bf16" and clip.device.type != "cpu")
+    with tqdm(total=count, desc=f"encoding {unit}s", unit=unit, delay=2) as progress:
+        for batch in batches:
+            if batch.is_floating_point() and clip.precision == "bf16":
+                batch = batch.bfloat16()
+            with autocast:
+                encoded = encoder(batch)
+            features.append(F.normalize(encoded.float(), dim=-1).cpu())
+            progress.update(len(batch))
+    return torch.cat(features)
+
+# %% ../nbs/01_zeroshot.ipynb #cell-16
 class CLIP:
     """A frozen open_clip model with its preprocessing and its tokenizer.
 
@@ -131,8 +147,8 @@ class CLIP:
         """
         images = as_imageset(images)
         pixels = _ahead(partial(_pixels, self.preprocess, images), _batches(len(images), batch_size), min(4, os.cpu_count() or 1))
-        model = self._model()
-        return self._encode(model.encode_image, (_normalised(self.preprocess, batch.to(self.device)) for batch in pixels), len(images), "image")
+        batches = (_normalised(self.preprocess, batch.to(self.device)) for batch in pixels)
+        return _encode(self, self._model().encode_image, batches, len(images), "image")
 
     def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> torch.Tensor:
         """L2-normalised text features, float32 [M, D] on the CPU. Texts longer than the context are cut, with a warning.
@@ -144,26 +160,12 @@ class CLIP:
         texts = list(texts)
         _warn_when_cut(texts, self.tokenizer)
         tokens = (self.tokenizer([texts[i] for i in batch]).to(self.device) for batch in _batches(len(texts), batch_size))
-        return self._encode(self._model().encode_text, tokens, len(texts), "text")
+        return _encode(self, self._model().encode_text, tokens, len(texts), "text")
 
     def _model(self) -> torch.nn.Module:
         """The model to encode with: for bf16 on a CPU a bfloat16 copy, since CPU autocast casts every weight again for each batch."""
         half = self.precision == "bf16" and self.device.type == "cpu"
         return copy.deepcopy(self.model).bfloat16() if half else self.model
-
-    @torch.no_grad()
-    def _encode(self, encoder, batches: Iterator[torch.Tensor], count: int, unit: str) -> torch.Tensor:
-        autocast = self.precision == "bf16" and self.device.type != "cpu"
-        features = [torch.empty(0, self.embed_dim)] if not count else []
-        with tqdm(total=count, desc=f"encoding {unit}s", unit=unit, delay=2) as progress:
-            for batch in batches:
-                if batch.is_floating_point() and self.precision == "bf16":
-                    batch = batch.bfloat16()
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=autocast):
-                    encoded = encoder(batch)
-                features.append(F.normalize(encoded.float(), dim=-1).cpu())
-                progress.update(len(batch))
-        return torch.cat(features)
 
     def __sklearn_clone__(self) -> CLIP:
         return self
@@ -171,32 +173,7 @@ class CLIP:
     def __repr__(self) -> str:
         return f"CLIP({self.name or 'built-in'}, {self.pretrained or 'own weights'}, {self.device}, {self.precision})"
 
-# %% ../nbs/01_zeroshot.ipynb #cell-16
-def load_clip(name: str | None = None, pretrained: str | None = None, device: str | torch.device | None = None,
-              precision: str = "auto") -> CLIP:
-    """Load a CLIP model: the built-in one, or any that OpenCLIP can load.
-
-    `name` is None (built-in, needs no network), an OpenCLIP architecture together with a `pretrained` tag or
-    checkpoint file (`"ViT-B-32"`, `"laion2b_s34b_b79k"`), `"hf-hub:org/model"`, or `"local-dir:folder"`. `device` is
-    a GPU when PyTorch sees one. Weights trained with quick-GELU get a model with quick-GELU.
-
-    Raises ValueError for an unknown architecture or tag (the nearest are named) or device or when no weights are asked for,
-    FileNotFoundError for a folder that is missing or holds no complete model, ConnectionError when weights cannot be fetched.
-    """
-    device = _check_device(device)
-    if name is None and pretrained is not None:
-        raise ValueError(f"pretrained={pretrained!r} needs the name of its architecture, for example load_clip('ViT-B-32', {pretrained!r})")
-    location = f"local-dir:{builtin_directory()}" if name is None else name
-    quick_gelu = _check_model(location, pretrained)
-    try:
-        model, preprocess = open_clip.create_model_from_pretrained(
-            location, pretrained=pretrained, force_quick_gelu=quick_gelu, weights_only=True)
-        tokenizer = open_clip.get_tokenizer(location)
-    except Exception as error:  # whatever a damaged file or a broken connection makes of it
-        raise _loading_error(location, pretrained, error) from error
-    return CLIP(model, preprocess, tokenizer, name=name, pretrained=pretrained, device=device, precision=precision)
-
-
+# %% ../nbs/01_zeroshot.ipynb #cell-18
 def _check_device(device: str | torch.device | None) -> torch.device:
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -227,6 +204,31 @@ def _nearest(name: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
     return f", did you mean {' or '.join(map(repr, close))}?" if close else ""
 
+# %% ../nbs/01_zeroshot.ipynb #cell-20
+def load_clip(name: str | None = None, pretrained: str | None = None, device: str | torch.device | None = None,
+              precision: str = "auto") -> CLIP:
+    """Load a CLIP model: the built-in one, or any that OpenCLIP can load.
+
+    `name` is None (built-in, needs no network), an OpenCLIP architecture together with a `pretrained` tag or
+    checkpoint file (`"ViT-B-32"`, `"laion2b_s34b_b79k"`), `"hf-hub:org/model"`, or `"local-dir:folder"`. `device` is
+    a GPU when PyTorch sees one. Weights trained with quick-GELU get a model with quick-GELU.
+
+    Raises ValueError for an unknown architecture or tag (the nearest are named) or device or when no weights are asked for,
+    FileNotFoundError for a folder that is missing or holds no complete model, ConnectionError when weights cannot be fetched.
+    """
+    device = _check_device(device)
+    if name is None and pretrained is not None:
+        raise ValueError(f"pretrained={pretrained!r} needs the name of its architecture, for example load_clip('ViT-B-32', {pretrained!r})")
+    location = f"local-dir:{builtin_directory()}" if name is None else name
+    quick_gelu = _check_model(location, pretrained)
+    try:
+        model, preprocess = open_clip.create_model_from_pretrained(
+            location, pretrained=pretrained, force_quick_gelu=quick_gelu, weights_only=True)
+        tokenizer = open_clip.get_tokenizer(location)
+    except Exception as error:  # whatever a damaged file or a broken connection makes of it
+        raise _loading_error(location, pretrained, error) from error
+    return CLIP(model, preprocess, tokenizer, name=name, pretrained=pretrained, device=device, precision=precision)
+
 
 def _loading_error(name: str, pretrained: str | None, error: Exception) -> Exception:
     if name.startswith("local-dir:"):
@@ -239,7 +241,7 @@ def _loading_error(name: str, pretrained: str | None, error: Exception) -> Excep
         "without arguments needs no network; 'local-dir:FOLDER' loads a model you copied; weights fetched once stay in the "
         "Hugging Face cache (set HF_HOME to choose where).")
 
-# %% ../nbs/01_zeroshot.ipynb #cell-18
+# %% ../nbs/01_zeroshot.ipynb #cell-22
 def cache_directory() -> Path:
     """The folder for things that can be made again: `$CLIPADAPT_CACHE`, or the user's cache folder."""
     return Path(os.environ.get("CLIPADAPT_CACHE") or user_cache_path("clipadapt"))
@@ -269,7 +271,7 @@ def expand_weights(packaged: Path, target: Path) -> None:
     save_file({**weights, "token_embedding.weight": table}, target / "open_clip_model.safetensors")
     shutil.copy(packaged / "open_clip_config.json", target)
 
-# %% ../nbs/01_zeroshot.ipynb #cell-26
+# %% ../nbs/01_zeroshot.ipynb #cell-30
 NEUTRAL_TEMPLATES = [
     "a photo of a {}.", "a photo of the {}.", "a photo of one {}.", "a photo of my {}.", "a photo of a small {}.", "a photo of a large {}.",
     "a good photo of a {}.", "a good photo of the {}.", "a bad photo of a {}.", "a bad photo of the {}.", "a cropped photo of a {}.",
@@ -305,7 +307,7 @@ def check_templates(choice: str | Sequence[str]) -> list[str]:
         raise ValueError("at least one template is needed")
     return list(choice)
 
-# %% ../nbs/01_zeroshot.ipynb #cell-31
+# %% ../nbs/01_zeroshot.ipynb #cell-35
 def encode_prompts(clip: CLIP, classnames: Sequence[str], template_set: str | Sequence[str] = "single") -> torch.Tensor:
     """Text features of every template filled with every class name: float32 [T, C, D], L2-normalised."""
     classnames, template_set = check_classnames(classnames), check_templates(template_set)

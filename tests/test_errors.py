@@ -165,7 +165,7 @@ def test_save_refuses_a_parameter_that_json_cannot_hold(saved, tmp_path):
 def test_load_refuses_a_newer_format_and_another_method(saved):
     record = saved[1] / "adapter.json"
     text = record.read_text()
-    record.write_text(text.replace('"format": 1', '"format": 99'))
+    record.write_text('{"format": 99, "clipadapt": "9.0", "in": "another shape"}')
     with pytest.raises(ValueError, match="please upgrade"):
         ZeroShot.load(saved[1])
     record.write_text(text.replace('"ZeroShot"', '"GRIP"'))
