@@ -19,7 +19,7 @@ import pandas as pd
 
 from . import metrics
 from .adapter import Adapter, ZeroShot
-from .data import ImageSet, digits, whole_file
+from .data import ImageSet, digits, show_images, whole_file
 from .zeroshot import load_clip
 
 # %% auto #0
@@ -112,8 +112,6 @@ def _section(run: Run, test: ImageSet) -> dict:
 
 def _examples(test: ImageSet):
     """The first two images of up to ten classes."""
-    from clipadapt.data import show_images
-
     classes = [c for c in range(len(test.classnames)) if (test.labels == c).any()][:10]
     rows = [[test[int(np.flatnonzero(test.labels == c)[k % (test.labels == c).sum()])][0] for c in classes] for k in range(2)]
     return show_images(sum(rows, []), [test.classnames[c] for c in classes], columns=len(classes))

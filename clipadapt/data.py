@@ -10,7 +10,7 @@ import random
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache, partial
@@ -573,6 +573,7 @@ def whole_directory(target: str | Path, replace: bool = False) -> Iterator[Path]
     draft.mkdir(parents=True)
     try:
         yield draft
+        _readable(draft.rglob("*"), draft.stat().st_mode & 0o666)
         if replace and target.exists():
             target.rename(old)
         try:
@@ -586,6 +587,12 @@ def whole_directory(target: str | Path, replace: bool = False) -> Iterator[Path]
         shutil.rmtree(draft, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
 
+def _readable(paths: Iterable[Path], mode: int) -> None:
+    """Give files the permissions that new files have here: safetensors makes its own private, which a shared cache must not be."""
+    for path in paths:
+        if path.is_file():
+            path.chmod(mode)
+
 # %% ../nbs/00_data.ipynb #cell-82
 @contextmanager
 def whole_file(target: str | Path) -> Iterator[Path]:
@@ -593,8 +600,11 @@ def whole_file(target: str | Path) -> Iterator[Path]:
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = target.with_name(f".{target.name}.{uuid4().hex}")
+    draft.touch()
+    mode = draft.stat().st_mode
     try:
         yield draft
+        _readable([draft], mode)
         draft.replace(target)
     finally:
         draft.unlink(missing_ok=True)

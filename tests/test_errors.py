@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from clipadapt import ImageSet, ZeroShot, digits, load_clip
-from clipadapt.data import read_image, whole_directory
+from clipadapt.data import read_image, whole_directory, whole_file
 from clipadapt.zeroshot import builtin_directory
 
 
@@ -110,6 +111,14 @@ def test_nothing_is_lost_when_a_folder_cannot_be_renamed(tmp_path, monkeypatch):
     with pytest.raises(PermissionError, match="locked"), whole_directory(tmp_path / "model", replace=True) as draft:
         (draft / "new").touch()
     assert [path.name for path in tmp_path.rglob("*")] == ["model", "old"]
+
+
+def test_files_have_the_permissions_of_new_files(saved, tmp_path):
+    (tmp_path / "ordinary").touch()
+    with whole_file(tmp_path / "weights.safetensors") as draft:
+        save_file({"weight": torch.zeros(1)}, draft)
+    expected = (tmp_path / "ordinary").stat().st_mode
+    assert {path.stat().st_mode for path in [tmp_path / "weights.safetensors", *saved[1].iterdir()]} == {expected}
 
 
 def test_two_processes_expand_at_once(tmp_path):
