@@ -20,7 +20,7 @@ from sklearn.exceptions import NotFittedError
 
 from .adapter import Adapter
 from .data import ImageSet, digits
-from .zeroshot import CLIP, load_clip
+from .zeroshot import CLIP, hash_weights, load_clip
 
 
 @dataclass
@@ -160,7 +160,7 @@ def check_nothing_touched(case: Case) -> None:
     def state() -> dict:
         return {"the images": b"".join(np.asarray(image).tobytes() for image, _ in case.train),
                 "the array y": labels.tobytes(), "the labels of the set": case.train.labels.tobytes(),
-                "the CLIP's weights": CLIP.fingerprint.func(case.fitted.clip),
+                "the CLIP's weights": hash_weights(case.fitted.clip.model),
                 "Python's random state": random.getstate(), "NumPy's random state": np.random.get_state()[1].tobytes(),
                 "PyTorch's random state": torch.get_rng_state().numpy().tobytes()}
 

@@ -31,8 +31,8 @@ from tqdm.auto import tqdm
 from .data import ImageSet, as_imageset, check_classnames, dataset_facts, whole_directory
 
 # %% auto #0
-__all__ = ['NEUTRAL_TEMPLATES', 'CLIP', 'load_clip', 'cache_directory', 'builtin_directory', 'expand_weights', 'templates',
-           'check_templates', 'encode_prompts', 'average_prompts', 'zero_shot_probabilities']
+__all__ = ['NEUTRAL_TEMPLATES', 'hash_weights', 'CLIP', 'load_clip', 'cache_directory', 'builtin_directory', 'expand_weights',
+           'templates', 'check_templates', 'encode_prompts', 'average_prompts', 'zero_shot_probabilities']
 
 # %% ../nbs/01_zeroshot.ipynb #cell-8
 def _split_preprocess(preprocess: Compose) -> tuple[Compose, Normalize] | None:
@@ -85,21 +85,37 @@ def _warn_when_cut(texts: Sequence[str], tokenizer) -> None:
 
 # %% ../nbs/01_zeroshot.ipynb #cell-14
 @torch.no_grad()
-def _encode(clip: CLIP, encoder, batches: Iterator[torch.Tensor], count: int, unit: str) -> torch.Tensor:
-    """Encode `batches` that hold `count` items in all, with a progress bar when it takes long: unit features [count, D]."""
-    features = [torch.empty(0, clip.embed_dim)] if not count else []
+def _encode(clip: CLIP, encoder, batches: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """Encode batch after batch: unit features [B, D], float32 on the CPU."""
     autocast = torch.autocast(clip.device.type, torch.bfloat16, enabled=clip.precision == "bf16" and clip.device.type != "cpu")
-    with tqdm(total=count, desc=f"encoding {unit}s", unit=unit, delay=2) as progress:
+    for batch in batches:
+        if batch.is_floating_point() and clip.precision == "bf16":
+            batch = batch.bfloat16()
+        with autocast:
+            encoded = encoder(batch)
+        yield F.normalize(encoded.float(), dim=-1).cpu()
+
+
+def _collect(clip: CLIP, batches: Iterator[torch.Tensor], count: int, unit: str) -> torch.Tensor:
+    """The features of all batches as one tensor [count, D], with a progress bar when it takes long."""
+    features = [torch.empty(0, clip.embed_dim)] if not count else []
+    with tqdm(total=count, desc=f"encoding {unit}s", unit=f" {unit}s", delay=2) as progress:
         for batch in batches:
-            if batch.is_floating_point() and clip.precision == "bf16":
-                batch = batch.bfloat16()
-            with autocast:
-                encoded = encoder(batch)
-            features.append(F.normalize(encoded.float(), dim=-1).cpu())
+            features.append(batch)
             progress.update(len(batch))
     return torch.cat(features)
 
 # %% ../nbs/01_zeroshot.ipynb #cell-16
+def hash_weights(model: torch.nn.Module) -> str:
+    """A hash of all weights of an OpenCLIP model and of its preprocessing settings: 32 hexadecimal digits."""
+    settings = open_clip.get_model_preprocess_cfg(model) if hasattr(model, "visual") else {}
+    digest = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=16)
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+# %% ../nbs/01_zeroshot.ipynb #cell-17
 class CLIP:
     """A frozen open_clip model with its preprocessing and its tokenizer.
 
@@ -116,7 +132,7 @@ class CLIP:
         self.device = torch.device(device)
         self.model = model.to(self.device).eval().requires_grad_(False)
         self.preprocess, self.tokenizer = preprocess, tokenizer
-        self.name, self.pretrained = name, pretrained
+        self.name, self.pretrained, self._hashed = name, pretrained, None
         self.precision = ("bf16" if self.device.type == "cuda" else "float32") if precision == "auto" else precision
 
     @property
@@ -129,15 +145,22 @@ class CLIP:
         """D, the length of a feature."""
         return self.encode_text(["a"]).shape[1]
 
-    @cached_property
+    @property
+    def image_size(self) -> int:
+        """The side, in pixels, of the square images that the model reads."""
+        size = self.model.visual.image_size
+        return size if isinstance(size, int) else max(size)
+
+    @property
     def fingerprint(self) -> str:
-        """A hash of all weights and of OpenCLIP's preprocessing settings: equal for equal models, whatever they are called."""
-        settings = open_clip.get_model_preprocess_cfg(self.model) if hasattr(self.model, "visual") else {}
-        digest = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=16)
-        for name, tensor in sorted(self.model.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
-        return digest.hexdigest()
+        """A hash of all weights and of OpenCLIP's preprocessing settings: equal for equal models, whatever they are called.
+
+        It is computed once, and again when a weight was changed in place.
+        """
+        versions = [(tensor.data_ptr(), tensor._version) for tensor in self.model.state_dict().values()]
+        if self._hashed is None or self._hashed[0] != versions:
+            self._hashed = versions, hash_weights(self.model)
+        return self._hashed[1]
 
     def encode_image(self, images, batch_size: int = 64) -> torch.Tensor:
         """L2-normalised image features, float32 [N, D] on the CPU, in the order of `images`.
@@ -146,9 +169,14 @@ class CLIP:
         Raises ValueError, naming the file, when an image cannot be read, and for a batch size below 1.
         """
         images = as_imageset(images)
+        return _collect(self, self.encode_batches(images, batch_size), len(images), "image")
+
+    def encode_batches(self, images, batch_size: int = 64) -> Iterator[torch.Tensor]:
+        """What `encode_image` returns, one batch [B, D] after the other, so that memory does not grow with their number."""
+        images = as_imageset(images)
         pixels = _ahead(partial(_pixels, self.preprocess, images), _batches(len(images), batch_size), min(4, os.cpu_count() or 1))
         batches = (_normalised(self.preprocess, batch.to(self.device)) for batch in pixels)
-        return _encode(self, self._model().encode_image, batches, len(images), "image")
+        return _encode(self, self._model().encode_image, batches)
 
     def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> torch.Tensor:
         """L2-normalised text features, float32 [M, D] on the CPU. Texts longer than the context are cut, with a warning.
@@ -160,7 +188,7 @@ class CLIP:
         texts = list(texts)
         _warn_when_cut(texts, self.tokenizer)
         tokens = (self.tokenizer([texts[i] for i in batch]).to(self.device) for batch in _batches(len(texts), batch_size))
-        return _encode(self, self._model().encode_text, tokens, len(texts), "text")
+        return _collect(self, _encode(self, self._model().encode_text, tokens), len(texts), "text")
 
     def _model(self) -> torch.nn.Module:
         """The model to encode with: for bf16 on a CPU a bfloat16 copy, since CPU autocast casts every weight again for each batch."""
@@ -173,7 +201,7 @@ class CLIP:
     def __repr__(self) -> str:
         return f"CLIP({self.name or 'built-in'}, {self.pretrained or 'own weights'}, {self.device}, {self.precision})"
 
-# %% ../nbs/01_zeroshot.ipynb #cell-18
+# %% ../nbs/01_zeroshot.ipynb #cell-19
 def _check_device(device: str | torch.device | None) -> torch.device:
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -204,7 +232,7 @@ def _nearest(name: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
     return f", did you mean {' or '.join(map(repr, close))}?" if close else ""
 
-# %% ../nbs/01_zeroshot.ipynb #cell-20
+# %% ../nbs/01_zeroshot.ipynb #cell-21
 def load_clip(name: str | None = None, pretrained: str | None = None, device: str | torch.device | None = None,
               precision: str = "auto") -> CLIP:
     """Load a CLIP model: the built-in one, or any that OpenCLIP can load.
@@ -241,7 +269,7 @@ def _loading_error(name: str, pretrained: str | None, error: Exception) -> Excep
         "without arguments needs no network; 'local-dir:FOLDER' loads a model you copied; weights fetched once stay in the "
         "Hugging Face cache (set HF_HOME to choose where).")
 
-# %% ../nbs/01_zeroshot.ipynb #cell-22
+# %% ../nbs/01_zeroshot.ipynb #cell-23
 def cache_directory() -> Path:
     """The folder for things that can be made again: `$CLIPADAPT_CACHE`, or the user's cache folder."""
     return Path(os.environ.get("CLIPADAPT_CACHE") or user_cache_path("clipadapt"))
@@ -271,7 +299,7 @@ def expand_weights(packaged: Path, target: Path) -> None:
     save_file({**weights, "token_embedding.weight": table}, target / "open_clip_model.safetensors")
     shutil.copy(packaged / "open_clip_config.json", target)
 
-# %% ../nbs/01_zeroshot.ipynb #cell-30
+# %% ../nbs/01_zeroshot.ipynb #cell-31
 NEUTRAL_TEMPLATES = [
     "a photo of a {}.", "a photo of the {}.", "a photo of one {}.", "a photo of my {}.", "a photo of a small {}.", "a photo of a large {}.",
     "a good photo of a {}.", "a good photo of the {}.", "a bad photo of a {}.", "a bad photo of the {}.", "a cropped photo of a {}.",
@@ -307,7 +335,7 @@ def check_templates(choice: str | Sequence[str]) -> list[str]:
         raise ValueError("at least one template is needed")
     return list(choice)
 
-# %% ../nbs/01_zeroshot.ipynb #cell-35
+# %% ../nbs/01_zeroshot.ipynb #cell-36
 def encode_prompts(clip: CLIP, classnames: Sequence[str], template_set: str | Sequence[str] = "single") -> torch.Tensor:
     """Text features of every template filled with every class name: float32 [T, C, D], L2-normalised."""
     classnames, template_set = check_classnames(classnames), check_templates(template_set)
