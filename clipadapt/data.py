@@ -94,6 +94,8 @@ def _to_array(item: np.ndarray | torch.Tensor) -> np.ndarray:
         array = array[:, :, 0]
     if not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)):
         raise ValueError(f"an image array must be [H, W] or [H, W, 3] (a tensor [3, H, W]), this one has shape {tuple(item.shape)}")
+    if array.dtype == np.uint8:
+        return array
     highest = 1 if array.dtype.kind in "fb" else 65535 if array.dtype == np.uint16 else 255
     if not (0 <= array.min() and array.max() <= highest):
         raise ValueError(f"{array.dtype} images must lie in 0-{highest} (before any normalisation), "
@@ -137,12 +139,12 @@ def check_labels(labels: Sequence[int] | None, count: int, num_classes: int) -> 
     if labels is None:
         return np.full(count, -1, np.int64)
     array = np.asarray(labels)
-    if not num_classes and count:
-        raise ValueError("labels count classes, so they need class names: pass classnames, too")
     if array.shape != (count,):
         raise ValueError(f"{count} images need labels of shape ({count},), these have shape {array.shape}")
     if count and array.dtype.kind not in "iu":
         raise ValueError(f"labels must be integers, these are {array.dtype}")
+    if not num_classes and (array >= 0).any():
+        raise ValueError("labels count classes, so they need class names: pass classnames, too")
     outside = np.unique(array[(array < -1) | (array >= num_classes)])
     if len(outside):
         raise ValueError(f"labels must lie in 0 ... {num_classes - 1} (or be -1 for unlabelled), found {outside[:5].tolist()}")
