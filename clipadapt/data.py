@@ -27,8 +27,8 @@ from tqdm.auto import tqdm
 
 # %% auto #0
 __all__ = ['torchvision', 'DIGIT_NAMES', 'TORCHVISION_SPLITS', 'DISTORTIONS', 'to_rgb', 'read_image', 'check_classnames',
-           'check_labels', 'seeded', 'ImageSet', 'as_imageset', 'read_folder', 'digits', 'show_images', 'dataset_facts',
-           'read_torchvision', 'read_hub', 'weak_view', 'strong_view', 'whole_directory', 'whole_file']
+           'check_labels', 'check_count', 'seeded', 'ImageSet', 'as_imageset', 'read_folder', 'digits', 'show_images',
+           'dataset_facts', 'read_torchvision', 'read_hub', 'weak_view', 'strong_view', 'whole_directory', 'whole_file']
 
 # %% ../nbs/00_data.ipynb #cell-8
 def _import_torchvision():
@@ -150,7 +150,14 @@ def check_labels(labels: Sequence[int] | None, count: int, num_classes: int) -> 
         raise ValueError(f"labels must lie in 0 ... {num_classes - 1} (or be -1 for unlabelled), found {outside[:5].tolist()}")
     return array.astype(np.int64)
 
-# %% ../nbs/00_data.ipynb #cell-25
+# %% ../nbs/00_data.ipynb #cell-23
+def check_count(value: int, name: str, lowest: int = 1) -> int:
+    """Return a whole number as int. Raises ValueError, calling it `name`, for anything else (booleans, floats) and below `lowest`."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < lowest:
+        raise ValueError(f"{name} must be a {'positive ' if lowest == 1 else ''}whole number{f' from {lowest}' if lowest not in (0, 1) else ''}, got {value!r}")
+    return int(value)
+
+# %% ../nbs/00_data.ipynb #cell-26
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Run a block with the random state of Python, NumPy and PyTorch (CPU and GPUs) set from `seed`, then restore it."""
@@ -165,7 +172,7 @@ def seeded(seed: int) -> Iterator[None]:
             random.setstate(python_state)
             np.random.set_state(numpy_state)
 
-# %% ../nbs/00_data.ipynb #cell-28
+# %% ../nbs/00_data.ipynb #cell-29
 class ImageSet(torch.utils.data.Dataset):
     """Images with class names and labels, decoded one at a time when asked for.
 
@@ -225,7 +232,7 @@ class ImageSet(torch.utils.data.Dataset):
         """One split of a Hugging Face data set: see `read_hub`."""
         return read_hub(name, split, **options)
 
-# %% ../nbs/00_data.ipynb #cell-30
+# %% ../nbs/00_data.ipynb #cell-31
 class _Selection(Sequence):
     """Some elements of another sequence, fetched when asked for."""
 
@@ -251,7 +258,7 @@ class _View(Sequence):
     def __getitem__(self, index: int) -> Image.Image:
         return self.transform(read_image(self.items[index]), np.random.default_rng([self.seed, index]))
 
-# %% ../nbs/00_data.ipynb #cell-32
+# %% ../nbs/00_data.ipynb #cell-33
 def as_imageset(images) -> ImageSet:
     """Return `images` as an ImageSet: an ImageSet itself, a list of paths or Pillow images, or an array or tensor of images.
 
@@ -269,7 +276,7 @@ def as_imageset(images) -> ImageSet:
         raise ValueError(f"images must be an ImageSet, a list of paths or Pillow images, or a tensor [N, 3, H, W], not {type(images).__name__}")
     return ImageSet(images)
 
-# %% ../nbs/00_data.ipynb #cell-37
+# %% ../nbs/00_data.ipynb #cell-38
 def _as_name(folder: str) -> str:
     return " ".join(folder.replace("_", " ").split())
 
@@ -284,7 +291,7 @@ def _image_paths(root: Path) -> list[Path]:
         raise FileNotFoundError(f"{root}: no images in this folder (looked for .jpg, .png, .webp, .tif and whatever else Pillow reads)")
     return paths
 
-# %% ../nbs/00_data.ipynb #cell-39
+# %% ../nbs/00_data.ipynb #cell-40
 def read_folder(root: str | Path, classnames: Sequence[str] | str | Path | None = None, on_error: str = "skip") -> ImageSet:
     """Images of a folder, in sorted order of their paths; every file is opened once, to see that it can be read.
 
@@ -307,7 +314,7 @@ def read_folder(root: str | Path, classnames: Sequence[str] | str | Path | None 
         raise ValueError(f"{root}: sub-folders that are not among the class names: {', '.join(unknown[:10])}")
     return _without_damaged(ImageSet(paths, classnames, [index[_as_name(folder)] for folder in folders] if classnames else None), on_error)
 
-# %% ../nbs/00_data.ipynb #cell-41
+# %% ../nbs/00_data.ipynb #cell-42
 def _without_damaged(images: ImageSet, on_error: str) -> ImageSet:
     with ThreadPoolExecutor() as pool:
         reasons = list(tqdm(pool.map(_damage, images.images), "checking images", len(images), unit="image", delay=2))
@@ -328,7 +335,7 @@ def _damage(path: Path) -> str | None:
     except (ValueError, FileNotFoundError) as error:
         return str(error)
 
-# %% ../nbs/00_data.ipynb #cell-46
+# %% ../nbs/00_data.ipynb #cell-47
 DIGIT_NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 
 
@@ -350,7 +357,7 @@ def digits(split: str = "train") -> ImageSet:
     images = np.stack([np.asarray(Image.fromarray(scan).resize((32, 32), Image.Resampling.BICUBIC)) for scan in pixels])
     return ImageSet(images, DIGIT_NAMES, labels[indices].astype(np.int64))
 
-# %% ../nbs/00_data.ipynb #cell-50
+# %% ../nbs/00_data.ipynb #cell-51
 def show_images(images: Sequence, titles: Sequence[str] = (), columns: int = 8, size: float = 1.1):
     """Draw images (anything `read_image` reads) in a grid, with titles above the first ones; returns the matplotlib figure."""
     import matplotlib.pyplot as plt
@@ -369,7 +376,7 @@ def show_images(images: Sequence, titles: Sequence[str] = (), columns: int = 8, 
         axis.set_title(title, fontsize=8)
     return figure
 
-# %% ../nbs/00_data.ipynb #cell-52
+# %% ../nbs/00_data.ipynb #cell-53
 @cache
 def dataset_facts() -> dict[str, dict]:
     """What `datasets.json` knows of each public data set: `classnames`, `templates`, `aliases`, `source`."""
@@ -387,7 +394,7 @@ TORCHVISION_SPLITS = {  # constructor arguments of the parts that make up train,
     "DTD": _WITH_VALIDATION, "Flowers102": _WITH_VALIDATION, "FGVCAircraft": _TRAINVAL, "OxfordIIITPet": _TRAINVAL,
     "EuroSAT": _WHOLE, "Caltech101": _WHOLE, "SUN397": _WHOLE}
 
-# %% ../nbs/00_data.ipynb #cell-54
+# %% ../nbs/00_data.ipynb #cell-55
 def read_torchvision(name: str, root: str | Path, split: str = "train", download: bool = True) -> ImageSet:
     """The `"train"` or `"test"` split of a torchvision data set (see `TORCHVISION_SPLITS`), stored under `root`.
 
@@ -416,7 +423,7 @@ def _open_torchvision(name: str, root: str | Path, options: dict, download: bool
             raise ConnectionError(f"could not download {name}: {error}. To work offline, copy the data to {root} and pass download=False") from error
         raise FileNotFoundError(f"{name} is not complete under {root}: {error}") from error
 
-# %% ../nbs/00_data.ipynb #cell-56
+# %% ../nbs/00_data.ipynb #cell-57
 def _torchvision_labels(name: str, part) -> np.ndarray:
     """Labels int64 [N] of a torchvision data set, counted by the class names in `datasets.json`."""
     if name == "GTSRB":  # the folder of a training image is its class
@@ -442,7 +449,7 @@ def _torchvision_labels(name: str, part) -> np.ndarray:
 def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", " ", name.lower()).strip()
 
-# %% ../nbs/00_data.ipynb #cell-58
+# %% ../nbs/00_data.ipynb #cell-59
 def _fixed_split(part, labels: np.ndarray, split: str) -> np.ndarray:
     """Indices of our own 80 : 20 split, stratified by class, seed 0, independent of the order of files on disk."""
     from sklearn.model_selection import StratifiedKFold
@@ -465,7 +472,7 @@ class _TorchvisionImages(Sequence):
     def __getitem__(self, index: int) -> Image.Image:
         return self.items[index][0]
 
-# %% ../nbs/00_data.ipynb #cell-63
+# %% ../nbs/00_data.ipynb #cell-64
 def read_hub(name: str, split: str = "train", image_column: str | None = None, label_column: str | None = None, **options) -> ImageSet:
     """One split of a Hugging Face data set, by its name on the hub or a local folder; needs `clipadapt[hub]`.
 
@@ -494,7 +501,7 @@ def read_hub(name: str, split: str = "train", image_column: str | None = None, l
         return ImageSet(images)
     return ImageSet(images, [known.replace("_", " ") for known in columns[label_column].names], table[label_column][:])
 
-# %% ../nbs/00_data.ipynb #cell-65
+# %% ../nbs/00_data.ipynb #cell-66
 class _Column(Sequence):
     """One column of a Hugging Face table, decoded when asked for."""
 
@@ -507,7 +514,7 @@ class _Column(Sequence):
     def __getitem__(self, index: int):
         return self.table[index][self.column]
 
-# %% ../nbs/00_data.ipynb #cell-69
+# %% ../nbs/00_data.ipynb #cell-70
 def weak_view(size: int, flip: bool = True) -> Callable[[Image.Image, np.random.Generator], Image.Image]:
     """A mild random transform, `transform(image, rng)`: a crop of 75-100 % of the area at `size` pixels, mirrored half the time if `flip`."""
     return partial(_weak, size=size, flip=flip)
@@ -520,7 +527,7 @@ def _weak(image: Image.Image, rng: np.random.Generator, size: int, flip: bool) -
     image = image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + width, top + height))
     return ImageOps.mirror(image) if flip and rng.random() < 0.5 else image
 
-# %% ../nbs/00_data.ipynb #cell-71
+# %% ../nbs/00_data.ipynb #cell-72
 def _shift(image: Image.Image, matrix: tuple) -> Image.Image:
     return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
 
@@ -541,7 +548,7 @@ DISTORTIONS = {  # name: (image, strength from -1 to 1) -> image
     "brightness": lambda image, s: ImageEnhance.Brightness(image).enhance(1 + 0.9 * s),
     "sharpness": lambda image, s: ImageEnhance.Sharpness(image).enhance(1 + 0.9 * s)}
 
-# %% ../nbs/00_data.ipynb #cell-74
+# %% ../nbs/00_data.ipynb #cell-75
 def strong_view(size: int, flip: bool = True, operations: int = 2, magnitude: float = 9, cutout: float = 0.5) -> Callable[[Image.Image, np.random.Generator], Image.Image]:
     """A harsh random transform, `transform(image, rng)`: a weak view, RandAugment, then Cutout.
 
@@ -563,7 +570,7 @@ def _strong(image: Image.Image, rng: np.random.Generator, size: int, flip: bool,
     image.paste((127, 127, 127), (left, top, left + side, top + side))
     return image
 
-# %% ../nbs/00_data.ipynb #cell-80
+# %% ../nbs/00_data.ipynb #cell-81
 @contextmanager
 def whole_directory(target: str | Path, replace: bool = False) -> Iterator[Path]:
     """Yield a draft folder that becomes `target` when the block ends well, and vanishes when it does not.
@@ -595,7 +602,7 @@ def _readable(paths: Iterable[Path], mode: int) -> None:
         if path.is_file():
             path.chmod(mode)
 
-# %% ../nbs/00_data.ipynb #cell-82
+# %% ../nbs/00_data.ipynb #cell-83
 @contextmanager
 def whole_file(target: str | Path) -> Iterator[Path]:
     """Yield the path of a draft that becomes the file `target` when the block ends well, and vanishes when it does not."""

@@ -24,11 +24,11 @@ from filelock import FileLock, Timeout
 from PIL import Image
 from tqdm.auto import tqdm
 
-from .data import ImageSet, _Selection, _View, as_imageset, read_image, strong_view, weak_view, whole_file
+from .data import ImageSet, _Selection, _View, as_imageset, check_count, read_image, strong_view, weak_view, whole_file
 from .zeroshot import CLIP, _ahead, _batches, cache_directory
 
 # %% auto #0
-__all__ = ['FORMAT', 'VIEWS', 'hash_images', 'hash_preprocessing', 'named_view', 'FeatureStore', 'StoredCLIP']
+__all__ = ['FORMAT', 'VIEWS', 'hash_each', 'hash_images', 'hash_preprocessing', 'named_view', 'FeatureStore', 'StoredCLIP']
 
 # %% ../nbs/04_features.ipynb #cell-12
 def _hash(*parts: bytes | str) -> bytes:
@@ -42,9 +42,13 @@ def _hash(*parts: bytes | str) -> bytes:
 
 
 def _hash_item(item) -> bytes:
-    """A hash of one image's content: the bytes of its file or of its array, or its pixels."""
+    """A hash of one image's content: the bytes of its file or of its array, or its pixels. Raises the errors of `read_image`."""
     if isinstance(item, (str, Path)):
-        return _hash("file", Path(item).read_bytes())
+        try:
+            return _hash("file", Path(item).read_bytes())
+        except OSError:
+            read_image(item)
+            raise
     if isinstance(item, np.ndarray):
         return _hash("array", f"{item.dtype} {item.shape}", item.tobytes())
     image = read_image(item)
@@ -76,24 +80,34 @@ def _hash_image(items: Sequence, index: int, known: dict[int, bytes | None]) -> 
     return _hash_item(items[index])
 
 
-def hash_images(images: ImageSet) -> str:
-    """A hash of the content and the order of `images`, 32 hexadecimal digits; names of files and labels do not enter."""
+def hash_each(images: ImageSet) -> list[bytes]:
+    """A hash of the content of every image, 16 bytes each; names of files and labels do not enter. Raises ValueError for an unreadable one."""
     known, items = {}, images.images
     while isinstance(items, (_Selection, _View)):
         if isinstance(items, _View):
             known[id(items)] = _identify(items.transform)
         items = items.items
     blocks = _ahead(lambda block: [_hash_image(images.images, i, known) for i in block], _batches(len(images), 256), min(4, os.cpu_count() or 1))
-    return _hash(*(digest for block in blocks for digest in block)).hex()
+    return [digest for block in blocks for digest in block]
+
+
+def hash_images(images: ImageSet) -> str:
+    """A hash of the content and the order of `images`, 32 hexadecimal digits: see `hash_each`."""
+    return _hash(*hash_each(images)).hex()
 
 # %% ../nbs/04_features.ipynb #cell-21
 def hash_preprocessing(clip: CLIP) -> str:
-    """A hash of what `clip.preprocess` makes of three fixed images. Raises ValueError when it does not make the same of them twice."""
-    first, second = ([np.asarray(clip.preprocess(image)) for image in _probes()] for _ in range(2))
-    if not all(map(np.array_equal, first, second)):
+    """A hash of what `clip.preprocess` makes of three fixed images.
+
+    Raises ValueError when it is random, which a step that acts once in a hundred times may hide.
+    """
+    small, *others = _probes()
+    first, *again = (np.asarray(clip.preprocess(small)) for _ in range(24))
+    if not all(np.array_equal(first, other) for other in again):
         raise ValueError("this CLIP's preprocessing is random, so its features cannot be kept; use the deterministic "
                          "preprocessing, and images.view(transform, seed) for random views")
-    return _hash(*(f"{array.dtype} {array.shape}" for array in first), *(array.tobytes() for array in first)).hex()
+    seen = [first, *(np.asarray(clip.preprocess(image)) for image in others)]
+    return _hash(*(f"{array.dtype} {array.shape}" for array in seen), *(array.tobytes() for array in seen)).hex()
 
 # %% ../nbs/04_features.ipynb #cell-25
 FORMAT = 1
@@ -131,7 +145,7 @@ def _create(folder: Path, facts: dict, dim: int, shard_size: int) -> dict:
     (folder / "manifest.json").unlink(missing_ok=True)
     header = {"descr": np.dtype(facts["dtype"]).str, "fortran_order": False, "shape": (facts["count"], dim)}
     try:
-        with open(folder / "features.npy", "wb") as file:
+        with whole_file(folder / "features.npy") as draft, open(draft, "wb") as file:
             np.lib.format.write_array_header_1_0(file, header)
             _reserve(file, file.tell() + facts["count"] * dim * np.dtype(facts["dtype"]).itemsize)
     except OSError:
@@ -209,13 +223,13 @@ def _explained(location: Path) -> Iterator[None]:
 def _locked(folder: Path) -> Iterator[None]:
     """Hold the lock of `folder`; when another process has it, say so and wait."""
     lock = FileLock(f"{folder}.lock")
-    try:
-        with _explained(folder.parent):
-            folder.parent.mkdir(parents=True, exist_ok=True)
+    with _explained(folder.parent):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
             lock.acquire(timeout=1)
-    except Timeout:
-        tqdm.write("another process is encoding these images; waiting for it", file=sys.stderr)
-        lock.acquire()
+        except Timeout:
+            tqdm.write("another process is encoding these images; waiting for it", file=sys.stderr)
+            lock.acquire()
     try:
         yield
     finally:
@@ -247,12 +261,10 @@ class FeatureStore:
     """
 
     def __init__(self, location: str | Path | None = None, *, dtype: str = "float32", shard_size: int = 1024, batch_size: int = 64):
-        if dtype not in ("float32", "float16"):
+        if str(dtype) not in ("float32", "float16"):
             raise ValueError(f"features are stored as 'float32' or 'float16', not {dtype!r}")
-        if shard_size < 1 or batch_size < 1:
-            raise ValueError(f"shards and batches need at least one image; shard_size is {shard_size}, batch_size {batch_size}")
-        self.location = Path(location) if location is not None else cache_directory() / "features"
-        self.dtype, self.shard_size, self.batch_size = dtype, shard_size, batch_size
+        self.location = (Path(location) if location is not None else cache_directory() / "features").expanduser().absolute()
+        self.dtype, self.shard_size, self.batch_size = str(dtype), check_count(shard_size, "shard_size"), check_count(batch_size, "batch_size")
 
     def encode(self, clip: CLIP, images, view: str = "eval", flip: bool = True) -> np.ndarray:
         """Unit features of `images` in their order: a read-only, memory-mapped array [N, D] of the store's dtype.
@@ -260,31 +272,37 @@ class FeatureStore:
         `images` is anything `as_imageset` takes. `view` is "eval" for the images as they are, "weak 0", "weak 1", ... or
         "strong 0", ... (see `named_view`; `flip` allows mirroring there). What the store has is not encoded again.
 
-        Raises ValueError, naming the image, for one that cannot be read or has non-finite features (finished shards are
-        kept), and OSError, naming the location, when the features cannot be written.
+        Raises FileNotFoundError or ValueError, naming the file, for an image that cannot be read, and ValueError for one with
+        non-finite features or that changes meanwhile (finished shards are kept); OSError, naming the location, when the
+        features cannot be written.
         """
         images = as_imageset(images)
         images = images if view == "eval" else named_view(images, view, clip.image_size, flip)
         if not len(images):
             return np.empty((0, clip.embed_dim), self.dtype)
-        facts = {"format": FORMAT, "images": hash_images(images), "count": len(images), "weights": clip.fingerprint,
-                 "preprocessing": hash_preprocessing(clip), "precision": clip.precision, "dtype": self.dtype}
+        digests = hash_each(images)
+        facts = {"format": FORMAT, "images": _hash(*digests).hex(), "count": len(images), "weights": clip.fingerprint,
+                 "model": _hash(repr(clip.model)).hex(), "preprocessing": hash_preprocessing(clip), "precision": clip.precision, "dtype": self.dtype}
         folder = self.location / _hash(json.dumps(facts, sort_keys=True)).hex()
         manifest = _read_manifest(folder, facts)
         if manifest is None or _missing(folder, manifest):
             with _locked(folder):
-                self._fill(clip, images, folder, facts)
+                self._fill(clip, images, digests, folder, facts)
         return np.load(folder / "features.npy", mmap_mode="r", allow_pickle=False)
 
-    def _fill(self, clip: CLIP, images: ImageSet, folder: Path, facts: dict) -> None:
-        """Make every shard that is missing."""
+    def _fill(self, clip: CLIP, images: ImageSet, digests: list[bytes], folder: Path, facts: dict) -> None:
+        """Make every shard that is missing, of images that still are what they were when they were hashed."""
         with _explained(self.location):
             manifest = _read_manifest(folder, facts) or _create(folder, facts, clip.embed_dim, self.shard_size)
         missing = _missing(folder, manifest)
         done = len(images) - sum(len(_rows(manifest, shard)) for shard in missing)
         with tqdm(total=len(images), initial=done, desc="encoding images", unit=" images", delay=2) as progress:
             for shard in missing:
-                features = _encode_rows(clip, images, _rows(manifest, shard), self.batch_size, progress)
+                rows = _rows(manifest, shard)
+                features = _encode_rows(clip, images, rows, self.batch_size, progress)
+                changed = [i for i, digest in zip(rows, hash_each(images.subset(rows))) if digest != digests[i]]
+                if changed:
+                    raise ValueError(f"{_name(images, changed[0])} changed while it was being encoded; encode again")
                 with _explained(self.location):
                     _write_shard(folder, manifest, shard, features)
 
@@ -294,7 +312,7 @@ class FeatureStore:
 
     def size(self) -> int:
         """Bytes that the features take on disk."""
-        return sum(path.stat().st_size for folder in self._folders() for path in folder.iterdir())
+        return sum((folder / name).stat().st_size for folder in self._folders() for name in ("features.npy", "manifest.json") if (folder / name).exists())
 
     def clear(self) -> None:
         """Delete all features in the store, except those that another process is just encoding."""
@@ -328,8 +346,19 @@ class StoredCLIP(CLIP):
 
     def __init__(self, clip: CLIP, store: FeatureStore | None = None):
         vars(self).update(vars(clip))
-        self.store = store or FeatureStore()
+        self.clip, self.store = clip, store or FeatureStore()
 
     def encode_image(self, images, batch_size: int = 64) -> torch.Tensor:
-        """L2-normalised image features, float32 [N, D], from the store; encoded and kept when they are new. See `FeatureStore.encode`."""
-        return torch.from_numpy(self.store.encode(self, images).astype(np.float32))
+        """L2-normalised image features, float32 [N, D], from the store; encoded and kept when they are new. See `FeatureStore.encode`.
+
+        `batch_size` has no effect: batches are the store's.
+        """
+        return torch.from_numpy(self.store.encode(self.clip, images).astype(np.float32))
+
+    def encode_batches(self, images, batch_size: int = 64) -> Iterator[torch.Tensor]:
+        """Features encoded by the CLIP itself, one batch after the other, without the store."""
+        return self.clip.encode_batches(images, batch_size)
+
+    def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> torch.Tensor:
+        """L2-normalised text features: those of the CLIP itself. Texts are not stored."""
+        return self.clip.encode_text(texts, batch_size)

@@ -16,7 +16,7 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
-from .data import check_classnames, check_labels
+from .data import check_classnames, check_count, check_labels
 
 # %% auto #0
 __all__ = ['POLICIES', 'Pseudolabels', 'conventional', 'purity', 'coverage', 'effective_classes', 'quality', 'top_k',
@@ -37,8 +37,8 @@ class Pseudolabels:
 
     def counts(self, num_classes: int) -> np.ndarray:
         """Pseudolabels of each class, int64 [num_classes]. Raises ValueError when a class lies outside."""
-        if len(self) and self.classes[-1] >= num_classes:
-            raise ValueError(f"there are pseudolabels of class {self.classes[-1]}, so num_classes={num_classes} is too small")
+        if len(self) and self.classes.max() >= num_classes:
+            raise ValueError(f"there are pseudolabels of class {self.classes.max()}, so num_classes={num_classes} is too small")
         return np.bincount(self.classes, minlength=num_classes).astype(np.int64)
 
     def labels(self, count: int) -> np.ndarray:
@@ -224,15 +224,9 @@ def top_k(scores, k: int, policy: str = "per-class") -> Pseudolabels:
     """
     if policy not in POLICIES:
         raise ValueError(f"policy must be one of {', '.join(map(repr, POLICIES))}, not {policy!r}")
-    scores, k = _check_scores(scores), _check_k(k)
+    scores, k = _check_scores(scores), check_count(k, "k")
     chosen = list(POLICIES[policy](scores, min(k, max(1, len(scores))), _Ties(scores)))
     return _collect(scores, np.concatenate(chosen), np.repeat(np.arange(len(chosen)), [*map(len, chosen)]))
-
-
-def _check_k(k: int, name: str = "k") -> int:
-    if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
-        raise ValueError(f"{name} must be a positive whole number, got {k!r}")
-    return int(k)
 
 
 def _per_class(scores: np.ndarray, k: int, ties: _Ties) -> Iterator[np.ndarray]:
@@ -316,6 +310,8 @@ def above_threshold(scores, threshold: float) -> Pseudolabels:
     """
     if not math.isfinite(threshold):
         raise ValueError(f"threshold must be a finite number, got {threshold!r}")
+    if isinstance(scores, torch.Tensor):
+        threshold = torch.tensor(threshold, dtype=scores.dtype).item()
     scores = _check_scores(scores)
     classes, values = _argmax(scores)
     with np.errstate(over="ignore"):
@@ -348,7 +344,7 @@ def score_calibration(pseudolabels: Pseudolabels, labels: Sequence[int], bins: i
     are nan in an empty interval. Raises ValueError for labels that do not fit, scores outside [0, 1], or `bins` below 1.
     Source: Guo et al. 2017, "On Calibration of Modern Neural Networks", Section 2.
     """
-    bins = _check_k(bins, "bins")
+    bins = check_count(bins, "bins")
     known, right = _right(pseudolabels, labels)
     scores = pseudolabels.scores[known]
     if len(scores) and not 0 <= scores.min() <= scores.max() <= 1:
@@ -392,13 +388,20 @@ def clean_posterior(losses, *, max_iter: int = 10, tol: float = 1e-2, reg_covar:
 
 
 def _two_gaussians(values: np.ndarray, max_iter: int, tol: float, reg_covar: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Means [2] in ascending order of a mixture fitted to `values` [N], and the posterior [N] of the lower component."""
+    """Means [2] in ascending order of a mixture fitted to ascending `values` [N], and the posterior [N] of the lower component.
+
+    Where one Gaussian is much wider than the other, Bayes' rule calls the lowest losses noisy, or the highest clean. So the
+    posterior is held constant up to the lower mean, and never rises after it.
+    """
     mixture = GaussianMixture(2, max_iter=max_iter, tol=tol, reg_covar=reg_covar, random_state=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)     # ten iterations are enough to split, seldom to converge
         posterior = mixture.fit(values[:, None]).predict_proba(values[:, None])
     means = mixture.means_[:, 0]
-    return np.sort(means), posterior[:, means.argmin()]
+    clean, below = posterior[:, means.argmin()], values < means.min()
+    clean[~below] = np.minimum.accumulate(clean[~below])
+    clean[below] = clean[~below][0]
+    return np.sort(means), clean
 
 
 def _split_at_median(losses: np.ndarray, reason: str) -> np.ndarray:
@@ -426,7 +429,7 @@ def top_k_candidates(probabilities, k: int) -> np.ndarray:
     probabilities: floats [N, C]. Raises ValueError for k below 1, another shape, and NaN.
     """
     scores = _check_scores(probabilities, "probabilities")
-    k, candidates = min(_check_k(k), scores.shape[1]), np.empty(scores.shape, bool)
+    k, candidates = min(check_count(k, "k"), scores.shape[1]), np.empty(scores.shape, bool)
     for block in _blocks(*scores.shape):
         limit = np.partition(scores[block], -k, axis=1)[:, -k, None]
         above, tied = scores[block] > limit, scores[block] == limit

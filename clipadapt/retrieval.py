@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from .adapter import Adapter
-from .data import ImageSet, check_labels, whole_directory
+from .data import ImageSet, check_count, check_labels, whole_directory
 from .pseudolabels import top_k
 from .zeroshot import CLIP, average_prompts, encode_prompts, zero_shot_probabilities
 
@@ -49,7 +49,7 @@ def unit_rows(vectors, name: str = "vectors", dim: int | None = None) -> np.ndar
     """`vectors` (array or tensor [N, D]) as float32 [N, D] in memory order, all finite and of unit length; N may be 0.
 
     Raises ValueError, calling them `name`, for another shape, another dimension than `dim`, values that are no floats or not
-    finite, and rows that are not of unit length (to 1e-3).
+    finite, and rows that are not of unit length (to 1 %: room for bfloat16).
     """
     array = vectors.detach().cpu().float().numpy() if isinstance(vectors, torch.Tensor) else np.asarray(vectors)
     if array.ndim != 2 or array.dtype.kind != "f" or not array.shape[1]:
@@ -59,7 +59,7 @@ def unit_rows(vectors, name: str = "vectors", dim: int | None = None) -> np.ndar
     array = np.require(array, np.float32, ["C", "W"])
     lengths = np.linalg.norm(array, axis=1)
     for wrong, what in [(~np.isfinite(lengths), "hold NaN or infinite values; look for them in the images or leave these rows out"),
-                        (np.abs(lengths - 1) > 1e-3, "are not of unit length; divide each by its norm first")]:
+                        (np.abs(lengths - 1) > 1e-2, "are not of unit length; divide each by its norm first")]:
         if wrong.any():
             raise ValueError(f"{wrong.sum()} of {len(array)} {name} {what}; row {wrong.argmax()} has length {lengths[wrong.argmax()]:.4g}")
     return array
@@ -171,7 +171,7 @@ class PrototypeIndex:
     later: the lists that are looked into (IVF kinds: nprobe, default 1/64 of `nlist` and at least 8), or the candidates (HNSW:
     efSearch, default 64). `nlist` defaults to 2 sqrt(N), at most N/40. `seed` fixes the training of the IVF kinds.
 
-    When FAISS sees a GPU, all kinds but HNSW are searched there. Raises ValueError for vectors as `unit_rows` does, and for
+    When FAISS sees a GPU, all kinds but HNSW are searched there if they fit. Raises ValueError for vectors as `unit_rows` does, and for
     an unknown kind, an empty set, or options outside their range.
     """
 
@@ -182,8 +182,9 @@ class PrototypeIndex:
         vectors = unit_rows(vectors)
         if not len(vectors):
             raise ValueError("an index needs at least one vector to know its dimension")
-        if links < 2:
-            raise ValueError(f"a graph needs at least 2 links a vector, not {links}")
+        for value, name, lowest in ((effort, "effort", 1), (nlist, "nlist", 1), (code_bytes, "code_bytes", 1), (links, "links", 2)):
+            if value is not None:
+                check_count(value, name, lowest)
         index = _build(vectors, kind, nlist, code_bytes, links, seed)
         self._set(index, kind, (64 if kind == "hnsw" else max(8, getattr(index, "nlist", 0) // 64)) if effort is None else effort)
         self._parameters(self.effort)
@@ -193,8 +194,12 @@ class PrototypeIndex:
         import faiss
 
         self._index, self.kind, self.effort, self.dim = index, kind, effort, index.d
-        on_gpu = kind != "hnsw" and faiss.get_num_gpus() > 0
-        self._gpu = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index) if on_gpu else None
+        try:
+            on_gpu = kind != "hnsw" and faiss.get_num_gpus() > 0
+            self._gpu = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index) if on_gpu else None
+        except RuntimeError as error:       # a code that FAISS has no GPU program for, or not enough memory there
+            warnings.warn(f"this {kind} index stays on the CPU: {error}", stacklevel=3)
+            self._gpu = None
 
     def __len__(self) -> int:
         return self._index.ntotal
@@ -217,9 +222,7 @@ class PrototypeIndex:
         distinct ones: a query for which its lists held fewer is searched again exhaustively. Raises ValueError for
         queries that `unit_rows` refuses, and unless `k` is a positive whole number.
         """
-        if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
-            raise ValueError(f"k, the number of neighbours, must be a positive whole number, not {k!r}")
-        queries, k = unit_rows(queries, "queries", self.dim), min(int(k), len(self))
+        queries, k = unit_rows(queries, "queries", self.dim), min(check_count(k, "k, the number of neighbours,"), len(self))
         if not len(queries):
             return np.empty((0, k), np.float32), np.empty((0, k), np.int64)
         index = self._gpu if self._gpu is not None and k <= 2048 else self._index      # FAISS's limit on a GPU
@@ -235,8 +238,7 @@ class PrototypeIndex:
     def _parameters(self, effort: int):
         import faiss
 
-        if effort < 1:
-            raise ValueError(f"effort must be at least 1, not {effort}")
+        effort = check_count(effort, "effort")
         if self.kind == "exact":
             return None
         if self.kind == "hnsw":
@@ -263,7 +265,7 @@ class PrototypeIndex:
         with whole_directory(directory, replace=True) as draft:
             faiss.write_index(self._index, str(draft / "index.faiss"))
             record = {"format": _FORMAT, "clipadapt": version("clipadapt"), "kind": self.kind, "dim": self.dim, "count": len(self),
-                      "effort": self.effort, "blake2b": _file_hash(draft / "index.faiss")}
+                      "effort": int(self.effort), "blake2b": _file_hash(draft / "index.faiss")}
             (draft / "index.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
 
     @classmethod
@@ -364,8 +366,7 @@ def cluster_prototypes(features, labels: Sequence[int], num_classes: int, per_cl
     import faiss
 
     features, labels = unit_rows(features, "features"), check_labels(labels, len(features), num_classes)
-    if per_class < 1:
-        raise ValueError(f"a class needs at least one prototype, per_class is {per_class}")
+    check_count(per_class, "per_class")
     found = []
     for c in range(num_classes):
         members = features[labels == c]
@@ -406,8 +407,7 @@ def iterate_prototypes(features, text: np.ndarray, labels: Sequence[int] | None 
     changed (in the first: all without a label), the counts of the classes, and how far the fastest prototype moved. Raises
     ValueError as `image_prototypes` and `update_prototypes` do, and for less than one round.
     """
-    if iterations < 1:
-        raise ValueError(f"at least one iteration is needed, got {iterations}")
+    check_count(iterations, "iterations")
     text = unit_rows(text, "text prototypes")
     features = unit_rows(features, "features", text.shape[1])
     labels = check_labels(labels, len(features), len(text))
@@ -433,7 +433,7 @@ class Prototypes(Adapter):
     label in `fit(X, y)` keep it. Deterministic (`seed` matters for `per_class` only).
 
     Fitted: `prototypes_` float32 [M, D] and their classes `owners_` int64 [M]; `pseudolabels_` int64 [N], the class of each image;
-    `history_`; `empty_classes_`, the names of classes without an image, which keep their text prototype (also a warning).
+    `history_`; `empty_classes_`, the names of classes without an image in the end, whose prototypes stay where they were last (also a warning).
     """
 
     def __init__(self, clip: CLIP, classnames: Sequence[str], *, templates: str | Sequence[str] = "single", momentum: float = 0.7,
@@ -486,6 +486,7 @@ class NearestNeighbours(Adapter):
         self.templates, self.k, self.per_class, self.kind = templates, k, per_class, kind
 
     def _fit(self, images: ImageSet, labels: np.ndarray) -> None:
+        check_count(self.k, "k")
         features, prompts = self.clip.encode_image(images), encode_prompts(self.clip, self.classnames_, self.templates)
         probabilities = zero_shot_probabilities(features, prompts, self.clip.logit_scale).numpy()
         kept, classes = np.arange(len(features)), np.where(labels >= 0, labels, probabilities.argmax(1))

@@ -155,11 +155,11 @@ class CLIP:
     def fingerprint(self) -> str:
         """A hash of all weights and of OpenCLIP's preprocessing settings: equal for equal models, whatever they are called.
 
-        It is computed once, and again when a weight was changed in place.
+        It is computed once, and again when the sum of a weight has changed: what an optimiser does in place is noticed.
         """
-        versions = [(tensor.data_ptr(), tensor._version) for tensor in self.model.state_dict().values()]
-        if self._hashed is None or self._hashed[0] != versions:
-            self._hashed = versions, hash_weights(self.model)
+        sums = [tensor.sum(dtype=torch.float32).item() for tensor in self.model.state_dict().values()]
+        if self._hashed is None or self._hashed[0] != sums:
+            self._hashed = sums, hash_weights(self.model)
         return self._hashed[1]
 
     def encode_image(self, images, batch_size: int = 64) -> torch.Tensor:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from open_clip.transformer import QuickGELU
 from PIL import Image
 from torchvision.transforms import CenterCrop, Compose
 
@@ -41,7 +42,7 @@ print(Slow.count, hashlib.sha256(features.tobytes()).hexdigest())
 
 
 def start(location, pause, ready, go):
-    return subprocess.Popen([sys.executable, "-c", WORKER, str(location), str(pause), str(ready), str(go)], stdout=subprocess.PIPE, text=True,
+    return subprocess.Popen([sys.executable, "-c", WORKER, str(location), str(pause), str(ready), str(go)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                             env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
@@ -96,6 +97,13 @@ class Counting(CLIP):
             yield batch
 
 
+class Interrupted(Counting):
+    """A CLIP whose user loses patience at once."""
+
+    def encode_batches(self, images, batch_size=64):
+        raise KeyboardInterrupt
+
+
 def encoded(clip, location, images, **options):
     counting = Counting(clip)
     features = FeatureStore(location, shard_size=SHARD).encode(counting, images, **options)
@@ -121,10 +129,12 @@ def test_a_killed_process_is_resumed_bit_for_bit(clip, images, whole, tmp_path):
 
 
 def test_two_processes_share_the_work_of_one(whole, tmp_path):
-    processes = [start(tmp_path / "store", 0.02, tmp_path / f"ready{i}", tmp_path / "go") for i in range(2)]
+    processes = [start(tmp_path / "store", 0.25, tmp_path / f"ready{i}", tmp_path / "go") for i in range(2)]
     wait(lambda: all((tmp_path / f"ready{i}").exists() for i in range(2)))
     (tmp_path / "go").touch()
-    answers = [process.communicate()[0].split() for process in processes]
+    outputs = [process.communicate() for process in processes]
+    answers = [output.split() for output, _ in outputs]
+    assert sum("waiting for it" in errors for _, errors in outputs) == 1, outputs
     assert sorted(int(count) for count, _ in answers) == [0, COUNT], "one encodes, the other waits"
     assert answers[0][1] == answers[1][1]
     assert files(tmp_path / "store") == whole
@@ -157,15 +167,22 @@ def test_damaged_files_are_made_again(clip, images, tmp_path, name, content):
     assert count == COUNT and files(tmp_path) == expected
 
 
-def with_weights_changed(clip):
+def with_weights_changed():
     other = load_clip(device="cpu")
-    with torch.no_grad():
-        other.model.visual.proj.mul_(1.001)
+    other.model.visual.proj.data.mul_(1.001)
+    return other
+
+
+def with_another_activation():
+    other = load_clip(device="cpu")
+    for block in other.model.visual.transformer.resblocks:
+        block.mlp.gelu = QuickGELU()
     return other
 
 
 OTHERS = {
-    "other weights": lambda clip, images: (with_weights_changed(clip), images, {}),
+    "other weights": lambda clip, images: (with_weights_changed(), images, {}),
+    "another activation": lambda clip, images: (with_another_activation(), images, {}),
     "another crop": lambda clip, images: (CLIP(clip.model, Compose([CenterCrop(28), clip.preprocess]), clip.tokenizer), images, {}),
     "another precision": lambda clip, images: (CLIP(clip.model, clip.preprocess, clip.tokenizer, precision="bf16"), images, {}),
     "another order": lambda clip, images: (clip, images.subset(range(COUNT - 1, -1, -1)), {}),
@@ -312,6 +329,59 @@ def test_memory_stays_flat(tmp_path):
     found = subprocess.run([sys.executable, "-c", MEMORY, str(tmp_path)], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     grown, size = map(float, found.stdout.split())
     assert size == 250 and grown < 60, f"{size} MB of features made the process grow by {grown:.0f} MB"
+
+
+def test_weights_that_an_optimiser_changes_in_place(images, tmp_path):
+    clip, few = load_clip(device="cpu"), images.subset(range(20))
+    before = encoded(clip, tmp_path, few)[1]
+    parameter = clip.model.visual.proj.requires_grad_()
+    optimiser = torch.optim.AdamW([parameter], fused=True)
+    parameter.grad = torch.ones_like(parameter)
+    optimiser.step()
+    counting = Counting(clip)
+    after = FeatureStore(tmp_path, shard_size=SHARD).encode(counting, few)
+    assert counting.count == 20 and not np.allclose(before, after, atol=1e-4)
+
+
+def test_an_image_that_changes_while_it_is_encoded(clip, images, tmp_path):
+    paths = [tmp_path / f"{i:02}.png" for i in range(40)]
+    for i, path in enumerate(paths):
+        images[i][0].save(path)
+
+    class Meddling(Counting):
+        def encode_batches(self, pictures, batch_size=64):
+            images[0][0].save(paths[35])
+            return super().encode_batches(pictures, batch_size)
+
+    with pytest.raises(ValueError, match="35.png.* changed while"):
+        FeatureStore(tmp_path / "store", shard_size=SHARD).encode(Meddling(clip), paths)
+    assert finished_shards(tmp_path / "store") in (0, 1)
+
+
+def test_images_that_cannot_be_hashed(clip, tmp_path):
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(FileNotFoundError, match="nowhere.png: no such image file"):
+        FeatureStore(tmp_path / "store").encode(clip, [tmp_path / "nowhere.png"])
+    with pytest.raises(ValueError, match="folder.png: cannot be read"):
+        FeatureStore(tmp_path / "store").encode(clip, [tmp_path / "folder.png"])
+
+
+def test_features_held_by_a_reader_survive_a_repair(clip, images, tmp_path):
+    held = FeatureStore(tmp_path, shard_size=SHARD).encode(clip, images)
+    expected = np.array(held)
+    next(tmp_path.glob("*/manifest.json")).write_text("{}")
+    with pytest.raises(KeyboardInterrupt):
+        FeatureStore(tmp_path, shard_size=SHARD).encode(Interrupted(clip), images)
+    assert np.array_equal(held, expected)
+
+
+def test_a_relative_location_stays_where_it_was(clip, images, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    store = FeatureStore("store")
+    store.encode(clip, images.subset(range(5)))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert len(store.entries()) == 1 and store.location == tmp_path / "store"
 
 
 def test_clear_leaves_foreign_files_alone(clip, images, tmp_path):

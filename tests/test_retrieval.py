@@ -131,7 +131,7 @@ def test_bad_vectors_are_named(vectors, message):
 @pytest.mark.parametrize("count, options, message", [
     (0, {}, "at least one vector"), (300, {"kind": "lsh"}, "exact, ivf, ivfpq, hnsw"), (300, {"kind": "ivf", "nlist": 301}, "1 ... 300"),
     (300, {"kind": "ivfpq", "code_bytes": 3}, "divide the dimension 8"), (99, {"kind": "ivfpq"}, "at least 256"),
-    (300, {"kind": "hnsw", "links": 1}, "at least 2 links"), (300, {"kind": "ivf", "effort": 0}, "effort must be at least 1")])
+    (300, {"kind": "hnsw", "links": 1}, "links must be a whole number from 2"), (300, {"kind": "ivf", "effort": 0}, "effort must be a positive whole number")])
 def test_bad_options_are_named(count, options, message):
     with pytest.raises(ValueError, match=message):
         PrototypeIndex(units(count, 8), **options)
@@ -223,7 +223,7 @@ def test_given_labels_are_kept_and_bad_options_named():
     _, classes, history = iterate_prototypes(features, text, labels)
     assert np.array_equal(classes[labels >= 0], labels[labels >= 0]) and history[0]["changed"] == (labels < 0).sum()
     assert history == json.loads(json.dumps(history))
-    for options, message in [({"momentum": 1.5}, "momentum"), ({"image_weight": -1}, "image_weight"), ({"iterations": 0}, "at least one iteration")]:
+    for options, message in [({"momentum": 1.5}, "momentum"), ({"image_weight": -1}, "image_weight"), ({"iterations": 0}, "iterations must be a positive whole number")]:
         with pytest.raises(ValueError, match=message):
             iterate_prototypes(features, text, **options)
     with pytest.raises(ValueError, match="8 dimensions, not 9"):
