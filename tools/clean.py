@@ -1,9 +1,21 @@
-"""Remove the widget state that nbdev_clean keeps: thousands of lines for progress bars that nobody sees."""
+"""Remove what nbdev_clean keeps and nobody wants to read later: widget state, and progress bars that were shown while a cell ran."""
+import re
 from pathlib import Path
 
 import nbformat
 
+
+def is_bar(output) -> bool:
+    text = output.get("text") or output.get("data", {}).get("text/plain", "")
+    return bool(re.search(r"\d+%\|.*\| \d+/\d+ \[", text))
+
+
 for path in (Path(__file__).resolve().parent.parent / "nbs").rglob("*.ipynb"):
     notebook = nbformat.read(path, as_version=4)
-    if notebook.metadata.pop("widgets", None):
+    dirty = notebook.metadata.pop("widgets", None)
+    for cell in notebook.cells:
+        kept = [output for output in cell.get("outputs", []) if not is_bar(output)]
+        if len(kept) < len(cell.get("outputs", [])):
+            cell.outputs, dirty = kept, True
+    if dirty:
         nbformat.write(notebook, path)
