@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import nn
 
-from .data import ImageSet, as_imageset, check_classnames
+from .data import ImageSet, as_imageset, check_classnames, check_count
 from .training import mixed_precision
 from .zeroshot import CLIP, _ahead, _batches, _normalised, _pixels, average_prompts, encode_prompts
 
@@ -51,12 +51,9 @@ class TextTower(nn.Module):
     def __init__(self, clip: CLIP, classnames: Sequence[str], room: int):
         super().__init__()
         tower = getattr(clip.model, "text", clip.model)
-        if getattr(tower, "attn_mask", None) is None or getattr(tower, "pool_type", getattr(tower, "text_pool_type", "")) not in ("argmax", "eos"):
-            raise ValueError(f"the text encoder of {clip} is not causal up to an end token, so textual prompts do not fit in front of a class name")
         tokens = clip.tokenizer(list(classnames)).to(clip.device)
-        end = getattr(tower, "eos_id", None) if getattr(tower, "pool_type", "argmax") == "eos" else None
-        ends = (tokens == end).int().argmax(1) if end is not None else tokens.argmax(1)
-        _check_length(clip, classnames, ends, room)
+        ends = _ends(clip, tower, tokens)
+        _check_length(clip, classnames, ends, check_count(room, "length", 0))
         with torch.no_grad():
             embedded = tower.token_embedding(tokens[:, : int(ends.max()) + 1]).float()
         self.start, self.names, self.ends = embedded[:1, :1], embedded[:, 1:], ends - 1
@@ -78,6 +75,14 @@ class TextTower(nn.Module):
         projection = tower.text_projection
         features = features if projection is None else projection(features) if isinstance(projection, nn.Module) else features @ projection
         return F.normalize(features.float(), dim=-1)
+
+
+def _ends(clip: CLIP, tower: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+    """Where each text ends, int64 [C]: the position that its feature is read from."""
+    pooling, end = (getattr(tower, name, getattr(tower, f"text_{name}", None)) for name in ("pool_type", "eos_id"))
+    if getattr(tower, "attn_mask", None) is None or pooling not in ("argmax", "eos") or getattr(tower, "cls_emb", None) is not None:
+        raise ValueError(f"the text encoder of {clip} is not causal up to an end token, so textual prompts do not fit in front of a class name")
+    return (tokens == end).int().argmax(1) if pooling == "eos" else tokens.argmax(1)
 
 
 def _check_length(clip: CLIP, classnames: Sequence[str], ends: torch.Tensor, room: int) -> None:
@@ -151,13 +156,17 @@ class Prompt(nn.Module):
             images, classes = self.embed_images(inputs), self.embed_classes()
         return self.scale * images @ classes.T
 
-    @torch.no_grad()
     def predict(self, inputs: torch.Tensor, batch_size: int = 256) -> torch.Tensor:
         """Probabilities, float32 [N, C] on the CPU, of prepared images."""
+        return self.score(inputs, batch_size).softmax(-1)
+
+    @torch.no_grad()
+    def score(self, inputs: torch.Tensor, batch_size: int = 256) -> torch.Tensor:
+        """Logits, float32 [N, C] on the CPU, of prepared images, in batches and without gradients."""
         with mixed_precision(self._clip[0]):
             classes = self.embed_classes()
             features = [self.embed_images(batch) for batch in inputs.split(batch_size)] if len(inputs) else [classes[:0]]
-        return (self.scale * torch.cat(features) @ classes.T).softmax(-1).cpu()
+        return (self.scale * torch.cat(features) @ classes.T).cpu()
 
 
 def _noise(shape: tuple, std: float, seed: int, device) -> nn.Parameter:
@@ -190,8 +199,8 @@ class TextualPrompt(Prompt):
 
 def _word_embeddings(clip: CLIP, words: str) -> torch.Tensor:
     """Token embeddings of some words, float32 [tokens, W], a copy."""
-    tokens = clip.tokenizer([words])[0].to(clip.device)
-    return getattr(clip.model, "text", clip.model).token_embedding(tokens[1 : int(tokens.argmax())]).detach().float().clone()
+    tower, tokens = getattr(clip.model, "text", clip.model), clip.tokenizer([words]).to(clip.device)
+    return tower.token_embedding(tokens[0, 1 : int(_ends(clip, tower, tokens))]).detach().float()
 
 # %% ../nbs/08_prompts.ipynb #cell-22
 class VisualPrompt(Prompt):
@@ -205,6 +214,7 @@ class VisualPrompt(Prompt):
         super().__init__(clip, classnames)
         self.tower = ImageTower(clip)
         width, layers = clip.model.visual.conv1.out_channels, len(clip.model.visual.transformer.resblocks)
+        check_count(length, "length", 0)
         self.vectors = _noise((layers, length, width) if deep else (length, width), width**-0.5, seed, clip.device)
         self._classes = average_prompts(encode_prompts(clip, self.classnames, templates)).to(clip.device)
 
@@ -231,13 +241,14 @@ class MultimodalPrompt(Prompt):
         super().__init__(clip, classnames)
         if attention not in ("sequence", "pairs"):
             raise ValueError(f"attention must be 'sequence' or 'pairs', not {attention!r}")
-        self.attention, self.images, self.texts = attention, ImageTower(clip), TextTower(clip, self.classnames, length)
-        visual, text_width = clip.model.visual, self.texts.names.shape[2]
+        check_count(width, "width")
+        self.attention, self.image_tower, self.text_tower = attention, ImageTower(clip), TextTower(clip, self.classnames, length)
+        visual, text_width = clip.model.visual, self.text_tower.names.shape[2]
         image_width = visual.conv1.out_channels
         bound = (6 / (3 * visual.patch_size[0] * visual.patch_size[1] + image_width)) ** 0.5
-        self.text = _noise((length, text_width), 0.02, seed, clip.device)
+        self.text_vectors = _noise((length, text_width), 0.02, seed, clip.device)
         uniform = torch.rand(length, image_width, generator=torch.Generator().manual_seed(seed + 1))
-        self.image = nn.Parameter(((2 * uniform - 1) * bound).to(clip.device))
+        self.image_vectors = nn.Parameter(((2 * uniform - 1) * bound).to(clip.device))
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self.enter = nn.ModuleList([nn.Linear(text_width, width), nn.Linear(image_width, width)])
@@ -247,17 +258,19 @@ class MultimodalPrompt(Prompt):
 
     def join(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The prompts for the two encoders, [length, W_text] and [length, W_image]."""
-        both = torch.stack([enter(vectors) for enter, vectors in zip(self.enter, (self.text, self.image))])
-        joined = self.block(both.flatten(0, 1)[None])[0].unflatten(0, both.shape[:2]) if self.attention == "sequence" else \
-            self.block(both.transpose(0, 1)).transpose(0, 1)
+        both = torch.stack([enter(vectors) for enter, vectors in zip(self.enter, (self.text_vectors, self.image_vectors))])
+        if self.attention == "sequence":
+            joined = self.block(both.flatten(0, 1)[None])[0].unflatten(0, both.shape[:2])
+        else:
+            joined = self.block(both.transpose(0, 1)).transpose(0, 1)
         return self.leave[0](joined[0]), self.leave[1](joined[1])
 
     def prepare(self, images) -> torch.Tensor:
         """Embedded images, [N, 1 + patches, W], on the CLIP's device: see `ImageTower.embed`."""
-        return self.images.embed(as_imageset(images))
+        return self.image_tower.embed(as_imageset(images))
 
     def embed_images(self, inputs: torch.Tensor) -> torch.Tensor:
-        return self.images(inputs, self.join()[1].float())
+        return self.image_tower(inputs, self.join()[1].float())
 
     def embed_classes(self) -> torch.Tensor:
-        return self.texts(self.join()[0].float())
+        return self.text_tower(self.join()[0].float())

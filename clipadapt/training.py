@@ -101,7 +101,7 @@ class Checkpoint:
     """
 
     def __init__(self, path: str | Path | None, facts: dict):
-        self.path, self.facts = Path(path) if path is not None else None, json.loads(json.dumps(facts))
+        self.path, self.facts = Path(path) if path is not None else None, json.loads(json.dumps(facts, default=lambda value: value.item()))
 
     def save(self, arrays: dict[str, np.ndarray], record: dict) -> None:
         """Write arrays and record, whole or not at all; the last checkpoint is replaced."""

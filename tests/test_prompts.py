@@ -1,0 +1,341 @@
+"""Prompts against the encoders they stand in: no prompt is plain CLIP, embedded words are the sentence, and shortcuts change nothing."""
+import numpy as np
+import open_clip
+import pytest
+import torch
+from open_clip.model import CLIP as OpenCLIP
+from open_clip.model import CustomTextCLIP
+from open_clip.transformer import ResidualAttentionBlock
+
+from clipadapt import CLIP, digits, load_clip
+from clipadapt import prompts as module
+from clipadapt.prompts import ImageTower, MultimodalPrompt, TextTower, TextualPrompt, VisualPrompt
+from clipadapt.training import Recipe, minimise
+from clipadapt.zeroshot import hash_weights
+
+NAMES = ["cat", "a very long name of an annual crop land", "Boeing 707-320", "x"]       # 1 to 9 tokens
+KINDS = {"textual": TextualPrompt, "visual": VisualPrompt, "multimodal": MultimodalPrompt}
+TEXT = {"context_length": 32, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
+VISION = {"image_size": 32, "patch_size": 8, "width": 48, "layers": 2, "head_width": 24}
+TINY = {
+    "plain": lambda: OpenCLIP(16, VISION, TEXT),
+    "quick-GELU": lambda: OpenCLIP(16, VISION, TEXT, quick_gelu=True),
+    "layer scale": lambda: OpenCLIP(16, {**VISION, "ls_init_value": 0.5}, {**TEXT, "ls_init_value": 0.5}),
+    "no ln_pre, late ln_post": lambda: OpenCLIP(16, {**VISION, "no_ln_pre": True, "final_ln_after_pool": True}, TEXT),
+    "custom text": lambda: CustomTextCLIP(16, VISION, TEXT),
+    "custom text, biased projection": lambda: CustomTextCLIP(16, VISION, {**TEXT, "proj_bias": True}),
+    "custom text, end by number": lambda: CustomTextCLIP(16, VISION, {**TEXT, "pool_type": "eos", "eos_id": 49407}),
+    "custom text, no projection": lambda: CustomTextCLIP(32, VISION, {**TEXT, "proj_type": "none"}),
+    "custom blocks": lambda: CustomTextCLIP(16, {**VISION, "qk_norm": True}, {**TEXT, "qk_norm": True, "scale_attn": True}),
+    "ResNet": lambda: OpenCLIP(16, {"image_size": 32, "layers": (1, 1, 1, 1), "width": 8, "patch_size": None, "head_width": 8}, TEXT)}
+RESNET, ENCODERS = "ResNet", [name for name in TINY if name != "ResNet"]
+
+
+def tiny(make, seed=0):
+    """A small random model with the preprocessing and the context of the built-in one; larger weights than OpenCLIP's, so that every detail shows."""
+    builtin = load_clip(device="cpu")
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = make()
+        for name, parameter in model.named_parameters():
+            if "embedding" in name:
+                parameter.data = torch.randn_like(parameter)
+            elif name.endswith("bias"):
+                parameter.data = 0.3 * torch.randn_like(parameter)
+    return CLIP(model, builtin.preprocess, open_clip.SimpleTokenizer(context_length=32))
+
+
+@pytest.fixture(scope="module")
+def clips():
+    """Small models by name, made when first asked for."""
+    made = {}
+
+    def get(name):
+        if name not in made:
+            made[name] = load_clip(device="cpu") if name == "built-in" else tiny(TINY[name])
+        return made[name]
+
+    return get
+
+
+@pytest.fixture(scope="module", params=["ViT-B-32", "ViT-B-32-quickgelu"])
+def large(request):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, _, preprocess = open_clip.create_model_and_transforms(request.param)
+    return CLIP(model, preprocess, open_clip.get_tokenizer(request.param))
+
+
+@pytest.fixture(scope="module")
+def images():
+    return digits("train").subset(range(12))
+
+
+def same(first, second, tolerance=1e-5):
+    assert first.shape == second.shape and (first - second).abs().max() <= tolerance, (first - second).abs().max()
+
+
+def check_parity(clip, images, names=NAMES):
+    """Zero-length prompts are plain CLIP, and the embedded words "a photo of a" are the sentences."""
+    textual = TextualPrompt(clip, names, words="a photo of a")
+    same(textual.embed_classes().detach(), clip.encode_text([f"a photo of a {name}" for name in names]))
+    same(TextualPrompt(clip, names, length=0).embed_classes().detach(), clip.encode_text(names))
+    if isinstance(clip.model.visual, open_clip.transformer.VisionTransformer):
+        plain = clip.encode_image(images)
+        visual = VisualPrompt(clip, names, length=0)
+        inputs = visual.prepare(images)
+        same(visual.embed_images(inputs).detach(), plain)
+        same(visual.embed_classes(), clip.encode_text([f"a photo of a {name}." for name in names]))
+        both = MultimodalPrompt(clip, names, length=0)
+        same(both.embed_images(inputs).detach(), plain)
+        same(both.embed_classes().detach(), clip.encode_text(names))
+    same(textual.prepare(images), clip.encode_image(images), 0)
+
+
+@pytest.mark.parametrize("name", ["built-in", *TINY])
+def test_without_prompts_and_with_embedded_words_it_is_plain_clip(clips, images, name):
+    check_parity(clips(name), images)
+
+
+def test_large_models_without_prompts_and_with_embedded_words(large, images):
+    check_parity(large, images.subset(range(2)))
+
+
+def plain_path(monkeypatch):
+    monkeypatch.setattr(module, "ResidualAttentionBlock", type("Other", (), {}))
+
+
+@pytest.mark.parametrize("name", ["built-in", "plain", "quick-GELU", "layer scale", "custom text", "custom blocks"])
+@pytest.mark.parametrize("length", [0, 1, 7])
+def test_shared_prefix_computed_once_is_the_whole_text_encoder(clips, monkeypatch, name, length):
+    """Values and gradients of the shortcut, of the plain path behind it, and of the untruncated encoder itself."""
+    clip, generator = clips(name), torch.Generator().manual_seed(length)
+    tower = TextTower(clip, NAMES, length)
+    start = torch.randn(length, tower.names.shape[2], generator=generator)
+    weights = torch.randn(len(NAMES), clip.embed_dim, generator=generator)
+
+    def untruncated(prefix):
+        text = getattr(clip.model, "text", clip.model)
+        tokens = clip.tokenizer(NAMES)
+        embedded = text.token_embedding(tokens)
+        whole = torch.cat([embedded[:, :1], prefix.expand(len(NAMES), -1, -1), embedded[:, 1:]], 1)[:, : tokens.shape[1]]
+        hidden = text.ln_final(text.transformer(whole + text.positional_embedding, attn_mask=text.attn_mask))
+        hidden = hidden[torch.arange(len(NAMES)), tokens.argmax(1) + length]
+        return torch.nn.functional.normalize(hidden @ text.text_projection, dim=-1)
+
+    def value_and_gradient(function):
+        prefix = start.clone().requires_grad_()
+        value = function(prefix)
+        (value * weights).sum().backward()
+        return value.detach(), prefix.grad
+
+    fast = value_and_gradient(tower)
+    plain_path(monkeypatch)
+    for other in (value_and_gradient(tower), value_and_gradient(untruncated)):
+        same(fast[0], other[0])
+        if length:
+            scale = other[1].abs().max()
+            assert scale > 0
+            same(fast[1] / scale, other[1] / scale)
+
+
+def test_shortcut_is_taken_where_it_fits_only(clips, monkeypatch):
+    calls = []
+    monkeypatch.setattr(module, "_causal_block", lambda block, shared, own: calls.append(1) or (shared, own))
+    TextualPrompt(clips("plain"), NAMES, length=3).embed_classes()
+    TextualPrompt(clips("custom blocks"), NAMES, length=3).embed_classes()
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["built-in", "custom text"])
+def test_prompts_have_an_effect_and_a_seed_of_their_own(clips, images, kind, name):
+    state = torch.get_rng_state(), np.random.get_state()[1].tobytes()
+    first, again, other = (KINDS[kind](clips(name), NAMES, length=3, seed=seed) for seed in (0, 0, 1))
+    assert torch.equal(torch.get_rng_state(), state[0]) and np.random.get_state()[1].tobytes() == state[1]
+    assert list(first.state_dict()) == list(dict(first.named_parameters())), "nothing of CLIP is a part of the prompt"
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters()))
+    weights = [(a, b) for (n, a), b in zip(first.named_parameters(), other.parameters()) if not n.startswith("block.")]
+    assert all(parameter.dtype == torch.float32 and parameter.requires_grad for parameter in first.parameters())
+    assert all(not torch.equal(a, b) for a, b in weights)
+    inputs = first.prepare(images)
+    probabilities = [prompt.predict(inputs) for prompt in (first, again, other)]
+    assert torch.equal(probabilities[0], probabilities[1]) and not torch.allclose(probabilities[0], probabilities[2])
+    same(probabilities[0], first(inputs).softmax(-1).detach())
+    same(probabilities[0], first.predict(inputs, batch_size=5))
+    same(probabilities[0].sum(1), torch.ones(len(images)))
+    assert first.predict(inputs[:0]).shape == (0, len(NAMES))
+
+
+@pytest.mark.parametrize("options", [{"kind": "textual"}, {"kind": "visual"}, {"kind": "visual", "deep": True}, {"kind": "multimodal"}, {"kind": "multimodal", "attention": "pairs"}])
+@pytest.mark.parametrize("name", ["built-in", "custom blocks"])
+def test_training_moves_the_prompt_and_nothing_else(clips, images, name, options):
+    clip, options = clips(name), dict(options)
+    prompt = KINDS[options.pop("kind")](clip, images.classnames, length=2, **options)
+    before, weights, start = hash_weights(clip.model), clip.logit_scale, {key: value.clone() for key, value in prompt.state_dict().items()}
+    inputs, classes = prompt.prepare(images), torch.from_numpy(images.labels)
+    history = minimise(prompt.parameters(), lambda batch: torch.nn.functional.cross_entropy(prompt(inputs[batch]), classes[batch]), len(inputs),
+                       Recipe(epochs=4, batch_size=None, learning_rate=0.01, warmup=0))
+    assert hash_weights(clip.model) == before and clip.logit_scale == weights
+    assert all(parameter.grad is None and not parameter.requires_grad for parameter in clip.model.parameters())
+    assert not any(module.training for module in clip.model.modules())
+    still = [key for key, value in prompt.state_dict().items() if torch.equal(value, start[key])]
+    assert not still and history[-1] < history[0]
+    assert all(parameter.grad is not None for parameter in prompt.parameters())
+
+
+def test_deep_prompts_differ_from_shallow_ones_and_reach_every_layer(clips, images):
+    clip = clips("built-in")
+    shallow, deep = (VisualPrompt(clip, NAMES, length=2, deep=value) for value in (False, True))
+    inputs = shallow.prepare(images)
+    assert deep.vectors.shape == (4, *shallow.vectors.shape)
+    with torch.no_grad():
+        deep.vectors[0] = shallow.vectors
+    assert not torch.allclose(deep.embed_images(inputs), shallow.embed_images(inputs), atol=1e-4)
+    deep(inputs).square().sum().backward()
+    assert (deep.vectors.grad.flatten(1).abs().amax(1) > 0).all()
+    same(VisualPrompt(clip, NAMES, length=0, deep=True).embed_images(inputs).detach(), clip.encode_image(images))
+
+
+def test_deep_prompts_by_hand(clips, images):
+    """The sequence before every block is the class token, this block's vectors and the patches, as VPT-deep has it."""
+    clip = clips("plain")
+    prompt, visual = VisualPrompt(clip, NAMES, length=2, deep=True), clip.model.visual
+    inputs = prompt.prepare(images)
+    with torch.no_grad():
+        x = torch.cat([inputs[:, :1], prompt.vectors[0].expand(len(inputs), -1, -1), inputs[:, 1:]], 1)
+        x = visual.transformer.resblocks[0](visual.ln_pre(x))
+        x[:, 1:3] = prompt.vectors[1]
+        x = visual.ln_post(visual.transformer.resblocks[1](x)[:, 0]) @ visual.proj
+        same(prompt.embed_images(inputs), torch.nn.functional.normalize(x, dim=-1))
+
+
+@pytest.mark.parametrize("attention", ["sequence", "pairs"])
+def test_who_sees_whom_in_the_joiner(clips, attention):
+    """Text vector 0 is changed: in pairs only prompts 0 may follow, in a sequence all do."""
+    prompt = MultimodalPrompt(clips("built-in"), NAMES, length=4, attention=attention)
+    with torch.no_grad():
+        before = prompt.join()
+        prompt.text_vectors[0] += 1
+        moved = [(after - old).abs().amax(1) > 1e-7 for after, old in zip(prompt.join(), before)]
+    assert all(part.tolist() == [True] + [attention == "sequence"] * 3 for part in moved)
+
+
+def test_pairs_and_sequence_differ_from_the_same_start(clips):
+    first, second = (MultimodalPrompt(clips("built-in"), NAMES, attention=attention) for attention in ("sequence", "pairs"))
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters()))
+    assert all(not torch.allclose(a, b, atol=1e-5) for a, b in zip(first.join(), second.join()))
+    one = [MultimodalPrompt(clips("built-in"), NAMES, length=1, attention=attention).join() for attention in ("sequence", "pairs")]
+    same(one[0][0], one[1][0], 1e-6)
+    same(one[0][1], one[1][1], 1e-6)
+
+
+def test_the_joiner_is_a_clip_block_over_text_then_image(clips):
+    """Source: grip.md, section 3: Linear to 128 each, one QuickGELU block of one head, Linear back, text first."""
+    prompt = MultimodalPrompt(clips("built-in"), NAMES, length=4)
+    sizes = [parameter.numel() for parameter in prompt.block.parameters()]
+    assert sum(sizes) == 198_272 and prompt.block.attn.num_heads == 1 and isinstance(prompt.block, ResidualAttentionBlock)
+    sequence = torch.cat([prompt.enter[0](prompt.text_vectors), prompt.enter[1](prompt.image_vectors)])[None]
+    joined = prompt.block(sequence)[0]
+    same(prompt.join()[0], prompt.leave[0](joined[:4]))
+    same(prompt.join()[1], prompt.leave[1](joined[4:]))
+
+
+def test_starts(clips, large):
+    clip = clips("built-in")
+    textual, visual, both = (KINDS[kind](clip, NAMES, length=200 if kind == "visual" else 16) for kind in KINDS)
+    assert textual.prefix.shape == (16, 64) and abs(textual.prefix.std() - 0.02) < 0.003
+    assert visual.vectors.shape == (200, 128) and abs(visual.vectors.std() - 128**-0.5) < 0.003
+    bound = (6 / (3 * 8 * 8 + 128)) ** 0.5
+    assert 0.95 * bound < both.image_vectors.abs().max() <= bound and abs(both.text_vectors.std() - 0.02) < 0.003
+    big = MultimodalPrompt(large, NAMES)
+    assert (big.text_vectors.numel() + big.image_vectors.numel(), sum(p.numel() for part in (big.enter, big.leave) for p in part.parameters())) == (5_120, 329_216)
+
+
+def test_words_are_copied_not_shared(clips):
+    """A training step must not move CLIP's own embeddings, nor the start of the next prompt (pitfalls, A8)."""
+    clip = clips("built-in")
+    prompt = TextualPrompt(clip, NAMES, words="a photo of a")
+    start = prompt.prefix.detach().clone()
+    with torch.no_grad():
+        prompt.prefix += 1
+    assert torch.equal(TextualPrompt(clip, NAMES, words="a photo of a").prefix, start) and len(start) == 4
+
+
+@pytest.mark.parametrize("kind", ["visual", "multimodal"])
+def test_a_resnet_takes_textual_prompts_only(clips, images, kind):
+    with pytest.raises(ValueError, match="ModifiedResNet; textual prompts work"):
+        KINDS[kind](clips(RESNET), NAMES)
+    probabilities = TextualPrompt(clips(RESNET), NAMES).predict(clips(RESNET).encode_image(images))
+    assert torch.isfinite(probabilities).all()
+
+
+@pytest.mark.parametrize("vision", [{"pool_type": "avg"}, {"attentional_pool": True, "attn_pooler_heads": 2}])
+def test_vision_transformers_without_a_class_token_are_refused(vision):
+    clip = tiny(lambda: CustomTextCLIP(16, {**VISION, **vision}, TEXT))
+    with pytest.raises(ValueError, match="class token"):
+        ImageTower(clip)
+    sentences = TextualPrompt(clip, NAMES, words="a photo of a").embed_classes().detach()
+    same(sentences, clip.encode_text([f"a photo of a {name}" for name in NAMES]))
+
+
+@pytest.mark.parametrize("text", [{"no_causal_mask": True}, {"pool_type": "last"}, {"pool_type": "first"},
+                                  pytest.param({"embed_cls": True}, id="CoCa's class token at the end")])
+def test_text_encoders_that_do_not_end_causally_are_refused(text):
+    with pytest.raises(ValueError, match="not causal up to an end token"):
+        TextTower(tiny(lambda: CustomTextCLIP(16, VISION, {**TEXT, **text})), NAMES, 4)
+
+
+def test_end_tokens_by_number_in_a_plain_model():
+    """Pooling at the end token's number, where that is not the highest number of all."""
+    clip = tiny(lambda: OpenCLIP(16, VISION, {**TEXT, "pool_type": "eos", "eos_id": 320}))       # 320 is the word "a"
+    tower = TextTower(clip, ["cat a dog", "a"], 0)
+    same(tower(torch.empty(0, 32)), clip.encode_text(["cat a dog", "a"]))
+
+
+@pytest.mark.parametrize("words, room, more", [(14, 16, 0), (15, 16, 1), (30, 0, 0), (30, 3, 3), (40, 0, 10), (45, 4, 19)])
+def test_a_class_name_that_is_too_long_is_named_with_by_how_much(clips, words, room, more):
+    long = " ".join(["cat"] * words)
+    if not more:
+        assert TextualPrompt(clips("built-in"), ["dog", long], length=room).embed_classes().shape[0] == 2
+        return
+    with pytest.raises(ValueError, match=f"class name '{long}'.* {more} more than the 32") as error:
+        TextualPrompt(clips("built-in"), ["dog", long, "cat"], length=room)
+    assert "dog'" not in str(error.value)
+
+
+def test_longest_names_that_fit_are_exact(clips):
+    names = [" ".join(["cat"] * 26), "dog"]
+    prompt = TextualPrompt(clips("built-in"), names, words="a photo of a")
+    same(prompt.embed_classes().detach(), clips("built-in").encode_text([f"a photo of a {name}" for name in names]))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_class_names_are_checked(clips, kind):
+    for names, message in (([], "at least one class name"), (["same", "same"], "same")):
+        with pytest.raises(ValueError, match=message):
+            KINDS[kind](clips("built-in"), names)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("length", [-1, 2.5])
+def test_lengths_are_checked(clips, kind, length):
+    with pytest.raises(ValueError, match="length"):
+        KINDS[kind](clips("built-in"), NAMES, length=length)
+
+
+def test_attention_is_checked(clips):
+    with pytest.raises(ValueError, match="'sequence' or 'pairs'"):
+        MultimodalPrompt(clips("built-in"), NAMES, attention="pair")
+
+
+@pytest.mark.parametrize("kind", ["textual", "visual", "multimodal"])
+def test_bfloat16_keeps_float32_prompts_and_stays_near(clips, images, kind):
+    """On a CPU a bf16 CLIP encodes in bfloat16, prompts and steps stay float32 and finite."""
+    clip = clips("built-in")
+    half = CLIP(clip.model, clip.preprocess, clip.tokenizer, precision="bf16")
+    first, second = (KINDS[kind](model, NAMES, length=2) for model in (clip, half))
+    inputs = second.prepare(images)
+    same(first.predict(first.prepare(images)), second.predict(inputs), 0.1)
+    second(inputs).sum().backward()
+    assert all(parameter.dtype == torch.float32 and parameter.grad.dtype == torch.float32 and parameter.grad.isfinite().all() for parameter in second.parameters())
