@@ -5,5 +5,6 @@ __version__ = "0.1.0"
 from clipadapt.adapter import Adapter, ZeroShot
 from clipadapt.data import ImageSet, digits
 from clipadapt.features import FeatureStore, StoredCLIP
+from clipadapt.grip import FPL, GRIP, IFPL
 from clipadapt.retrieval import NearestNeighbours, PrototypeIndex, Prototypes
 from clipadapt.zeroshot import CLIP, load_clip

@@ -28,7 +28,12 @@ FILES = {"adapter.json", "adapter.safetensors"}
 
 
 class Saved(BaseEstimator):
-    """Saving and loading, for estimators with the parameters `clip` and `classnames`."""
+    """Saving and loading, for estimators with the parameters `clip` and `classnames`.
+
+    `unsaved` names parameters that are not written; a loaded method has their defaults.
+    """
+
+    unsaved = ("clip", "classnames")
 
     def save(self, directory: str | Path) -> None:
         """Write the fitted method to `directory` (adapter.json and adapter.safetensors), whole or not at all.
@@ -66,7 +71,7 @@ class Saved(BaseEstimator):
         fitted = {name: value for name, value in vars(self).items() if name.endswith("_")}
         arrays = {name: np.asarray(value, order="C") for name, value in fitted.items() if isinstance(value, np.ndarray)}
         plain = {name: value for name, value in fitted.items() if name not in arrays}
-        params = {name: value for name, value in self.get_params(deep=False).items() if name not in ("clip", "classnames")}
+        params = {name: value for name, value in self.get_params(deep=False).items() if name not in self.unsaved}
         for name, value in {**params, **plain}.items():
             if not _is_json(value):
                 raise ValueError(f"{name}={value!r:.80} cannot be saved: parameters are numbers, strings, lists or None; fitted attributes also arrays")

@@ -20,6 +20,7 @@ import pandas as pd
 from . import metrics
 from .adapter import Adapter, ZeroShot
 from .data import ImageSet, digits, show_images, whole_file
+from .grip import FPL, GRIP, IFPL, SMALL
 from .retrieval import NearestNeighbours, Prototypes
 from .zeroshot import load_clip
 
@@ -131,7 +132,9 @@ def _picture(figure) -> str:
 def demo(folder: str | Path = "runs/demo") -> pd.DataFrame:
     """Run every method on the handwriting with the built-in CLIP, print the table, write `folder`/report.html; return the table."""
     clip, train, test = load_clip(), digits("train"), digits("test")
-    runs = run_all([method(clip, train.classnames) for method in (ZeroShot, NearestNeighbours, Prototypes)], train, test)
+    methods = [method(clip, train.classnames) for method in (ZeroShot, NearestNeighbours, Prototypes)]
+    methods += [method(clip, train.classnames, **SMALL) for method in (FPL, IFPL, GRIP)]
+    runs = run_all(methods, train, test)
     table = tabulate(runs, test)
     print(f"\nCLIP reads handwriting: adapted on {len(train)} images without labels, tested on {len(test)} others.\n")
     print(table.to_string(index=False, float_format="{:.4f}".format))
