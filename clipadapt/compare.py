@@ -107,7 +107,7 @@ def _section(run: Run, test: ImageSet) -> dict:
         "confusion matrix": metrics.plot_confusion(labels, predictions, names),
         "reliability": metrics.plot_reliability(labels, run.probabilities),
         "confidence": metrics.plot_confidence(labels, run.probabilities)}
-    params = {name: value for name, value in run.method.get_params(deep=False).items() if name not in ("clip", "classnames")}
+    params = {name: value for name, value in run.method.get_params(deep=False).items() if name not in run.method.unsaved}
     return {"name": run.name, "params": params, "accuracies": dict(zip(names, metrics.per_class_accuracy(labels, predictions, len(names)))),
             "plots": {name: (_picture(axes.figure), axes.get_title()) for name, axes in plots.items()}}
 

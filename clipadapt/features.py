@@ -28,7 +28,8 @@ from .data import ImageSet, _Selection, _View, as_imageset, check_count, read_im
 from .zeroshot import CLIP, _ahead, _batches, cache_directory
 
 # %% auto #0
-__all__ = ['FORMAT', 'VIEWS', 'hash_each', 'hash_images', 'hash_preprocessing', 'named_view', 'FeatureStore', 'StoredCLIP']
+__all__ = ['FORMAT', 'VIEWS', 'hash_each', 'hash_images', 'hash_preprocessing', 'clip_facts', 'named_view', 'FeatureStore',
+           'StoredCLIP']
 
 # %% ../nbs/04_features.ipynb #cell-12
 def _hash(*parts: bytes | str) -> bytes:
@@ -108,6 +109,12 @@ def hash_preprocessing(clip: CLIP) -> str:
                          "preprocessing, and images.view(transform, seed) for random views")
     seen = [first, *(np.asarray(clip.preprocess(image)) for image in others)]
     return _hash(*(f"{array.dtype} {array.shape}" for array in seen), *(array.tobytes() for array in seen)).hex()
+
+
+def clip_facts(clip: CLIP) -> dict[str, str]:
+    """Everything about a CLIP that its features depend on, hashed: weights, model, preprocessing, precision."""
+    return {"weights": clip.fingerprint, "model": _hash(repr(clip.model)).hex(), "preprocessing": hash_preprocessing(clip),
+            "precision": clip.precision}
 
 # %% ../nbs/04_features.ipynb #cell-25
 FORMAT = 1
@@ -281,8 +288,7 @@ class FeatureStore:
         if not len(images):
             return np.empty((0, clip.embed_dim), self.dtype)
         digests = hash_each(images)
-        facts = {"format": FORMAT, "images": _hash(*digests).hex(), "count": len(images), "weights": clip.fingerprint,
-                 "model": _hash(repr(clip.model)).hex(), "preprocessing": hash_preprocessing(clip), "precision": clip.precision, "dtype": self.dtype}
+        facts = {"format": FORMAT, "images": _hash(*digests).hex(), "count": len(images), "dtype": self.dtype, **clip_facts(clip)}
         folder = self.location / _hash(json.dumps(facts, sort_keys=True)).hex()
         manifest = _read_manifest(folder, facts)
         if manifest is None or _missing(folder, manifest):

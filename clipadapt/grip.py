@@ -17,7 +17,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from .adapter import Adapter
 from .data import ImageSet, check_count
-from .features import hash_images, hash_preprocessing
+from .features import clip_facts, hash_images
 from .prompts import MultimodalPrompt, Prompt, TextualPrompt, VisualPrompt
 from .pseudolabels import Pseudolabels, top_k
 from .training import Checkpoint, Recipe, minimise
@@ -73,6 +73,9 @@ class _Run:
             raise ValueError(f"pool must be 'mixed' or 'unseen', not {method.pool!r}")
         check_count(method.k, "k")
         check_count(method.rounds, "rounds")
+        weights = np.zeros(2) if method.weights is None else np.asarray(method.weights)
+        if weights.shape != (2,) or weights.dtype.kind not in "iuf" or not (np.isfinite(weights) & (weights >= 0)).all():
+            raise ValueError(f"weights must be two numbers from 0, for labelled and pseudolabelled examples, not {method.weights!r}")
         _check_prompt(method.prompt, method.options or {})
         num_classes = len(method.classnames_)
         self.method, self.images, self.labels = method, images, labels
@@ -86,31 +89,26 @@ class _Run:
     def facts(self) -> dict:
         """What a checkpoint belongs to: parameters, classes, images, labels, and everything about the CLIP."""
         method = self.method
-        params = {name: value for name, value in method.get_params(deep=False).items() if name not in ("clip", "classnames", "checkpoint")}
-        return {**params, "method": type(method).__name__, "classnames": method.classnames_, "images": hash_images(self.images),
-                "labels": hashlib.blake2b(self.labels.tobytes(), digest_size=16).hexdigest(), "weights": method.clip.fingerprint, "model": repr(method.clip.model),
-                "precision": method.clip.precision, "preprocessing": hash_preprocessing(method.clip)}
+        params = {name: value for name, value in method.get_params(deep=False).items() if name not in method.unsaved}
+        return {**params, **clip_facts(method.clip), "method": type(method).__name__, "classnames": method.classnames_,
+                "images": hash_images(self.images), "labels": hashlib.blake2b(self.labels.tobytes(), digest_size=16).hexdigest()}
 
-    def select(self, prompt: Prompt | None, inputs: torch.Tensor, k: int) -> Pseudolabels:
-        """The pseudolabels of a round, from the prompt of the last one; None: from the zero-shot classifier."""
+    def select(self, prompt: Prompt, inputs: torch.Tensor, k: int, first: bool) -> Pseudolabels:
+        """The pseudolabels of a round, from the prompt of the last one; in the first from the zero-shot classifier."""
         if not len(self.pool):
             return Pseudolabels(self.pool, self.pool, np.empty(0, np.float32))
-        logits = (self._zero_shot(inputs) if prompt is None else prompt.score(inputs[self.pool]))[:, self.allowed]
-        chosen = top_k(logits.softmax(1), k, self.method.policy)
+        method, inputs = self.method, inputs[self.pool]
+        logits = (prompt.score_without(average_prompts(encode_prompts(method.clip, method.classnames_, method.templates)), inputs)
+                  if first else prompt.score(inputs))
+        chosen = top_k(logits[:, self.allowed].softmax(1), k, method.policy)
         return Pseudolabels(self.pool[chosen.images], self.allowed[chosen.classes], chosen.scores)
-
-    def _zero_shot(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Logits [len(pool), C] of the zero-shot classifier; a textual prompt's inputs are the features already."""
-        clip = self.method.clip
-        features = inputs[self.pool].cpu() if self.method.prompt == "textual" else clip.encode_image(self.images.subset(self.pool))
-        return clip.logit_scale * features @ average_prompts(encode_prompts(clip, self.method.classnames_, self.method.templates)).T
 
     def train(self, prompt: Prompt, inputs: torch.Tensor, chosen: Pseudolabels, number: int) -> float:
         """Train `prompt` on labels and pseudolabels; return the loss of the last epoch."""
         rows = torch.from_numpy(np.concatenate([self.labelled, chosen.images])).to(inputs.device)
         classes = torch.from_numpy(np.concatenate([self.labels[self.labelled], chosen.classes])).to(inputs.device)
         pseudo = torch.arange(len(rows), device=inputs.device) >= len(self.labelled)
-        weights = loss_weights(self.setting, len(self.labelled), len(chosen))
+        weights = loss_weights(self.setting, len(self.labelled), len(chosen)) if self.method.weights is None else self.method.weights
 
         def batch_loss(batch):
             return two_part_loss(prompt(inputs[rows[batch]]), classes[batch], pseudo[batch], weights)
@@ -121,15 +119,15 @@ class _Run:
 # %% ../nbs/09_grip.ipynb #cell-15
 PROMPTS: dict[str, type[Prompt]] = {"textual": TextualPrompt, "visual": VisualPrompt, "multimodal": MultimodalPrompt}
 LEARNING_RATES = {"textual": 0.1, "visual": 0.1, "multimodal": 0.01}
-SMALL = {"epochs": 20, "weight_decay": 0.0}
+SMALL = {"epochs": 20, "batch_size": 32, "weight_decay": 0.0}
 
 
 class PromptSelfTraining(Adapter):
     """Select pseudolabels, train a prompt on them, label again: the engine of FPL, IFPL and GRIP, which differ in `sizes` only.
 
     `prompt` is "textual", "visual" or "multimodal", `options` go to its class (see `clipadapt.prompts`). `policy` is that of `top_k`;
-    `templates` those of the zero-shot classifier that labels first. `reinit` starts every round from the same untrained prompt;
-    False goes on with the last one. The other numbers are those of a `Recipe`; a learning rate of None is the paper's for the prompt.
+    `templates` those of the zero-shot classifier that labels first. `weights` are those of labelled and pseudolabelled examples in the
+    loss, None is `loss_weights`. `reinit` starts every round from the same untrained prompt; False goes on with the last one. The other numbers are those of a `Recipe`; a learning rate of None is the paper's for the prompt.
 
     Labels in `fit(X, y)` choose the setting: none is unsupervised, some for every class semi-supervised, some for some classes
     transductive zero-shot learning; `setting` makes sure of it. `pool` matters in the last: "unseen" says that unlabelled images are
@@ -144,12 +142,12 @@ class PromptSelfTraining(Adapter):
     unsaved = ("clip", "classnames", "checkpoint")
 
     def __init__(self, clip: CLIP, classnames: Sequence[str], *, prompt: str = "textual", options: dict | None = None, k: int = 16, rounds: int = 10,
-                 policy: str = "per-class", templates: str | Sequence[str] = "single", reinit: bool = True, setting: str | None = None,
-                 pool: str = "mixed", epochs: int = 150, batch_size: int | None = 16, learning_rate: float | None = None, momentum: float = 0.9,
+                 policy: str = "per-class", templates: str | Sequence[str] = "single", weights: Sequence[float] | None = None,
+                 reinit: bool = True, setting: str | None = None, pool: str = "mixed", epochs: int = 150, batch_size: int | None = 16, learning_rate: float | None = None, momentum: float = 0.9,
                  weight_decay: float = 0.1, warmup: int = 5, checkpoint: str | None = None, seed: int = 0):
         super().__init__(clip, classnames, seed=seed)
         self.prompt, self.options, self.k, self.rounds, self.policy, self.templates = prompt, options, k, rounds, policy, templates
-        self.reinit, self.setting, self.pool, self.checkpoint = reinit, setting, pool, checkpoint
+        self.weights, self.reinit, self.setting, self.pool, self.checkpoint = weights, reinit, setting, pool, checkpoint
         self.epochs, self.batch_size, self.learning_rate = epochs, batch_size, learning_rate
         self.momentum, self.weight_decay, self.warmup = momentum, weight_decay, warmup
 
@@ -178,7 +176,7 @@ class PromptSelfTraining(Adapter):
             _set_numbers(self._prompt, self.prompt_)
         inputs = self._prompt.prepare(images)
         for number in range(record["round"], len(sizes)):
-            chosen = run.select(self._prompt if number else None, inputs, sizes[number])
+            chosen = run.select(self._prompt, inputs, sizes[number], first=number == 0)
             self._prompt = self._prompt if not self.reinit else _new_prompt(self)
             loss = run.train(self._prompt, inputs, chosen, number)
             self.prompt_ = parameters_to_vector(self._prompt.parameters()).detach().cpu().numpy()
@@ -193,7 +191,7 @@ class PromptSelfTraining(Adapter):
             _set_numbers(self._prompt, self.prompt_)
         return self._prompt.predict(self._prompt.prepare(images))
 
-
+# %% ../nbs/09_grip.ipynb #cell-17
 def _nothing(method: PromptSelfTraining, pseudolabels: Pseudolabels) -> dict:
     """The callback of those who do not watch."""
     return {}
@@ -226,7 +224,7 @@ def _set_numbers(prompt: Prompt, numbers: np.ndarray) -> None:
     with torch.no_grad():
         vector_to_parameters(torch.tensor(numbers, device=next(prompt.parameters()).device), prompt.parameters())
 
-# %% ../nbs/09_grip.ipynb #cell-17
+# %% ../nbs/09_grip.ipynb #cell-19
 class FPL(PromptSelfTraining):
     """Few pseudolabels: one round, the `k` best of each class (Menghini et al. 2023, Section 3.2). `rounds` has no effect."""
 

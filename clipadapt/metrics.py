@@ -15,12 +15,13 @@ import seaborn as sns
 import torch
 from matplotlib.axes import Axes
 
-from .data import check_classnames
+from .data import check_classnames, check_count
 
 # %% auto #0
 __all__ = ['accuracy', 'confusion', 'plot_confusion', 'per_class_accuracy', 'mean_class_accuracy', 'worst_class',
-           'plot_per_class', 'harmonic_mean', 'plot_harmonic_mean', 'calibration_bins', 'expected_calibration_error',
-           'plot_reliability', 'plot_confidence', 'negative_log_likelihood', 'plot_likelihood']
+           'plot_per_class', 'harmonic_mean', 'plot_harmonic_mean', 'calibration_bins', 'bin_scores',
+           'expected_calibration_error', 'plot_reliability', 'plot_confidence', 'negative_log_likelihood',
+           'plot_likelihood']
 
 # %% ../nbs/02_metrics.ipynb #cell-13
 def _array(values) -> np.ndarray:
@@ -32,11 +33,9 @@ def _array(values) -> np.ndarray:
     return np.asarray(values)
 
 # %% ../nbs/02_metrics.ipynb #cell-16
-def _check_count(value: int, name: str) -> None:
-    """Raise ValueError unless `value` is a positive whole number."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise ValueError(f"{name} must be a positive whole number, got {value!r}"
-                         + (": pass len(classnames)" if name == "num_classes" else ""))
+def _check_num_classes(value: int) -> int:
+    """The number of classes, or a ValueError that says what to pass."""
+    return check_count(value, "num_classes (pass len(classnames))")
 
 # %% ../nbs/02_metrics.ipynb #cell-19
 def _check_classes(values, num_classes: int | None = None, name: str = "labels") -> np.ndarray:
@@ -80,7 +79,7 @@ def _check_pair(labels, predictions=None, probabilities=None, num_classes: int |
         num_classes = partner.shape[1]
     else:
         if num_classes is not None:
-            _check_count(num_classes, "num_classes")
+            _check_num_classes(num_classes)
         partner, name = _check_classes(predictions, num_classes, "predictions"), "predictions"
     labels = _check_classes(labels, num_classes)
     if len(labels) != len(partner):
@@ -285,14 +284,18 @@ def calibration_bins(labels: Sequence[int] | np.ndarray, probabilities: Sequence
     Raises ValueError for labels that do not fit, probabilities that are none, or `bins` below 1.
     Source: Guo et al. 2017, "On Calibration of Modern Neural Networks", Section 2 (reliability diagrams).
     """
-    _check_count(bins, "bins")
-    confidence, right = _confidence(labels, probabilities)
+    return bin_scores(*_confidence(labels, probabilities), bins)
+
+
+def bin_scores(scores: np.ndarray, right: np.ndarray, bins: int = 10) -> pd.DataFrame:
+    """The table of `calibration_bins` for any scores in [0, 1], floats [N], of answers that are `right` or not, bool [N]."""
+    check_count(bins, "bins")
     edges = np.linspace(0, 1, bins + 1)
-    index = np.digitize(confidence, edges[1:-1], right=True)
-    count, sure, correct = (np.bincount(index, weights=weights, minlength=bins) for weights in (None, confidence, right))
+    index = np.digitize(scores, edges[1:-1], right=True)
+    count, total, correct = (np.bincount(index, weights=weights, minlength=bins) for weights in (None, scores, right))
     divisor = np.where(count > 0, count, np.nan)
     return pd.DataFrame({"lower": edges[:-1], "upper": edges[1:], "count": count,
-                         "confidence": sure / divisor, "accuracy": correct / divisor})
+                         "confidence": total / divisor, "accuracy": correct / divisor})
 
 # %% ../nbs/02_metrics.ipynb #cell-80
 def expected_calibration_error(labels: Sequence[int] | np.ndarray, probabilities: Sequence[Sequence[float]] | np.ndarray,
@@ -356,7 +359,7 @@ def plot_confidence(labels: Sequence[int] | np.ndarray, probabilities: Sequence[
     labels: integers [N]; probabilities: floats [N, C], rows summing to one. The title gives the mean confidence of both.
     Returns the matplotlib Axes. Raises ValueError as `calibration_bins` does.
     """
-    _check_count(bins, "bins")
+    check_count(bins, "bins")
     confidence, right = _confidence(labels, probabilities)
     axes = _axes(axes, (7, 3.6))
     for name, chosen, colour in [("right", right, "#4c72b0"), ("wrong", ~right, "#c44e52")]:

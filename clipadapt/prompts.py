@@ -15,8 +15,7 @@ from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import nn
 
 from .data import ImageSet, as_imageset, check_classnames, check_count
-from .training import mixed_precision
-from .zeroshot import CLIP, _ahead, _batches, _normalised, _pixels, average_prompts, encode_prompts
+from .zeroshot import CLIP, average_prompts, encode_prompts
 
 # %% auto #0
 __all__ = ['TextTower', 'ImageTower', 'Prompt', 'TextualPrompt', 'VisualPrompt', 'MultimodalPrompt']
@@ -118,11 +117,12 @@ class ImageTower(nn.Module):
         clip, visual = self._clip[0], self._clip[0].model.visual
         dtype = torch.float16 if clip.precision == "bf16" else torch.float32
         embedded = torch.empty(len(images), len(visual.positional_embedding), visual.conv1.out_channels, dtype=dtype, device=clip.device)
-        batches = _batches(len(images), batch_size)
-        for batch, pixels in zip(batches, _ahead(lambda batch: _pixels(clip.preprocess, images, batch), batches, 4)):
-            patches = visual.conv1(_normalised(clip.preprocess, pixels.to(clip.device))).flatten(2).transpose(1, 2)
-            tokens = torch.cat([visual.class_embedding.expand(len(batch), 1, -1), patches], 1)
-            embedded[batch.start : batch.stop] = tokens + visual.positional_embedding
+        start = 0
+        for pixels in clip.pixel_batches(images, batch_size):
+            patches = visual.conv1(pixels).flatten(2).transpose(1, 2)
+            tokens = torch.cat([visual.class_embedding.expand(len(pixels), 1, -1), patches], 1)
+            embedded[start : start + len(pixels)] = tokens + visual.positional_embedding
+            start += len(pixels)
         return embedded
 
     def forward(self, embedded: torch.Tensor, prompts: torch.Tensor) -> torch.Tensor:
@@ -139,9 +139,13 @@ class ImageTower(nn.Module):
         features = visual.ln_post(x[:, 0])
         return F.normalize((features if visual.proj is None else features @ visual.proj).float(), dim=-1)
 
+    def plain(self, embedded: torch.Tensor) -> torch.Tensor:
+        """Unit features, float32 [B, D], of embedded images without any prompt: those of `CLIP.encode_image`."""
+        return self(embedded, torch.empty(0, embedded.shape[2], device=embedded.device))
+
 # %% ../nbs/08_prompts.ipynb #cell-17
 class Prompt(nn.Module):
-    """The base of all prompts. A subclass has `prepare(images)`, `embed_classes()` and `embed_images(inputs)`."""
+    """The base of all prompts. A subclass has `prepare(images)`, `embed_classes()`, `embed_images(inputs)` and `plain_features(inputs)`."""
 
     def __init__(self, clip: CLIP, classnames: Sequence[str]):
         super().__init__()
@@ -152,7 +156,7 @@ class Prompt(nn.Module):
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Logits, float32 [B, C], of prepared images."""
-        with mixed_precision(self._clip[0]):
+        with self._clip[0].autocast():
             images, classes = self.embed_images(inputs), self.embed_classes()
         return self.scale * images @ classes.T
 
@@ -163,10 +167,18 @@ class Prompt(nn.Module):
     @torch.no_grad()
     def score(self, inputs: torch.Tensor, batch_size: int = 256) -> torch.Tensor:
         """Logits, float32 [N, C] on the CPU, of prepared images, in batches and without gradients."""
-        with mixed_precision(self._clip[0]):
-            classes = self.embed_classes()
-            features = [self.embed_images(batch) for batch in inputs.split(batch_size)] if len(inputs) else [classes[:0]]
-        return (self.scale * torch.cat(features) @ classes.T).cpu()
+        with self._clip[0].autocast():
+            return self._compare(self.embed_images, inputs, self.embed_classes(), batch_size)
+
+    @torch.no_grad()
+    def score_without(self, classes: torch.Tensor, inputs: torch.Tensor, batch_size: int = 256) -> torch.Tensor:
+        """Logits, float32 [N, C] on the CPU, of the CLIP without any prompt, for class embeddings [C, D]; images are not encoded again."""
+        with self._clip[0].autocast():
+            return self._compare(self.plain_features, inputs, classes.to(inputs.device), batch_size)
+
+    def _compare(self, embed, inputs: torch.Tensor, classes: torch.Tensor, batch_size: int) -> torch.Tensor:
+        features = [embed(batch).float() for batch in inputs.split(batch_size)] if len(inputs) else [classes[:0]]
+        return self.scale * torch.cat(features).cpu() @ classes.float().cpu().T
 
 
 def _noise(shape: tuple, std: float, seed: int, device) -> nn.Parameter:
@@ -191,6 +203,9 @@ class TextualPrompt(Prompt):
         return self._clip[0].encode_image(images).to(self._clip[0].device)
 
     def embed_images(self, inputs: torch.Tensor) -> torch.Tensor:
+        return inputs
+
+    def plain_features(self, inputs: torch.Tensor) -> torch.Tensor:
         return inputs
 
     def embed_classes(self) -> torch.Tensor:
@@ -224,6 +239,9 @@ class VisualPrompt(Prompt):
 
     def embed_images(self, inputs: torch.Tensor) -> torch.Tensor:
         return self.tower(inputs, self.vectors)
+
+    def plain_features(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.tower.plain(inputs)
 
     def embed_classes(self) -> torch.Tensor:
         return self._classes
@@ -271,6 +289,9 @@ class MultimodalPrompt(Prompt):
 
     def embed_images(self, inputs: torch.Tensor) -> torch.Tensor:
         return self.image_tower(inputs, self.join()[1].float())
+
+    def plain_features(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.image_tower.plain(inputs)
 
     def embed_classes(self) -> torch.Tensor:
         return self.text_tower(self.join()[0].float())

@@ -344,16 +344,13 @@ def score_calibration(pseudolabels: Pseudolabels, labels: Sequence[int], bins: i
     are nan in an empty interval. Raises ValueError for labels that do not fit, scores outside [0, 1], or `bins` below 1.
     Source: Guo et al. 2017, "On Calibration of Modern Neural Networks", Section 2.
     """
-    bins = check_count(bins, "bins")
+    from clipadapt.metrics import bin_scores
+
     known, right = _right(pseudolabels, labels)
     scores = pseudolabels.scores[known]
     if len(scores) and not 0 <= scores.min() <= scores.max() <= 1:
         raise ValueError(f"only probabilities can be calibrated, these scores run from {scores.min():.3g} to {scores.max():.3g}")
-    edges = np.linspace(0, 1, bins + 1)
-    index = np.digitize(scores, edges[1:-1], right=True)
-    count, total, correct = (np.bincount(index, weights=weights, minlength=bins) for weights in (None, scores, right))
-    divisor = np.where(count > 0, count, np.nan)
-    return pd.DataFrame({"lower": edges[:-1], "upper": edges[1:], "count": count, "score": total / divisor, "purity": correct / divisor})
+    return bin_scores(scores, right, bins).rename(columns={"confidence": "score", "accuracy": "purity"})
 
 # %% ../nbs/05_pseudolabels.ipynb #cell-65
 class DegenerateMixtureWarning(UserWarning):

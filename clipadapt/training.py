@@ -18,10 +18,9 @@ from safetensors.numpy import save_file
 from tqdm.auto import tqdm
 
 from .data import check_count, whole_file
-from .zeroshot import CLIP
 
 # %% auto #0
-__all__ = ['Recipe', 'minimise', 'mixed_precision', 'Checkpoint']
+__all__ = ['Recipe', 'minimise', 'Checkpoint']
 
 # %% ../nbs/07_training.ipynb #cell-8
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class Recipe:
 
 # %% ../nbs/07_training.ipynb #cell-13
 def minimise(parameters: Iterable[torch.nn.Parameter], batch_loss: Callable[[torch.Tensor], torch.Tensor], count: int, recipe: Recipe,
-          seed: int | tuple = 0, description: str = "training") -> list[float]:
+             seed: int | tuple = 0, description: str = "training") -> list[float]:
     """Minimise `batch_loss(indices)` over batches of `count` examples; return the mean loss of every epoch.
 
     `batch_loss` gets int64 indices [B] on the CPU and returns a scalar. `seed` (or several numbers) decides the order of the
@@ -85,15 +84,7 @@ def _step(optimiser: torch.optim.Optimizer, batch_loss: Callable, batch: torch.T
     optimiser.step()
     return loss.item()
 
-# %% ../nbs/07_training.ipynb #cell-18
-def mixed_precision(clip: CLIP) -> torch.autocast:
-    """The context to compute a loss in: bfloat16 autocast on a GPU when `clip.precision` is "bf16", else float32 as usual.
-
-    Parameters to train must be float32; autocast rounds them where they enter a product.
-    """
-    return torch.autocast(clip.device.type, torch.bfloat16, enabled=clip.precision == "bf16" and clip.device.type != "cpu")
-
-# %% ../nbs/07_training.ipynb #cell-21
+# %% ../nbs/07_training.ipynb #cell-20
 class Checkpoint:
     """What a run needs to go on after a round: arrays and a JSON record in one file, `path`; None keeps nothing.
 

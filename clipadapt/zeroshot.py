@@ -87,11 +87,10 @@ def _warn_when_cut(texts: Sequence[str], tokenizer) -> None:
 @torch.no_grad()
 def _encode(clip: CLIP, encoder, batches: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
     """Encode batch after batch: unit features [B, D], float32 on the CPU."""
-    autocast = torch.autocast(clip.device.type, torch.bfloat16, enabled=clip.precision == "bf16" and clip.device.type != "cpu")
     for batch in batches:
         if batch.is_floating_point() and clip.precision == "bf16":
             batch = batch.bfloat16()
-        with autocast:
+        with clip.autocast():
             encoded = encoder(batch)
         yield F.normalize(encoded.float(), dim=-1).cpu()
 
@@ -173,10 +172,13 @@ class CLIP:
 
     def encode_batches(self, images, batch_size: int = 64) -> Iterator[torch.Tensor]:
         """What `encode_image` returns, one batch [B, D] after the other, so that memory does not grow with their number."""
+        return _encode(self, self._model().encode_image, self.pixel_batches(images, batch_size))
+
+    def pixel_batches(self, images, batch_size: int = 64) -> Iterator[torch.Tensor]:
+        """Preprocessed images, float32 [B, 3, H, W] on the CLIP's device, prepared in threads while the last batch is worked on."""
         images = as_imageset(images)
         pixels = _ahead(partial(_pixels, self.preprocess, images), _batches(len(images), batch_size), min(4, os.cpu_count() or 1))
-        batches = (_normalised(self.preprocess, batch.to(self.device)) for batch in pixels)
-        return _encode(self, self._model().encode_image, batches)
+        return (_normalised(self.preprocess, batch.to(self.device)) for batch in pixels)
 
     def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> torch.Tensor:
         """L2-normalised text features, float32 [M, D] on the CPU. Texts longer than the context are cut, with a warning.
@@ -189,6 +191,10 @@ class CLIP:
         _warn_when_cut(texts, self.tokenizer)
         tokens = (self.tokenizer([texts[i] for i in batch]).to(self.device) for batch in _batches(len(texts), batch_size))
         return _collect(self, _encode(self, self._model().encode_text, tokens), len(texts), "text")
+
+    def autocast(self) -> torch.autocast:
+        """The context to compute in: bfloat16 autocast for precision "bf16" on a GPU; elsewhere nothing changes."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16" and self.device.type != "cpu")
 
     def _model(self) -> torch.nn.Module:
         """The model to encode with: for bf16 on a CPU a bfloat16 copy, since CPU autocast casts every weight again for each batch."""

@@ -64,11 +64,6 @@ def files(location):
 
 
 @pytest.fixture(scope="module")
-def clip():
-    return load_clip(device="cpu")
-
-
-@pytest.fixture(scope="module")
 def images():
     return digits("train").subset(range(COUNT))
 

@@ -28,11 +28,6 @@ SHORT = {"k": 3, "rounds": 2, "epochs": 1, "options": {"length": 2}}
 
 
 @pytest.fixture(scope="module")
-def clip():
-    return load_clip(device="cpu")
-
-
-@pytest.fixture(scope="module")
 def images():
     return digits("train").subset(range(COUNT))
 
@@ -313,6 +308,24 @@ def test_textual_prompts_encode_an_image_once(clip, images):
     assert counting.count == len(images)
 
 
+@pytest.mark.parametrize("prompt", ["visual", "multimodal"])
+def test_the_other_prompts_encode_no_image_and_cut_it_into_patches_once(clip, images, prompt):
+    counting, rows = Counting(clip.model, clip.preprocess, clip.tokenizer), []
+    hook = clip.model.visual.conv1.register_forward_hook(lambda module, inputs, output: rows.append(len(output)))
+    GRIP(counting, images.classnames, prompt=prompt, **SHORT).fit(images)
+    hook.remove()
+    assert not hasattr(counting, "count") and sum(rows) == len(images)
+
+
+def test_weights_replace_the_recommended_ones(clip, images):
+    y = some_labels(images, "semi-supervised")
+    recommended = FPL(clip, images.classnames, **SHORT).fit(images, y)
+    same = loss_weights("semi-supervised", 20, len(recommended.pseudolabels_))
+    assert bits(FPL(clip, images.classnames, weights=np.array(same), **SHORT).fit(images, y)) == bits(recommended)
+    assert bits(FPL(clip, images.classnames, weights=(1, 1), **SHORT).fit(images, y)) != bits(recommended)
+
+
+
 class Lost(BaseException):
     pass
 
@@ -448,7 +461,8 @@ def test_settings_that_the_labels_are_not(clip, images, wanted, given, message):
     ({"prompt": "text"}, "prompt must be one of 'textual', 'visual', 'multimodal'"), ({"pool": "seen"}, "pool must be"), ({"policy": "best"}, "policy must be one of"),
     ({"templates": "a photo"}, "gap"), ({"templates": "singel"}, "unknown template set"), ({"k": 0}, "k must be"), ({"k": 2.5}, "k must be"), ({"rounds": 0}, "rounds"),
     ({"rounds": 1.5}, "rounds"), ({"epochs": 0}, "epochs"), ({"batch_size": 0}, "batch_size"), ({"learning_rate": -1}, "learning_rate"), ({"momentum": 1}, "momentum"),
-    ({"weight_decay": -1}, "weight_decay"), ({"warmup": -1}, "warmup"), ({"options": {"lenght": 2}}, "lenght"), ({"options": {"length": 31}}, "more than the 32")])
+    ({"weight_decay": -1}, "weight_decay"), ({"warmup": -1}, "warmup"), ({"weights": (1, -1)}, "weights must be two"), ({"weights": 1}, "weights must be two"), ({"weights": (1, float("nan"))}, "weights must be two"),
+    ({"weights": "12"}, "weights must be two"), ({"options": {"lenght": 2}}, "lenght"), ({"options": {"length": 31}}, "more than the 32")])
 @pytest.mark.parametrize("method", ["IFPL", "GRIP"])
 def test_bad_parameters_are_named(clip, images, method, params, message):
     method = "IFPL" if "k" in params else method       # k has no effect on GRIP

@@ -101,6 +101,16 @@ def test_large_models_without_prompts_and_with_embedded_words(large, images):
     check_parity(large, images.subset(range(2)))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_scores_without_a_prompt_are_zero_shots(clips, images, kind):
+    """From what `prepare` keeps, without encoding an image again; the order of batches does not matter."""
+    clip = clips("built-in")
+    prompt, classes = KINDS[kind](clip, NAMES, length=2), clip.encode_text(NAMES)
+    inputs = prompt.prepare(images)
+    assert torch.allclose(prompt.score_without(classes, inputs, batch_size=3), clip.logit_scale * clip.encode_image(images) @ classes.T, atol=1e-3)
+    assert prompt.score_without(classes, inputs[:0]).shape == (0, len(NAMES))
+
+
 def plain_path(monkeypatch):
     monkeypatch.setattr(module, "ResidualAttentionBlock", type("Other", (), {}))
 

@@ -1,4 +1,4 @@
-"""Remove what nbdev_clean keeps and nobody wants to read later: widget state, and progress bars that were shown while a cell ran."""
+"""Remove what nbdev_clean keeps and nobody wants to read later: widget state, progress bars that were shown while a cell ran, and the blanks they left."""
 import re
 from pathlib import Path
 
@@ -7,7 +7,8 @@ import nbformat
 
 def is_bar(output) -> bool:
     text = output.get("text") or output.get("data", {}).get("text/plain", "")
-    return bool(re.search(r"\d+%\|.*\| \d+/\d+ \[", text))
+    blank = output.output_type == "stream" and not text.strip()
+    return blank or bool(re.search(r"\d+%\|.*\| \d+/\d+ \[", text))
 
 
 for path in (Path(__file__).resolve().parent.parent / "nbs").rglob("*.ipynb"):
