@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import json
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -20,11 +19,11 @@ from .data import ImageSet, check_count
 from .features import clip_facts, hash_images
 from .prompts import MultimodalPrompt, Prompt, TextualPrompt, VisualPrompt
 from .pseudolabels import Pseudolabels, top_k
-from .training import Checkpoint, Recipe, minimise
+from .training import Checkpoint, Recipe, minimise, note
 from .zeroshot import CLIP, average_prompts, encode_prompts
 
 # %% auto #0
-__all__ = ['SETTINGS', 'PROMPTS', 'LEARNING_RATES', 'SMALL', 'learning_setting', 'loss_weights', 'two_part_loss',
+__all__ = ['SETTINGS', 'PROMPTS', 'LEARNING_RATES', 'BLOCK', 'SMALL', 'learning_setting', 'loss_weights', 'two_part_loss',
            'PromptSelfTraining', 'FPL', 'IFPL', 'GRIP']
 
 # %% ../nbs/09_grip.ipynb #cell-8
@@ -45,14 +44,17 @@ def learning_setting(labels: np.ndarray, num_classes: int, wanted: str | None = 
     return found
 
 # %% ../nbs/09_grip.ipynb #cell-11
-def loss_weights(setting: str, labelled: int, pseudolabelled: int) -> tuple[float, float]:
+def loss_weights(setting: str, labelled: int, pseudolabelled: int, reading: str = "recommended") -> tuple[float, float]:
     """The weights of the labelled and of the pseudolabelled part of the loss, from the numbers of their examples.
 
     Semi-supervised learning weighs the few labels up, transductive learning the pseudolabels to the many labels; see the chapter.
+    The `reading` "published" weighs the few labels down instead, as the code of Menghini et al. 2023 does for IFPL and GRIP.
     """
     if not labelled or not pseudolabelled:
         return float(labelled > 0), float(pseudolabelled > 0)
-    return (pseudolabelled / labelled, 1.0) if setting == "semi-supervised" else (1.0, labelled / pseudolabelled)
+    if setting == "transductive":
+        return 1.0, labelled / pseudolabelled
+    return (labelled / pseudolabelled if reading == "published" else pseudolabelled / labelled), 1.0
 
 
 def two_part_loss(logits: torch.Tensor, classes: torch.Tensor, pseudo: torch.Tensor, weights: tuple[float, float]) -> torch.Tensor:
@@ -73,9 +75,11 @@ class _Run:
             raise ValueError(f"pool must be 'mixed' or 'unseen', not {method.pool!r}")
         check_count(method.k, "k")
         check_count(method.rounds, "rounds")
-        weights = np.zeros(2) if method.weights is None else np.asarray(method.weights)
-        if weights.shape != (2,) or weights.dtype.kind not in "iuf" or not (np.isfinite(weights) & (weights >= 0)).all():
-            raise ValueError(f"weights must be two numbers from 0, for labelled and pseudolabelled examples, not {method.weights!r}")
+        weights = method.weights if isinstance(method.weights, str) else np.asarray(method.weights)
+        if weights not in ("recommended", "published") if isinstance(weights, str) else (
+                weights.shape != (2,) or weights.dtype.kind not in "iuf" or not (np.isfinite(weights) & (weights >= 0)).all()):
+            raise ValueError("weights must be 'recommended', 'published' or two numbers from 0 for labelled and pseudolabelled examples, "
+                             f"not {method.weights!r}")
         _check_prompt(method.prompt, method.options or {})
         num_classes = len(method.classnames_)
         self.method, self.images, self.labels = method, images, labels
@@ -90,16 +94,17 @@ class _Run:
         """What a checkpoint belongs to: parameters, classes, images, labels, and everything about the CLIP."""
         method = self.method
         params = {name: value for name, value in method.get_params(deep=False).items() if name not in method.unsaved}
-        return {**params, **clip_facts(method.clip), "method": type(method).__name__, "classnames": method.classnames_,
+        clip = {f"clip {name}": value for name, value in clip_facts(method.clip).items()}
+        return {**params, **clip, "method": type(method).__name__, "classnames": method.classnames_,
                 "images": hash_images(self.images), "labels": hashlib.blake2b(self.labels.tobytes(), digest_size=16).hexdigest()}
 
     def select(self, prompt: Prompt, inputs: torch.Tensor, k: int, first: bool) -> Pseudolabels:
         """The pseudolabels of a round, from the prompt of the last one; in the first from the zero-shot classifier."""
         if not len(self.pool):
             return Pseudolabels(self.pool, self.pool, np.empty(0, np.float32))
-        method, inputs = self.method, inputs[self.pool]
-        logits = (prompt.score_without(average_prompts(encode_prompts(method.clip, method.classnames_, method.templates)), inputs)
-                  if first else prompt.score(inputs))
+        method, rows = self.method, torch.from_numpy(self.pool).to(inputs.device)
+        logits = (prompt.score_without(average_prompts(encode_prompts(method.clip, method.classnames_, method.templates)), inputs, rows)
+                  if first else prompt.score(inputs, rows))
         chosen = top_k(logits[:, self.allowed].softmax(1), k, method.policy)
         return Pseudolabels(self.pool[chosen.images], self.allowed[chosen.classes], chosen.scores)
 
@@ -108,7 +113,9 @@ class _Run:
         rows = torch.from_numpy(np.concatenate([self.labelled, chosen.images])).to(inputs.device)
         classes = torch.from_numpy(np.concatenate([self.labels[self.labelled], chosen.classes])).to(inputs.device)
         pseudo = torch.arange(len(rows), device=inputs.device) >= len(self.labelled)
-        weights = loss_weights(self.setting, len(self.labelled), len(chosen)) if self.method.weights is None else self.method.weights
+        weights = self.method.weights
+        if isinstance(weights, str):
+            weights = loss_weights(self.setting, len(self.labelled), len(chosen), weights)
 
         def batch_loss(batch):
             return two_part_loss(prompt(inputs[rows[batch]]), classes[batch], pseudo[batch], weights)
@@ -119,6 +126,7 @@ class _Run:
 # %% ../nbs/09_grip.ipynb #cell-15
 PROMPTS: dict[str, type[Prompt]] = {"textual": TextualPrompt, "visual": VisualPrompt, "multimodal": MultimodalPrompt}
 LEARNING_RATES = {"textual": 0.1, "visual": 0.1, "multimodal": 0.01}
+BLOCK = 4096          # images prepared at a time to be scored: 630 MB of patches for ViT-B/32
 SMALL = {"epochs": 20, "batch_size": 32, "weight_decay": 0.0}
 
 
@@ -126,8 +134,10 @@ class PromptSelfTraining(Adapter):
     """Select pseudolabels, train a prompt on them, label again: the engine of FPL, IFPL and GRIP, which differ in `sizes` only.
 
     `prompt` is "textual", "visual" or "multimodal", `options` go to its class (see `clipadapt.prompts`). `policy` is that of `top_k`;
-    `templates` those of the zero-shot classifier that labels first. `weights` are those of labelled and pseudolabelled examples in the
-    loss, None is `loss_weights`. `reinit` starts every round from the same untrained prompt; False goes on with the last one. The other numbers are those of a `Recipe`; a learning rate of None is the paper's for the prompt.
+    `templates` those of the zero-shot classifier that labels first, and of visual prompts, unless `options` name others. `weights` are
+    those of labelled and pseudolabelled examples in the loss: "recommended" or "published" (see `loss_weights`), or two numbers. `reinit`
+    starts every round from the same untrained prompt; False goes on with the last one. The other numbers are those of a `Recipe`; a
+    learning rate of None is the paper's for the prompt.
 
     Labels in `fit(X, y)` choose the setting: none is unsupervised, some for every class semi-supervised, some for some classes
     transductive zero-shot learning; `setting` makes sure of it. `pool` matters in the last: "unseen" says that unlabelled images are
@@ -142,12 +152,12 @@ class PromptSelfTraining(Adapter):
     unsaved = ("clip", "classnames", "checkpoint")
 
     def __init__(self, clip: CLIP, classnames: Sequence[str], *, prompt: str = "textual", options: dict | None = None, k: int = 16, rounds: int = 10,
-                 policy: str = "per-class", templates: str | Sequence[str] = "single", weights: Sequence[float] | None = None,
+                 growth: Sequence[float] | None = None, policy: str = "per-class", templates: str | Sequence[str] = "single", weights: str | Sequence[float] = "recommended",
                  reinit: bool = True, setting: str | None = None, pool: str = "mixed", epochs: int = 150, batch_size: int | None = 16, learning_rate: float | None = None, momentum: float = 0.9,
                  weight_decay: float = 0.1, warmup: int = 5, checkpoint: str | None = None, seed: int = 0):
         super().__init__(clip, classnames, seed=seed)
-        self.prompt, self.options, self.k, self.rounds, self.policy, self.templates = prompt, options, k, rounds, policy, templates
-        self.weights, self.reinit, self.setting, self.pool, self.checkpoint = weights, reinit, setting, pool, checkpoint
+        self.prompt, self.options, self.k, self.rounds, self.growth, self.policy = prompt, options, k, rounds, growth, policy
+        self.templates, self.weights, self.reinit, self.setting, self.pool, self.checkpoint = templates, weights, reinit, setting, pool, checkpoint
         self.epochs, self.batch_size, self.learning_rate = epochs, batch_size, learning_rate
         self.momentum, self.weight_decay, self.warmup = momentum, weight_decay, warmup
 
@@ -171,25 +181,28 @@ class PromptSelfTraining(Adapter):
         checkpoint = Checkpoint(self.checkpoint, run.facts() if self.checkpoint else {})
         arrays, record = checkpoint.load() or ({}, {"round": 0, "history": []})
         self.history_, self._prompt = record["history"], _new_prompt(self)
+        untrained = _numbers(self._prompt)
         if arrays:
             self.prompt_, self.pseudolabels_ = arrays["prompt"], arrays["pseudolabels"]
             _set_numbers(self._prompt, self.prompt_)
         inputs = self._prompt.prepare(images)
         for number in range(record["round"], len(sizes)):
             chosen = run.select(self._prompt, inputs, sizes[number], first=number == 0)
-            self._prompt = self._prompt if not self.reinit else _new_prompt(self)
+            if self.reinit:
+                _set_numbers(self._prompt, untrained)
             loss = run.train(self._prompt, inputs, chosen, number)
-            self.prompt_ = parameters_to_vector(self._prompt.parameters()).detach().cpu().numpy()
+            self.prompt_ = _numbers(self._prompt)
             self.pseudolabels_ = np.stack([chosen.images, chosen.classes], 1)
             self.history_.append({"k": int(sizes[number]), "pseudolabels": len(chosen), "loss": loss})
-            self.history_[-1].update(_checked(self._on_round(self, chosen), self.history_[-1]))
+            note(self.history_[-1], self._on_round(self, chosen), "on_round")
             checkpoint.save({"prompt": self.prompt_, "pseudolabels": self.pseudolabels_}, {"round": number + 1, "history": self.history_})
 
     def _predict_proba(self, images: ImageSet) -> torch.Tensor:
         if not hasattr(self, "_prompt"):        # loaded: the prompt is made again from its numbers
             self._prompt = _new_prompt(self)
             _set_numbers(self._prompt, self.prompt_)
-        return self._prompt.predict(self._prompt.prepare(images))
+        blocks = np.split(np.arange(len(images)), range(BLOCK, len(images), BLOCK))
+        return torch.cat([self._prompt.predict(self._prompt.prepare(images.subset(block))) for block in blocks])
 
 # %% ../nbs/09_grip.ipynb #cell-17
 def _nothing(method: PromptSelfTraining, pseudolabels: Pseudolabels) -> dict:
@@ -197,18 +210,9 @@ def _nothing(method: PromptSelfTraining, pseudolabels: Pseudolabels) -> dict:
     return {}
 
 
-def _checked(extra: dict | None, record: dict) -> dict:
-    """What a callback adds to a record of `history_`. Raises ValueError for names that are taken and values that are not plain."""
-    try:
-        extra = json.loads(json.dumps(extra or {}, default=lambda value: value.item()))
-    except (TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"on_round must return a dict of plain values, or None: {error}") from error
-    if not isinstance(extra, dict) or set(extra) & set(record):
-        raise ValueError(f"on_round must return a dict without {', '.join(record)}, or None; it returned {extra!r:.80}")
-    return extra
-
-
 def _check_prompt(prompt: str, options: dict) -> None:
+    if not isinstance(options, dict):
+        raise ValueError(f"options must be a dict of parameters of the prompt, not {options!r}")
     if prompt not in PROMPTS:
         raise ValueError(f"prompt must be one of {', '.join(map(repr, PROMPTS))}, not {prompt!r}")
     known = set(inspect.signature(PROMPTS[prompt]).parameters) - {"clip", "classnames", "seed"}
@@ -217,7 +221,14 @@ def _check_prompt(prompt: str, options: dict) -> None:
 
 
 def _new_prompt(method: PromptSelfTraining) -> Prompt:
-    return PROMPTS[method.prompt](method.clip, method.classnames_, seed=method.seed, **(method.options or {}))
+    kind, options = PROMPTS[method.prompt], dict(method.options or {})
+    if "templates" in inspect.signature(kind).parameters:
+        options.setdefault("templates", method.templates)
+    return kind(method.clip, method.classnames_, seed=method.seed, **options)
+
+
+def _numbers(prompt: Prompt) -> np.ndarray:
+    return parameters_to_vector(prompt.parameters()).detach().cpu().numpy().copy()
 
 
 def _set_numbers(prompt: Prompt, numbers: np.ndarray) -> None:
@@ -226,22 +237,28 @@ def _set_numbers(prompt: Prompt, numbers: np.ndarray) -> None:
 
 # %% ../nbs/09_grip.ipynb #cell-19
 class FPL(PromptSelfTraining):
-    """Few pseudolabels: one round, the `k` best of each class (Menghini et al. 2023, Section 3.2). `rounds` has no effect."""
+    """Few pseudolabels: one round, the `k` best of each class (Menghini et al. 2023). `rounds` and `growth` have no effect."""
 
     def sizes(self, pool: int, classes: int) -> list[int]:
         return [min(self.k, pool)]
 
 
 class IFPL(PromptSelfTraining):
-    """Iterated few pseudolabels: `rounds` rounds, in each the `k` best of each class under the last prompt (Section 3.2)."""
+    """Iterated few pseudolabels: `rounds` rounds, in each the `k` best of each class under the last prompt (Menghini et al. 2023). `growth` has no effect."""
 
     def sizes(self, pool: int, classes: int) -> list[int]:
         return [min(self.k, pool)] * self.rounds
 
 
 class GRIP(PromptSelfTraining):
-    """Grow and refine iteratively pseudolabels: K grows in `rounds` equal steps until all images are used (Section 3.2). `k` has no effect."""
+    """Grow and refine iteratively pseudolabels: K grows until there are as many pseudolabels as images (Menghini et al. 2023).
+
+    It grows in `rounds` equal steps, or by `growth`, for each round the share of the pool, above 0 and up to 1. `k` has no effect.
+    """
 
     def sizes(self, pool: int, classes: int) -> list[int]:
-        step = pool // self.rounds
-        return [max(1, min(number * step // classes, pool // classes)) for number in range(1, self.rounds + 1)]
+        if self.growth is None:
+            return [max(1, number * (pool // self.rounds) // classes) for number in range(1, self.rounds + 1)]
+        if not len(self.growth) or not all(0 < share <= 1 for share in self.growth):
+            raise ValueError(f"growth must be shares of the pool above 0 and up to 1, one for each round, not {self.growth!r}")
+        return [max(1, int(share * pool) // classes) for share in self.growth]

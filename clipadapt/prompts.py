@@ -162,23 +162,24 @@ class Prompt(nn.Module):
 
     def predict(self, inputs: torch.Tensor, batch_size: int = 256) -> torch.Tensor:
         """Probabilities, float32 [N, C] on the CPU, of prepared images."""
-        return self.score(inputs, batch_size).softmax(-1)
+        return self.score(inputs, batch_size=batch_size).softmax(-1)
 
     @torch.no_grad()
-    def score(self, inputs: torch.Tensor, batch_size: int = 256) -> torch.Tensor:
-        """Logits, float32 [N, C] on the CPU, of prepared images, in batches and without gradients."""
+    def score(self, inputs: torch.Tensor, rows: torch.Tensor | None = None, batch_size: int = 256) -> torch.Tensor:
+        """Logits, float32 [N, C] on the CPU, of prepared images (or of `rows` of them, int64 [N]), in batches and without gradients."""
         with self._clip[0].autocast():
-            return self._compare(self.embed_images, inputs, self.embed_classes(), batch_size)
+            return self._compare(self.embed_images, inputs, rows, self.embed_classes(), batch_size)
 
     @torch.no_grad()
-    def score_without(self, classes: torch.Tensor, inputs: torch.Tensor, batch_size: int = 256) -> torch.Tensor:
-        """Logits, float32 [N, C] on the CPU, of the CLIP without any prompt, for class embeddings [C, D]; images are not encoded again."""
+    def score_without(self, classes: torch.Tensor, inputs: torch.Tensor, rows: torch.Tensor | None = None, batch_size: int = 256) -> torch.Tensor:
+        """As `score`, of the CLIP without any prompt, for class embeddings [C, D]; images are not encoded again."""
         with self._clip[0].autocast():
-            return self._compare(self.plain_features, inputs, classes.to(inputs.device), batch_size)
+            return self._compare(self.plain_features, inputs, rows, classes.to(inputs.device), batch_size)
 
-    def _compare(self, embed, inputs: torch.Tensor, classes: torch.Tensor, batch_size: int) -> torch.Tensor:
-        features = [embed(batch).float() for batch in inputs.split(batch_size)] if len(inputs) else [classes[:0]]
-        return self.scale * torch.cat(features).cpu() @ classes.float().cpu().T
+    def _compare(self, embed, inputs: torch.Tensor, rows: torch.Tensor | None, classes: torch.Tensor, batch_size: int) -> torch.Tensor:
+        batches = (inputs if rows is None else rows).split(batch_size)
+        features = [embed(batch if rows is None else inputs[batch]).float() for batch in batches if len(batch)]
+        return self.scale * torch.cat(features or [classes[:0].float()]).cpu() @ classes.float().cpu().T
 
 
 def _noise(shape: tuple, std: float, seed: int, device) -> nn.Parameter:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from tqdm.auto import tqdm
 from .data import check_count, whole_file
 
 # %% auto #0
-__all__ = ['Recipe', 'minimise', 'Checkpoint']
+__all__ = ['Recipe', 'minimise', 'train_epoch', 'progress_bar', 'note', 'Checkpoint']
 
 # %% ../nbs/07_training.ipynb #cell-8
 @dataclass(frozen=True)
@@ -51,6 +52,10 @@ class Recipe:
             return self.learning_rate * (epoch + 1) / (self.warmup + 1)
         return self.learning_rate * (1 + math.cos(math.pi * (epoch - self.warmup) / max(1, self.epochs - self.warmup))) / 2
 
+    def optimiser(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.SGD:
+        """Stochastic gradient descent over `parameters` with these numbers."""
+        return torch.optim.SGD(parameters, self.learning_rate, momentum=self.momentum, weight_decay=self.weight_decay)
+
 # %% ../nbs/07_training.ipynb #cell-13
 def minimise(parameters: Iterable[torch.nn.Parameter], batch_loss: Callable[[torch.Tensor], torch.Tensor], count: int, recipe: Recipe,
              seed: int | tuple = 0, description: str = "training") -> list[float]:
@@ -58,41 +63,78 @@ def minimise(parameters: Iterable[torch.nn.Parameter], batch_loss: Callable[[tor
 
     `batch_loss` gets int64 indices [B] on the CPU and returns a scalar. `seed` (or several numbers) decides the order of the
     examples. A progress bar shows when it takes long. Raises ValueError when there is no example or no parameter, and when the loss
-    is not finite any more.
+    or a parameter is not finite any more.
     """
     parameters = [parameter for parameter in parameters if parameter.requires_grad]
     if not count or not parameters:
         raise ValueError("there are no examples to train on" if parameters else "there are no parameters to train")
-    optimiser = torch.optim.SGD(parameters, recipe.learning_rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+    optimiser = recipe.optimiser(parameters)
     order, history = np.random.default_rng(seed), []
-    with tqdm(range(recipe.epochs), desc=description, unit=" epochs", delay=2, leave=False) as progress:
+    with progress_bar(range(recipe.epochs), description) as progress:
         for epoch in progress:
-            optimiser.param_groups[0]["lr"] = recipe.rate(epoch)
             batches = torch.from_numpy(order.permutation(count)).split(recipe.batch_size or count)
-            history.append(sum(_step(optimiser, batch_loss, batch) * len(batch) for batch in batches) / count)
-            if not math.isfinite(history[-1]):
-                progress.disable = True     # a bar that is shown stays where it is
-                raise ValueError(f"the loss is {history[-1]} in epoch {epoch}: lower the learning rate (it is {recipe.learning_rate:g})")
+            history.append(train_epoch(optimiser, batch_loss, batches, recipe, epoch))
             progress.set_postfix(loss=f"{history[-1]:.3f}", refresh=False)
+    if not all(parameter.isfinite().all() for parameter in parameters):
+        raise ValueError(f"the last step left parameters that are not finite: lower the learning rate (it is {recipe.learning_rate:g})")
     return history
+
+
+def train_epoch(optimiser: torch.optim.Optimizer, batch_loss: Callable[[torch.Tensor], torch.Tensor], batches: Sequence[torch.Tensor],
+                recipe: Recipe, epoch: int) -> float:
+    """One step for each batch of indices, at the learning rate of `epoch` (from 0); return the mean loss of the examples.
+
+    For methods that do more between two epochs than `minimise` does. Raises ValueError when the loss is not finite any more.
+    """
+    optimiser.param_groups[0]["lr"] = recipe.rate(epoch)
+    return sum(_step(optimiser, batch_loss, batch) * len(batch) for batch in batches) / sum(map(len, batches))
+
+
+@contextmanager
+def progress_bar(epochs: Iterable[int], description: str) -> Iterator[tqdm]:
+    """A bar over epochs that shows when they take long, and leaves nothing behind: not even when an error ends them."""
+    with tqdm(epochs, desc=description, unit=" epochs", delay=2, leave=False) as progress:
+        try:
+            yield progress
+        except BaseException:
+            progress.disable = True     # a bar that is shown stays where it is
+            raise
 
 
 def _step(optimiser: torch.optim.Optimizer, batch_loss: Callable, batch: torch.Tensor) -> float:
     loss = batch_loss(batch)
+    if not loss.isfinite():
+        raise ValueError(f"the loss is {loss.item()}: lower the learning rate (it is {optimiser.param_groups[0]['lr']:g} in this step)")
     optimiser.zero_grad(set_to_none=True)
     loss.backward()
     optimiser.step()
     return loss.item()
 
+
+def note(record: dict, extra: dict | None, callback: str) -> None:
+    """Add to a record of a history what the `callback` that watches a fit returned.
+
+    Raises ValueError for names that are taken and values that are not plain (numbers, strings, lists, None).
+    """
+    try:
+        extra = json.loads(json.dumps(extra or {}, default=lambda value: value.tolist()))
+    except (TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{callback} must return a dict of plain values, or None: {error}") from error
+    if not isinstance(extra, dict) or set(extra) & set(record):
+        raise ValueError(f"{callback} must return a dict without {', '.join(record)}, or None; it returned {extra!r:.80}")
+    record.update(extra)
+
 # %% ../nbs/07_training.ipynb #cell-20
 class Checkpoint:
     """What a run needs to go on after a round: arrays and a JSON record in one file, `path`; None keeps nothing.
 
-    `facts` (plain JSON) say what the run depends on; a file with other facts is refused.
+    `facts` (plain JSON) say what the run depends on; a file with other facts is refused. Raises ValueError for a folder.
     """
 
     def __init__(self, path: str | Path | None, facts: dict):
-        self.path, self.facts = Path(path) if path is not None else None, json.loads(json.dumps(facts, default=lambda value: value.item()))
+        if path is not None and Path(path).is_dir():
+            raise ValueError(f"the checkpoint {path} must be a file, not a folder")
+        self.path, self.facts = Path(path) if path is not None else None, json.loads(json.dumps(facts, default=lambda value: value.tolist()))
 
     def save(self, arrays: dict[str, np.ndarray], record: dict) -> None:
         """Write arrays and record, whole or not at all; the last checkpoint is replaced."""

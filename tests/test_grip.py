@@ -92,6 +92,10 @@ def test_learning_setting(labels, setting):
             learning_setting(np.array(labels), 2, other)
 
 
+def test_published_weights_by_hand():
+    assert loss_weights("semi-supervised", 20, 160, "published") == (0.125, 1) and loss_weights("transductive", 600, 60, "published") == (1, 10)
+
+
 @pytest.mark.parametrize("setting, labelled, pseudolabelled, weights", [
     ("semi-supervised", 20, 160, (8, 1)), ("semi-supervised", 20, 5, (0.25, 1)), ("transductive", 600, 60, (1, 10)), ("transductive", 10, 40, (1, 0.25)),
     ("unsupervised", 0, 160, (0, 1)), ("semi-supervised", 20, 0, (1, 0)), ("transductive", 20, 0, (1, 0)), ("transductive", 0, 20, (0, 1)), ("unsupervised", 0, 0, (0, 0))])
@@ -120,10 +124,16 @@ def test_growth_of_grip_by_hand(clip, pool, classes, first, last):
 
 
 @given(pool=st.integers(1, 5000), classes=st.integers(1, 120), rounds=st.integers(1, 20))
-def test_growth_is_what_the_paper_says(pool, classes, rounds):
+def test_growth_never_falls_and_stays_within_the_pool(pool, classes, rounds):
     sizes = GRIP(None, ["a", "b"], rounds=rounds).sizes(pool, classes)
-    assert sizes == [max(1, min(t * (pool // rounds) // classes, pool // classes)) for t in range(1, rounds + 1)]
-    assert sizes == sorted(sizes) and sizes[-1] <= max(1, pool // classes)
+    assert len(sizes) == rounds and sizes == sorted(sizes) and sizes[-1] <= max(1, pool // classes)
+
+
+def test_growth_by_shares(clip):
+    assert GRIP(clip, ["a", "b"], growth=(0.1, 0.5, 1)).sizes(100, 2) == [5, 25, 50] and GRIP(clip, ["a"], growth=[1e-9]).sizes(100, 1) == [1]
+    for growth in ((), (0,), (0.5, 1.5), (-0.1, 1)):
+        with pytest.raises(ValueError, match="shares of the pool above 0"):
+            GRIP(clip, ["a"], growth=growth).sizes(100, 1)
 
 
 def test_sizes_of_fpl_and_ifpl(clip):
@@ -322,7 +332,28 @@ def test_weights_replace_the_recommended_ones(clip, images):
     recommended = FPL(clip, images.classnames, **SHORT).fit(images, y)
     same = loss_weights("semi-supervised", 20, len(recommended.pseudolabels_))
     assert bits(FPL(clip, images.classnames, weights=np.array(same), **SHORT).fit(images, y)) == bits(recommended)
-    assert bits(FPL(clip, images.classnames, weights=(1, 1), **SHORT).fit(images, y)) != bits(recommended)
+    others = [bits(FPL(clip, images.classnames, weights=weights, **SHORT).fit(images, y)) for weights in ((1, 1), "published")]
+    assert bits(recommended) not in others and others[0] != others[1]
+
+
+def test_class_prompts_are_embedded_once_for_all_rounds(clip, images, monkeypatch):
+    calls, encode = [], CLIP.encode_text
+    monkeypatch.setattr(CLIP, "encode_text", lambda self, texts, **options: calls.append(len(texts)) or encode(self, texts, **options))
+    IFPL(clip, images.classnames, prompt="visual", **{**SHORT, "rounds": 4}).fit(images)
+    assert calls == [10, 10], "for the first pseudolabels, and for the prompt to be compared with"
+
+
+def test_templates_are_those_of_visual_prompts_too(clip, images):
+    both, labels_only = (FPL(clip, images.classnames, prompt="visual", templates="a drawing of a {}.", **{**SHORT, "options": {"length": 2, **extra}}).fit(images)
+                         for extra in ({}, {"templates": "single"}))
+    assert np.array_equal(both.pseudolabels_, labels_only.pseudolabels_) and both.history_ != labels_only.history_
+
+
+def test_blocks_of_images_are_scored_one_after_the_other(clip, images, test_images, monkeypatch):
+    method = FPL(clip, images.classnames, prompt="visual", **SHORT).fit(images)
+    whole = method.predict_proba(test_images)
+    monkeypatch.setattr(module, "BLOCK", 7)
+    assert np.allclose(method.predict_proba(test_images), whole, atol=1e-5)
 
 
 
@@ -400,16 +431,16 @@ def test_a_killed_fit_goes_on_bit_for_bit(clip, images, test_images, tmp_path):
     ("prompt", lambda m, X, y: (m.set_params(prompt="visual"), X, y)), ("epochs", lambda m, X, y: (m.set_params(epochs=3), X, y)),
     ("method", lambda m, X, y: (IFPL(**m.get_params(deep=False)), X, y)),
     ("classnames", lambda m, X, y: (m.set_params(classnames=m.classnames[::-1]), X.unlabelled(), y)),
-    ("weights", lambda m, X, y: (m.set_params(clip=other_weights()), X, y)),
-    ("activation", lambda m, X, y: (m.set_params(clip=other_activation()), X, y)),
-    ("precision", lambda m, X, y: (m.set_params(clip=CLIP(m.clip.model, m.clip.preprocess, m.clip.tokenizer, precision="bf16")), X, y))])
+    ("weights", lambda m, X, y: (m.set_params(weights=np.array([1.0, 1.0])), X, y)), ("growth", lambda m, X, y: (m.set_params(growth=(0.5,)), X, y)),
+    ("clip weights", lambda m, X, y: (m.set_params(clip=other_weights()), X, y)),
+    ("clip model", lambda m, X, y: (m.set_params(clip=other_activation()), X, y)),
+    ("clip precision", lambda m, X, y: (m.set_params(clip=CLIP(m.clip.model, m.clip.preprocess, m.clip.tokenizer, precision="bf16")), X, y))])
 def test_resuming_another_run_is_refused_by_name(clip, images, tmp_path, name, change):
     y = some_labels(images, "semi-supervised")
     plain = ImageSet(images.images)
     method = GRIP(clip, images.classnames, checkpoint=str(tmp_path / "run"), **{**SHORT, "rounds": 1}).fit(plain, y)
     other, X, labels = change(clone(method), plain, y)
-    shown = r"\w+" if name == "activation" else name      # under whatever name it goes
-    with pytest.raises(ValueError, match=rf"another run: (\w+, )*{shown}(, \w+)* changed"):
+    with pytest.raises(ValueError, match=rf"another run: ([\w ]+, )*{name}(, [\w ]+)* changed"):
         other.fit(X, labels)
 
 
@@ -461,8 +492,8 @@ def test_settings_that_the_labels_are_not(clip, images, wanted, given, message):
     ({"prompt": "text"}, "prompt must be one of 'textual', 'visual', 'multimodal'"), ({"pool": "seen"}, "pool must be"), ({"policy": "best"}, "policy must be one of"),
     ({"templates": "a photo"}, "gap"), ({"templates": "singel"}, "unknown template set"), ({"k": 0}, "k must be"), ({"k": 2.5}, "k must be"), ({"rounds": 0}, "rounds"),
     ({"rounds": 1.5}, "rounds"), ({"epochs": 0}, "epochs"), ({"batch_size": 0}, "batch_size"), ({"learning_rate": -1}, "learning_rate"), ({"momentum": 1}, "momentum"),
-    ({"weight_decay": -1}, "weight_decay"), ({"warmup": -1}, "warmup"), ({"weights": (1, -1)}, "weights must be two"), ({"weights": 1}, "weights must be two"), ({"weights": (1, float("nan"))}, "weights must be two"),
-    ({"weights": "12"}, "weights must be two"), ({"options": {"lenght": 2}}, "lenght"), ({"options": {"length": 31}}, "more than the 32")])
+    ({"weight_decay": -1}, "weight_decay"), ({"warmup": -1}, "warmup"), ({"weights": (1, -1)}, "weights must be .recommended., .published. or two numbers"), ({"weights": 1}, "weights must be .recommended., .published. or two numbers"), ({"weights": (1, float("nan"))}, "weights must be .recommended., .published. or two numbers"),
+    ({"weights": "12"}, "weights must be 'recommended', 'published'"), ({"options": ["length"]}, "options must be a dict"), ({"weights": (1, 2, 3)}, "weights must be .recommended., .published. or two numbers"), ({"options": {"lenght": 2}}, "lenght"), ({"options": {"length": 31}}, "more than the 32")])
 @pytest.mark.parametrize("method", ["IFPL", "GRIP"])
 def test_bad_parameters_are_named(clip, images, method, params, message):
     method = "IFPL" if "k" in params else method       # k has no effect on GRIP

@@ -114,8 +114,12 @@ def test_nothing_to_train_and_losses_that_explode():
     for nothing in ([], [torch.nn.Parameter(torch.ones(1), requires_grad=False)]):
         with pytest.raises(ValueError, match="no parameters"):
             minimise(nothing, lambda batch: weight.sum(), 3, Recipe(epochs=1))
-    with pytest.raises(ValueError, match="loss is nan in epoch 0: lower the learning rate"):
-        minimise([weight], lambda batch: weight.sum() * math.nan, 3, Recipe(epochs=3))
+    steps = []
+    with pytest.raises(ValueError, match="loss is nan: lower the learning rate"):
+        minimise([weight], lambda batch: steps.append(1) or weight.sum() * math.nan, 30, Recipe(epochs=3))
+    assert len(steps) == 1, "no step is taken after it"
+    with pytest.raises(ValueError, match="last step left parameters that are not finite"):
+        minimise([weight], lambda batch: 1e38 * weight.sum(), 3, Recipe(epochs=1, learning_rate=1e3, warmup=0))
 
 
 def test_random_state_is_left_alone():
@@ -152,6 +156,11 @@ def test_changed_facts_are_named(tmp_path, facts, name):
     else:
         with pytest.raises(ValueError, match=f"another run: {name} changed"):
             Checkpoint(tmp_path / "run", facts).load()
+
+
+def test_a_folder_is_no_checkpoint(tmp_path):
+    with pytest.raises(ValueError, match="must be a file, not a folder"):
+        Checkpoint(tmp_path, {})
 
 
 def test_damaged_and_foreign_files_are_refused(tmp_path):
