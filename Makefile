@@ -14,8 +14,9 @@ checksums = find clipadapt nbs -name .ipynb_checkpoints -prune -o \( -name '*.py
 help:           ## list the targets
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*##/\t/' | expand -t 12
 
+# One thread: small models gain nothing from more, and lose much when something else is running.
 demo: .venv/ready-run   ## every method on real handwriting, and a report
-	@$(BIN)/python -c "from clipadapt.compare import demo; demo()"
+	@OMP_NUM_THREADS=1 $(BIN)/python -c "from clipadapt.compare import demo; demo()"
 
 test: sync notebooks unit   ## the whole check (this is what CI runs)
 
