@@ -5,6 +5,8 @@ PYTHON ?= python3
 BIN    := .venv/bin
 WORKERS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Small models gain nothing from a second thread, and lose much when something else is running.
+alone := OMP_NUM_THREADS=1
 
 checksums = find clipadapt nbs -name .ipynb_checkpoints -prune -o \( -name '*.py' -o -name '*.ipynb' \) -print | sort | xargs cksum
 
@@ -14,9 +16,8 @@ checksums = find clipadapt nbs -name .ipynb_checkpoints -prune -o \( -name '*.py
 help:           ## list the targets
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*##/\t/' | expand -t 12
 
-# One thread: small models gain nothing from more, and lose much when something else is running.
 demo: .venv/ready-run   ## every method on real handwriting, and a report
-	@OMP_NUM_THREADS=1 $(BIN)/python -c "from clipadapt.compare import demo; demo()"
+	@$(alone) $(BIN)/python -c "from clipadapt.compare import demo; demo()"
 
 test: sync notebooks unit   ## the whole check (this is what CI runs)
 
@@ -27,10 +28,10 @@ sync: .venv/ready-dev   ## modules and notebooks are what export and clean make 
 	  echo "clipadapt/ or nbs/ was not what nbdev_export and nbdev_clean make of it; it is now: look at 'git diff' and commit."; exit 1; }
 
 notebooks: .venv/ready-dev   ## run every notebook, all but its slow and cuda cells
-	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers $(WORKERS) --do_print
+	$(alone) $(BIN)/nbdev_test --n_workers $(WORKERS) --do_print
 
 unit: .venv/ready-dev   ## the tests that a notebook cannot hold
-	$(BIN)/python -m pytest -q tests
+	$(alone) $(BIN)/python -m pytest -q tests
 
 slow: .venv/ready-dev   ## the cells flagged slow as well: the full pretraining takes most of an hour
 	$(BIN)/nbdev_test --n_workers 1 --flags slow --do_print
