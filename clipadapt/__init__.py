@@ -3,6 +3,7 @@
 __version__ = "0.1.0"
 
 from clipadapt.adapter import Adapter, ZeroShot
+from clipadapt.coreg import CoReg
 from clipadapt.data import ImageSet, digits
 from clipadapt.features import FeatureStore, StoredCLIP
 from clipadapt.grip import FPL, GRIP, IFPL

@@ -17,10 +17,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from . import metrics
+from . import coreg, grip, metrics
 from .adapter import Adapter, ZeroShot
+from .coreg import CoReg
 from .data import ImageSet, digits, show_images, whole_file
-from .grip import FPL, GRIP, IFPL, SMALL
+from .grip import FPL, GRIP, IFPL
 from .retrieval import NearestNeighbours, Prototypes
 from .zeroshot import load_clip
 
@@ -133,7 +134,7 @@ def demo(folder: str | Path = "runs/demo") -> pd.DataFrame:
     """Run every method on the handwriting with the built-in CLIP, print the table, write `folder`/report.html; return the table."""
     clip, train, test = load_clip(), digits("train"), digits("test")
     methods = [method(clip, train.classnames) for method in (ZeroShot, NearestNeighbours, Prototypes)]
-    methods += [method(clip, train.classnames, **SMALL) for method in (FPL, IFPL, GRIP)]
+    methods += [method(clip, train.classnames, **grip.SMALL) for method in (FPL, IFPL, GRIP)] + [CoReg(clip, train.classnames, **coreg.SMALL)]
     runs = run_all(methods, train, test)
     table = tabulate(runs, test)
     print(f"\nCLIP reads handwriting: adapted on {len(train)} images without labels, tested on {len(test)} others.\n")

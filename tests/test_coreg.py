@@ -1,0 +1,400 @@
+"""CoReg: losses against loops over hundreds of random batches, half precision, killed and resumed fits, students, exports, and bad input."""
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+
+from clipadapt import CoReg, ImageSet, digits, load_clip
+from clipadapt import coreg as module
+from clipadapt.coreg import Queue
+from clipadapt.testing import check_adapter
+
+COUNT = 48
+SHORT = {"image_size": 8, "flip": False, "options": {"width": 4, "depth": [1, 1]}, "views": 2, "epochs": 4, "warmup_epochs": 2, "batch_size": 16,
+         "learning_rate": 0.05, "ramp": 1, "delay": 0, "queue": 40}
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return load_clip(device="cpu")
+
+
+@pytest.fixture(scope="module")
+def images():
+    return digits("train").subset(range(COUNT))
+
+
+@pytest.fixture(scope="module")
+def test_images():
+    return digits("test").subset(range(20))
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Bits are compared below, and they depend on the number of threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def bits(method):
+    return [array.tobytes() for array in (method.weights_, method.losses_, method.clean_, method.candidates_)], method.history_
+
+
+def one_hot(classes, count=10):
+    return np.eye(count, dtype=bool)[classes]
+
+
+# The losses, one image and one pair at a time.
+
+@st.composite
+def batches(draw):
+    """Probabilities [B, C] (some exactly 0 or 1), candidate sets (some empty, some full), flags and classes."""
+    count, width = draw(st.integers(1, 9)), draw(st.integers(1, 6))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 10**6)))
+    probabilities = (draw(st.sampled_from([0.1, 1.0, 30.0])) * torch.randn(count, width, generator=generator)).softmax(1)
+    candidates = torch.rand(count, width, generator=generator) < draw(st.sampled_from([0.0, 0.4, 1.0]))
+    clean = torch.rand(count, generator=generator) < draw(st.sampled_from([0.0, 0.5, 1.0]))
+    return probabilities, candidates, clean, torch.randint(width, (count,), generator=generator), generator
+
+
+@given(batches())
+def test_losses_of_the_warm_up_and_of_the_split(batch):
+    probabilities, candidates, _, _, _ = batch
+    width = probabilities.shape[1]
+    rows = [row for row, mask in zip(probabilities, candidates) if mask.sum() < width]
+    masks = [mask for mask in candidates if mask.sum() < width]
+    by_hand = sum(-math.log(row[mask].sum().item() + 1e-5) for row, mask in zip(rows, masks)) / max(1, len(rows))
+    assert module.partial_cross_entropy(probabilities, candidates).item() == pytest.approx(by_hand, rel=1e-4, abs=1e-4)
+    entropy = sum(p * math.log(max(p, 1e-7)) for row in probabilities.tolist() for p in row) / len(probabilities)
+    assert module.confidence_penalty(probabilities).item() == pytest.approx(entropy, rel=1e-4, abs=1e-5)
+    best = [-math.log(max([p for p, is_candidate in zip(row, mask) if is_candidate] + [1e-7])) for row, mask in zip(probabilities.tolist(), candidates.tolist())]
+    assert module.best_candidate_loss(probabilities, candidates).tolist() == pytest.approx(best, rel=1e-4, abs=1e-4)
+
+
+@given(batches())
+def test_losses_of_self_training(batch):
+    probabilities, _, clean, _, generator = batch
+    logits = 3 * torch.randn(probabilities.shape, generator=generator)
+    own, width = logits.softmax(1), logits.shape[1]
+    supervised = [-sum(t * math.log(p) for t, p in zip(*pair)) for pair, c in zip(zip(probabilities.tolist(), own.tolist()), clean) if c]
+    errors = [sum((t - p) ** 2 for t, p in zip(*pair)) / width for pair, c in zip(zip(probabilities.tolist(), own.tolist()), clean) if not c]
+    found = [value.item() for value in module.self_training_losses(logits, probabilities, clean)]
+    assert found == pytest.approx([sum(part) / max(1, len(part)) for part in (supervised, errors)], rel=1e-4, abs=1e-4)
+
+
+@given(batches(), st.floats(0, 1))
+def test_prototypes_move_as_one_by_one(batch, momentum):
+    probabilities, _, clean, classes, generator = batch
+    bank, embeddings = torch.randn(probabilities.shape[1], 5, generator=generator), F.normalize(torch.randn(len(classes), 5, generator=generator), dim=1)
+    moved = module.update_prototype_bank(bank, embeddings[clean], classes[clean], momentum)
+    for c in range(len(bank)):
+        expected = bank[c].clone()
+        for embedding in embeddings[clean & (classes == c)]:
+            expected = momentum * expected + (1 - momentum) * embedding
+        here = bool((clean & (classes == c)).any())
+        assert torch.allclose(moved[c], F.normalize(expected, dim=0) if here else bank[c], atol=1e-4)
+
+
+@settings(max_examples=50)
+@given(batches(), st.integers(0, 7))
+def test_contrast_pair_by_pair(batch, queued):
+    _, _, clean, classes, generator = batch
+    count = len(classes)
+    queries, embeddings, old = (F.normalize(torch.randn(n, 6, generator=generator), dim=1) for n in (count, count, queued))
+    queue = Queue(old, torch.randint(3, (queued,), generator=generator), torch.rand(queued, generator=generator) < 0.5)
+    keys = Queue(embeddings, classes, clean)
+    everything, everyone, flags = torch.cat([queries, embeddings, old]), torch.cat([classes, classes, queue.classes]), torch.cat([clean, clean, queue.clean])
+    total = 0.0
+    for i in range(count):
+        inside, positive = [], []
+        for j in range(len(everything)):
+            same, trusted, own_key = bool(classes[i] == everyone[j]), bool(clean[i] and flags[j]), j == count + i
+            if j == i or (same and not trusted and not own_key):
+                continue
+            inside.append((queries[i] @ everything[j]).item() / 0.07)
+            if same or own_key:
+                positive.append(inside[-1])
+        total += math.log(sum(math.exp(value) for value in inside)) - sum(positive) / len(positive)
+    assert module.noisy_contrastive(queries, keys, queue).item() == pytest.approx(total / count, rel=1e-3, abs=1e-3)
+
+
+@given(batches())
+@settings(max_examples=30)
+def test_half_precision_is_always_finite(batch):
+    probabilities, candidates, clean, classes, generator = batch
+    for kind in (torch.float16, torch.bfloat16):
+        p = probabilities.to(kind)
+        embeddings = F.normalize(torch.randn(len(p), 8, generator=generator), dim=1).to(kind)
+        bank = module.update_prototype_bank(torch.zeros(p.shape[1], 8), embeddings, classes)
+        values = [module.partial_cross_entropy(p, candidates), module.confidence_penalty(p), module.best_candidate_loss(p, candidates), module.sharpen(p),
+                  module.align_distribution(p, p.float().mean(0)), *module.self_training_losses(100 * p, probabilities, clean), bank,
+                  module.prototype_alignment(embeddings, bank, probabilities, clean),
+                  module.noisy_contrastive(embeddings, Queue(embeddings.float(), classes, clean), Queue(embeddings[:0].float(), classes[:0], clean[:0]))]
+        assert all(value.isfinite().all() and value.dtype == torch.float32 for value in values)
+
+
+# The contract, and every way to fit.
+
+def test_contract(clip):
+    assert len(check_adapter(CoReg, clip, **{**SHORT, "epochs": 2, "warmup_epochs": 1})) == 12
+
+
+VARIANTS = [{"co_pseudolabels": False}, {"alignment": False}, {"mixup": 0}, {"prototypes": 0}, {"contrast": 0}, {"prototypes": 0, "contrast": 0}, {"confidence_penalty": 0},
+            {"unlabelled_weight": 0}, {"views": None}, {"views": 1}, {"annotation": "top-k", "k": 2}, {"annotation": "ratio"}, {"annotation": "mean"},
+            {"prior": [1] * 9 + [2]}, {"queue": 0}, {"warmup_epochs": 9}, {"batch_size": 1000}, {"batch_size": 1}, {"templates": "single"}]
+
+
+@pytest.mark.parametrize("params", VARIANTS, ids=str)
+def test_every_part_can_be_switched_off(clip, images, test_images, params):
+    method = CoReg(clip, images.classnames, **{**SHORT, "epochs": 3, "warmup_epochs": 1, **params}).fit(images.subset(range(24)))
+    probabilities = method.predict_proba(test_images)
+    assert np.isfinite(probabilities).all() and np.allclose(probabilities.sum(1), 1, atol=1e-4)
+    assert len(method.history_) == 3 and all(math.isfinite(record["loss"]) for record in method.history_)
+    assert 0 <= method.clean_.min() <= method.clean_.max() <= 1
+
+
+def test_switched_off_parts_change_the_result(clip, images):
+    results = {str(params): CoReg(clip, images.classnames, **{**SHORT, "epochs": 3, "warmup_epochs": 1, **params}).fit(images).weights_.tobytes()
+               for params in [{}, *VARIANTS[:5]]}
+    assert len(set(results.values())) == len(results)
+
+
+def logits_only(num_classes):
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, num_classes))
+
+
+@pytest.mark.parametrize("params", [{"student": "head"}, {"student": "clip", "warmup_epochs": 1}, {"student": logits_only, "image_size": 8}, {"image_size": None}], ids=str)
+def test_students(clip, images, test_images, tmp_path, params):
+    params = {**SHORT, "student": "resnet", "options": None, "image_size": None, "views": 1, "epochs": 2, "warmup_epochs": 1, **params}
+    few = images.subset(range(24 if params["image_size"] or params["student"] != "resnet" else 3))
+    method = CoReg(clip, images.classnames, **params).fit(few)
+    expected = method.predict_proba(test_images)
+    if callable(method.student):
+        with pytest.raises(ValueError, match="student=.* cannot be saved"):
+            method.save(tmp_path / "model")
+    else:
+        method.save(tmp_path / "model")
+        assert np.array_equal(CoReg.load(tmp_path / "model", clip).predict_proba(test_images), expected)
+    if method.student != "resnet":
+        assert method.score(images) > 0.1
+    both = []
+    for network in (0, 1):
+        path = method.export(tmp_path / f"student{network}.pt", network=network)
+        both.append(run_torchscript(path, method, test_images))
+    logs = np.mean([np.log(answer) for answer in both], 0)      # both together are predict_proba
+    assert np.allclose(np.exp(logs) / np.exp(logs).sum(1, keepdims=True), expected, atol=1e-5)
+
+
+def run_torchscript(path, method, images):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        answer = torch.jit.load(str(path))
+    with torch.no_grad():
+        return answer(module.as_inputs(method._read(images)[0], "cpu")).numpy()
+
+
+def test_exported_student_works_alone_from_its_description(clip, images, test_images, tmp_path):
+    method = CoReg(clip, images.classnames, **SHORT).fit(images)
+    method.export(tmp_path / "small.pt")
+    expected = run_torchscript(tmp_path / "small.pt", method, test_images)
+    for i, (image, _) in enumerate(test_images):
+        image.save(tmp_path / f"{i:02}.png")
+    code = """
+import json, sys, warnings
+warnings.simplefilter("ignore")
+import numpy as np, torch
+from PIL import Image
+facts = json.load(open("small.json"))
+size = facts["input"]["shape"][2]
+pixels = np.stack([np.asarray(Image.open(f"{i:02}.png").convert("RGB").resize((size, size), Image.Resampling.BICUBIC)) for i in range(20)])
+answers = torch.jit.load("small.pt")(torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255)
+assert answers.shape == (20, len(facts["classnames"])) and "clipadapt" not in sys.modules
+np.save("answers.npy", answers.detach().numpy())
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    assert np.allclose(np.load(tmp_path / "answers.npy"), expected, atol=1e-5)
+
+
+def test_onnx_round_trip(clip, images, test_images, tmp_path):
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    method = CoReg(clip, images.classnames, **SHORT).fit(images)
+    method.export(tmp_path / "small.pt")
+    method.export(tmp_path / "small.onnx", "onnx")
+    session = runtime.InferenceSession(str(tmp_path / "small.onnx"), providers=["CPUExecutionProvider"])
+    inputs = module.as_inputs(method._read(test_images)[0], "cpu").contiguous().numpy()
+    for few in (inputs, inputs[:1]):
+        assert np.allclose(session.run(None, {"input": few})[0], run_torchscript(tmp_path / "small.pt", method, test_images)[: len(few)], atol=1e-5)
+    assert json.loads((tmp_path / "small.json").read_text())["format"] == "onnx"
+
+
+def test_onnx_without_its_packages_says_what_to_install(clip, images, tmp_path, monkeypatch):
+    method = CoReg(clip, images.classnames, **{**SHORT, "epochs": 1, "warmup_epochs": 1}).fit(images)
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(ImportError, match="pip install onnx onnxscript"):
+        method.export(tmp_path / "small.onnx", "onnx")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="'torchscript', 'onnx'"):
+        method.export(tmp_path / "small.bin", "tflite")
+    with pytest.raises(NotFittedError):
+        clone(method).export(tmp_path / "small.pt")
+
+
+# Bad and unusual input.
+
+def test_few_images_one_class_one_image(clip, images, test_images):
+    for count in (1, 2, 3):
+        fitted = CoReg(clip, images.classnames, **SHORT).fit(images.subset(range(count)))
+        assert np.isfinite(fitted.predict_proba(test_images)).all()
+    fitted = CoReg(clip, ["digit"], **SHORT).fit(images.unlabelled())
+    assert (fitted.predict_proba(test_images.unlabelled()) == 1).all()
+
+
+def test_candidates_empty_full_and_wrong(clip, images, test_images):
+    candidates = one_hot(images.labels)
+    candidates[::4], candidates[1::4] = False, True
+    fitted = CoReg(clip, images.classnames, **SHORT).fit(images, candidates=candidates)
+    assert fitted.candidates_[0].all() and np.array_equal(fitted.candidates_[2], candidates[2]) and np.isfinite(fitted.predict_proba(test_images)).all()
+    soft = CoReg(clip, images.classnames, **SHORT, annotation="mean").fit(images, candidates=candidates)
+    assert np.array_equal(soft.weights_, fitted.weights_), "own candidates take the place of any annotation"
+    for wrong, message in [(candidates[:5], r"\[N, C\] for 48 images"), (candidates[:, :4], "10 classes"), (np.zeros_like(candidates), "nothing to learn from"),
+                           (np.full(candidates.shape, np.nan), "0 or 1")]:
+        with pytest.raises(ValueError, match=message):
+            CoReg(clip, images.classnames, **SHORT).fit(images, candidates=wrong)
+
+
+def test_labels_are_kept_and_always_clean(clip, images):
+    y = np.where(np.arange(COUNT) < 15, images.labels, -1)
+    fitted = CoReg(clip, images.classnames, **SHORT).fit(images, y)
+    assert np.array_equal(fitted.candidates_[:15], one_hot(images.labels[:15])) and (fitted.clean_[:, :15] == 1).all()
+    alone = CoReg(clip, images.classnames, **SHORT).fit(images, images.labels)
+    assert np.array_equal(alone.candidates_, one_hot(images.labels))
+
+
+def test_degenerate_splits(clip, images, monkeypatch):
+    """All clean, nobody clean, a class without a clean image: nothing breaks, nothing becomes NaN."""
+    for posterior in (np.ones(COUNT), np.zeros(COUNT), (images.labels != 3).astype(float), (np.arange(COUNT) == 5).astype(float)):
+        monkeypatch.setattr(module, "clean_posterior", lambda losses: posterior.astype(np.float32))
+        fitted = CoReg(clip, images.classnames, **SHORT).fit(images)
+        assert all(math.isfinite(record["loss"]) for record in fitted.history_) and np.isfinite(fitted.weights_).all()
+
+
+def test_images_of_different_sizes(clip, images):
+    rng = np.random.default_rng(0)
+    sizes = rng.integers(5, 60, (20, 2))
+    mixed = ImageSet([Image.fromarray(rng.integers(0, 256, (h, w, 3), dtype=np.uint8)) for h, w in sizes])
+    fitted = CoReg(clip, images.classnames, **{**SHORT, "image_size": None}).fit(mixed)
+    assert 8 <= fitted.image_size_ <= 32 and fitted.predict(mixed).shape == (20,)
+
+
+BAD = [({"student": "vgg"}, "'resnet', 'head', 'clip'"), ({"student": lambda num_classes: logits_only(num_classes + 1)}, r"logits of shape \(2, 11\) .*10 classes"),
+       ({"annotation": "vote"}, "'union'"), ({"annotation": "top-k", "k": 0}, "k must be"), ({"annotation": "ratio", "ratio": 2}, "ratio must lie"),
+       ({"annotation": "top-k", "k": 10}, "nothing to learn from"), ({"views": 0}, "views must be"), ({"image_size": 4}, "image_size must be a whole number from 8"),
+       ({"epochs": 0}, "epochs must be"), ({"warmup_epochs": 0}, "warmup_epochs"), ({"batch_size": 0}, "batch_size"), ({"learning_rate": -1}, "learning_rate"),
+       ({"mixup": -1}, "mixup must be a number from 0"), ({"contrast": math.inf}, "contrast"), ({"prototype_momentum": 1.5}, "prototype_momentum"),
+       ({"sharpening": 0}, "sharpening"), ({"prior": [0.5, 0.5]}, "10 positive numbers"), ({"prior": [0] * 10}, "positive"), ({"queue": -1}, "queue"),
+       ({"learning_rate": 1e30, "epochs": 3}, "lower the learning rate"), ({"templates": ["no gap"]}, "gap")]
+
+
+@pytest.mark.parametrize("params, message", BAD, ids=str)
+def test_bad_parameters(clip, images, params, message):
+    method = CoReg(clip, images.classnames, **{**SHORT, **params})
+    with pytest.raises(ValueError, match=message):
+        method.fit(images)
+    assert not hasattr(method, "classnames_")
+
+
+def test_callback_is_checked(clip, images):
+    for answer, message in (({"loss": 1}, "on_epoch must return a dict without"), ({"x": object()}, "plain values")):
+        with pytest.raises(ValueError, match=message):
+            CoReg(clip, images.classnames, **SHORT).fit(images, on_epoch=lambda method: answer)
+
+
+def test_seeds_differ_and_networks_differ(clip, images):
+    first, second = (CoReg(clip, images.classnames, **SHORT, seed=seed).fit(images) for seed in (0, 1))
+    assert len({weights.tobytes() for weights in (*first.weights_, *second.weights_)}) == 4
+
+
+# Killed and resumed.
+
+WORKER = """
+import sys, time
+from clipadapt import CoReg, digits, load_clip
+images = digits("train").subset(range(48))
+CoReg(load_clip(device="cpu"), images.classnames, checkpoint=sys.argv[1], **%r).fit(images, on_epoch=lambda method: time.sleep(0.3) or {})
+"""
+
+
+def test_a_killed_fit_goes_on_bit_for_bit(clip, images, test_images, tmp_path):
+    params = {**SHORT, "epochs": 6}
+    process = subprocess.Popen([sys.executable, "-c", WORKER % params, tmp_path / "run"], env={**os.environ, "OMP_NUM_THREADS": "1"})
+    end = time.monotonic() + 120
+    while not (tmp_path / "run").exists():
+        assert time.monotonic() < end and process.poll() is None, "waited in vain"
+        time.sleep(0.02)
+    time.sleep(1.2)         # into self-training, with queue, prototypes and five epochs of losses
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    trained = []
+    method = CoReg(clip, images.classnames, checkpoint=str(tmp_path / "run"), **params).fit(images, on_epoch=lambda method: trained.append(1))
+    whole = CoReg(clip, images.classnames, **params).fit(images)
+    assert 0 < len(trained) < 6 and bits(method) == bits(whole)
+    assert np.array_equal(method.predict_proba(test_images), whole.predict_proba(test_images))
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3, 5])
+def test_stopped_after_any_epoch(clip, images, tmp_path, stop):
+    params = {**SHORT, "epochs": 6}
+
+    def pull_the_plug(method):
+        if len(method.history_) == stop + 1:
+            raise KeyboardInterrupt
+
+    path = str(tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        CoReg(clip, images.classnames, checkpoint=path, **params).fit(images, on_epoch=pull_the_plug)
+    assert bits(CoReg(clip, images.classnames, checkpoint=path, **params).fit(images)) == bits(CoReg(clip, images.classnames, **params).fit(images))
+
+
+@pytest.mark.parametrize("name, change", [
+    ("images", lambda m, X, y, c: (m, ImageSet([image.rotate(9) for image, _ in X]), y, c)), ("labels", lambda m, X, y, c: (m, X, np.roll(y, 1), c)),
+    ("candidates", lambda m, X, y, c: (m, X, y, None)), ("seed", lambda m, X, y, c: (m.set_params(seed=1), X, y, c)),
+    ("contrast", lambda m, X, y, c: (m.set_params(contrast=0.2), X, y, c)), ("student", lambda m, X, y, c: (m.set_params(student=logits_only, options=None), X, y, c)),
+    ("classnames", lambda m, X, y, c: (m.set_params(classnames=m.classnames[::-1]), X, y, c))])
+def test_resuming_another_run_is_refused_by_name(clip, images, tmp_path, name, change):
+    y, candidates, plain = np.where(np.arange(COUNT) < 5, images.labels, -1), one_hot(images.labels), ImageSet(images.images)
+    method = CoReg(clip, images.classnames, checkpoint=str(tmp_path / "run"), **{**SHORT, "epochs": 1, "warmup_epochs": 1}).fit(plain, y, candidates=candidates)
+    other, X, labels, theirs = change(clone(method), plain, y, candidates)
+    with pytest.raises(ValueError, match=rf"another run: (\w+, )*{name}(, \w+)* changed"):
+        other.fit(X, labels, candidates=theirs)
+
+
+# Whether it learns at all.
+
+def test_it_learns_from_ambiguous_and_noisy_candidates(clip):
+    images = digits("train").subset(range(300))
+    candidates = module.synthetic_candidates(images.labels, 10, ambiguity=0.1, noise=0.2)
+    params = {**SHORT, "image_size": 16, "options": {"width": 8, "depth": [1, 1, 1]}, "views": 4, "epochs": 13, "warmup_epochs": 10, "contrast": 0}
+    fitted = CoReg(clip, images.classnames, **params).fit(images, candidates=candidates)
+    assert fitted.score(digits("test")) > 0.6
+    right, clean = candidates[np.arange(300), images.labels], fitted.clean_.mean(0) > 0.5
+    assert right[clean].mean() > right.mean() + 0.1, "what is called clean is purer than the rest"
+    assert fitted.history_[-1]["candidates"] <= candidates.sum(1).mean() - 0.2
