@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import os
 import warnings
@@ -25,7 +24,7 @@ from torch import Tensor, nn
 
 from .adapter import Adapter
 from .data import ImageSet, check_count, check_labels, seeded, whole_file
-from .features import VIEWS, clip_facts, hash_images, named_view
+from .features import VIEWS, fit_facts, named_view
 from .pseudolabels import DegenerateMixtureWarning, clean_posterior, ratio_candidates, top_k_candidates, union_candidates
 from .training import Checkpoint, Recipe, note, progress_bar, train_epoch
 from .zeroshot import CLIP, average_prompts, encode_prompts
@@ -602,13 +601,9 @@ class CoReg(Adapter):
         return partial_labels(self.clip.encode_image(images), prompts, self.clip.logit_scale, self.annotation, self.k, self.ratio)
 
     def _facts(self, images: ImageSet, labels: np.ndarray) -> dict:
-        """What a checkpoint belongs to: parameters, classes, images, labels, candidates, and everything about the CLIP."""
-        params = {name: value for name, value in self.get_params(deep=False).items() if name not in self.unsaved}
-        if callable(self.student):
-            params["student"] = f"{self.student.__module__}.{self.student.__qualname__}"
-        arrays = {"labels": labels, "candidates": np.empty(0) if self._candidates is None else np.asarray(self._candidates)}
-        hashes = {name: hashlib.blake2b(array.tobytes(), digest_size=16).hexdigest() for name, array in arrays.items()}
-        return {**params, **clip_facts(self.clip), **hashes, "classnames": self.classnames_, "images": hash_images(images)}
+        """What a checkpoint belongs to; a student that is a function goes by its name."""
+        facts = fit_facts(self, images, labels=labels, candidates=np.empty(0) if self._candidates is None else np.asarray(self._candidates))
+        return {**facts, "student": f"{self.student.__module__}.{self.student.__qualname__}"} if callable(self.student) else facts
 
     def _size(self, images: ImageSet) -> int:
         """The side of the students' images in pixels."""

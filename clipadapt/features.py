@@ -28,8 +28,8 @@ from .data import ImageSet, _Selection, _View, as_imageset, check_count, read_im
 from .zeroshot import CLIP, _ahead, _batches, cache_directory
 
 # %% auto #0
-__all__ = ['FORMAT', 'VIEWS', 'hash_each', 'hash_images', 'hash_preprocessing', 'clip_facts', 'named_view', 'FeatureStore',
-           'StoredCLIP']
+__all__ = ['FORMAT', 'VIEWS', 'hash_each', 'hash_images', 'hash_preprocessing', 'clip_facts', 'fit_facts', 'named_view',
+           'FeatureStore', 'StoredCLIP']
 
 # %% ../nbs/04_features.ipynb #cell-12
 def _hash(*parts: bytes | str) -> bytes:
@@ -115,6 +115,18 @@ def clip_facts(clip: CLIP) -> dict[str, str]:
     """Everything about a CLIP that its features depend on, hashed: weights, model, preprocessing, precision."""
     return {"weights": clip.fingerprint, "model": _hash(repr(clip.model)).hex(), "preprocessing": hash_preprocessing(clip),
             "precision": clip.precision}
+
+
+def fit_facts(method, images: ImageSet, **arrays: np.ndarray) -> dict:
+    """All that a fit of `method` on `images` depends on, plain: what a checkpoint belongs to.
+
+    The method's name, classes and parameters (but the unsaved ones), the content of the images, everything about the CLIP, and the
+    `arrays` (labels, for instance) by hash, under their names.
+    """
+    parameters = {name: value for name, value in method.get_params(deep=False).items() if name not in method.unsaved}
+    hashes = {name: _hash(str(array.dtype), str(array.shape), np.ascontiguousarray(array).tobytes()).hex() for name, array in arrays.items()}
+    clip = {f"clip {name}": value for name, value in clip_facts(method.clip).items()}
+    return {**parameters, **clip, **hashes, "method": type(method).__name__, "classnames": method.classnames_, "images": hash_images(images)}
 
 # %% ../nbs/04_features.ipynb #cell-25
 FORMAT = 1

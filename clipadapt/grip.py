@@ -5,7 +5,6 @@
 # %% ../nbs/09_grip.ipynb #cell-6
 from __future__ import annotations
 
-import hashlib
 import inspect
 from collections.abc import Callable, Sequence
 
@@ -16,7 +15,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from .adapter import Adapter
 from .data import ImageSet, check_count
-from .features import clip_facts, hash_images
+from .features import fit_facts
 from .prompts import MultimodalPrompt, Prompt, TextualPrompt, VisualPrompt
 from .pseudolabels import Pseudolabels, top_k
 from .training import Checkpoint, Recipe, minimise, note
@@ -75,11 +74,7 @@ class _Run:
             raise ValueError(f"pool must be 'mixed' or 'unseen', not {method.pool!r}")
         check_count(method.k, "k")
         check_count(method.rounds, "rounds")
-        weights = method.weights if isinstance(method.weights, str) else np.asarray(method.weights)
-        if weights not in ("recommended", "published") if isinstance(weights, str) else (
-                weights.shape != (2,) or weights.dtype.kind not in "iuf" or not (np.isfinite(weights) & (weights >= 0)).all()):
-            raise ValueError("weights must be 'recommended', 'published' or two numbers from 0 for labelled and pseudolabelled examples, "
-                             f"not {method.weights!r}")
+        _check_weights(method.weights)
         _check_prompt(method.prompt, method.options or {})
         num_classes = len(method.classnames_)
         self.method, self.images, self.labels = method, images, labels
@@ -89,14 +84,6 @@ class _Run:
         self.allowed = np.setdiff1d(np.arange(num_classes), labels) if only_unseen else np.arange(num_classes)
         rate = LEARNING_RATES[method.prompt] if method.learning_rate is None else method.learning_rate
         self.recipe = Recipe(method.epochs, method.batch_size, rate, method.momentum, method.weight_decay, method.warmup)
-
-    def facts(self) -> dict:
-        """What a checkpoint belongs to: parameters, classes, images, labels, and everything about the CLIP."""
-        method = self.method
-        params = {name: value for name, value in method.get_params(deep=False).items() if name not in method.unsaved}
-        clip = {f"clip {name}": value for name, value in clip_facts(method.clip).items()}
-        return {**params, **clip, "method": type(method).__name__, "classnames": method.classnames_,
-                "images": hash_images(self.images), "labels": hashlib.blake2b(self.labels.tobytes(), digest_size=16).hexdigest()}
 
     def select(self, prompt: Prompt, inputs: torch.Tensor, k: int, first: bool) -> Pseudolabels:
         """The pseudolabels of a round, from the prompt of the last one; in the first from the zero-shot classifier."""
@@ -151,9 +138,10 @@ class PromptSelfTraining(Adapter):
 
     unsaved = ("clip", "classnames", "checkpoint")
 
-    def __init__(self, clip: CLIP, classnames: Sequence[str], *, prompt: str = "textual", options: dict | None = None, k: int = 16, rounds: int = 10,
-                 growth: Sequence[float] | None = None, policy: str = "per-class", templates: str | Sequence[str] = "single", weights: str | Sequence[float] = "recommended",
-                 reinit: bool = True, setting: str | None = None, pool: str = "mixed", epochs: int = 150, batch_size: int | None = 16, learning_rate: float | None = None, momentum: float = 0.9,
+    def __init__(self, clip: CLIP, classnames: Sequence[str], *, prompt: str = "textual", options: dict | None = None, k: int = 16,
+                 rounds: int = 10, growth: Sequence[float] | None = None, policy: str = "per-class", templates: str | Sequence[str] = "single",
+                 weights: str | Sequence[float] = "recommended", reinit: bool = True, setting: str | None = None, pool: str = "mixed",
+                 epochs: int = 150, batch_size: int | None = 16, learning_rate: float | None = None, momentum: float = 0.9,
                  weight_decay: float = 0.1, warmup: int = 5, checkpoint: str | None = None, seed: int = 0):
         super().__init__(clip, classnames, seed=seed)
         self.prompt, self.options, self.k, self.rounds, self.growth, self.policy = prompt, options, k, rounds, growth, policy
@@ -178,7 +166,7 @@ class PromptSelfTraining(Adapter):
     def _fit(self, images: ImageSet, labels: np.ndarray) -> None:
         run = _Run(self, images, labels)
         sizes = self.sizes(len(run.pool), len(run.allowed)) if len(run.pool) else [0]
-        checkpoint = Checkpoint(self.checkpoint, run.facts() if self.checkpoint else {})
+        checkpoint = Checkpoint(self.checkpoint, fit_facts(self, images, labels=labels) if self.checkpoint else {})
         arrays, record = checkpoint.load() or ({}, {"round": 0, "history": []})
         self.history_, self._prompt = record["history"], _new_prompt(self)
         untrained = _numbers(self._prompt)
@@ -208,6 +196,13 @@ class PromptSelfTraining(Adapter):
 def _nothing(method: PromptSelfTraining, pseudolabels: Pseudolabels) -> dict:
     """The callback of those who do not watch."""
     return {}
+
+
+def _check_weights(weights: str | Sequence[float]) -> None:
+    numbers = np.zeros(2) if isinstance(weights, str) and weights in ("recommended", "published") else np.asarray(weights)
+    if numbers.shape != (2,) or numbers.dtype.kind not in "iuf" or not (np.isfinite(numbers) & (numbers >= 0)).all():
+        raise ValueError("weights must be 'recommended', 'published' or two numbers from 0 for labelled and pseudolabelled examples, "
+                         f"not {weights!r}")
 
 
 def _check_prompt(prompt: str, options: dict) -> None:

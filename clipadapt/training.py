@@ -75,8 +75,6 @@ def minimise(parameters: Iterable[torch.nn.Parameter], batch_loss: Callable[[tor
             batches = torch.from_numpy(order.permutation(count)).split(recipe.batch_size or count)
             history.append(train_epoch(optimiser, batch_loss, batches, recipe, epoch))
             progress.set_postfix(loss=f"{history[-1]:.3f}", refresh=False)
-    if not all(parameter.isfinite().all() for parameter in parameters):
-        raise ValueError(f"the last step left parameters that are not finite: lower the learning rate (it is {recipe.learning_rate:g})")
     return history
 
 
@@ -84,10 +82,14 @@ def train_epoch(optimiser: torch.optim.Optimizer, batch_loss: Callable[[torch.Te
                 recipe: Recipe, epoch: int) -> float:
     """One step for each batch of indices, at the learning rate of `epoch` (from 0); return the mean loss of the examples.
 
-    For methods that do more between two epochs than `minimise` does. Raises ValueError when the loss is not finite any more.
+    For methods that do more between two epochs than `minimise` does. Raises ValueError when the loss or a parameter is not finite any more.
     """
-    optimiser.param_groups[0]["lr"] = recipe.rate(epoch)
-    return sum(_step(optimiser, batch_loss, batch) * len(batch) for batch in batches) / sum(map(len, batches))
+    group = optimiser.param_groups[0]
+    group["lr"] = recipe.rate(epoch)
+    loss = sum(_step(optimiser, batch_loss, batch) * len(batch) for batch in batches) / sum(map(len, batches))
+    if not all(parameter.isfinite().all() for parameter in group["params"]):
+        raise ValueError(f"the last step left parameters that are not finite: lower the learning rate (it is {recipe.learning_rate:g})")
+    return loss
 
 
 @contextmanager
