@@ -180,8 +180,9 @@ def prototype_alignment(embeddings: Tensor, prototypes: Tensor, targets: Tensor,
     softmax(embeddings @ prototypes.T / temperature). A float32 scalar. Co-Reg, arXiv 2406.18550.
     """
     logits = embeddings.float() @ prototypes.T / temperature
-    divergence = F.kl_div(logits.log_softmax(1), targets, reduction="none").sum(1)
-    error = (logits.softmax(1) - targets).square().mean(1)
+    log_similarity = logits.log_softmax(1)
+    divergence = F.kl_div(log_similarity, targets, reduction="none").sum(1)
+    error = (log_similarity.exp() - targets).square().mean(1)
     return mean_over(divergence, clean) + mean_over(error, ~clean)
 
 # %% ../nbs/10_coreg.ipynb #cell-36
@@ -205,17 +206,14 @@ def noisy_contrastive(queries: Tensor, keys: Queue, queue: Queue, temperature: f
     are clean, and always the anchor's own key. Those with the same pseudolabel of which one is not clean are left out, and so is the
     anchor itself. All others are negative. Khosla et al. 2020, equation 2, with the masks of Co-Reg.
     """
-    queries, count, own = queries.float(), len(queries), torch.eye(len(queries), dtype=torch.bool, device=queries.device)
-    logits = torch.cat([queries @ others.T for others in (queries, keys.embeddings, queue.embeddings)], 1) / temperature
+    anchors = queries.float() / temperature
+    logits = torch.cat([anchors @ queries.float().T, anchors @ torch.cat([keys.embeddings, queue.embeddings]).T], 1)
     same = keys.classes[:, None] == torch.cat([keys.classes, keys.classes, queue.classes])
-    trusted = same & keys.clean[:, None] & torch.cat([keys.clean, keys.clean, queue.clean])
-    left_out = same & ~trusted
-    trusted[:, :count] &= ~own
-    left_out[:, :count] |= own
-    trusted[:, count : 2 * count] |= own
-    left_out[:, count : 2 * count] &= ~own
-    positives = (logits * trusted).sum(1) / trusted.sum(1)
-    return (logits.masked_fill(left_out, float("-inf")).logsumexp(1) - positives).mean()
+    positive = same & keys.clean[:, None] & torch.cat([keys.clean, keys.clean, queue.clean])
+    positive.fill_diagonal_(False)                              # the anchor itself
+    positive[:, len(queries) :].fill_diagonal_(True)            # its own key
+    compared = logits.masked_fill(same & ~positive, -1e9).log_softmax(1)
+    return -(compared * positive).sum(1).div(positive.sum(1)).mean()
 
 # %% ../nbs/10_coreg.ipynb #cell-40
 class SmallResNet(nn.Module):
