@@ -9,7 +9,6 @@ import copy
 import json
 import os
 import warnings
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,7 +25,7 @@ from .adapter import Adapter
 from .data import ImageSet, check_count, check_labels, seeded, whole_file
 from .features import VIEWS, fit_facts, named_view
 from .pseudolabels import DegenerateMixtureWarning, clean_posterior, ratio_candidates, top_k_candidates, union_candidates
-from .training import Checkpoint, Recipe, note, progress_bar, train_epoch
+from .training import Checkpoint, Recipe, module_numbers, note, progress_bar, restore_training, set_module_numbers, train_epoch, training_state
 from .zeroshot import CLIP, average_prompts, encode_prompts
 
 # %% auto #0
@@ -335,24 +334,17 @@ class _Network:
         self.queue = Queue(torch.empty(0, dim, device=device), torch.empty(0, dtype=torch.int64, device=device), torch.empty(0, dtype=torch.bool, device=device))
         self.probabilities, self.losses = torch.empty(count, num_classes), torch.empty(0, count)
 
-    def state(self) -> dict[str, Tensor]:
+    def state(self) -> dict[str, np.ndarray]:
         """All that an epoch hands to the next. The momentum copy starts anew in every epoch."""
-        momentum = {str(i): state["momentum_buffer"] for i, state in self.optimiser.state_dict()["state"].items() if "momentum_buffer" in state}
-        said = {"probabilities": self.probabilities, "losses": self.losses}
-        parts = {"student": self.student.state_dict(), "momentum": momentum, "queue": self.queue._asdict(), "said": said}
-        return {f"{part}.{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
+        said = {**self.queue._asdict(), "probabilities": self.probabilities, "losses": self.losses}
+        return {**training_state(self.student, self.optimiser), **{f"said.{name}": tensor.cpu().numpy() for name, tensor in said.items()}}
 
-    def restore(self, state: dict[str, Tensor]) -> None:
+    def restore(self, state: dict[str, np.ndarray]) -> None:
         """Take over what `state` returned."""
-        parts = defaultdict(dict)
-        for name, tensor in state.items():
-            part, name = name.split(".", 1)
-            parts[part][name] = tensor
-        self.student.load_state_dict(parts["student"])
-        momentum = {int(i): {"momentum_buffer": tensor} for i, tensor in parts["momentum"].items()}
-        self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": momentum})
-        self.queue = Queue(**{name: tensor.to(self.queue.embeddings.device) for name, tensor in parts["queue"].items()})
-        vars(self).update(parts["said"])
+        restore_training(self.student, self.optimiser, state)
+        said = {name.removeprefix("said."): torch.from_numpy(array) for name, array in state.items() if name.startswith("said.")}
+        self.queue = Queue(*(said[name].to(self.queue.embeddings.device) for name in Queue._fields))
+        self.probabilities, self.losses = said["probabilities"], said["losses"]
 
     @torch.no_grad()
     def follow(self, momentum: float) -> None:
@@ -492,15 +484,14 @@ class _Run:
 
     def state(self) -> dict[str, np.ndarray]:
         """All that an epoch hands to the next, by name."""
-        state = {f"{i}.{name}": tensor for i, network in enumerate(self.networks) for name, tensor in network.state().items()}
-        return {name: tensor.detach().cpu().numpy() for name, tensor in {**state, "bank": self.bank}.items()}
+        states = {f"{i}.{name}": array for i, network in enumerate(self.networks) for name, array in network.state().items()}
+        return {**states, "bank": self.bank.cpu().numpy()}
 
     def restore(self, arrays: dict[str, np.ndarray]) -> None:
         """Take over what `state` returned."""
-        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        self.bank = tensors.pop("bank").to(self.device)
+        self.bank = torch.from_numpy(arrays["bank"]).to(self.device)
         for i, network in enumerate(self.networks):
-            network.restore({name[2:]: tensor for name, tensor in tensors.items() if name.startswith(f"{i}.")})
+            network.restore({name[2:]: array for name, array in arrays.items() if name.startswith(f"{i}.")})
         self.splits = [self.split(network) for network in self.networks]
 
 # %% ../nbs/10_coreg.ipynb #cell-52
@@ -590,7 +581,7 @@ class CoReg(Adapter):
     def _show(self, run: _Run) -> None:
         """Put the state of a run where `predict` and users find it."""
         self._students = [network.student for network in run.networks]
-        self.weights_ = np.stack([_numbers(student) for student in self._students])
+        self.weights_ = np.stack([module_numbers(student) for student in self._students])
         self.losses_ = np.stack([network.losses.mean(0).numpy() for network in run.networks])
         self.clean_ = np.stack([split.clean.numpy() for split in run.splits]) if run.splits else np.zeros_like(self.losses_)
 
@@ -645,7 +636,7 @@ class CoReg(Adapter):
         if not hasattr(self, "_students"):
             self._students = self._new_students()
             for student, numbers in zip(self._students, self.weights_):
-                _set_numbers(student, numbers)
+                set_module_numbers(student, numbers)
         return [student.eval() for student in self._students]
 
     def _predict_proba(self, images: ImageSet) -> Tensor:
@@ -716,17 +707,6 @@ def _to_onnx(answer: nn.Module, example: Tensor, path: Path) -> None:
 EXPORTERS = {"torchscript": _to_torchscript, "onnx": _to_onnx}
 
 # %% ../nbs/10_coreg.ipynb #cell-55
-def _numbers(student: Student) -> np.ndarray:
-    """All numbers of a student, float32 [P]: parameters, running means, colours."""
-    return torch.cat([tensor.flatten() for tensor in student.state_dict().values() if tensor.is_floating_point()]).float().cpu().numpy()
-
-
-def _set_numbers(student: Student, numbers: np.ndarray) -> None:
-    state = {name: tensor for name, tensor in student.state_dict().items() if tensor.is_floating_point()}
-    parts = torch.from_numpy(numbers).split([tensor.numel() for tensor in state.values()])
-    student.load_state_dict({name: part.view(tensor.shape) for (name, tensor), part in zip(state.items(), parts)}, strict=False)
-
-
 def _check_student(student: Student, inputs: Tensor, num_classes: int) -> tuple[int, int]:
     """The length of the embeddings and the number of classes, or a ValueError when a student does not fit."""
     with torch.no_grad():

@@ -18,7 +18,7 @@ from .data import ImageSet, as_imageset, check_classnames, check_count
 from .zeroshot import CLIP, average_prompts, encode_prompts
 
 # %% auto #0
-__all__ = ['TextTower', 'ImageTower', 'Prompt', 'TextualPrompt', 'VisualPrompt', 'MultimodalPrompt']
+__all__ = ['TextTower', 'text_ends', 'read_out', 'ImageTower', 'Prompt', 'TextualPrompt', 'VisualPrompt', 'MultimodalPrompt']
 
 # %% ../nbs/08_prompts.ipynb #cell-9
 def _causal_block(block: ResidualAttentionBlock, shared: torch.Tensor, own: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -51,7 +51,7 @@ class TextTower(nn.Module):
         super().__init__()
         tower = getattr(clip.model, "text", clip.model)
         tokens = clip.tokenizer(list(classnames)).to(clip.device)
-        ends = _ends(clip, tower, tokens)
+        ends = text_ends(clip, tower, tokens)
         _check_length(clip, classnames, ends, check_count(room, "length", 0))
         with torch.no_grad():
             embedded = tower.token_embedding(tokens[:, : int(ends.max()) + 1]).float()
@@ -70,18 +70,25 @@ class TextTower(nn.Module):
         else:
             whole = torch.cat([shared.expand(len(own), -1, -1), own], 1)
             own = tower.transformer(whole, attn_mask=tower.attn_mask[:last, :last])[:, split:]
-        features = tower.ln_final(own[torch.arange(len(own)), self.ends])
-        projection = tower.text_projection
-        features = features if projection is None else projection(features) if isinstance(projection, nn.Module) else features @ projection
-        return F.normalize(features.float(), dim=-1)
+        return read_out(tower, own, self.ends)
 
 
-def _ends(clip: CLIP, tower: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
-    """Where each text ends, int64 [C]: the position that its feature is read from."""
+def text_ends(clip: CLIP, tower: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+    """Where each text ends, int64 [C]: the position that its feature is read from.
+
+    `tokens` are int64 [C, L]. Raises ValueError for a text encoder that is not causal, or reads its feature elsewhere.
+    """
     pooling, end = (getattr(tower, name, getattr(tower, f"text_{name}", None)) for name in ("pool_type", "eos_id"))
     if getattr(tower, "attn_mask", None) is None or pooling not in ("argmax", "eos") or getattr(tower, "cls_emb", None) is not None:
         raise ValueError(f"the text encoder of {clip} is not causal up to an end token, so textual prompts do not fit in front of a class name")
     return (tokens == end).int().argmax(1) if pooling == "eos" else tokens.argmax(1)
+
+
+def read_out(tower: nn.Module, hidden: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    """Unit text features, float32 [C, D], from a text tower's last hidden states [C, S, W] at the positions `ends` (int64 [C])."""
+    features, projection = tower.ln_final(hidden[torch.arange(len(hidden)), ends]), tower.text_projection
+    features = features if projection is None else projection(features) if isinstance(projection, nn.Module) else features @ projection
+    return F.normalize(features.float(), dim=-1)
 
 
 def _check_length(clip: CLIP, classnames: Sequence[str], ends: torch.Tensor, room: int) -> None:
@@ -216,7 +223,7 @@ class TextualPrompt(Prompt):
 def _word_embeddings(clip: CLIP, words: str) -> torch.Tensor:
     """Token embeddings of some words, float32 [tokens, W], a copy."""
     tower, tokens = getattr(clip.model, "text", clip.model), clip.tokenizer([words]).to(clip.device)
-    return tower.token_embedding(tokens[0, 1 : int(_ends(clip, tower, tokens))]).detach().float()
+    return tower.token_embedding(tokens[0, 1 : int(text_ends(clip, tower, tokens))]).detach().float()
 
 # %% ../nbs/08_prompts.ipynb #cell-22
 class VisualPrompt(Prompt):

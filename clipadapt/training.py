@@ -21,15 +21,18 @@ from tqdm.auto import tqdm
 from .data import check_count, whole_file
 
 # %% auto #0
-__all__ = ['Recipe', 'minimise', 'train_epoch', 'progress_bar', 'note', 'Checkpoint']
+__all__ = ['Recipe', 'minimise', 'train_epoch', 'progress_bar', 'note', 'module_numbers', 'set_module_numbers', 'training_state',
+           'restore_training', 'Checkpoint']
 
 # %% ../nbs/07_training.ipynb #cell-8
 @dataclass(frozen=True)
 class Recipe:
-    """The numbers of a training run: SGD with momentum, a warm-up, then half a cosine. Raises ValueError for numbers out of range.
+    """The numbers of a training run: an optimiser, a warm-up, then half a cosine. Raises ValueError for numbers out of range.
 
     `batch_size` None takes all examples at once. The learning rate rises linearly over `warmup` epochs, then falls to
-    nearly zero at the end.
+    nearly zero at the end; `per_step` changes it at every step instead of every epoch. `method` is "sgd" (with `momentum`) or
+    "adamw" (Loshchilov and Hutter 2019; `momentum` is its first beta, the second 0.98, epsilon 1e-6 as in CLIP's own training). AdamW
+    spares vectors and scalars (biases, norms, the logit scale) the `weight_decay`, SGD spares nothing.
     """
 
     epochs: int = 150
@@ -37,7 +40,9 @@ class Recipe:
     learning_rate: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 0.0
-    warmup: int = 5
+    warmup: float = 5
+    method: str = "sgd"
+    per_step: bool = False
 
     def __post_init__(self):
         check_count(self.epochs, "epochs")
@@ -45,16 +50,23 @@ class Recipe:
         for name, highest in (("learning_rate", math.inf), ("momentum", 1), ("weight_decay", math.inf), ("warmup", math.inf)):
             if not 0 <= getattr(self, name) < highest:
                 raise ValueError(f"{name} must be at least 0{' and below 1' if highest == 1 else ''}, got {getattr(self, name)!r}")
+        if self.method not in ("sgd", "adamw"):
+            raise ValueError(f"method must be 'sgd' or 'adamw', not {self.method!r}")
 
-    def rate(self, epoch: int) -> float:
-        """The learning rate of an epoch, counted from 0."""
+    def rate(self, epoch: float, unit: float = 1) -> float:
+        """The learning rate at `epoch`, counted from 0, when it changes every `unit` epochs."""
         if epoch < self.warmup:
-            return self.learning_rate * (epoch + 1) / (self.warmup + 1)
+            return self.learning_rate * (epoch + unit) / (self.warmup + unit)
         return self.learning_rate * (1 + math.cos(math.pi * (epoch - self.warmup) / max(1, self.epochs - self.warmup))) / 2
 
-    def optimiser(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.SGD:
-        """Stochastic gradient descent over `parameters` with these numbers."""
-        return torch.optim.SGD(parameters, self.learning_rate, momentum=self.momentum, weight_decay=self.weight_decay)
+    def optimiser(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
+        """SGD or AdamW over `parameters` with these numbers."""
+        if self.method == "sgd":
+            return torch.optim.SGD(parameters, self.learning_rate, momentum=self.momentum, weight_decay=self.weight_decay)
+        parameters = list(parameters)
+        groups = [{"params": [parameter for parameter in parameters if (parameter.ndim > 1) == decays], "weight_decay": self.weight_decay * decays}
+                  for decays in (True, False)]
+        return torch.optim.AdamW([group for group in groups if group["params"]], self.learning_rate, betas=(self.momentum, 0.98), eps=1e-6)
 
 # %% ../nbs/07_training.ipynb #cell-13
 def minimise(parameters: Iterable[torch.nn.Parameter], batch_loss: Callable[[torch.Tensor], torch.Tensor], count: int, recipe: Recipe,
@@ -84,12 +96,15 @@ def train_epoch(optimiser: torch.optim.Optimizer, batch_loss: Callable[[torch.Te
 
     For methods that do more between two epochs than `minimise` does. Raises ValueError when the loss or a parameter is not finite any more.
     """
-    group = optimiser.param_groups[0]
-    group["lr"] = recipe.rate(epoch)
-    loss = sum(_step(optimiser, batch_loss, batch) * len(batch) for batch in batches) / sum(map(len, batches))
-    if not all(parameter.isfinite().all() for parameter in group["params"]):
+    total, unit = 0.0, 1 / len(batches)
+    for step, batch in enumerate(batches):
+        rate = recipe.rate(epoch + step * unit, unit) if recipe.per_step else recipe.rate(epoch)
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        total += _step(optimiser, batch_loss, batch) * len(batch)
+    if not all(parameter.isfinite().all() for group in optimiser.param_groups for parameter in group["params"]):
         raise ValueError(f"the last step left parameters that are not finite: lower the learning rate (it is {recipe.learning_rate:g})")
-    return loss
+    return total / sum(map(len, batches))
 
 
 @contextmanager
@@ -125,6 +140,38 @@ def note(record: dict, extra: dict | None, callback: str) -> None:
     if not isinstance(extra, dict) or set(extra) & set(record):
         raise ValueError(f"{callback} must return a dict without {', '.join(record)}, or None; it returned {extra!r:.80}")
     record.update(extra)
+
+# %% ../nbs/07_training.ipynb #2bbe78f5
+def module_numbers(module: torch.nn.Module) -> np.ndarray:
+    """All floating-point numbers of a module, parameters and buffers, as one array: float32 [P]."""
+    return torch.cat([tensor.flatten().float().cpu() for tensor in module.state_dict().values() if tensor.is_floating_point()]).numpy()
+
+
+def set_module_numbers(module: torch.nn.Module, numbers: np.ndarray) -> None:
+    """Put back what `module_numbers` gave. Raises ValueError for another number of numbers."""
+    state = {name: tensor for name, tensor in module.state_dict().items() if tensor.is_floating_point()}
+    sizes = [tensor.numel() for tensor in state.values()]
+    if len(numbers) != sum(sizes):
+        raise ValueError(f"a {type(module).__name__} of {sum(sizes)} numbers cannot take {len(numbers)}")
+    parts = torch.from_numpy(np.array(numbers)).split(sizes)
+    module.load_state_dict({name: part.view(tensor.shape) for (name, tensor), part in zip(state.items(), parts)}, strict=False)
+
+
+def training_state(module: torch.nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, np.ndarray]:
+    """A module and what its optimiser remembers, as arrays by name."""
+    remembered = {f"{index}.{name}": value for index, values in optimiser.state_dict()["state"].items() for name, value in values.items() if value is not None}
+    parts = {"module": module.state_dict(), "optimiser": remembered}
+    return {f"{part}.{name}": torch.as_tensor(tensor).detach().cpu().numpy() for part, tensors in parts.items() for name, tensor in tensors.items()}
+
+
+def restore_training(module: torch.nn.Module, optimiser: torch.optim.Optimizer, arrays: dict[str, np.ndarray]) -> None:
+    """Take over what `training_state` gave."""
+    remembered = {}
+    for name in (name for name in arrays if name.startswith("optimiser.")):
+        _, index, slot = name.split(".")
+        remembered.setdefault(int(index), {})[slot] = torch.from_numpy(arrays[name])
+    module.load_state_dict({name.removeprefix("module."): torch.from_numpy(array) for name, array in arrays.items() if name.startswith("module.")})
+    optimiser.load_state_dict({**optimiser.state_dict(), "state": remembered})
 
 # %% ../nbs/07_training.ipynb #cell-20
 class Checkpoint:
