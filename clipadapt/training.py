@@ -190,7 +190,7 @@ class Checkpoint:
         if self.path is not None:
             header = {"clipadapt": json.dumps({"facts": self.facts, "record": record})}
             with whole_file(self.path) as draft:
-                save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, draft, metadata=header)
+                save_file({name: np.asarray(array, order="C") for name, array in arrays.items()}, draft, metadata=header)
 
     def load(self) -> tuple[dict[str, np.ndarray], dict] | None:
         """The arrays and the record saved last, or None when there is no file.

@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from clipadapt import digits, load_clip
+from tiny_models import TINY, tiny
 
 
 @pytest.fixture(scope="session")
@@ -23,3 +24,16 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def clips():
+    """Small models by name, made when first asked for."""
+    made = {}
+
+    def get(name):
+        if name not in made:
+            made[name] = load_clip(device="cpu") if name == "built-in" else tiny(TINY[name])
+        return made[name]
+
+    return get
