@@ -482,7 +482,7 @@ class AttributeCaptioner(Captioner):
         unsaid = {attribute: None if attribute == "loops" else "" for attribute in ATTRIBUTES if attribute not in self.say}
         return described_caption(replace(attributes, **unsaid), _Certain(), keep=1)
 
-# %% ../nbs/11_captions.ipynb #cell-63
+# %% ../nbs/11_captions.ipynb #cell-64
 def _identify_model(model: str, folder: Path) -> str:
     """The folder by its content (of files over 16 MB the first and the last megabyte), the hub's model by its commit."""
     if not folder.is_dir():
@@ -521,7 +521,7 @@ def _check_quantization(quantization: str | None) -> None:
     if missing:
         raise ImportError(f"quantization={quantization!r} needs {' and '.join(missing)}: pip install {' '.join(missing)}")
 
-# %% ../nbs/11_captions.ipynb #cell-64
+# %% ../nbs/11_captions.ipynb #cell-65
 class TransformersCaptioner(Captioner):
     """Any image-text-to-text model of transformers: greedy answers of at most `max_new_tokens` tokens, in real batches.
 
