@@ -11,7 +11,7 @@ import sqlite3
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.util import find_spec
@@ -65,7 +65,7 @@ def _domain(domain: str) -> Domain:
 
 
 def image_prompt(domain: str) -> str:
-    """The question about one image of a domain: a name in `DOMAINS`, or any noun ("bird") (LatteCLIP, section 3.2). Raises ValueError for no word."""
+    """The question about one image of a domain: a name in `DOMAINS`, or any noun ("bird") (LatteCLIP). Raises ValueError for no word."""
     return f"Describe the {_domain(domain).image} concisely, less than 20 words."
 
 
@@ -98,7 +98,7 @@ def _check_pseudolabels(pseudolabels: Sequence[int]) -> np.ndarray:
 
 # %% ../nbs/11_captions.ipynb #cell-14
 def draw_groups(pseudolabels: Sequence[int], size: int = 4, seed: int = 0) -> np.ndarray:
-    """For each image, `size` images drawn uniformly from all with its pseudolabel: int64 [N, size] (LatteCLIP, section 3.3).
+    """For each image, `size` images drawn uniformly from all with its pseudolabel: int64 [N, size] (LatteCLIP).
 
     pseudolabels: int [N]; a row of -1 where the pseudolabel is -1. Without replacement, but from classes with fewer than `size`
     members with it. What a class draws depends on `seed` and on its own members only. Raises ValueError for other labels and a size below 1.
@@ -279,7 +279,7 @@ class Captions:
 
 
 def caption(captioner: Captioner, images: ImageSet, prompts: str | Sequence[str], cache: str | Path | None | bool = None) -> Captions:
-    """Describe every image: a text each, described now or found in the cache (LatteCLIP, section 3.2).
+    """Describe every image: a text each, described now or found in the cache (LatteCLIP).
 
     `images` holds N images (anything `as_imageset` takes); `prompts` is one question, or N. `cache` is an SQLite file, None for
     `captions.sqlite` in `cache_directory()`, False to keep nothing. Every batch is kept as soon as it is there: a run that was
@@ -358,10 +358,9 @@ def _run(captioner: Captioner, images: ImageSet, groups: Sequence[np.ndarray], p
         elif hashes:
             keys[i] = (key_of(hashes), prompts[i], name)
     store = _Cache(cache)
-    known = store.find(list(keys.values()))
-    todo = {key: groups[i] for i, key in reversed(keys.items()) if key not in known}
-    failed = _fill(captioner, images, dict(reversed(todo.items())), describe, store, known)
-    store.connection.close()
+    with closing(store.connection):
+        known = store.find(list(keys.values()))
+        failed = _fill(captioner, images, {key: groups[i] for i, key in keys.items() if key not in known}, describe, store, known)
     errors |= {i: failed[key] for i, key in keys.items() if key in failed}
     _warn(images, groups, errors)
     return Captions([known.get(keys.get(i), "") for i in range(len(groups))], [(i, _reason(errors[i])) for i in sorted(errors)])
@@ -482,9 +481,9 @@ class AttributeCaptioner(Captioner):
         unsaid = {attribute: None if attribute == "loops" else "" for attribute in ATTRIBUTES if attribute not in self.say}
         return described_caption(replace(attributes, **unsaid), _Certain(), keep=1)
 
-# %% ../nbs/11_captions.ipynb #cell-64
+# %% ../nbs/11_captions.ipynb #cell-65
 def _identify_model(model: str, folder: Path) -> str:
-    """The folder by its content (of files over 16 MB the first and the last megabyte), the hub's model by its commit."""
+    """A folder by its content (of files over 16 MB the size, the first and the last megabyte), wherever it lies; a model of the hub by its commit."""
     if not folder.is_dir():
         from transformers.utils import cached_file
         parts = Path(cached_file(model, "config.json")).parts
@@ -496,7 +495,7 @@ def _identify_model(model: str, folder: Path) -> str:
             content = file.read() if size < 2**24 else file.read(2**20)
             file.seek(max(0, size - 2**20))
             contents += [path.name, str(size), content, file.read()]
-    return f"{folder.name} {_hash(*contents).hex()}"
+    return f"folder {_hash(*contents).hex()}"
 
 
 @contextmanager
@@ -521,9 +520,11 @@ def _check_quantization(quantization: str | None) -> None:
     if missing:
         raise ImportError(f"quantization={quantization!r} needs {' and '.join(missing)}: pip install {' '.join(missing)}")
 
-# %% ../nbs/11_captions.ipynb #cell-65
+# %% ../nbs/11_captions.ipynb #cell-66
 class TransformersCaptioner(Captioner):
     """Any image-text-to-text model of transformers: greedy answers of at most `max_new_tokens` tokens, in real batches.
+
+    The size of a batch does not change the answers, but for ties within rounding.
 
     `model` is a name on the Hugging Face hub, such as "llava-hf/llava-v1.6-mistral-7b-hf", or a folder. `quantization` is None, "4bit" or
     "8bit" (the paper's captions: 4bit, 77 tokens). `device` is a GPU when PyTorch sees one, with the precision of the checkpoint there and
@@ -540,8 +541,9 @@ class TransformersCaptioner(Captioner):
         self.batch_size, self.max_new_tokens = check_count(batch_size, "batch_size"), check_count(max_new_tokens, "max_new_tokens")
         self.dtype = "auto" if self.device.type == "cuda" else torch.float32
         self.processor = self._open_processor()
-        self.name = json.dumps({"model": _identify_model(self.model_name, Path(model)), "quantization": quantization,
-                                "max_new_tokens": max_new_tokens, "dtype": str(self.dtype)})
+        with _explained(self.model_name):
+            identity = _identify_model(self.model_name, Path(model))
+        self.name = json.dumps({"model": identity, "quantization": quantization, "max_new_tokens": max_new_tokens, "dtype": str(self.dtype)})
 
     def _open_processor(self):
         from transformers import AutoProcessor
