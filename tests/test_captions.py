@@ -1,0 +1,382 @@
+"""Captions under accidents: killed and competing processes, damaged caches, captioners that fail in every way, and a tiny LLaVA."""
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from tiny_llava import save_tiny_llava
+
+from clipadapt import ImageSet, digits
+from clipadapt import captions as module
+from clipadapt.captions import (AttributeCaptioner, CallableCaptioner, Captioner, TransformersCaptioner, caption, caption_groups, draw_groups, image_prompt,
+                                tile)
+
+COUNT, BATCH = 300, 10
+
+# A process of its own that describes the first 300 images, slowly, and appends a line to a file for every batch it was asked about.
+WORKER = f"""
+import sys, time
+from pathlib import Path
+from clipadapt import digits
+from clipadapt.captions import CallableCaptioner, caption
+def describe(images, prompts):
+    time.sleep(float(sys.argv[2]))
+    with open(sys.argv[3], "a") as log: log.write(f"{{len(images)}}\\n")
+    return [str(hash(image.tobytes()) % 10**9) for image in images]
+images = digits("train").subset(range({COUNT}))
+Path(sys.argv[4]).touch()
+while not Path(sys.argv[5]).exists(): time.sleep(0.01)
+print("\\n".join(caption(CallableCaptioner(describe, "worker", batch_size={BATCH}), images, "?", sys.argv[1]).texts))
+"""
+
+
+def start(*arguments):
+    """`hash` differs from process to process: who described an image can be told from its caption."""
+    return subprocess.Popen([sys.executable, "-c", WORKER, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                            env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def wait(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.002)
+
+
+def asked(log):
+    return sum(map(int, log.read_text().split())) if log.exists() else 0
+
+
+def kept(cache):
+    with sqlite3.connect(cache) as connection:
+        return connection.execute("SELECT count(*) FROM captions").fetchone()[0]
+
+
+def plain(images, prompts):
+    return [f"{image.width} pixels" for image in images]
+
+
+@pytest.fixture
+def some():
+    return digits("train").subset(range(20))
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return tmp_path / "captions.sqlite"
+
+
+def quietly(*arguments):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return caption(*arguments)
+
+
+def test_a_killed_run_goes_on_where_it_was_and_two_processes_share_one_cache(tmp_path, cache):
+    (tmp_path / "go").touch()
+    first = start(cache, 0.02, tmp_path / "first", tmp_path / "ready first", tmp_path / "go")
+    other = start(cache, 0.01, tmp_path / "other", tmp_path / "ready other", tmp_path / "together")
+    wait(lambda: asked(tmp_path / "first") >= 80)
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+    before, done = asked(tmp_path / "first"), kept(cache)
+    assert before - BATCH <= done <= before < COUNT and done % BATCH == 0
+
+    count = 0
+
+    def describe(images, prompts):
+        nonlocal count
+        count += len(images)
+        time.sleep(0.01)
+        return ["here"] * len(images)
+
+    wait((tmp_path / "ready other").exists)
+    (tmp_path / "together").touch()
+    images, captioner = digits("train").subset(range(COUNT)), CallableCaptioner(describe, "worker", batch_size=BATCH)
+    texts = caption(captioner, images, "?", cache).texts
+    output, errors = other.communicate(timeout=100)
+    assert other.returncode == 0, errors
+    assert texts == output.split("\n")[:-1] and "" not in texts and kept(cache) == COUNT  # one answer each, whoever was first
+    assert 0 < count <= COUNT - done and 0 < asked(tmp_path / "other") <= COUNT - done
+    count = 0
+    assert caption(captioner, images, "?", cache).texts == texts and count == 0
+
+
+def test_an_interrupt_keeps_what_was_finished(some, cache):
+    count = 0
+
+    def describe(images, prompts):
+        nonlocal count
+        count += len(images)
+        if count == 15:
+            raise KeyboardInterrupt
+        return plain(images, prompts)
+
+    captioner = CallableCaptioner(describe, "plain", batch_size=5)
+    with pytest.raises(KeyboardInterrupt):
+        caption(captioner, some, "?", cache)
+    assert kept(cache) == 10
+    assert caption(captioner, some, "?", cache).failures == [] and count == 25
+
+
+def test_two_answers_for_one_image_become_one(some, cache):
+    """While this process describes, another one, faster, has described the same image."""
+    def slow(images, prompts):
+        caption(CallableCaptioner(lambda images, prompts: ["first"] * len(images), "same name"), some, "?", cache)
+        return ["second"] * len(images)
+
+    assert set(caption(CallableCaptioner(slow, "same name"), some, "?", cache).texts) == {"first"}
+
+
+@pytest.mark.parametrize("content", [b"this is not a database, though it is long enough to be one" * 100, b"SQLite format 3\0" + b"\xff" * 5000])
+def test_a_file_that_is_no_cache_is_named(some, cache, content):
+    cache.write_bytes(content)
+    with pytest.raises(ValueError, match="damaged or no caption cache.*delete it, or choose another file"):
+        caption(AttributeCaptioner(), some, "?", cache)
+    assert cache.read_bytes() == content
+
+
+def test_a_damaged_cache_is_named(cache):
+    images = digits("train").subset(range(300))
+    texts = caption(CallableCaptioner(lambda images, prompts: ["word " * 70] * len(images), "long"), images, "?" * 200, cache).texts
+    content = bytearray(cache.read_bytes())
+    content[4096:] = np.random.default_rng(0).bytes(len(content) - 4096)
+    cache.write_bytes(content)
+    with pytest.raises(ValueError, match="damaged or no caption cache"):
+        caption(CallableCaptioner(plain, "long"), images, "?" * 200, cache)
+    cache.unlink()
+    assert len(texts) == 300 and caption(CallableCaptioner(plain, "long"), images, "?", cache).failures == []
+
+
+def test_an_empty_file_is_a_fresh_cache(some, cache):
+    cache.touch()
+    assert caption(CallableCaptioner(plain, "plain"), some, "?", cache).failures == [] and kept(cache) > 0
+
+
+def test_other_places_that_cannot_be_a_cache(some, tmp_path):
+    (tmp_path / "file").touch()
+    foreign = tmp_path / "foreign.sqlite"
+    with sqlite3.connect(foreign) as connection:
+        connection.execute("CREATE TABLE captions (id INTEGER)")
+    for place in (tmp_path, tmp_path / "file" / "captions.sqlite", foreign):
+        with pytest.raises(OSError, match="cannot be used.*choose another file with cache="):
+            caption(AttributeCaptioner(), some, "?", place)
+    with pytest.raises(ValueError, match="not True"):
+        caption(AttributeCaptioner(), some, "?", True)
+
+
+def test_the_default_cache_is_in_the_cache_directory(some, tmp_path, monkeypatch):
+    monkeypatch.setenv("CLIPADAPT_CACHE", str(tmp_path / "deep" / "down"))
+    caption(CallableCaptioner(plain, "plain"), some, "?")
+    assert kept(tmp_path / "deep" / "down" / "captions.sqlite") == len(set(module.hash_each(some)))
+
+
+@pytest.mark.parametrize("answer, reason", [("", "empty"), (" \n\t", "empty"), (None, "NoneType"), (b"bytes", "bytes"), (["text"], "list")])
+def test_an_unusable_answer_is_asked_again_once_and_then_recorded(some, cache, answer, reason):
+    calls = []
+
+    def describe(images, prompts):
+        calls.append(len(images))
+        return ["good" if prompt == "?" else answer for prompt in prompts]
+
+    with pytest.warns(UserWarning, match=r"2 of 20 captions are missing; the first, of image 3:"):
+        result = caption(CallableCaptioner(describe, "moody", batch_size=4), some, ["!" if i in (3, 11) else "?" for i in range(20)], cache)
+    assert [i for i, _ in result.failures] == [3, 11] and all(reason in why for _, why in result.failures)
+    assert result.missing.nonzero()[0].tolist() == [3, 11] and sorted(calls) == [1, 1, 4, 4, 4, 4, 4] and kept(cache) == 18
+    quietly(CallableCaptioner(describe, "moody", batch_size=4), some, ["!" if i in (3, 11) else "?" for i in range(20)], cache)
+    assert calls[7:] == [2, 1, 1]  # failures are not kept, and nothing else is asked again
+
+
+@pytest.mark.parametrize("answers", [lambda n: ["one"] * (n + 1), lambda n: ["one"] * (n - 1), lambda n: None, lambda n: "text" if n > 1 else ["text"], lambda n: 1 / (n - 2)])
+def test_a_batch_that_goes_wrong_is_asked_image_by_image(some, answers):
+    """The wrong number of answers, no list, or an exception: whatever one image alone is answered with is taken."""
+    result = quietly(CallableCaptioner(lambda images, prompts: answers(len(images)) if len(images) > 1 else ["alone"], "odd", batch_size=2), some, "?", False)
+    assert set(result.texts) == {"alone"} and result.failures == []
+
+
+def test_an_exception_costs_one_caption_and_keeps_its_reason(some, cache):
+    bad = some[6][0].tobytes()
+
+    def describe(images, prompts):
+        if bad in [image.tobytes() for image in images]:
+            raise RuntimeError("out of luck")
+        return plain(images, prompts)
+
+    with pytest.warns(UserWarning, match="1 of 20 captions are missing; the first, of image 6: RuntimeError: out of luck"):
+        result = caption(CallableCaptioner(describe, "picky"), some, "?", cache)
+    assert result.failures == [(6, "RuntimeError: out of luck")] and sum(result.missing) == 1
+    with pytest.warns(UserWarning, match="of group 1: RuntimeError"):
+        groups = caption_groups(Members(describe), some, [[0, 1], [6, 2], [3, 4]], "?", cache)
+    assert groups.missing.tolist() == [False, True, False]
+
+
+class Members(Captioner):
+    """Describes a group by its first image."""
+
+    name, batch_size = "members", 2
+
+    def __init__(self, function):
+        self.function = function
+
+    def describe_groups(self, groups, prompts):
+        return [self.function(group, prompts)[0] for group in groups]
+
+
+def test_damaged_and_missing_files_among_many(tmp_path, cache):
+    paths = []
+    for i in range(40):
+        paths.append(tmp_path / f"{i}.png")
+        Image.new("RGB", (i + 1, 9), (i, 0, 0)).save(paths[-1])
+    paths[5].write_bytes(paths[5].read_bytes()[:40])
+    paths[20].write_bytes(b"")
+    paths[33].unlink()
+    with pytest.warns(UserWarning, match=r"3 of 40 captions are missing; the first, of image 5 \(.*5.png\)") as caught:
+        result = caption(CallableCaptioner(plain, "plain"), ImageSet(paths), "?", cache)
+    assert len(caught) == 1 and [i for i, _ in result.failures] == [5, 20, 33]
+    assert all(str(paths[i]) in reason for i, reason in result.failures) and result.texts[39] == "40 pixels"
+    with pytest.warns(UserWarning):
+        groups = caption_groups(CallableCaptioner(plain, "plain"), ImageSet(paths), [[0, 1], [2, 33], [5, 5], [-1, -1], [3, 20]], "?", cache)
+    assert [i for i, _ in groups.failures] == [1, 2, 4] and groups.texts[0] == "672 pixels" and groups.texts[3] == ""
+    Image.new("RGB", (99, 9)).save(paths[33])  # repaired: the next call finds it
+    with pytest.warns(UserWarning, match="2 of 40"):
+        assert caption(CallableCaptioner(plain, "plain"), ImageSet(paths), "?", cache).texts[33] == "99 pixels"
+
+
+def test_the_model_is_prepared_only_when_there_is_work(some, cache):
+    class Large(Captioner):
+        name, prepared = "large", 0
+
+        def prepare(self):
+            self.prepared += 1
+
+        def describe(self, images, prompts):
+            assert self.prepared == 1
+            return plain(images, prompts)
+
+    first, second = Large(), Large()
+    caption(first, some, "?", cache)
+    caption(second, some, "?", cache)
+    assert first.prepared == 1 and second.prepared == 0
+    second.prepare = lambda: (_ for _ in ()).throw(FileNotFoundError("no weights"))
+    with pytest.raises(FileNotFoundError, match="no weights"):
+        caption(second, some, "another question", cache)
+    with pytest.raises(ValueError, match="needs a name"):
+        caption(Captioner(), some, "?", cache)
+    nameless = quietly(CallableCaptioner(Captioner().describe, "abstract"), some, "?", False)
+    assert "has to define describe" in nameless.failures[0][1]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(-1, 4), max_size=40), st.integers(1, 7), st.integers(0, 3))
+def test_groups_are_drawn_from_the_same_pseudolabel(labels, size, seed):
+    groups = draw_groups(labels, size, seed)
+    assert groups.shape == (len(labels), size) and groups.dtype == np.int64
+    for label, row in zip(labels, groups.tolist()):
+        if label < 0:
+            assert row == [-1] * size
+        else:
+            assert {labels[i] for i in row} == {label}
+            assert len(set(row)) == size or labels.count(label) < size
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 70), st.integers(1, 50), st.sampled_from(["RGB", "L", "RGBA", "1", "P"]), st.integers(0, 2**31))
+def test_the_ruler_survives_any_image(width, height, mode, seed):
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    image = Image.fromarray(pixels).convert(mode)
+    text, = AttributeCaptioner().describe([image], [""])
+    assert text.startswith("a photo of a ") and text.endswith(" background.") and text == AttributeCaptioner().describe([image], [""])[0]
+    assert tile([image] * 2, side=80, gap=4).size == (80, 80)
+
+
+# The tiny LLaVA
+
+@pytest.fixture(scope="module")
+def llava(tmp_path_factory):
+    return save_tiny_llava(tmp_path_factory.mktemp("llava") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def noise():
+    rng = np.random.default_rng(0)
+    return ImageSet([Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8)) for height, width in ((56, 56), (40, 90), (112, 56), (30, 30), (300, 20))])
+
+
+def open_llava(folder, **options):
+    return TransformersCaptioner(folder, device="cpu", **{"max_new_tokens": 16, **options})
+
+
+def test_batches_of_one_and_of_four_say_the_same(llava, noise, one_thread, cache):
+    prompts = [image_prompt("Food101"), "Describe the car.", "?", "Describe the common visual attributes, please", "a digit"]
+    at_once, one_by_one = (caption(open_llava(llava, batch_size=size), noise, prompts, False) for size in (4, 1))
+    assert at_once == one_by_one and at_once.failures == [] and len(set(at_once.texts)) == 5
+    assert not any("\n" in text or "user" in text.split(":")[0] for text in at_once.texts)
+    groups = [[0, 1, 2, 3], [4, 0, 1, 2], [3, 3, 3, 3]]
+    assert caption_groups(open_llava(llava, batch_size=4), noise, groups, "?", cache) == caption_groups(open_llava(llava, batch_size=1), noise, groups, "?", False)
+
+
+def test_captions_are_those_of_the_model_by_hand(llava, noise):
+    """The same chat without our class: one image, no padding, only the new tokens."""
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    processor, model = AutoProcessor.from_pretrained(llava), AutoModelForImageTextToText.from_pretrained(llava)
+    inputs = processor(images=noise[1][0], text="<s>user: <image>Describe the car. assistant: ", return_tensors="pt", add_special_tokens=False)
+    tokens = model.generate(**inputs, do_sample=False, max_new_tokens=16)[0, inputs["input_ids"].shape[1]:]
+    assert open_llava(llava).describe([noise[1][0]], ["Describe the car."]) == [" ".join(processor.decode(tokens, skip_special_tokens=True).split())]
+
+
+def test_the_name_tells_models_and_settings_apart(llava, tmp_path):
+    other = save_tiny_llava(tmp_path / "tiny", seed=1)
+    names = {open_llava(llava).name, open_llava(other).name, open_llava(llava, max_new_tokens=17).name}
+    assert len(names) == 3 and open_llava(llava, batch_size=3).name == open_llava(llava).name
+    moved = shutil.copytree(llava, tmp_path / "elsewhere")
+    assert open_llava(moved).name == open_llava(llava).name
+    (moved / "chat_template.jinja").write_text("{{ messages[0]['content'][1]['text'] }}<image>")
+    assert open_llava(moved).name != open_llava(llava).name
+
+
+def test_models_that_are_not_there(tmp_path, llava, monkeypatch):
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        TransformersCaptioner(tmp_path / "nothing")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises((FileNotFoundError, ValueError), match="empty"):
+        TransformersCaptioner(tmp_path / "empty")
+    save_tiny_llava(tmp_path / "weightless")
+    (tmp_path / "weightless" / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="no complete model.*safetensors"):
+        open_llava(tmp_path / "weightless").prepare()
+    with pytest.raises(ValueError, match="no chat template"):
+        TransformersCaptioner(save_tiny_llava(tmp_path / "mute", chat_template=None))
+
+
+def test_pickled_weights_are_not_read(tmp_path):
+    folder = save_tiny_llava(tmp_path / "pickled")
+    (folder / "model.safetensors").unlink()
+    torch.save({}, folder / "pytorch_model.bin")
+    with pytest.raises(FileNotFoundError, match="safetensors"):
+        open_llava(folder).prepare()
+
+
+def test_without_a_network(monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ConnectionError, match="To work offline, give a folder"):
+        TransformersCaptioner("nobody/no-such-model")
+
+
+def test_quantization_says_what_is_missing(llava, monkeypatch):
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match="pip install bitsandbytes accelerate"):
+        open_llava(llava, quantization="4bit")
