@@ -7,5 +7,6 @@ from clipadapt.coreg import CoReg
 from clipadapt.data import ImageSet, digits
 from clipadapt.features import FeatureStore, StoredCLIP
 from clipadapt.grip import FPL, GRIP, IFPL
+from clipadapt.latteclip import LatteCLIP
 from clipadapt.retrieval import NearestNeighbours, PrototypeIndex, Prototypes
 from clipadapt.zeroshot import CLIP, load_clip
