@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from numpy.random import Generator
 from open_clip import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
@@ -34,7 +33,9 @@ def font_files() -> dict[str, Path]:
     """The text fonts that matplotlib carries: name -> path of the TrueType file.
 
     Symbol fonts (those whose name contains an entry of `NOT_TEXT`) are left out."""
-    folder = Path(matplotlib.get_data_path())/"fonts"/"ttf"
+    from matplotlib import get_data_path
+
+    folder = Path(get_data_path())/"fonts"/"ttf"
     return {path.stem: path for path in sorted(folder.glob("*.ttf"))
             if not any(part in path.stem for part in NOT_TEXT)}
 
