@@ -77,7 +77,7 @@ def neighbour_graph(features: Tensor, k: int = 20) -> csr_array:
     k, weights, neighbours = min(check_count(k, "k"), count - 1), [], []
     for rows in torch.arange(count, device=unit.device).split(max(1, BLOCK // count)):
         similarity = unit[rows] @ unit.T
-        similarity[torch.arange(len(rows)), rows] = -torch.inf
+        similarity[torch.arange(len(rows), device=unit.device), rows] = -torch.inf
         best = similarity.topk(k, dim=1)
         weights.append(best.values.cpu())
         neighbours.append(best.indices.cpu().int())
@@ -167,7 +167,7 @@ def _fill_templates(templates: str | Sequence[str], classnames: Sequence[str]) -
 def _classifier(clip: CLIP, table: TextTable, num_classes: int) -> Tensor:
     """Class features, unit rows [C, D]: what `clip` makes of the prompts in `table`, averaged over the templates; no gradients."""
     with torch.no_grad():
-        return average_prompts(table(clip, torch.arange(len(table.rows))).view(-1, num_classes, clip.embed_dim))
+        return average_prompts(torch.stack([table(clip, rows) for rows in torch.arange(len(table.rows)).split(num_classes)]))
 
 # %% ../nbs/14_baselines.ipynb #cell-31
 class _Run:
