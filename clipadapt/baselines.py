@@ -224,7 +224,7 @@ class _Run:
         return self.cross_entropy(F.normalize(seen.float(), dim=1), self.classifiers[1], batch)
 
     def cross_entropy(self, seen: Tensor, classifier: Tensor, batch: Tensor) -> Tensor:
-        """Mean cross-entropy [] of features [B, D] under class features [C, D] against the pseudolabels of the `batch`."""
+        """Mean cross-entropy of features [B, D] under class features [C, D] against the pseudolabels of the `batch`."""
         device = self.tuned.device
         logits = self.tuned.logit_scale * seen.to(device) @ classifier.to(device).T
         return F.cross_entropy(logits, torch.from_numpy(self.pseudolabels[1])[batch].to(device))
