@@ -3,6 +3,8 @@
 __version__ = "0.1.0"
 
 from clipadapt.adapter import Adapter, ZeroShot
+from clipadapt.baselines import FLYP, ReCLIP
+from clipadapt.captions import AttributeCaptioner, CallableCaptioner, Captioner, TransformersCaptioner, caption, caption_groups
 from clipadapt.coreg import CoReg
 from clipadapt.data import ImageSet, digits
 from clipadapt.features import FeatureStore, StoredCLIP

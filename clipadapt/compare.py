@@ -17,16 +17,19 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from . import coreg, grip, metrics
+from . import baselines, coreg, grip, latteclip, metrics
 from .adapter import Adapter, ZeroShot
+from .baselines import FLYP, ReCLIP
+from .captions import AttributeCaptioner
 from .coreg import CoReg
 from .data import ImageSet, digits, show_images, whole_file
 from .grip import FPL, GRIP, IFPL
+from .latteclip import LatteCLIP
 from .retrieval import NearestNeighbours, Prototypes
-from .zeroshot import load_clip
+from .zeroshot import CLIP, load_clip
 
 # %% auto #0
-__all__ = ['Run', 'run_method', 'tabulate', 'compare', 'run_all', 'report', 'demo']
+__all__ = ['Run', 'run_method', 'tabulate', 'compare', 'run_all', 'report', 'small_methods', 'demo']
 
 # %% ../nbs/15_compare.ipynb #cell-7
 @dataclass
@@ -130,12 +133,17 @@ def _picture(figure) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 # %% ../nbs/15_compare.ipynb #cell-21
+def small_methods(clip: CLIP, classnames: Sequence[str]) -> list[Adapter]:
+    """Every method of the course, unfitted, with the settings that suit a thousand small images and the built-in CLIP."""
+    settings = {ZeroShot: {}, NearestNeighbours: {}, Prototypes: {}, FPL: grip.SMALL, IFPL: grip.SMALL, GRIP: grip.SMALL, CoReg: coreg.SMALL,
+                LatteCLIP: {**latteclip.SMALL, "captioner": AttributeCaptioner()}, FLYP: baselines.SMALL["FLYP"], ReCLIP: baselines.SMALL["ReCLIP"]}
+    return [method(clip, classnames, **params) for method, params in settings.items()]
+
+
 def demo(folder: str | Path = "runs/demo") -> pd.DataFrame:
     """Run every method on the handwriting with the built-in CLIP, print the table, write `folder`/report.html; return the table."""
-    clip, train, test = load_clip(), digits("train"), digits("test")
-    methods = [method(clip, train.classnames) for method in (ZeroShot, NearestNeighbours, Prototypes)]
-    methods += [method(clip, train.classnames, **grip.SMALL) for method in (FPL, IFPL, GRIP)] + [CoReg(clip, train.classnames, **coreg.SMALL)]
-    runs = run_all(methods, train, test)
+    train, test = digits("train"), digits("test")
+    runs = run_all(small_methods(load_clip(), train.classnames), train, test)
     table = tabulate(runs, test)
     print(f"\nCLIP reads handwriting: adapted on {len(train)} images without labels, tested on {len(test)} others.\n")
     print(table.to_string(index=False, float_format="{:.4f}".format))
