@@ -36,6 +36,7 @@ def step(clip, pixels, pseudolabels, prototypes, embed):
     clip.model.zero_grad(set_to_none=True)
     start = time.perf_counter()
     features = F.normalize(clip.model.encode_image(pixels), dim=-1)
+    synchronise()
     seen = time.perf_counter()
     texts, counts = embed()
     loss = 0
@@ -71,10 +72,12 @@ if __name__ == "__main__":
     pseudolabels = [torch.from_numpy(rng.integers(0, options.classes, options.batch)) for _ in range(2)]
     everyone, prototypes = torch.arange(options.batch), clip.encode_text([f"a photo of a {name}." for name in names]).to(clip.device)
     ways = {"all texts, whole": plain_encoder(clip, words), "distinct texts, cut": lambda rows: words.table(clip, rows)}
-    rows = []
-    for way, encode in ways.items():
-        runs = [step(clip, pixels, pseudolabels, prototypes, lambda: words.embed(encode, pseudolabels, [everyone, everyone])) for _ in range(options.rounds)]
-        loss, images, whole = (statistics.median(column) for column in zip(*runs))
+    rows, runs = [], {way: [] for way in ways}
+    for _ in range(options.rounds + 1):     # in turn; the first round warms up
+        for way, encode in ways.items():
+            runs[way].append(step(clip, pixels, pseudolabels, prototypes, lambda: words.embed(encode, pseudolabels, [everyone, everyone])))
+    for way in ways:
+        loss, images, whole = (statistics.median(column) for column in zip(*runs[way][1:]))
         rows.append({"way": way, "loss": loss, "images, forward (s)": images, "step (s)": whole, "ratio": rows[0]["step (s)"] / whole if rows else 1.0})
     print(f"torch {torch.__version__}, {clip.device}, {torch.get_num_threads()} threads; {options.model} with random weights, batch {options.batch}, {options.classes} classes, "
           f"{4 * options.batch} texts, {len(words.table.tokens)} distinct, at most {int(words.table.ends.max()) + 1} of {clip.tokenizer.context_length} tokens")

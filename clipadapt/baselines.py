@@ -17,7 +17,7 @@ from .adapter import Adapter
 from .data import ImageSet, check_count, check_labels
 from .features import fit_facts
 from .finetuning import FineTuned, TextTable, TowerTraining, contrastive_loss, finetuning_view, trainable_copy
-from .training import Checkpoint, Recipe, module_numbers, note, progress_bar, restore_training, set_module_numbers, train_epoch, training_state
+from .training import Checkpoint, Recipe, module_numbers, restore_training, set_module_numbers, train_epoch, train_epochs, training_state
 from .zeroshot import CLIP, average_prompts, check_templates
 
 # %% auto #0
@@ -203,14 +203,19 @@ class _Run:
         return self.pseudolabels[0] == self.pseudolabels[1]
 
     def epoch(self, number: int) -> dict:
-        """Train both towers on the images whose pseudolabels agree, then look again; return the losses, None where there was nothing to train on."""
+        """Look at all images (number 0), or train both towers on those whose pseudolabels agree, then look again; return what happened."""
+        losses = self.train(number) if number else dict.fromkeys(("text_loss", "image_loss"))
+        self.look(first=not number)
+        return {"agreement": float(self.agreed.mean()), "classes": len(np.unique(self.pseudolabels[0][self.agreed])), **losses}
+
+    def train(self, number: int) -> dict:
+        """Train both towers on the images whose pseudolabels agree; return the losses, None where there was nothing to train on."""
         order = torch.from_numpy(np.random.default_rng((self.method.seed, number)).permutation(np.flatnonzero(self.agreed)))
         losses, batches = dict.fromkeys(("text_loss", "image_loss")), order.split(self.method.batch_size or len(self.images))
         if len(order):
             losses["text_loss"] = train_epoch(self.optimisers["text"], self.text_loss, batches, self.recipe, 0)      # epoch 0: the rate is constant
             pixels = self.tuned.pixel_batches(self.images.subset(order), len(batches[0]))
             losses["image_loss"] = train_epoch(self.optimisers["image"], lambda batch: self.image_loss(batch, next(pixels)), batches, self.recipe, 0)
-        self.look()
         return losses
 
     def text_loss(self, batch: Tensor) -> Tensor:
@@ -289,18 +294,7 @@ class ReCLIP(Adapter):
     def _fit(self, images: ImageSet, labels: np.ndarray) -> None:
         run = _Run(self, images, labels)
         checkpoint = Checkpoint(self.checkpoint, fit_facts(self, images, labels=labels) if self.checkpoint else {})
-        arrays, record = checkpoint.load() or (None, {"history": []})
-        self.history_ = record["history"]
-        run.restore(arrays) if arrays else run.look(first=True)
-        self._show(run)
-        with progress_bar(range(len(self.history_), run.epochs + 1), "ReCLIP") as progress:
-            for number in progress:
-                losses = run.epoch(number) if number else {"text_loss": None, "image_loss": None}
-                self._show(run)
-                agreed = run.agreed
-                self.history_.append({"agreement": float(agreed.mean()), "classes": len(np.unique(run.pseudolabels[0][agreed])), **losses})
-                note(self.history_[-1], self._on_epoch(self), "on_epoch")
-                checkpoint.save(run.state(), {"history": self.history_})
+        train_epochs(self, run, run.epochs + 1, checkpoint)
 
     def _show(self, run: _Run) -> None:
         """Put the state of a run where `predict` and users find it."""
@@ -409,18 +403,7 @@ class FLYP(FineTuned):
                              f"not {self.refresh!r}, {self.view!r}, {self.alpha!r}")
         run = _FlypRun(self, images, labels)
         checkpoint = Checkpoint(self.checkpoint, fit_facts(self, images, labels=labels) if self.checkpoint else {})
-        arrays, record = checkpoint.load() or (None, {"history": []})
-        self.history_ = record["history"]
-        if arrays:
-            run.restore(arrays)
-            self._show(run)
-        with progress_bar(range(len(self.history_), self.epochs), "FLYP") as progress:
-            for number in progress:
-                self.history_.append(run.epoch(number))
-                self._show(run)
-                note(self.history_[-1], self._on_epoch(self), "on_epoch")
-                if self.checkpoint:
-                    checkpoint.save(run.state(), {"history": self.history_})
+        train_epochs(self, run, self.epochs, checkpoint)
 
     def _show(self, run: _FlypRun) -> None:
         """Put the state of a run where `predict` and users find it."""

@@ -25,7 +25,7 @@ from .adapter import Adapter
 from .data import ImageSet, check_count, check_labels, seeded, whole_file
 from .features import VIEWS, fit_facts, named_view
 from .pseudolabels import DegenerateMixtureWarning, clean_posterior, ratio_candidates, top_k_candidates, union_candidates
-from .training import Checkpoint, Recipe, module_numbers, note, progress_bar, restore_training, set_module_numbers, train_epoch, training_state
+from .training import Checkpoint, Recipe, module_numbers, restore_training, set_module_numbers, train_epoch, train_epochs, training_state
 from .zeroshot import CLIP, average_prompts, encode_prompts
 
 # %% auto #0
@@ -293,13 +293,17 @@ def pixel_views(images: ImageSet, size: int, views: int = 0, flip: bool = True, 
     """
     makers = [(VIEWS[kind](size, flip), number) for kind in ("weak", "strong") for number in range(first, first + views)]
 
-    def read(index: int) -> np.ndarray:
+    pixels = np.empty((1 + len(makers), len(images), size, size, 3), np.uint8)
+
+    def read(index: int) -> None:
         image = images[index][0]
-        plain = image if image.size == (size, size) else image.resize((size, size), Image.Resampling.BICUBIC)
-        return np.stack([plain, *(make(image, np.random.default_rng([number, index])) for make, number in makers)])
+        pixels[0, index] = image if image.size == (size, size) else image.resize((size, size), Image.Resampling.BICUBIC)
+        for row, (make, number) in enumerate(makers, 1):
+            pixels[row, index] = make(image, np.random.default_rng([number, index]))
 
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        return torch.from_numpy(np.stack(list(pool.map(read, range(len(images)))), 1))
+        list(pool.map(read, range(len(images))))
+    return torch.from_numpy(pixels)
 
 
 def feature_views(clip: CLIP, images: ImageSet, views: int = 0, flip: bool = True, first: int = 0) -> Tensor:
@@ -328,7 +332,7 @@ class _Network:
     """One of the two networks: student, momentum copy, optimiser, queue, and what it said of all images in the last five epochs."""
 
     def __init__(self, student: Student, recipe: Recipe, count: int, num_classes: int, dim: int):
-        self.student, self.key = student, copy.deepcopy(student).requires_grad_(False)
+        self.student, self.key = student, copy.deepcopy(student).requires_grad_(False).train()      # batch statistics, as the student in training
         self.optimiser = recipe.optimiser([parameter for parameter in student.parameters() if parameter.requires_grad])
         device = next(student.parameters()).device
         self.queue = Queue(torch.empty(0, dim, device=device), torch.empty(0, dtype=torch.int64, device=device), torch.empty(0, dtype=torch.bool, device=device))
@@ -564,19 +568,9 @@ class CoReg(Adapter):
         _check_numbers(self)
         self.image_size_ = self._size(images)
         checkpoint = Checkpoint(self.checkpoint, self._facts(images, labels) if self.checkpoint else {})
-        arrays, record = checkpoint.load() or (None, {"epoch": 0, "history": []})
         run = _Run(self, images, labels, self._candidates)
-        self.candidates_, self.history_ = (run.annotation > 0).numpy(), record["history"]
-        if arrays:
-            run.restore(arrays)
-        self._show(run)
-        with progress_bar(range(record["epoch"], self.epochs), "CoReg") as progress:
-            for number in progress:
-                self.history_.append(run.epoch(number))
-                self._show(run)
-                note(self.history_[-1], self._on_epoch(self), "on_epoch")
-                if self.checkpoint:
-                    checkpoint.save(run.state(), {"epoch": number + 1, "history": self.history_})
+        self.candidates_ = (run.annotation > 0).numpy()
+        train_epochs(self, run, self.epochs, checkpoint)
 
     def _show(self, run: _Run) -> None:
         """Put the state of a run where `predict` and users find it."""
@@ -628,7 +622,7 @@ class CoReg(Adapter):
         if self.student == "resnet":
             stages = max(1, self.image_size_.bit_length() - 2)
             return SmallResNet(num_classes, **{"depth": [2] * stages, **(self.options or {})})
-        tower = copy.deepcopy(self.clip.model.visual).requires_grad_(True) if self.student == "clip" else None
+        tower = copy.deepcopy(self.clip.model.visual).float().requires_grad_(True) if self.student == "clip" else None
         return PromptedHead(self.clip, self.classnames_, self.templates, tower, **(self.options or {}))
 
     def _fitted_students(self) -> list[Student]:
@@ -709,8 +703,12 @@ EXPORTERS = {"torchscript": _to_torchscript, "onnx": _to_onnx}
 # %% ../nbs/10_coreg.ipynb #cell-55
 def _check_student(student: Student, inputs: Tensor, num_classes: int) -> tuple[int, int]:
     """The length of the embeddings and the number of classes, or a ValueError when a student does not fit."""
-    with torch.no_grad():
-        logits, embeddings = student.eval()(inputs)
+    try:
+        with torch.no_grad():
+            logits, embeddings = student.eval()(inputs)
+    except Exception as error:      # whatever foreign code makes of it
+        raise ValueError(f"the student must give logits [B, C], or a pair of logits and embeddings [B, E], for inputs of shape {tuple(inputs.shape)}; it fails with "
+                         f"{type(error).__name__}: {error}") from error
     if logits.shape != (len(inputs), num_classes):
         raise ValueError(f"the student gives logits of shape {tuple(logits.shape)} for {len(inputs)} images; with {num_classes} classes they must be {(len(inputs), num_classes)}")
     return embeddings.shape[1], num_classes
@@ -727,6 +725,8 @@ def _check_prior(prior: Sequence[float] | None, num_classes: int) -> Tensor | No
 
 def _check_numbers(method: CoReg) -> None:
     """ValueError for the first parameter out of range."""
+    if isinstance(method.student, nn.Module):
+        raise ValueError("two students of the same kind are wanted: pass a function of the number of classes that makes a module, not a module")
     if not callable(method.student) and method.student not in STUDENTS:
         raise ValueError(f"student must be one of {', '.join(map(repr, STUDENTS))}, or a function of the number of classes, not {method.student!r}")
     for name, lowest in {"epochs": 1, "warmup_epochs": 1, "batch_size": 1, "views": 1, "image_size": 8, "queue": 0, "ramp": 0, "delay": 0}.items():

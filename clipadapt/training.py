@@ -22,7 +22,7 @@ from .data import check_count, whole_file
 
 # %% auto #0
 __all__ = ['Recipe', 'minimise', 'train_epoch', 'progress_bar', 'note', 'module_numbers', 'set_module_numbers', 'training_state',
-           'restore_training', 'Checkpoint']
+           'restore_training', 'Checkpoint', 'train_epochs']
 
 # %% ../nbs/07_training.ipynb #cell-8
 @dataclass(frozen=True)
@@ -211,3 +211,24 @@ class Checkpoint:
             raise ValueError(f"the checkpoint {self.path} belongs to another run: {', '.join(changed)} changed. "
                              "Choose another file, or delete it to start anew")
         return arrays, record
+
+# %% ../nbs/07_training.ipynb #7e8d682d
+def train_epochs(method, run, epochs: int, checkpoint: Checkpoint) -> None:
+    """Let `run` go through `epochs`, on from where the checkpoint was written; `method.history_` gathers a record of each.
+
+    `run.epoch(number)` trains for an epoch and returns the record, plain values; `run.state()` gives the arrays that the next one depends
+    on, `run.restore(arrays)` takes them over. After every epoch, and after a restore, `method._show(run)` puts what was learned where `predict` finds
+    it; `method._on_epoch(method)` may add to the record; then the checkpoint is written.
+    """
+    arrays, record = checkpoint.load() or ({}, {"history": []})
+    method.history_ = record["history"]
+    if arrays:
+        run.restore(arrays)
+        method._show(run)
+    with progress_bar(range(len(method.history_), epochs), type(method).__name__) as progress:
+        for number in progress:
+            method.history_.append(run.epoch(number))
+            method._show(run)
+            note(method.history_[-1], method._on_epoch(method), "on_epoch")
+            if checkpoint.path is not None:
+                checkpoint.save(run.state(), {"history": method.history_})

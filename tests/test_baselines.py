@@ -192,7 +192,7 @@ def test_reclip_trains_layer_norms_where_towers_agree(clip, images):
     norms = {f"{name}.{kind}" for name, part in clip.model.named_modules() if isinstance(part, torch.nn.LayerNorm) for kind in ("weight", "bias")}
     assert changed == norms
     run.pseudolabels[1] = (run.pseudolabels[0] + 1) % 10
-    assert run.epoch(2) == {"text_loss": None, "image_loss": None}, "no agreement, nothing trained"
+    assert run.train(2) == {"text_loss": None, "image_loss": None}, "no agreement, nothing trained"
 
 
 def test_reclip_loss_is_the_mean_over_the_batch(clip, images):

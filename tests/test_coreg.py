@@ -382,3 +382,17 @@ def test_it_learns_from_ambiguous_and_noisy_candidates(clip):
     right, clean = candidates[np.arange(300), images.labels], fitted.clean_.mean(0) > 0.5
     assert right[clean].mean() > right.mean() + 0.1, "what is called clean is purer than the rest"
     assert fitted.history_[-1]["candidates"] <= candidates.sum(1).mean() - 0.2
+
+
+@pytest.mark.parametrize("student, message", [(torch.nn.Linear(2, 2), "not a module"), (lambda count: torch.nn.Linear(5, count), "cannot be multiplied"),
+                                              (lambda count: (lambda inputs: [1, 2, 3]), "must give logits")])
+def test_students_that_are_no_students_are_refused_with_advice(clip, images, student, message):
+    with pytest.raises(ValueError, match=message):
+        CoReg(clip, images.classnames, **{**SHORT, "student": student, "options": None}).fit(images)
+
+
+def test_both_momentum_copies_use_the_statistics_of_the_batch(clip, images):
+    method = CoReg(clip, images.classnames, **SHORT)
+    method.classnames_, method.image_size_ = images.classnames, 8
+    run = module._Run(method, images, np.full(COUNT, -1), None)
+    assert all(network.key.training and not any(p.requires_grad for p in network.key.parameters()) for network in run.networks)

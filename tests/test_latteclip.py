@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.base import clone
 
-from clipadapt import CLIP, LatteCLIP, ZeroShot, digits, load_clip
+from clipadapt import CLIP, ImageSet, LatteCLIP, ZeroShot, digits, load_clip
 from clipadapt.captions import AttributeCaptioner, CallableCaptioner
 from clipadapt.latteclip import CHOICES, LOSSES, SMALL, TEXTS, Descriptions, mix_texts, mixing_weights, update_prototypes
+from clipadapt.testing import check_adapter
 
 COUNT = 40
 TINY = {**SMALL, "epochs": 2, "batch_size": 16}
@@ -81,7 +82,7 @@ def test_prototypes_stay_unit_vectors_and_untouched_classes_do_not_move(seed, co
 
 
 def test_one_step_is_the_one_by_hand(clip, images):
-    """One batch, plain SGD-free check: the loss and the prototypes after the first step, from features computed apart."""
+    """One batch: the loss and the prototypes after the first step, from features computed apart."""
     some, told = images.subset(range(8)), [f"a digit with {i} loops." for i in range(8)]
     method = LatteCLIP(clip, images.classnames, **{**TINY, "epochs": 1, "batch_size": 8, "augment": False}, texts=["class", "image"]).fit(some, captions={"image": told})
     text, image, said = clip.encode_text([f"a photo of a {name}." for name in images.classnames]), clip.encode_image(some), clip.encode_text(told)
@@ -111,15 +112,50 @@ def test_every_option_gives_a_method_that_saves_and_loads(clip, images, test_ima
     assert np.array_equal(again.predict_proba(test_images), method.predict_proba(test_images)) and again.get_params()[name] == value
 
 
+def test_no_option_goes_unread(clip, images, captions):
+    """Every choice that is not the default trains another model."""
+    def trained(**params):
+        method = LatteCLIP(clip, images.classnames, **{**TINY, "alpha": 0.9, "prototype_momentum": 0.5, **params}).fit(images, captions=captions)
+        return method.class_features_.tobytes() + method.image_weights_.tobytes()
+
+    others = [{name: value} for name, known in CHOICES.items() for value in known[1:]]
+    others += [{"train_text": False}, {"augment": False}, {"colour": False}, {"losses": ["zero-shot"]}, {"losses": ["fine-tuned"]}, {"texts": ["class"]}, {"texts": ["image"]}, {"seed": 1}]
+    models = [trained(**params) for params in ({}, *others)]
+    assert len(set(models)) == len(models) and trained(losses=["zero-shot", "fine-tuned"]) == models[0]
+
+
+def test_nothing_is_asked_of_a_captioner_before_all_else_is_right(clip, images, tmp_path):
+    captioner = CallableCaptioner(lambda pictures, prompts: pytest.fail("asked too early"), "early")
+    for classnames, params in ((images.classnames, {"learning_rate": -1}), (["seven"], {}), (images.classnames, {"checkpoint": str(tmp_path)}), (images.classnames, {"templates": ["no gap"]})):
+        with pytest.raises(ValueError):
+            LatteCLIP(clip, classnames, captioner=captioner, **{**TINY, **params}).fit(ImageSet(images.images))
+
+
+def test_a_caption_that_succeeds_the_second_time_does_not_lose_the_run(clip, images, tmp_path):
+    failing = [True]
+
+    def describe(pictures, prompts):
+        if failing[0]:
+            raise RuntimeError("busy")
+        return ["a digit."] * len(pictures)
+
+    params = {**TINY, "texts": ["class", "image"], "checkpoint": str(tmp_path / "run"), "captioner": CallableCaptioner(describe, "moody")}
+    with pytest.warns(UserWarning, match="busy"):
+        first = LatteCLIP(clip, images.classnames, **params).fit(images)
+    failing[0] = False
+    again = LatteCLIP(clip, images.classnames, **params).fit(images)
+    assert first.missing_ == {"image": COUNT} and again.missing_ == {"image": 0} and np.array_equal(again.image_weights_, first.image_weights_)
+
+
 @pytest.mark.parametrize("name, value, message", [("texts", [], "texts must be a list"), ("texts", ["title"], "texts must be a list"), ("losses", "zero-shot", "losses must be a list"),
-                                                  ("mixer", "learned", "mixer must be one of 'dynamic', 'equal'"), ("alpha", 1.5, "alpha must lie in 0 ... 1"), ("group_size", 0, "group_size"),
+                                                  ("mixer", "learned", "mixer must be one of 'dynamic', 'equal'"), ("alpha", 1.5, "alpha must be a number in 0 ... 1"), ("alpha", "a", "alpha must be a number"), ("captioner", print, "CallableCaptioner"), ("group_size", 0, "group_size"),
                                                   ("prototype_momentum", -1, "prototype_momentum"), ("epochs", 0, "epochs"), ("templates", ["no gap"], "needs one gap"), ("learning_rate", -1, "learning_rate")])
 def test_parameters_out_of_range_are_named(clip, images, name, value, message):
     with pytest.raises(ValueError, match=message):
         LatteCLIP(clip, images.classnames, **{**TINY, name: value}).fit(images)
 
 
-@pytest.mark.parametrize("given, message", [({"image": ["a."]}, "must be 40 strings"), ({"image": [None] * COUNT}, "must be 40 strings"), ({"picture": ["a."] * COUNT}, "not 'picture'")])
+@pytest.mark.parametrize("given, message", [({"image": ["a."]}, "must be 40 strings"), ({"image": [None] * COUNT}, "must be 40 strings"), ({"image": "a."}, "must be 40 strings"), ({"picture": ["a."] * COUNT}, "'image', 'group' or both"), (["a."] * COUNT, "'image', 'group' or both")])
 def test_captions_that_do_not_fit_are_refused(clip, images, given, message):
     with pytest.raises(ValueError, match=message):
         LatteCLIP(clip, images.classnames, **TINY).fit(images, captions=given)
@@ -151,6 +187,10 @@ def test_a_captioner_that_fails_is_counted_and_the_class_description_stands_in(c
         method.fit(images)
     bright = np.array([np.asarray(images[i][0]).mean() > 90 for i in range(COUNT)])
     assert 0 < bright.sum() < COUNT and method.missing_ == {"image": bright.sum()} and np.array_equal(method.mixer_weights_[:, 1] == 0, bright)
+
+
+def test_with_a_captioner_it_keeps_the_contract_of_all_methods(clip):
+    assert len(check_adapter(LatteCLIP, clip, captioner=AttributeCaptioner(), **{**TINY, "epochs": 1})) == 12
 
 
 def test_the_attribute_captioner_ends_to_end_and_its_captions_are_cached(clip, images, monkeypatch):
