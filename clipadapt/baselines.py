@@ -310,7 +310,7 @@ class ReCLIP(Adapter):
         similarity += self._tuned.encode_image(images) @ torch.from_numpy(self.image_classifier_).T
         return (self.clip.logit_scale / 2 * similarity).softmax(1)
 
-# %% ../nbs/14_baselines.ipynb #cell-46
+# %% ../nbs/14_baselines.ipynb #cell-45
 REFRESH = ("step", "epoch", "never")
 VIEWS = ("crop", "colour", None)
 
@@ -356,7 +356,7 @@ class _FlypRun:
         self.used = torch.from_numpy(arrays["used"])
         self.training.restore(arrays)
 
-# %% ../nbs/14_baselines.ipynb #cell-47
+# %% ../nbs/14_baselines.ipynb #cell-46
 class FLYP(FineTuned):
     """Finetune like you pretrain, on pseudolabels: both towers learn from pairs of an image and the prompt of its pseudolabel.
 

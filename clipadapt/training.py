@@ -141,7 +141,7 @@ def note(record: dict, extra: dict | None, callback: str) -> None:
         raise ValueError(f"{callback} must return a dict without {', '.join(record)}, or None; it returned {extra!r:.80}")
     record.update(extra)
 
-# %% ../nbs/07_training.ipynb #2bbe78f5
+# %% ../nbs/07_training.ipynb #cell-21
 def module_numbers(module: torch.nn.Module) -> np.ndarray:
     """All floating-point numbers of a module, parameters and buffers, as one array: float32 [P]."""
     return torch.cat([tensor.flatten().float().cpu() for tensor in module.state_dict().values() if tensor.is_floating_point()]).numpy()
@@ -173,7 +173,7 @@ def restore_training(module: torch.nn.Module, optimiser: torch.optim.Optimizer, 
     module.load_state_dict({name.removeprefix("module."): torch.from_numpy(array) for name, array in arrays.items() if name.startswith("module.")})
     optimiser.load_state_dict({**optimiser.state_dict(), "state": remembered})
 
-# %% ../nbs/07_training.ipynb #cell-20
+# %% ../nbs/07_training.ipynb #cell-23
 class Checkpoint:
     """What a run needs to go on after a round: arrays and a JSON record in one file, `path`; None keeps nothing.
 
@@ -212,7 +212,7 @@ class Checkpoint:
                              "Choose another file, or delete it to start anew")
         return arrays, record
 
-# %% ../nbs/07_training.ipynb #7e8d682d
+# %% ../nbs/07_training.ipynb #cell-26
 def train_epochs(method, run, epochs: int, checkpoint: Checkpoint) -> None:
     """Let `run` go through `epochs`, on from where the checkpoint was written; `method.history_` gathers a record of each.
 
