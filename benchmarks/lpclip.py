@@ -40,7 +40,7 @@ def training_seconds(options):
     features = torch.empty(options.views, options.images, options.dim)
     centres = class_features[torch.randint(options.classes, (options.images,), generator=generator)]
     for view in features:
-        view.copy_(F.normalize(centres + 0.1 * torch.randn(centres.shape, generator=generator), dim=1))
+        view.copy_(F.normalize(centres + 0.3 * torch.randn(centres.shape, generator=generator), dim=1))
     start = time.perf_counter()
     targets, confidences = teach(features[0], class_features, 100.0)
     layer = linear_layer(class_features, 100.0)
