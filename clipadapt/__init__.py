@@ -10,5 +10,6 @@ from clipadapt.data import ImageSet, digits
 from clipadapt.features import FeatureStore, StoredCLIP
 from clipadapt.grip import FPL, GRIP, IFPL
 from clipadapt.latteclip import LatteCLIP
+from clipadapt.lpclip import LPCLIP
 from clipadapt.retrieval import NearestNeighbours, PrototypeIndex, Prototypes
 from clipadapt.zeroshot import CLIP, load_clip

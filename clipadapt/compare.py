@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from . import baselines, coreg, grip, latteclip, metrics
+from . import baselines, coreg, grip, latteclip, lpclip, metrics
 from .adapter import Adapter, ZeroShot
 from .baselines import FLYP, ReCLIP
 from .captions import AttributeCaptioner
@@ -25,6 +25,7 @@ from .coreg import CoReg
 from .data import ImageSet, digits, show_images, whole_file
 from .grip import FPL, GRIP, IFPL
 from .latteclip import LatteCLIP
+from .lpclip import LPCLIP
 from .retrieval import NearestNeighbours, Prototypes
 from .zeroshot import CLIP, load_clip
 
@@ -136,7 +137,7 @@ def _picture(figure) -> str:
 def small_methods(clip: CLIP, classnames: Sequence[str]) -> list[Adapter]:
     """Every method of the course, unfitted, with the settings that suit a thousand small images and the built-in CLIP."""
     settings = {ZeroShot: {}, NearestNeighbours: {}, Prototypes: {}, FPL: grip.SMALL, IFPL: grip.SMALL, GRIP: grip.SMALL, CoReg: coreg.SMALL,
-                LatteCLIP: {**latteclip.SMALL, "captioner": AttributeCaptioner()}, FLYP: baselines.SMALL["FLYP"], ReCLIP: baselines.SMALL["ReCLIP"]}
+                LatteCLIP: {**latteclip.SMALL, "captioner": AttributeCaptioner()}, LPCLIP: lpclip.SMALL, FLYP: baselines.SMALL["FLYP"], ReCLIP: baselines.SMALL["ReCLIP"]}
     return [method(clip, classnames, **params) for method, params in settings.items()]
 
 
