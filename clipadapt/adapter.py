@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -136,7 +136,7 @@ class Adapter(Saved):
 
     A subclass stores its parameters in `__init__` untouched and implements `_fit(images, labels)` (an ImageSet
     without labels; int64 [N], -1 = unlabelled; the class names are in `classnames_` by then) and
-    `_predict_proba(images)` (float [N, C]). Everything it learns goes into attributes that end in an underscore: arrays
+    `_predict_logits(images)` (float tensor [N, C]), or `_predict_proba` where there are no logits. Everything it learns goes into attributes that end in an underscore: arrays
     and plain JSON values. Random numbers drawn in `_fit` come from `seed` and leave the global random state alone.
     """
 
@@ -167,11 +167,11 @@ class Adapter(Saved):
 
     def predict_proba(self, X) -> np.ndarray:
         """Class probabilities of the images `X`, float32 [N, C]. Raises NotFittedError before `fit`."""
-        self._check_fitted()
-        images = as_imageset(X)
-        if not len(images):
-            return np.empty((0, len(self.classnames_)), np.float32)
-        return np.asarray(self._predict_proba(images.unlabelled()), np.float32)
+        return self._ask(self._predict_proba, X)
+
+    def predict_logits(self, X) -> np.ndarray:
+        """Logits of the images `X`, float32 [N, C], whose softmax is `predict_proba`. Raises ValueError for a method without logits (one that votes)."""
+        return self._ask(self._predict_logits, X)
 
     def predict(self, X) -> np.ndarray:
         """The most probable class of each image, int64 [N]."""
@@ -193,6 +193,18 @@ class Adapter(Saved):
     def true_labels(self, images: ImageSet, y: Sequence[int] | None = None) -> np.ndarray:
         """Labels int64 [N], counted by this method's classes: `y`, or those of `images` (see `translate_labels`)."""
         return translate_labels(images, y, check_classnames(self.classnames))
+
+    def _ask(self, answer: Callable[[ImageSet], torch.Tensor], X) -> np.ndarray:
+        """What `answer` says of the images `X`, without their labels, float32 [N, C]."""
+        self._check_fitted()
+        images = as_imageset(X)
+        return np.asarray(answer(images.unlabelled()), np.float32) if len(images) else np.empty((0, len(self.classnames_)), np.float32)
+
+    def _predict_logits(self, images: ImageSet) -> torch.Tensor:
+        raise ValueError(f"this {type(self).__name__} has no logits, only probabilities: use predict_proba")
+
+    def _predict_proba(self, images: ImageSet) -> torch.Tensor:
+        return self._predict_logits(images).softmax(1)
 
     def _check_fitted(self) -> None:
         if not hasattr(self, "classnames_"):
@@ -220,3 +232,8 @@ class ZeroShot(Adapter):
     def _predict_proba(self, images: ImageSet) -> torch.Tensor:
         features = self.clip.encode_image(images)
         return zero_shot_probabilities(features, torch.from_numpy(self.prompt_features_), self.clip.logit_scale, self.ensemble)
+
+    def _predict_logits(self, images: ImageSet) -> torch.Tensor:
+        if self.ensemble == "probability":      # a mean of softmaxes is the softmax of nothing in particular
+            return super()._predict_logits(images)
+        return self.clip.logit_scale * self.clip.encode_image(images) @ torch.from_numpy(self.prompt_features_[0]).T

@@ -301,14 +301,14 @@ class ReCLIP(Adapter):
         self._tuned, self.pseudolabels_, self.layer_norms_ = run.tuned, run.pseudolabels, module_numbers(run.norms["image"])
         self.text_classifier_, self.image_classifier_ = (classifier.numpy() for classifier in run.classifiers)
 
-    def _predict_proba(self, images: ImageSet) -> Tensor:
-        """Softmax of the mean of both towers' logits."""
+    def _predict_logits(self, images: ImageSet) -> Tensor:
+        """The mean of both towers' logits."""
         if not hasattr(self, "_tuned"):     # loaded: the image encoder is made again from its LayerNorms
             self._tuned = trainable_copy(self.clip)
             set_module_numbers(layer_norms(self._tuned.model, "image"), self.layer_norms_)
         similarity = self.clip.encode_image(images) @ torch.from_numpy(self.text_classifier_).T
         similarity += self._tuned.encode_image(images) @ torch.from_numpy(self.image_classifier_).T
-        return (self.clip.logit_scale / 2 * similarity).softmax(1)
+        return self.clip.logit_scale / 2 * similarity
 
 # %% ../nbs/14_baselines.ipynb #cell-45
 REFRESH = ("step", "epoch", "never")

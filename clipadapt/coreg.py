@@ -633,12 +633,12 @@ class CoReg(Adapter):
                 set_module_numbers(student, numbers)
         return [student.eval() for student in self._students]
 
-    def _predict_proba(self, images: ImageSet) -> Tensor:
-        """Softmax of the mean of both networks' logits."""
+    def _predict_logits(self, images: ImageSet) -> Tensor:
+        """The mean of both networks' logits."""
         students, batches = self._fitted_students(), self._read(images)[0].split(256)
         with torch.no_grad(), self.clip.autocast():
             logits = [sum(student(as_inputs(batch, self.clip.device))[0].float() for student in students) / 2 for batch in batches]
-        return torch.cat(logits).softmax(1).cpu()
+        return torch.cat(logits).cpu()
 
     def export(self, path: str | Path, format: str = "torchscript", network: int = 0) -> Path:
         """Write one student to `path`, and what it reads and answers to a file of the same name ending in .json; return `path`.

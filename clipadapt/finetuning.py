@@ -175,6 +175,5 @@ class FineTuned(Adapter):
             set_module_numbers(self._tuned.model.visual, self.image_weights_)
         return self._tuned
 
-    def _predict_proba(self, images: ImageSet) -> Tensor:
-        features = self.tuned_clip().encode_image(images)
-        return (self.logit_scale_ * features @ torch.from_numpy(self.class_features_).T).softmax(1)
+    def _predict_logits(self, images: ImageSet) -> Tensor:
+        return self.logit_scale_ * self.tuned_clip().encode_image(images) @ torch.from_numpy(self.class_features_).T

@@ -185,12 +185,12 @@ class PromptSelfTraining(Adapter):
             note(self.history_[-1], self._on_round(self, chosen), "on_round")
             checkpoint.save({"prompt": self.prompt_, "pseudolabels": self.pseudolabels_}, {"round": number + 1, "history": self.history_})
 
-    def _predict_proba(self, images: ImageSet) -> torch.Tensor:
+    def _predict_logits(self, images: ImageSet) -> torch.Tensor:
         if not hasattr(self, "_prompt"):        # loaded: the prompt is made again from its numbers
             self._prompt = _new_prompt(self)
             _set_numbers(self._prompt, self.prompt_)
         blocks = np.split(np.arange(len(images)), range(BLOCK, len(images), BLOCK))
-        return torch.cat([self._prompt.predict(self._prompt.prepare(images.subset(block))) for block in blocks])
+        return torch.cat([self._prompt.score(self._prompt.prepare(images.subset(block))) for block in blocks])
 
 # %% ../nbs/09_grip.ipynb #cell-17
 def _nothing(method: PromptSelfTraining, pseudolabels: Pseudolabels) -> dict:

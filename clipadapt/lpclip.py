@@ -149,5 +149,5 @@ class LPCLIP(Adapter):
             return lambda epoch, batch: torch.cat(list(self.clip.encode_batches(view(epoch).subset(batch.numpy()))))
         return torch.stack([self.clip.encode_image(view(number)) for number in range(self.views)])
 
-    def _predict_proba(self, images: ImageSet) -> Tensor:
-        return (self.clip.encode_image(images) @ torch.from_numpy(self.weight_).T + torch.from_numpy(self.bias_)).softmax(1)
+    def _predict_logits(self, images: ImageSet) -> Tensor:
+        return self.clip.encode_image(images) @ torch.from_numpy(self.weight_).T + torch.from_numpy(self.bias_)

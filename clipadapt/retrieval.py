@@ -456,10 +456,10 @@ class Prototypes(Adapter):
             self.prototypes_, self.owners_ = several[order], owners[order]
         self.empty_classes_ = _report_empty(self.pseudolabels_, self.classnames_)
 
-    def _predict_proba(self, images: ImageSet) -> torch.Tensor:
+    def _predict_logits(self, images: ImageSet) -> torch.Tensor:
         similarities = self.clip.encode_image(images).numpy() @ self.prototypes_.T
         best = np.maximum.reduceat(similarities, np.searchsorted(self.owners_, np.arange(len(self.classnames_))), axis=1)
-        return (self.clip.logit_scale * torch.from_numpy(best)).softmax(-1)
+        return self.clip.logit_scale * torch.from_numpy(best)
 
 
 def _report_empty(pseudolabels: np.ndarray, classnames: list[str]) -> list[str]:

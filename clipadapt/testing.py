@@ -53,7 +53,7 @@ def _same(first: np.ndarray, second: np.ndarray, message: str, tolerance: float 
     _require(first.shape == second.shape and difference <= tolerance, f"{message} (largest difference {difference:.2g})")
 
 # %% auto #0
-__all__ = ['CHECKS', 'Case', 'check_outputs', 'check_order_and_subset', 'check_batch_size', 'check_input_kinds',
+__all__ = ['CHECKS', 'Case', 'check_outputs', 'check_logits', 'check_order_and_subset', 'check_batch_size', 'check_input_kinds',
            'check_empty_input', 'check_unfitted', 'check_bad_labels', 'check_same_seed', 'check_parameters',
            'check_save_and_load', 'check_nothing_touched', 'check_labels_unread', 'check_adapter']
 
@@ -66,6 +66,16 @@ def check_outputs(case: Case) -> None:
     _same(probabilities.sum(1), np.ones(len(case.test)), "probabilities do not sum to one", 1e-4)
     _require(predictions.dtype == np.int64 and np.array_equal(predictions, probabilities.argmax(1)), "predict is not the argmax of predict_proba")
     _require(case.fitted.score(case.test) == (predictions == case.test.labels).mean(), "score is not the accuracy of predict")
+
+
+def check_logits(case: Case) -> None:
+    """the softmax of the logits is the probabilities, or asking for logits is a ValueError (a method that votes has none)"""
+    try:
+        logits = case.fitted.predict_logits(case.test)
+    except ValueError:
+        return
+    _require(logits.dtype == np.float32, "predict_logits: dtype")
+    _same(torch.from_numpy(logits).softmax(1).numpy(), case.fitted.predict_proba(case.test), "the softmax of predict_logits is not predict_proba")
 
 # %% ../nbs/03_testing.ipynb #cell-10
 def check_order_and_subset(case: Case) -> None:
@@ -185,7 +195,7 @@ def check_labels_unread(case: Case) -> None:
 
 # %% ../nbs/03_testing.ipynb #cell-18
 CHECKS = [check_outputs, check_order_and_subset, check_batch_size, check_input_kinds, check_empty_input, check_unfitted, check_bad_labels,
-          check_same_seed, check_parameters, check_save_and_load, check_nothing_touched, check_labels_unread]
+          check_same_seed, check_parameters, check_save_and_load, check_nothing_touched, check_labels_unread, check_logits]
 
 
 def check_adapter(method: type[Adapter], clip: CLIP | None = None, **params):

@@ -114,6 +114,11 @@ class CrashesOnOneImage(ZeroShot):
         [images[i] for i in range(2)]
 
 
+class ForgetsTheScale(ZeroShot):
+    def _predict_logits(self, images):
+        return super()._predict_logits(images) / self.clip.logit_scale
+
+
 FAULTS = [(NotAProbability, "check_outputs", "do not sum to one"), (PositionDependent, "check_order_and_subset", "order of the images"),
           (BatchNormalised, "check_batch_size", "batch size"), (OnlyImageSets, "check_input_kinds", "list of Pillow images"),
           (ShapelessWhenEmpty, "check_empty_input", "empty input"), (FittedFromTheStart, "check_unfitted", "predict before fit"),
@@ -122,7 +127,7 @@ FAULTS = [(NotAProbability, "check_outputs", "do not sum to one"), (PositionDepe
           (DisturbsRandomNumbers, "check_nothing_touched", "PyTorch's random state"), (ChangesTheModel, "check_nothing_touched", "weights"),
           (ReadsLabels, "check_labels_unread", "fit.X. reads X.labels"), (ReadsLabelsWhenPredicting, "check_labels_unread", "predict.X. reads X.labels"),
           (ForgetsParameters, "check_save_and_load", "other parameters: ensemble"), (LeavesTrainMode, "check_nothing_touched", "training mode"),
-          (CrashesOnOneImage, "check_empty_input", "image 1 of 1")]
+          (CrashesOnOneImage, "check_empty_input", "image 1 of 1"), (ForgetsTheScale, "check_logits", "softmax of predict_logits")]
 
 
 @pytest.mark.parametrize("method, check, message", FAULTS, ids=[method.__name__ for method, _, _ in FAULTS])

@@ -190,7 +190,7 @@ def test_a_captioner_that_fails_is_counted_and_the_class_description_stands_in(c
 
 
 def test_with_a_captioner_it_keeps_the_contract_of_all_methods(clip):
-    assert len(check_adapter(LatteCLIP, clip, captioner=AttributeCaptioner(), **{**TINY, "epochs": 1})) == 12
+    check_adapter(LatteCLIP, clip, captioner=AttributeCaptioner(), **{**TINY, "epochs": 1})
 
 
 def test_the_attribute_captioner_ends_to_end_and_its_captions_are_cached(clip, images, monkeypatch):
