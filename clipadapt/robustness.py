@@ -12,8 +12,10 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
 from PIL import Image, ImageOps
 from scipy import ndimage
@@ -24,15 +26,17 @@ from tqdm.auto import tqdm
 
 from . import metrics
 from .adapter import Adapter
-from .data import ImageSet, _View, as_imageset, check_count, check_labels, read_image
+from .data import ImageSet, _View, as_imageset, check_classnames, check_count, read_image
 from .features import hash_each
 
 # %% auto #0
-__all__ = ['CORRUPTIONS', 'SEVERITIES', 'LENGTHS', 'PARAMETERS', 'COLUMNS', 'gaussian_noise', 'shot_noise', 'impulse_noise',
-           'defocus_blur', 'glass_blur', 'motion_blur', 'zoom_blur', 'snow', 'frost', 'fog', 'brightness', 'contrast',
-           'elastic_transform', 'pixelate', 'jpeg_compression', 'check_corruption', 'corruption_parameters', 'corrupt',
-           'Corrupted', 'detection_scores', 'warn_of_overlap', 'evaluate', 'worst_corruption',
-           'mean_corruption_accuracy', 'summarise']
+__all__ = ['CORRUPTIONS', 'SEVERITIES', 'LENGTHS', 'PARAMETERS', 'COLUMNS', 'LETTERS', 'SHAPES', 'FONTS', 'gaussian_noise',
+           'shot_noise', 'impulse_noise', 'defocus_blur', 'glass_blur', 'motion_blur', 'zoom_blur', 'snow', 'frost',
+           'fog', 'brightness', 'contrast', 'elastic_transform', 'pixelate', 'jpeg_compression', 'check_corruption',
+           'corruption_parameters', 'corrupt', 'Corrupted', 'detection_scores', 'warn_of_overlap', 'evaluate',
+           'worst_corruption', 'mean_corruption_accuracy', 'summarise', 'letters', 'shapes', 'noise', 'inverted',
+           'outside_sets', 'plot_severity', 'neighbour_purity', 'plot_latent', 'imagenet_names', 'read_imagenet',
+           'Restricted']
 
 # %% ../nbs/13_robustness.ipynb #cell-3
 def gaussian_noise(pixels: np.ndarray, rng: np.random.Generator, deviation: float) -> np.ndarray:
@@ -417,10 +421,11 @@ def mean_corruption_accuracy(table: pd.DataFrame) -> float:
 
 def summarise(table: pd.DataFrame, score: str = "max probability") -> pd.DataFrame:
     """One row a method of `evaluate`'s tables (joined by pd.concat): method, accuracy, ece, mean_corruption_accuracy, worst_corruption,
-    worst_corruption_accuracy, mean_auroc (of all outside sets, by `score`). What the table does not hold is NaN (worst_corruption: "")."""
+    worst_corruption_accuracy, mean_auroc (of all outside sets, by `score`). Where a method comes several times (with other seeds), the mean counts.
+    What the table does not hold is NaN (worst_corruption: "")."""
     rows = []
     for name, part in table.groupby("method", sort=False):
-        clean = part[part.kind == "test"].set_index("metric").value
+        clean = part[part.kind == "test"].groupby("metric").value.mean()
         corrupted = (part.kind == "corruption").any()
         worst = worst_corruption(part) if corrupted else ("", np.nan)
         aurocs = part[(part.kind == "outside") & (part.score == score) & (part.metric == "auroc")].value
@@ -428,3 +433,169 @@ def summarise(table: pd.DataFrame, score: str = "max probability") -> pd.DataFra
                      "mean_corruption_accuracy": mean_corruption_accuracy(part) if corrupted else np.nan,
                      "worst_corruption": worst[0], "worst_corruption_accuracy": worst[1], "mean_auroc": aurocs.mean()})
     return pd.DataFrame(rows)
+
+# %% ../nbs/13_robustness.ipynb #cell-15
+LETTERS = "acefhkmnpruvwx"      # left out, in both cases: b, d, g, i, j, l, o, q, s, t, y, z, which can be read as digits
+SHAPES = ("square", "triangle", "pentagon", "star", "cross", "heart")       # left out: circle and diamond, which can be read as a zero
+FONTS = ("DejaVuSans", "DejaVuSerif-Italic", "STIXGeneralItalic", "cmss10", "cmti10")
+
+
+def _scan(small: np.ndarray) -> np.ndarray:
+    """What the handwriting went through: ink [n, 8, 8] in 0 ... 1 in sixteen steps, enlarged to uint8 [n, 32, 32]."""
+    grey = ((16 * small.clip(0, 1)).round() * 255 / 16).round().astype(np.uint8)
+    return np.stack([np.asarray(Image.fromarray(scan).resize((32, 32), Image.Resampling.BICUBIC)) for scan in grey])
+
+
+def _glyphs(kind: str, names: Sequence[str], count: int, seed: int) -> ImageSet:
+    """`count` glyphs of a kind, drawn with a pen on the page of the digits; their class is "kind name"."""
+    from clipadapt import glyphs        # of the appendix, which comes later: needed for drawing only
+
+    bank = glyphs.make_bank({font: glyphs.font_files()[font] for font in (FONTS if kind == "letter" else FONTS[:1])})
+    bank, rng = bank.select(lambda glyph: glyph.kind == kind and glyph.name in names), np.random.default_rng(seed)
+    index = rng.integers(len(bank), size=check_count(count, "count"))
+    ink, _ = glyphs.draw_ink(bank, index, rng, glyphs.Style(pen=1, half_width=(1.3, 2.6), height=(12, 15)))
+    reduce = glyphs.resizing(32, 8, Image.Resampling.BOX)
+    names = list(names)
+    return ImageSet(_scan(reduce @ ink @ reduce.T), [f"{kind} {name}" for name in names], [names.index(bank.glyphs[i].name) for i in index])
+
+
+def letters(count: int, seed: int = 0) -> ImageSet:
+    """`count` printed letters redrawn with a pen, scanned as the digits were: 8x8 pixels in sixteen greys, enlarged to 32. Only letters of `LETTERS`; labelled."""
+    return _glyphs("letter", LETTERS, count, seed)
+
+
+def shapes(count: int, seed: int = 0) -> ImageSet:
+    """`count` outlines of geometric `SHAPES`, drawn and scanned as `letters` are; labelled."""
+    return _glyphs("shape", SHAPES, count, seed)
+
+
+def noise(count: int, seed: int = 0) -> ImageSet:
+    """`count` scans of nothing: 8x8 random greys, enlarged to 32x32; unlabelled."""
+    return ImageSet(_scan(np.random.default_rng(seed).random((check_count(count, "count"), 8, 8))))
+
+
+def _invert(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    return ImageOps.invert(image)
+
+
+def inverted(images) -> ImageSet:
+    """The negatives of `images` (anything `as_imageset` takes), without labels. A person still reads them; whether they are outside is a matter of definition."""
+    return as_imageset(images).view(_invert).unlabelled()
+
+
+def outside_sets(test, seed: int = 0) -> dict[str, ImageSet]:
+    """Four sets of as many images as `test`, none of them a digit on a dark page: "letters", "shapes", "noise", and "inverted", the negatives of `test`."""
+    test = as_imageset(test)
+    return {"letters": letters(len(test), seed), "shapes": shapes(len(test), seed), "noise": noise(len(test), seed), "inverted": inverted(test)}
+
+# %% ../nbs/13_robustness.ipynb #cell-16
+def plot_severity(table: pd.DataFrame, axes: Axes | None = None) -> Axes:
+    """Accuracy (mean of the corruptions in `evaluate`'s tables) against severity, a line a method; severity 0 is the clean test set.
+
+    The title says what the method with the most and the one with the least of it have at the highest severity. Returns the matplotlib Axes.
+    Raises ValueError when the table holds no corruptions.
+    """
+    rows = table[table.kind.isin(["test", "corruption"]) & (table.metric == "accuracy")]
+    if not (rows.kind == "corruption").any():
+        raise ValueError("the table holds no corruptions; evaluate with some")
+    means = (100 * rows.groupby(["method", "severity"], sort=False).value.mean()).rename("accuracy").reset_index()
+    last = means[means.severity == means.severity.max()].set_index("method").accuracy
+    best, worst = last.idxmax(), last.idxmin()
+    axes = metrics._axes(axes, (7, 4))
+    sns.lineplot(means, x="severity", y="accuracy", hue="method", style="method", markers=True, dashes=False, ax=axes)
+    title = f"{best} is right in {last[best]:.0f} % at severity {means.severity.max()}"
+    metrics._set_title(axes, title if best == worst else f"{title}, {worst} in {last[worst]:.0f} %")
+    axes.set(xlabel=f"severity (0: clean; mean of {rows[rows.kind == 'corruption'].set.nunique()} corruptions)", ylabel="accuracy (%)", xticks=sorted(means.severity.unique()))
+    return axes
+
+# %% ../nbs/13_robustness.ipynb #cell-17
+def neighbour_purity(features: np.ndarray, labels: np.ndarray, neighbours: int = 10) -> float:
+    """Share (0-1) of the nearest neighbours of each row of `features` [N, D] (Euclidean, itself left out) that have its label, int [N]; mean of all rows.
+
+    Raises ValueError for features that do not fit the labels, and without `neighbours` + 1 rows.
+    """
+    from sklearn.neighbors import NearestNeighbors
+
+    features, labels = np.asarray(features), np.asarray(labels)
+    if features.ndim != 2 or len(features) != len(labels) or len(labels) <= check_count(neighbours, "neighbours"):
+        raise ValueError(f"features must be [N, D], with N labels, N above {neighbours}; got {features.shape} and {labels.shape}")
+    found = NearestNeighbors(n_neighbors=neighbours).fit(features).kneighbors(return_distance=False)
+    return float((labels[found] == labels[:, None]).mean())
+
+
+def plot_latent(spaces: Mapping[str, np.ndarray], labels: np.ndarray, classnames: Sequence[str], seed: int = 0):
+    """A map (t-SNE, van der Maaten and Hinton 2008) of each of some spaces, features [N, D] by name, coloured by label; returns the matplotlib figure.
+
+    Distances between groups mean nothing on such a map; the titles give a number from the space itself, `neighbour_purity` of ten neighbours. Labels are int [N], counted
+    by `classnames`. Raises ValueError as `neighbour_purity` does.
+    """
+    from sklearn.manifold import TSNE
+
+    purities = {name: neighbour_purity(features, labels) for name, features in spaces.items()}
+    with sns.axes_style("white"):
+        figure, panels = plt.subplots(1, len(spaces), figsize=(5.4 * len(spaces), 4.8), squeeze=False, layout="constrained")
+    hues = [classnames[label] for label in labels]
+    for axes, (name, features) in zip(panels[0], spaces.items()):
+        flat = TSNE(perplexity=min(30, (len(labels) - 1) / 3), init="pca", random_state=seed).fit_transform(np.asarray(features, np.float32))
+        sns.scatterplot(x=flat[:, 0], y=flat[:, 1], hue=hues, hue_order=classnames, s=12, linewidth=0, palette="tab10" if len(classnames) <= 10 else "husl", legend=axes is panels[0, -1], ax=axes)
+        axes.set(xticks=[], yticks=[], xlabel="t-SNE 1 (no unit)", ylabel="t-SNE 2 (no unit)")
+        metrics._set_title(axes, f"{name}: {100 * purities[name]:.1f} % of ten nearest neighbours share the class")
+    sns.move_legend(panels[0, -1], "center left", bbox_to_anchor=(1, 0.5), frameon=False, ncols=-(-len(classnames) // 20))
+    return figure
+
+# %% ../nbs/13_robustness.ipynb #cell-18
+def imagenet_names() -> list[str]:
+    """The 1,000 class names of open_clip's zero-shot evaluation, in ImageNet's order, made distinct: class 744 is called "projectile", class 837 "dark glasses"."""
+    from open_clip import IMAGENET_CLASSNAMES
+
+    names = list(IMAGENET_CLASSNAMES)
+    names[744], names[837] = "projectile", "dark glasses"       # there they are "missile" as 657 is, and "sunglasses" as 836 is
+    return check_classnames(names)
+
+
+def read_imagenet(root: str | Path, wnids: Sequence[str] | str | Path | None = None) -> ImageSet:
+    """ImageNet, or a shifted version of it (V2, R, A, Sketch), from a folder with one sub-folder a class, labelled; only the classes that have images are its class names.
+
+    Sub-folders are called by WordNet id (n01440764, ...), or, as in V2, by number (0 ... 999). Ids are turned into classes by their rank among all 1,000 sorted `wnids`: a list,
+    or a folder (the validation set) whose sub-folders they are; None takes those of `root` itself. Names are those of `imagenet_names`.
+
+    Raises FileNotFoundError when there is no such folder or no image, ValueError for images outside sub-folders, for a list that has not 1,000 ids, and for folders that are not among them.
+    """
+    images = ImageSet.from_folder(root)
+    folders = images.classnames
+    if not folders or (images.labels < 0).any():
+        raise ValueError(f"{root} must hold one folder a class, called by WordNet id (n01440764) or by number; some images lie outside of such folders")
+    if all(folder.isdigit() for folder in folders):
+        known = {str(number): number for number in range(1000)}
+    else:
+        wnids = folders if wnids is None else [path.name for path in Path(wnids).iterdir() if path.is_dir()] if isinstance(wnids, (str, Path)) else wnids
+        if len(set(wnids)) != 1000:
+            raise ValueError(f"ImageNet has 1,000 WordNet ids, got {len(set(wnids))}; a part of it needs the list of all, for instance wnids='imagenet/val'")
+        known = {wnid: number for number, wnid in enumerate(sorted(wnids))}
+    unknown = [folder for folder in folders if folder not in known]
+    if unknown:
+        raise ValueError(f"{root} has folders that are no class of ImageNet: {', '.join(unknown[:5])}")
+    order, names = sorted(range(len(folders)), key=lambda label: known[folders[label]]), imagenet_names()
+    return ImageSet(images.images, [names[known[folders[label]]] for label in order], np.argsort(order)[images.labels], skipped=images.skipped)
+
+# %% ../nbs/13_robustness.ipynb #cell-19
+class Restricted(Adapter):
+    """A fitted `method` that may only answer with some of its classes, `classnames`: its logits for them, or its probabilities divided by their sum.
+
+    It is fitted from the start and cannot be saved. Raises ValueError for classes that `method` does not know.
+    """
+
+    def __init__(self, method: Adapter, classnames: Sequence[str]):
+        super().__init__(method.clip, classnames, seed=method.seed)
+        unknown = [name for name in classnames if name not in method.classnames_]
+        if unknown:
+            raise ValueError(f"the method does not know these classes: {', '.join(unknown[:5])}")
+        self.method, self.classnames_ = method, check_classnames(classnames)
+        self.columns = [method.classnames_.index(name) for name in self.classnames_]
+
+    def _predict_logits(self, images: ImageSet) -> np.ndarray:
+        return self.method.predict_logits(images)[:, self.columns]
+
+    def _predict_proba(self, images: ImageSet) -> np.ndarray:
+        probabilities = self.method.predict_proba(images)[:, self.columns] + 1e-12
+        return probabilities / probabilities.sum(1, keepdims=True)
