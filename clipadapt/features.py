@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 from PIL import Image
 from tqdm.auto import tqdm
 
-from .data import ImageSet, _Selection, _View, as_imageset, check_count, read_image, strong_view, weak_view, whole_file
+from .data import ImageSet, _Selection, _View, as_imageset, check_classnames, check_count, read_image, strong_view, weak_view, whole_file
 from .zeroshot import CLIP, _ahead, _batches, cache_directory
 
 # %% auto #0
@@ -126,7 +126,7 @@ def fit_facts(method, images: ImageSet, **arrays: np.ndarray) -> dict:
     parameters = {name: value for name, value in method.get_params(deep=False).items() if name not in method.unsaved}
     hashes = {name: _hash(str(array.dtype), str(array.shape), np.ascontiguousarray(array).tobytes()).hex() for name, array in arrays.items()}
     clip = {f"clip {name}": value for name, value in clip_facts(method.clip).items()}
-    return {**parameters, **clip, **hashes, "method": type(method).__name__, "classnames": method.classnames_, "images": hash_images(images)}
+    return {**parameters, **clip, **hashes, "method": type(method).__name__, "classnames": check_classnames(method.classnames), "images": hash_images(images)}
 
 # %% ../nbs/04_features.ipynb #cell-25
 FORMAT = 1

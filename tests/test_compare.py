@@ -1,0 +1,171 @@
+"""Comparing: what a kill leaves, what a failure spares, what the report holds."""
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import warnings
+
+import numpy as np
+import pytest
+
+from clipadapt import LPCLIP, Prototypes, ZeroShot, digits
+from clipadapt.compare import Run, changes, compare, plot_accuracies, plot_changes, plot_classes, plot_cost, recommend, redraw, report, run_all, small_methods, tabulate
+from clipadapt.data import ImageSet
+
+
+@pytest.fixture(scope="module")
+def train():
+    return digits("train").subset(range(60))
+
+
+@pytest.fixture
+def methods(clip):
+    names = digits("test").classnames
+    return {"zero-shot": ZeroShot(clip, names), "prototypes": Prototypes(clip, names), "LP-CLIP": LPCLIP(clip, names, epochs=2, views=1)}
+
+
+def made_up(clip, name, answers, seed=0, seconds=1.0, kind=ZeroShot):
+    return Run(name, kind(clip, ["a", "b", "c"]), np.eye(3, dtype=np.float32)[np.array(answers)], seconds, seed)
+
+
+SLOW_RUN = """
+import sys, time
+from clipadapt import LPCLIP, digits, load_clip
+from clipadapt.compare import run_all
+
+class Slow(LPCLIP):
+    def _fit(self, images, labels):
+        super()._fit(images, labels)
+        print("fitted", self.seed, flush=True)
+        time.sleep(float(sys.argv[2]) if self.seed == 1 else 0)
+
+train, test = digits("train").subset(range(40)), digits("test").subset(range(10))
+for run in run_all({"slow": Slow(load_clip(), train.classnames, epochs=1, views=1)}, train, test, seeds=(0, 1, 2), folder=sys.argv[1]):
+    print("run", run.seed, run.probabilities.sum().round(3), flush=True)
+"""
+
+
+def test_a_killed_comparison_goes_on_where_it_was(tmp_path):
+    command = [sys.executable, "-W", "ignore", "-c", SLOW_RUN, str(tmp_path / "runs")]
+    killed = subprocess.Popen([*command, "60"], stdout=subprocess.PIPE, text=True)
+    for line in killed.stdout:
+        if line == "fitted 1\n":
+            break
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["slow-0.safetensors"], "the run that was done, and nothing half written"
+    done = subprocess.run([*command, "0"], capture_output=True, text=True, check=True).stdout
+    assert re.findall(r"fitted (\d)", done) == ["1", "2"] and re.findall(r"run (\d) (\S+)", done) == [("0", "10.0"), ("1", "10.0"), ("2", "10.0")]
+
+
+def test_what_is_kept_is_what_was_computed(tmp_path, methods, train, test_images):
+    first = run_all(methods, train, test_images, seeds=(0, 3), folder=tmp_path)
+    files = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    again = run_all(methods, train, test_images, seeds=(0, 3), folder=tmp_path)
+    assert files == {path: path.read_bytes() for path in tmp_path.iterdir()} and len(files) == 6
+    for a, b in zip(first, again):
+        assert (a.name, a.seed, a.seconds) == (b.name, b.seed, b.seconds) and np.array_equal(a.probabilities, b.probabilities)
+    assert tabulate(first, test_images).equals(tabulate(again, test_images)) and recommend(first, test_images) == recommend(again, test_images)
+
+
+@pytest.mark.parametrize("damage", [b"", b"not a run", b"\xff" * 200])
+def test_a_damaged_run_is_named(tmp_path, methods, train, test_images, damage):
+    run_all({"zero-shot": methods["zero-shot"]}, train, test_images, folder=tmp_path)
+    (tmp_path / "zero-shot-0.safetensors").write_bytes(damage)
+    with pytest.raises(ValueError, match="zero-shot-0.safetensors.*damaged"):
+        run_all({"zero-shot": methods["zero-shot"]}, train, test_images, folder=tmp_path)
+
+
+def test_other_test_images_are_other_runs(tmp_path, methods, train, test_images):
+    run_all({"zero-shot": methods["zero-shot"]}, train, test_images, folder=tmp_path)
+    with pytest.raises(ValueError, match="test images changed"):
+        run_all({"zero-shot": methods["zero-shot"]}, train, test_images.subset(range(5)), folder=tmp_path)
+
+
+def test_seeds_change_the_order_of_the_images_and_seed_0_does_not(clip, train, test_images):
+    seen = []
+
+    class Looks(ZeroShot):
+        def _fit(self, images, labels):
+            super()._fit(images, labels)
+            seen.append([np.asarray(images[i][0]).tobytes() for i in range(len(images))])
+
+    run_all({"looks": Looks(clip, train.classnames)}, train, test_images, seeds=(0, 1, 1))
+    original = [np.asarray(image).tobytes() for image, _ in train]
+    assert seen[0] == original and seen[1] != original and sorted(seen[1]) == sorted(original) and seen[1] == seen[2]
+
+
+def test_methods_are_left_as_they_were(methods, train, test_images):
+    run_all(methods, train, test_images, seeds=(1,))
+    assert all(method.seed == 0 and not hasattr(method, "classnames_") for method in methods.values())
+
+
+def test_one_failure_spares_the_others_and_only_failures_are_an_error(clip, methods, train, test_images, tmp_path):
+    bad = LPCLIP(clip, train.classnames, views=-1)
+    with pytest.warns(UserWarning, match="bad with seed 0 failed .ValueError: views"):
+        runs = run_all({"bad": bad, **methods}, train, test_images, folder=tmp_path)
+    table = tabulate(runs, test_images)
+    assert table["method"].tolist() == ["bad", *methods] and np.isnan(table.loc[0, "accuracy"]) and "views" in table.loc[0, "error"] and table.loc[1:, "accuracy"].notna().all()
+    assert "bad" not in recommend(runs, test_images)
+    page = report(runs, train, test_images, tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "failed: ValueError: views" in page
+    with warnings.catch_warnings(action="ignore"), pytest.raises(ValueError, match="every method failed; the first one: ValueError: views"):
+        run_all({"bad": bad}, train, test_images)
+
+
+def test_labels_of_the_training_images_are_not_read(methods, train, test_images):
+    shuffled = ImageSet(train.images, train.classnames, np.random.default_rng(0).permutation(train.labels))
+    columns = ["method", "accuracy", "ece"]
+    assert compare(methods, train, test_images)[columns].equals(compare(methods, shuffled, test_images)[columns])
+
+
+@pytest.mark.parametrize("wrong, message", [({"seeds": ()}, "at least one seed"), ({"seeds": (-1,)}, "a seed must be"), ({"seeds": (0.5,)}, "a seed must be")])
+def test_bad_seeds_are_refused(methods, train, test_images, wrong, message):
+    with pytest.raises(ValueError, match=message):
+        run_all(methods, train, test_images, **wrong)
+
+
+def test_bad_tests_are_refused(methods, train, test_images):
+    for test, message in [(test_images.unlabelled(), "20 of 20 have none"), ([test_images[0][0]], "pass an ImageSet")]:
+        with pytest.raises(ValueError, match=message):
+            compare(methods, train, test)
+    for test in (test_images.subset([]), []):
+        with pytest.raises(ValueError, match="at least one seed and one test image"):
+            run_all(methods, train, test)
+    for none in ({}, [], "FPL", None):
+        with pytest.raises(ValueError, match="list or dict of methods|at least one method"):
+            run_all(none, train, test_images)
+
+
+def test_unlabelled_images_can_be_asked(methods, train, test_images):
+    runs = run_all(methods, train, test_images.unlabelled())
+    assert all(run.probabilities.shape == (20, 10) for run in runs)
+
+
+def test_figures_by_hand(clip):
+    test = ImageSet(np.zeros((4, 8, 8), np.uint8), ["a", "b", "c"], [0, 0, 1, 2])
+    runs = [made_up(clip, "base", [0, 1, 1, 0]), made_up(clip, "base", [0, 0, 1, 0], 1), made_up(clip, "other", [0, 0, 2, 2], kind=Prototypes), made_up(clip, "other", [0, 1, 1, 2], 1, 3.0, Prototypes)]
+    table = tabulate(runs, test).set_index("method")
+    assert table["accuracy"].tolist() == [0.625, 0.75] and table["gain"].tolist() == [0, 0.125] and table["seeds"].tolist() == [2, 2]
+    np.testing.assert_allclose(table["accuracy_std"], [np.std([0.5, 0.75], ddof=1), 0])
+    np.testing.assert_allclose(table["mean_class_accuracy"], [((0.5 + 1) / 3 + 2 / 3) / 2, (2 / 3 + 2.5 / 3) / 2])
+    assert table["seconds"].tolist() == [1, 2]
+    np.testing.assert_allclose(changes(runs, test).loc["other"], [(0.5 + 0.25) / 2, (0.25 + 0.25) / 2])
+    samples = redraw(runs, test, 200)
+    assert samples.shape == (200, 2) and samples["base"].between(0, 1).all() and 0.6 < samples["other"].mean() < 0.9
+
+
+def test_pictures_state_findings(clip):
+    test = ImageSet(np.zeros((4, 8, 8), np.uint8), ["a", "b", "c"], [0, 0, 1, 2])
+    runs = [made_up(clip, "base", [0, 1, 1, 0]), made_up(clip, "other", [0, 0, 1, 0], seconds=2.0, kind=Prototypes), made_up(clip, "slow", [0, 0, 0, 0], seconds=9.0, kind=Prototypes)]
+    assert plot_accuracies(runs, test).get_title() == "other: 75.0 %, 25.0 points ahead of base"
+    assert plot_classes(runs, test).get_title() == "Lowest: base is right in 0 % of “c”"
+    assert plot_changes(runs, test).get_title() == "other breaks least: 0.0 % of the images, and mends 25.0 %"
+    assert plot_cost(runs, test).get_title() == "Nothing is both quicker and better than base, other"
+
+
+def test_the_list_of_methods_is_whole(clip):
+    names = [type(method).__name__ for method in small_methods(clip, ["a", "b"])]
+    assert names == ["ZeroShot", "NearestNeighbours", "Prototypes", "FPL", "IFPL", "GRIP", "CoReg", "LatteCLIP", "LPCLIP", "FLYP", "ReCLIP"]
