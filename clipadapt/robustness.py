@@ -9,7 +9,7 @@ import difflib
 import io
 import warnings
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -356,10 +356,14 @@ def _checked(method: Adapter, test, y: Sequence[int] | None, corruptions: Sequen
             check_corruption(name, severity)
     images = as_imageset(test)
     labels = method.true_labels(images, y)
-    if not len(labels) or (labels < 0).any():
+    if not len(labels):
+        raise ValueError("there are no images to test on")
+    if (labels < 0).any():
         raise ValueError(f"every test image needs a label, {(labels < 0).sum()} of {len(labels)} have none")
-    outside = {name: as_imageset(images) for name, images in (outside or {}).items()}
-    empty = [name for name, images in outside.items() if not len(images)]
+    if not isinstance(outside or {}, Mapping):
+        raise ValueError(f"outside must be a dict of image sets by name, not {type(outside).__name__}")
+    outside = {name: as_imageset(some) for name, some in (outside or {}).items()}
+    empty = [name for name, some in outside.items() if not len(some)]
     if empty:
         raise ValueError(f"there are no images in the outside set {empty[0]!r}")
     return images, labels, outside
@@ -446,12 +450,20 @@ def _scan(small: np.ndarray) -> np.ndarray:
     return np.stack([np.asarray(Image.fromarray(scan).resize((32, 32), Image.Resampling.BICUBIC)) for scan in grey])
 
 
-def _glyphs(kind: str, names: Sequence[str], count: int, seed: int) -> ImageSet:
-    """`count` glyphs of a kind, drawn with a pen on the page of the digits; their class is "kind name"."""
+@cache
+def _bank(kind: str, names: tuple[str, ...]):
+    """The glyphs of a kind with these names, of `FONTS`."""
     from clipadapt import glyphs        # of the appendix, which comes later: needed for drawing only
 
-    bank = glyphs.make_bank({font: glyphs.font_files()[font] for font in (FONTS if kind == "letter" else FONTS[:1])})
-    bank, rng = bank.select(lambda glyph: glyph.kind == kind and glyph.name in names), np.random.default_rng(seed)
+    files = glyphs.font_files()
+    return glyphs.make_bank({font: files[font] for font in (FONTS if kind == "letter" else FONTS[:1])}).select(lambda glyph: glyph.kind == kind and glyph.name in names)
+
+
+def _glyphs(kind: str, names: Sequence[str], count: int, seed: int) -> ImageSet:
+    """`count` glyphs of a kind, drawn with a pen on the page of the digits; their class is "kind name"."""
+    from clipadapt import glyphs
+
+    bank, rng = _bank(kind, tuple(names)), np.random.default_rng(seed)
     index = rng.integers(len(bank), size=check_count(count, "count"))
     ink, _ = glyphs.draw_ink(bank, index, rng, glyphs.Style(pen=1, half_width=(1.3, 2.6), height=(12, 15)))
     reduce = glyphs.resizing(32, 8, Image.Resampling.BOX)
@@ -505,6 +517,7 @@ def plot_severity(table: pd.DataFrame, axes: Axes | None = None) -> Axes:
     sns.lineplot(means, x="severity", y="accuracy", hue="method", style="method", markers=True, dashes=False, ax=axes)
     title = f"{best} is right in {last[best]:.0f} % at severity {means.severity.max()}"
     metrics._set_title(axes, title if best == worst else f"{title}, {worst} in {last[worst]:.0f} %")
+    sns.move_legend(axes, "upper left", bbox_to_anchor=(1, 1), frameon=False)
     axes.set(xlabel=f"severity (0: clean; mean of {rows[rows.kind == 'corruption'].set.nunique()} corruptions)", ylabel="accuracy (%)", xticks=sorted(means.severity.unique()))
     return axes
 
