@@ -241,7 +241,7 @@ PARAMETERS = {  # name: (names of the parameters, severities 1-5 of CIFAR-10-C, 
 # %% ../nbs/13_robustness.ipynb #cell-23
 def check_corruption(name: str, severity: int = 1) -> None:
     """Raise ValueError for a name that is not among `CORRUPTIONS` (saying which is nearest) and for a severity that is not 1, 2, 3, 4 or 5."""
-    if name not in CORRUPTIONS:
+    if not isinstance(name, str) or name not in CORRUPTIONS:
         near = difflib.get_close_matches(str(name).lower().replace("_", " "), CORRUPTIONS, 1, 0.5)
         raise ValueError(f"there is no corruption {name!r}; {f'did you mean {near[0]!r}? There' if near else 'there'} are {', '.join(CORRUPTIONS)}")
     if isinstance(severity, bool) or severity not in SEVERITIES:
@@ -605,6 +605,10 @@ class Restricted(Adapter):
             raise ValueError(f"the method does not know these classes: {', '.join(unknown[:5])}")
         self.method, self.classnames_ = method, check_classnames(classnames)
         self.columns = [method.classnames_.index(name) for name in self.classnames_]
+
+    def fit(self, X, y: Sequence[int] | None = None) -> Restricted:
+        """Raises ValueError: there is nothing to fit."""
+        raise ValueError("a restricted method is fitted already: fit the method in it, and restrict it again")
 
     def _predict_logits(self, images: ImageSet) -> np.ndarray:
         return self.method.predict_logits(images)[:, self.columns]

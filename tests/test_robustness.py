@@ -96,7 +96,7 @@ def test_parameters_are_complete_and_scaled():
     assert corruption_parameters("fog", 1, 84) == {"amount": 0.2, "decay": 3} and corruption_parameters("fog", 1, 85) == {"amount": 1.5, "decay": 2}
 
 
-@pytest.mark.parametrize("name, hint", [("gaussian_noise", "'gaussian noise'"), ("Jpeg", "'jpeg compression'|there are gaussian"), ("xyzzy", "there are gaussian"), (3, "there are gaussian")])
+@pytest.mark.parametrize("name, hint", [("gaussian_noise", "'gaussian noise'"), ("Jpeg", "'jpeg compression'|there are gaussian"), ("xyzzy", "there are gaussian"), (3, "there are gaussian"), (["fog"], "did you mean 'fog'")])
 def test_unknown_corruptions(name, hint, test):
     with pytest.raises(ValueError, match=hint):
         Corrupted(test, name, 1)
@@ -310,7 +310,7 @@ def test_folders_of_imagenet(tmp_path):
         read_imagenet(tmp_path / "none")
 
 
-def test_some_classes_only(zero_shot, clip, train, test):
+def test_some_classes_only(zero_shot, clip, train, test, tmp_path):
     wanted = ["nine", "two", "five"]
     limited = Restricted(zero_shot, wanted)
     few = test.subset(np.isin(test.labels, [9, 2, 5]))
@@ -323,3 +323,7 @@ def test_some_classes_only(zero_shot, clip, train, test):
     assert np.allclose(averaged.predict_proba(few).sum(1), 1, atol=1e-5)
     with pytest.raises(ValueError, match="dog"):
         Restricted(zero_shot, ["two", "dog"])
+    with pytest.raises(ValueError, match="fitted already"):
+        limited.fit(train)
+    with pytest.raises(ValueError, match="cannot be saved"):
+        limited.save(tmp_path / "limited")
