@@ -500,7 +500,7 @@ def outside_sets(test, seed: int = 0) -> dict[str, ImageSet]:
     test = as_imageset(test)
     return {"letters": letters(len(test), seed), "shapes": shapes(len(test), seed), "noise": noise(len(test), seed), "inverted": inverted(test)}
 
-# %% ../nbs/13_robustness.ipynb #cell-52
+# %% ../nbs/13_robustness.ipynb #cell-54
 def plot_severity(table: pd.DataFrame, axes: Axes | None = None) -> Axes:
     """Accuracy (mean of the corruptions in `evaluate`'s tables) against severity, a line a method; severity 0 is the clean test set.
 
@@ -521,7 +521,7 @@ def plot_severity(table: pd.DataFrame, axes: Axes | None = None) -> Axes:
     axes.set(xlabel=f"severity (0: clean; mean of {rows[rows.kind == 'corruption'].set.nunique()} corruptions)", ylabel="accuracy (%)", xticks=sorted(means.severity.unique()))
     return axes
 
-# %% ../nbs/13_robustness.ipynb #cell-63
+# %% ../nbs/13_robustness.ipynb #cell-65
 def neighbour_purity(features: np.ndarray, labels: np.ndarray, neighbours: int = 10) -> float:
     """Share (0-1) of the nearest neighbours of each row of `features` [N, D] (Euclidean, itself left out) that have its label, int [N]; mean of all rows.
 
@@ -556,7 +556,7 @@ def plot_latent(spaces: Mapping[str, np.ndarray], labels: np.ndarray, classnames
     sns.move_legend(panels[0, -1], "center left", bbox_to_anchor=(1, 0.5), frameon=False, ncols=-(-len(classnames) // 20))
     return figure
 
-# %% ../nbs/13_robustness.ipynb #cell-68
+# %% ../nbs/13_robustness.ipynb #cell-70
 def imagenet_names() -> list[str]:
     """The 1,000 class names of open_clip's zero-shot evaluation, in ImageNet's order, made distinct: class 744 is called "projectile", class 837 "dark glasses"."""
     from open_clip import IMAGENET_CLASSNAMES
@@ -591,7 +591,7 @@ def read_imagenet(root: str | Path, wnids: Sequence[str] | str | Path | None = N
     order, names = sorted(range(len(folders)), key=lambda label: known[folders[label]]), imagenet_names()
     return ImageSet(images.images, [names[known[folders[label]]] for label in order], np.argsort(order)[images.labels], skipped=images.skipped)
 
-# %% ../nbs/13_robustness.ipynb #cell-70
+# %% ../nbs/13_robustness.ipynb #cell-72
 class Restricted(Adapter):
     """A fitted `method` that may only answer with some of its classes, `classnames`: its logits for them, or its probabilities divided by their sum.
 
