@@ -20,7 +20,7 @@ from .data import ImageSet, as_imageset, check_classnames, check_labels, seeded,
 from .zeroshot import CLIP, average_prompts, encode_prompts, load_clip, zero_shot_probabilities
 
 # %% auto #0
-__all__ = ['FORMAT', 'FILES', 'Saved', 'translate_labels', 'Adapter', 'ZeroShot']
+__all__ = ['FORMAT', 'FILES', 'Saved', 'read_saved', 'translate_labels', 'Adapter', 'ZeroShot']
 
 # %% ../nbs/03_adapter.ipynb #cell-10
 FORMAT = 1
@@ -58,7 +58,7 @@ class Saved(BaseEstimator):
         Raises FileNotFoundError when there is none, ValueError when it is damaged, another method's, or written by a
         newer clipadapt, or when `clip` has other weights.
         """
-        record, arrays = _read_saved(Path(directory))
+        record, arrays = read_saved(Path(directory))
         if record["method"] != cls.__name__:
             raise ValueError(f"{directory} holds a {record['method']}, not a {cls.__name__}: use {record['method']}.load")
         clip = _fitting_clip(clip, record["clip"], Path(directory))
@@ -87,7 +87,7 @@ def _is_json(value) -> bool:
         return False
 
 # %% ../nbs/03_adapter.ipynb #cell-14
-def _read_saved(directory: Path) -> tuple[dict, dict]:
+def read_saved(directory: Path) -> tuple[dict, dict]:
     """The record and the arrays of a saved method, or an error that says what is wrong with the folder."""
     if not (directory / "adapter.json").is_file():
         raise FileNotFoundError(f"{directory} holds no saved method (there is no adapter.json in it)")
