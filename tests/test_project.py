@@ -37,6 +37,17 @@ def test_notebook_is_run_and_clean(path):
     assert "".join(cells[0]["source"]).startswith("# ") and "\n> " in "".join(cells[0]["source"]), "a title and a one-line promise come first"
 
 
+chapters = [path for path in notebooks if path.stem != "index"]
+
+
+@pytest.mark.parametrize("path", chapters, ids=[path.stem for path in chapters])
+def test_chapter_opens_with_a_question_and_ends_with_exercises(path):
+    prose = ["".join(cell["source"]) for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "markdown"]
+    opening = "\n".join(prose[:2])
+    assert [part for part in ("**The question.**", "**You will learn**", "**Time and cost**") if part not in opening] == []
+    assert len(re.findall(r"(?m)^[123]\. \*\*", prose[-1])) == 3, "three exercises of growing difficulty come last"
+
+
 def test_site_configuration_is_shared():
     assert (project / "nbs" / "_quarto.yml").is_symlink() and (project / "nbs" / "_quarto.yml").resolve() == project / "_quarto.yml"
 
