@@ -11,7 +11,8 @@ def is_bar(output) -> bool:
     return blank or bool(re.search(r"\d+%\|.*\| \d+/\d+ \[", text))
 
 
-for path in (Path(__file__).resolve().parent.parent / "nbs").rglob("*.ipynb"):
+project = Path(__file__).resolve().parent.parent
+for path in [*(project / "nbs").rglob("*.ipynb"), *(project / "solutions").glob("*.ipynb")]:
     notebook = nbformat.read(path, as_version=4)
     dirty = notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
