@@ -248,14 +248,14 @@ def _purity_bars(axis, chosen: Pseudolabels, number: int, classnames: Sequence[s
     _style(axis, f"{len(chosen)} images chosen" if labels is None or not len(chosen) else f"purity {100 * purity(chosen, labels):.1f} % overall")
 
 # %% ../nbs/17_widgets.ipynb #cell-19
-SUSPICION = ("margin", "self_confidence")
+SUSPICION = ("self_confidence", "margin")
 
 
-def suspicion(probabilities, labels: Sequence[int], by: str = "margin") -> pd.DataFrame:
+def suspicion(probabilities, labels: Sequence[int], by: str = "self_confidence") -> pd.DataFrame:
     """The labelled images, most suspicious label first: image, label, suggestion (the best other class), self_confidence, margin, off_diagonal.
 
     probabilities: floats [N, C], best from a model that has not learned from these labels; labels: int [N], those of -1 are left out. `by` is the order:
-    "margin" (-1 ... 1) or "self_confidence" (0 ... 1), ascending; ties go by the position. Source: Northcutt et al. 2021, "Confident Learning",
+    "self_confidence" (0 ... 1) or "margin" (-1 ... 1), ascending; ties go by the position. Source: Northcutt et al. 2021, "Confident Learning",
     Sections 3.1 (off_diagonal: the confident joint, Eq. 1) and 3.2. Raises ValueError for another order, shape or range.
     """
     if by not in SUSPICION:
@@ -285,7 +285,7 @@ def _confident_class(rows: np.ndarray, given: np.ndarray) -> np.ndarray:
 class Audit(Panel):
     """See `audit`. `labels` are the labels as corrected so far, `decisions` what was decided; `keep`, `change`, `back` are the buttons."""
 
-    def __init__(self, images, probabilities, labels: Sequence[int] | Pseudolabels, classnames: Sequence[str] | None = None, by: str = "margin"):
+    def __init__(self, images, probabilities, labels: Sequence[int] | Pseudolabels, classnames: Sequence[str] | None = None, by: str = "self_confidence"):
         widgets = _ipywidgets()
         self.images = _check_images(images)
         given = labels.labels(len(self.images)) if isinstance(labels, Pseudolabels) else labels
@@ -298,19 +298,24 @@ class Audit(Panel):
         if self.order.empty:
             raise ValueError("none of the images has a label to audit: all are -1")
         self.by, self._decided = by, {}
-        self.place = widgets.IntSlider(0, 0, len(self.order) - 1, description="place")
+        self.place = widgets.IntSlider(0, 0, max(1, len(self.order) - 1), description="place", disabled=len(self.order) == 1)
         self.target = widgets.Dropdown(options=[(name, number) for number, name in enumerate(self.classnames)], value=int(self.order.suggestion[0]), description="change to")
         self.keep, self.change, self.back = (widgets.Button(description=name) for name in ("keep", "change", "back"))
         self.keep.on_click(lambda _: self.decide(int(self.given[self.image])))
         self.change.on_click(lambda _: self.decide(self.target.value))
         self.back.on_click(lambda _: self._go(self.place.value - 1))
-        self.place.observe(lambda _: setattr(self.target, "value", int(self.order.suggestion[self.place.value])), "value")
+        self.place.observe(lambda _: setattr(self.target, "value", int(self.order.suggestion[self._row])), "value")
         super().__init__([self.place, self.keep, self.target, self.change, self.back])
+        self.target.unobserve(self._changed, "value")       # the picture does not depend on it
+
+    @property
+    def _row(self) -> int:
+        return min(self.place.value, len(self.order) - 1)       # a slider cannot have a single place
 
     @property
     def image(self) -> int:
         """The position of the image that is shown."""
-        return int(self.order.image[self.place.value])
+        return int(self.order.image[self._row])
 
     def decide(self, label: int) -> None:
         """Give the image that is shown this label (its own to keep it), and go on to the next."""
@@ -318,8 +323,9 @@ class Audit(Panel):
         self._go(self.place.value + 1)
 
     def _go(self, place: int) -> None:
-        self.place.value = int(np.clip(place, 0, len(self.order) - 1))
-        self.redraw()
+        before, self.place.value = self.place.value, int(np.clip(place, 0, len(self.order) - 1))
+        if self.place.value == before:          # the slider did not move, so it did not redraw
+            self.redraw()
 
     @property
     def labels(self) -> np.ndarray:
@@ -348,16 +354,16 @@ class Audit(Panel):
             draft.write_text(text, encoding="utf-8")
 
     def text(self) -> str:
-        row = self.order.loc[self.place.value]
+        row = self.order.loc[self._row]
         decided = f"decided: {self.classnames[self._decided[self.image]]}" if self.image in self._decided else "not decided"
-        return (f"Place {self.place.value + 1} of {len(self.order)}, image {self.image}: labelled {self.classnames[row.label]}, self-confidence "
+        return (f"Place {self._row + 1} of {len(self.order)}, image {self.image}: labelled {self.classnames[row.label]}, self-confidence "
                 f"{row.self_confidence:.3f}, margin {row.margin:+.3f}; {decided}. {len(self._decided)} decided, {int(self.decisions.changed.sum())} changed.")
 
     def figure(self) -> Figure:
-        return plot_suspect(self.images, self.probabilities, self.order, self.place.value, self.classnames, self.by)
+        return plot_suspect(self.images, self.probabilities, self.order, self._row, self.classnames, self.by)
 
 
-def audit(images, probabilities, labels: Sequence[int] | Pseudolabels, classnames: Sequence[str] | None = None, by: str = "margin") -> Audit:
+def audit(images, probabilities, labels: Sequence[int] | Pseudolabels, classnames: Sequence[str] | None = None, by: str = "self_confidence") -> Audit:
     """Go through labels, the most suspicious first (see `suspicion`), and keep or change them; `.labels` are the corrected ones, `.save(path)` writes a CSV or JSON.
 
     images: an `ImageSet` or whatever makes one, N images; probabilities: floats [N, C]; labels: int [N], -1 = unlabelled (not asked about), or `Pseudolabels`.
@@ -366,7 +372,7 @@ def audit(images, probabilities, labels: Sequence[int] | Pseudolabels, classname
     return Audit(images, probabilities, labels, classnames, by)
 
 # %% ../nbs/17_widgets.ipynb #cell-25
-def plot_suspect(images: ImageSet, probabilities: np.ndarray, order: pd.DataFrame, place: int, classnames: Sequence[str], by: str = "margin") -> Figure:
+def plot_suspect(images: ImageSet, probabilities: np.ndarray, order: pd.DataFrame, place: int, classnames: Sequence[str], by: str = "self_confidence") -> Figure:
     """The image at `place` of `order`, the probabilities of its likeliest classes, and the score of all images with this place marked."""
     figure, row = _figure(10.5, 2.9), order.loc[place]
     left, middle, right = figure.subplots(1, 3, width_ratios=(1, 1.4, 1.6))
