@@ -73,7 +73,7 @@ def page(server):
         page.set_default_timeout(60_000)
         page.goto(f"{server}/lab/tree/{CHAPTER}.ipynb?token={TOKEN}&reset")
         page.wait_for_selector(".jp-NotebookPanel .jp-CodeCell")
-        page.wait_for_function("window.jupyterapp && document.querySelector('.jp-Notebook-ExecutionIndicator[data-status=idle]')")
+        page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]", state="attached")
         yield page
         browser.close()
 
@@ -82,7 +82,11 @@ def page(server):
 def ran(page):
     """The chapter after all cells have run, and the texts that the live curves showed on the way."""
     count, seen = page.locator(".jp-Notebook .jp-CodeCell").count(), []
-    page.evaluate("void window.jupyterapp.commands.execute('notebook:run-all-cells')")        # not waited for
+    for _ in range(20):         # a notebook that is only just open ignores the command
+        page.evaluate("void window.jupyterapp.commands.execute('notebook:run-all-cells')")        # not waited for
+        time.sleep(3)
+        if any(re.search(r"\[[\d*]+\]", prompt) for prompt in page.locator(".jp-Notebook .jp-CodeCell .jp-InputPrompt").all_inner_texts()):
+            break
     end = time.monotonic() + 600
     while time.monotonic() < end:
         prompts = page.locator(".jp-Notebook .jp-CodeCell .jp-InputPrompt").all_inner_texts()
@@ -127,7 +131,7 @@ def photograph(page, found, name: str) -> None:
     """Photograph a panel in the light and in the dark theme."""
     for theme in ("JupyterLab Light", "JupyterLab Dark"):
         page.evaluate("theme => window.jupyterapp.commands.execute('apputils:change-theme', {theme})", theme)
-        page.wait_for_function("light => document.body.dataset.jpThemeLight === String(light)", arg=theme.endswith("Light"))
+        page.wait_for_selector(f"body[data-jp-theme-light={str(theme.endswith('Light')).lower()}]")
         time.sleep(0.5)
         found.screenshot(path=photos / f"{name}-{theme.split()[1].lower()}.png")
 
