@@ -11,10 +11,10 @@ alone := OMP_NUM_THREADS=1
 checksums = find clipadapt nbs solutions -name .ipynb_checkpoints -prune -o \( -name '*.py' -o -name '*.ipynb' \) -print | sort | xargs cksum
 
 .NOTPARALLEL:
-.PHONY: demo test sync notebooks unit slow bench export readme lab docs clean help
+.PHONY: demo test test-browser sync notebooks unit slow bench export readme lab docs clean help
 
 help:           ## list the targets
-	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*##/\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*##/\t/' | expand -t 12
 
 demo: .venv/ready-run   ## every method on real handwriting, and a report
 	@$(alone) $(BIN)/python -c "from clipadapt.compare import demo; demo()"
@@ -33,6 +33,10 @@ notebooks: .venv/ready-dev   ## run every notebook and the solutions, all but th
 
 unit: .venv/ready-dev   ## the tests that a notebook cannot hold
 	$(alone) $(BIN)/python -m pytest -q tests
+
+test-browser: .venv/ready-dev   ## drive the widgets in JupyterLab with a Chromium (CHROMIUM=/path/to/it)
+	@$(BIN)/python -m pip install --quiet --editable '.[browser]'
+	$(alone) $(BIN)/python -m pytest -q tests/browser/jupyterlab.py
 
 slow: .venv/ready-dev   ## the cells flagged slow as well: the full pretraining takes most of an hour
 	$(BIN)/nbdev_test --n_workers 1 --flags slow --do_print

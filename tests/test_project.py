@@ -49,7 +49,7 @@ def test_chapter_opens_with_a_question_and_ends_with_exercises(path):
 
 
 WITHOUT_SOLUTIONS = {"07_training", "08_prompts", "09_grip", "10_coreg", "11_captions", "11_finetuning", "12_latteclip", "13_lpclip", "13_robustness",
-                     "14_baselines", "15_compare", "15_selection", "16_cli", "18_own_images", "tiny_clip"}       # still to be written
+                     "14_baselines", "15_compare", "15_selection", "16_cli", "17_widgets", "18_own_images", "tiny_clip"}       # still to be written
 
 
 def test_solutions_answer_every_exercise():
