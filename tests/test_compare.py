@@ -111,7 +111,7 @@ def test_one_failure_spares_the_others_and_only_failures_are_an_error(clip, meth
     assert "bad" not in recommend(runs, test_images)
     page = report(runs, train, test_images, tmp_path / "report.html").read_text(encoding="utf-8")
     assert "failed: ValueError: views" in page
-    with warnings.catch_warnings(action="ignore"), pytest.raises(ValueError, match="every method failed; the first one: ValueError: views"):
+    with warnings.catch_warnings(record=True), pytest.raises(ValueError, match="every method failed; the first one: ValueError: views"):
         run_all({"bad": bad}, train, test_images)
 
 

@@ -92,10 +92,11 @@ def signature(name: str, shown: list[str], returns: ast.expr | None = None) -> s
 
 def function(name: str, node: ast.FunctionDef, heading: str, method: bool = False) -> list[str]:
     shown = signature(name.split(".")[-1], arguments(node, method), node.returns)
-    kind = next((f"*{decorator.id.removeprefix("'cached_'")}*" for decorator in node.decorator_list if getattr(decorator, "id", "") in ("property", "cached_property", "classmethod", "staticmethod")), "")
-    if "property" in kind:
+    kind = next((decorator.id for decorator in node.decorator_list if getattr(decorator, "id", "") in ("property", "cached_property", "classmethod", "staticmethod")), "")
+    kind = kind.removeprefix("cached_")
+    if kind == "property":
         shown = f"```python\n{name.split('.')[-1]}{': ' + ast.unparse(node.returns) if node.returns else ''}\n```"
-    return [f"{heading} {escape(name)} {{#{name}}}", *([kind] if kind else []), shown, prose(node)]
+    return [f"{heading} {escape(name)} {{#{name}}}", *([f"*{kind}*"] if kind else []), shown, prose(node)]
 
 
 def klass(name: str, node: ast.ClassDef, owners: dict[str, str]) -> list[str]:
@@ -145,8 +146,8 @@ def contents() -> str:
 
 def front() -> list[tuple[str, str]]:
     """What `from clipadapt import ...` offers: names and their modules."""
-    tree, known = parse("__init__"), modules()
-    return [(alias.name, module) for node in tree.body if isinstance(node, ast.ImportFrom) and (module := (node.module or "").split(".")[-1]) in known for alias in node.names]
+    table = next(node.value for node in parse("__init__").body if isinstance(node, ast.Assign) and node.targets[0].id == "_MODULES")
+    return [(name, module) for module, names in ast.literal_eval(table).items() for name in names]
 
 
 def write(folder: Path, where: Callable[[str, str], str] = lambda chapter, name: "") -> None:

@@ -1,0 +1,213 @@
+"""The command line: what it writes, what it refuses, how it ends."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+
+import clipadapt
+from clipadapt import digits
+from clipadapt.cli import METHODS, main
+
+CLASSES = ",".join(digits("test").classnames)
+
+
+def run(*arguments):
+    return CliRunner().invoke(main, [str(argument) for argument in arguments], prog_name="clipadapt")
+
+
+def shell(*arguments, **options):
+    return subprocess.Popen([sys.executable, "-m", "clipadapt.cli", *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """`flat`: 40 images; `labelled`: 20 in sub-folders by class."""
+    root = tmp_path_factory.mktemp("images")
+    for name, images in (("flat", digits("train").subset(range(40))), ("labelled", digits("test").subset(range(20)))):
+        for i, (image, label) in enumerate(images):
+            path = root / name / (images.classnames[label] if name == "labelled" else "") / f"{i:02d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            image.save(path)
+    return root
+
+
+@pytest.fixture(scope="module")
+def saved(folders, tmp_path_factory):
+    out = tmp_path_factory.mktemp("saved") / "run"
+    assert run("adapt", "--images", folders / "flat", "--classes", CLASSES, "--out", out).exit_code == 0
+    return out
+
+
+def test_help_shows_examples_and_needs_no_torch():
+    code = "import sys; from clipadapt.cli import main; main(['--help'], standalone_mode=False); assert 'torch' not in sys.modules"
+    assert "clipadapt predict --saved" in subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    for command in main.commands:
+        text = run(command, "--help").output
+        assert text.startswith(f"Usage: clipadapt {command}") and (command == "demo" or f"clipadapt {command}" in text.split("\n", 1)[1]), command
+
+
+def test_lazy_names_are_all_there():
+    assert all(getattr(clipadapt, name).__name__ == name for name in clipadapt.__all__) and set(clipadapt.__all__) <= set(dir(clipadapt))
+    with pytest.raises(AttributeError, match="no attribute 'Clip'"):
+        clipadapt.Clip
+
+
+@pytest.mark.parametrize("method, settings", [
+    ("zero-shot", []), ("nearest-neighbours", []), ("prototypes", []), ("fpl", ["epochs=1", "k=2"]), ("ifpl", ["epochs=1", "rounds=1", "k=2"]), ("grip", ["epochs=1", "rounds=1", "k=2"]),
+    ("coreg", ["epochs=1", "warmup_epochs=1"]), ("latteclip", ["epochs=1"]), ("lpclip", ["epochs=1", "views=1"]), ("flyp", ["epochs=1"]), ("reclip", ["epochs=1"])])
+def test_every_method_adapts_and_predicts(method, settings, folders, tmp_path):
+    options = [part for setting in settings for part in ("--set", setting)]
+    done = run("adapt", "--images", folders / "flat", "--classes", CLASSES, "--method", method, *options, "--out", tmp_path / "run")
+    assert done.exit_code == 0, done.output
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"model", "predictions.csv", "config.json", "record.json", "log.txt"}
+    again = run("predict", "--saved", tmp_path / "run" / "model", "--images", folders / "flat", "--out", tmp_path / "answers.csv")
+    assert again.exit_code == 0, again.output
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "answers.csv"), pd.read_csv(tmp_path / "run" / "predictions.csv"), atol=1e-3)
+
+
+def test_methods_of_the_parametrisation_are_all(request):
+    assert {mark.args[1][i][0] for mark in test_every_method_adapts_and_predicts.pytestmark for i in range(len(mark.args[1]))} == set(METHODS)
+
+
+def test_a_run_can_be_repeated_from_its_folder(saved, tmp_path):
+    record, log = json.loads((saved / "record.json").read_text()), (saved / "log.txt").read_text()
+    assert record["images"]["count"] == 40 and record["versions"]["clipadapt"] == clipadapt.__version__ and "fitted in" in log
+    again = run("adapt", "--config", saved / "config.json", "--out", tmp_path / "again")
+    assert again.exit_code == 0 and (tmp_path / "again" / "predictions.csv").read_bytes() == (saved / "predictions.csv").read_bytes()
+    assert json.loads((tmp_path / "again" / "record.json").read_text())["images"] == record["images"]
+    bad = tmp_path / "config.json"
+    bad.write_text("{")
+    assert run("adapt", "--config", bad, "--out", tmp_path / "x").exit_code == 2
+
+
+def test_labels_of_sub_folders_are_read_only_when_asked(folders, tmp_path):
+    for name, options in (("blind", []), ("seen", ["--use-labels"])):
+        assert run("adapt", "--images", folders / "labelled", "--method", "lpclip", "--set", "views=1", "--set", "epochs=1", *options, "--out", tmp_path / name).exit_code == 0
+    blind, seen = (json.loads((tmp_path / name / "model" / "adapter.json").read_text())["fitted"]["history_"] for name in ("blind", "seen"))
+    assert blind != seen
+
+
+def test_formats_and_columns(saved, folders, tmp_path):
+    assert run("predict", "--saved", saved / "model", "--images", folders / "labelled", "--out", tmp_path / "a.json", "--probabilities").exit_code == 0
+    table = pd.read_json(tmp_path / "a.json")
+    assert list(table.columns) == ["image", "prediction", "confidence", *CLASSES.split(",")] and len(table) == 20
+    np.testing.assert_allclose(table[CLASSES.split(",")].sum(axis=1), 1, atol=1e-3)
+    piped = run("zero-shot", "--images", folders / "flat", "--classes", CLASSES)
+    assert piped.stdout.startswith("image,prediction,confidence\n") and piped.stdout.count("\n") == 41
+
+
+def test_one_image_is_enough(folders, tmp_path):
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "only.png").write_bytes((folders / "flat" / "00.png").read_bytes())
+    assert run("adapt", "--images", tmp_path / "one", "--classes", CLASSES, "--out", tmp_path / "run").exit_code == 0
+    assert len(pd.read_csv(tmp_path / "run" / "predictions.csv")) == 1
+
+
+def test_damaged_images_are_named_skipped_and_counted(folders, tmp_path):
+    (tmp_path / "some").mkdir()
+    (tmp_path / "some" / "good.png").write_bytes((folders / "flat" / "00.png").read_bytes())
+    (tmp_path / "some" / "bad.png").write_bytes(b"no image")
+    done = run("adapt", "--images", tmp_path / "some", "--classes", CLASSES, "--out", tmp_path / "run")
+    assert done.exit_code == 0 and "bad.png" in done.stderr and "1 skipped" in done.stderr and "Traceback" not in done.output
+    assert json.loads((tmp_path / "run" / "record.json").read_text())["images"]["skipped"][0][0].endswith("bad.png")
+
+
+def test_a_folder_that_is_not_empty_is_not_touched(saved, folders, tmp_path):
+    same = ("adapt", "--images", folders / "flat", "--classes", CLASSES, "--out")
+    refused = run(*same, saved)
+    assert refused.exit_code == 1 and "--overwrite" in refused.stderr
+    out = tmp_path / "run"
+    assert run(*same, out).exit_code == 0 and run(*same, out, "--overwrite").exit_code == 0
+    (out / "thesis.txt").write_text("mine")
+    foreign = run(*same, out, "--overwrite")
+    assert foreign.exit_code == 1 and "thesis.txt" in foreign.stderr and (out / "thesis.txt").read_text() == "mine" and (out / "predictions.csv").exists()
+    other = run("adapt", "--images", folders / "flat", "--classes", CLASSES, "--seed", 1, "--out", saved, "--resume")
+    assert other.exit_code == 1 and "seed" in other.stderr
+
+
+@pytest.mark.parametrize("arguments, code, message", [
+    (["adapt", "--images", "nowhere", "--classes", "a,b", "--out", "x"], 1, "no such folder"),
+    (["adapt", "--classes", ",", "--out", "x"], 1, "names no class"),
+    (["adapt", "--classes", "a,a", "--out", "x"], 1, "distinct"),
+    (["adapt", "--method", "lpclip", "--set", "epoch=3", "--out", "x"], 1, "did you mean 'epochs'"),
+    (["adapt", "--method", "lp-clip", "--out", "x"], 2, "lpclip"),
+    (["adapt", "--model", "ViT-B-33", "--pretrained", "openai", "--out", "x"], 1, "ViT-B-3"),
+    (["predict", "--saved", "nowhere"], 1, "no saved method"),
+    (["compare", "--methods", "magic", "--out", "x"], 1, "unknown method 'magic'"),
+    (["encode", "--out", "x.csv"], 1, ".safetensors or .npy"),
+    (["teach"], 2, "No such command"), (["predict"], 2, "--saved")])
+def test_mistakes_are_one_line(arguments, code, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = run(*arguments)
+    assert result.exit_code == code and message in result.stderr and "Traceback" not in result.output, result.output
+    assert not (tmp_path / "x").exists(), "nothing is left behind"
+
+
+def test_a_model_of_a_newer_version(saved, folders, tmp_path):
+    newer = tmp_path / "model"
+    newer.mkdir()
+    for path in (saved / "model").iterdir():
+        (newer / path.name).write_bytes(path.read_bytes())
+    record = json.loads((newer / "adapter.json").read_text())
+    (newer / "adapter.json").write_text(json.dumps({**record, "format": 99, "clipadapt": "9.0"}))
+    result = run("predict", "--saved", newer, "--images", folders / "flat")
+    assert result.exit_code == 1 and "newer clipadapt (9.0)" in result.stderr
+
+
+def test_compare_with_and_without_labels(folders, tmp_path):
+    done = run("compare", "--images", folders / "flat", "--test", folders / "labelled", "--classes", CLASSES, "--methods", "zero-shot,prototypes", "--seeds", 2, "--out", tmp_path / "seen")
+    assert done.exit_code == 0, done.output
+    assert {path.name for path in (tmp_path / "seen").iterdir()} == {"config.json", "record.json", "log.txt", "runs", "table.csv", "table.json", "report.html"}
+    table = pd.read_csv(tmp_path / "seen" / "table.csv")
+    assert table["method"].tolist() == ["zero-shot", "prototypes"] and table["seeds"].tolist() == [2, 2] and "Use " in done.stdout
+    blind = run("compare", "--images", folders / "flat", "--classes", CLASSES, "--methods", "zero-shot,prototypes", "--out", tmp_path / "blind")
+    assert blind.exit_code == 0 and "Without labels, take" in blind.stdout and not (tmp_path / "blind" / "report.html").exists()
+
+
+def test_encode_and_caption(folders, tmp_path, monkeypatch):
+    monkeypatch.setattr("clipadapt.features.cache_directory", lambda: tmp_path / "cache")
+    monkeypatch.setattr("clipadapt.captions.cache_directory", lambda: tmp_path / "cache", raising=False)
+    from safetensors.numpy import load_file
+
+    for name in ("f.safetensors", "f.npy"):
+        assert run("encode", "--images", folders / "flat", "--out", tmp_path / name).exit_code == 0
+    first, second = load_file(tmp_path / "f.safetensors")["features"], np.load(tmp_path / "f.npy")
+    assert np.array_equal(first, second) and len(json.loads((tmp_path / "f.json").read_text())["names"]) == len(first) == 40
+    assert run("caption", "--images", folders / "flat", "--out", tmp_path / "c.json").exit_code == 0
+    assert pd.read_json(tmp_path / "c.json")["caption"].str.len().min() > 5
+
+
+def test_ctrl_c_keeps_the_state_and_resume_goes_on(folders, tmp_path):
+    command = ["adapt", "--images", folders / "flat", "--classes", CLASSES, "--method", "reclip", "--set", "epochs=60", "--out"]
+    process = shell(*command, tmp_path / "run")
+    checkpoint, deadline = tmp_path / "run" / "checkpoint.safetensors", time.monotonic() + 120
+    while not checkpoint.exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and "--resume" in errors and "Traceback" not in errors, errors
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.json", "log.txt", "checkpoint.safetensors"}
+    refused = run(*command, tmp_path / "run")
+    assert refused.exit_code == 1 and "--resume" in refused.stderr
+    assert run(*command, tmp_path / "run", "--resume").exit_code == 0 and run(*command, tmp_path / "whole").exit_code == 0
+    pd.testing.assert_frame_equal(*(pd.read_csv(tmp_path / name / "predictions.csv") for name in ("run", "whole")), atol=2e-3)
+    assert not checkpoint.exists()
+
+
+def test_a_closed_pipe_is_no_error(folders):
+    process = shell("zero-shot", "--images", folders / "flat", "--classes", CLASSES)
+    process.stdout.close()
+    assert process.wait(timeout=120) == 141 and "Traceback" not in process.stderr.read()
+
+
+def test_no_bar_in_a_pipe(folders):
+    process = shell("adapt", "--images", folders / "flat", "--classes", CLASSES, "--method", "lpclip", "--set", "epochs=2", "--out", os.devnull)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 1 and "\r" not in errors and "Traceback" not in errors and not output
