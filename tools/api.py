@@ -5,7 +5,6 @@ python tools/api.py FOLDER     write the pages (tools/docs.py does that)
 import ast
 import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import kept
@@ -29,12 +28,12 @@ def public(tree: ast.Module) -> list[str]:
 
 
 def definitions(tree: ast.Module) -> dict[str, ast.stmt]:
-    """Public name -> where it is defined, in the order of the file."""
+    """Public name -> where it is defined, in the order of the file: functions, classes, constants."""
     names, found = set(public(tree)), {}
     for node in tree.body:
         targets = [node.name] if isinstance(node, (ast.FunctionDef, ast.ClassDef)) else \
             [target.id for target in getattr(node, "targets", [getattr(node, "target", None)]) if isinstance(target, ast.Name)]
-        found |= {name: node for name in targets if name in names}
+        found |= {name: node for name in targets if name in names and (name.isupper() or not isinstance(node, ast.Assign))}
     return found
 
 
@@ -42,7 +41,7 @@ def index() -> dict[str, str]:
     """Public name -> module, for names that are public in one module only."""
     owners: dict[str, list[str]] = {}
     for module in modules():
-        for name in public(parse(module)):
+        for name in definitions(parse(module)):
             owners.setdefault(name, []).append(module)
     return {name: owner[0] for name, owner in owners.items() if len(owner) == 1}
 
@@ -116,8 +115,15 @@ def klass(name: str, node: ast.ClassDef, owners: dict[str, str]) -> list[str]:
     return lines
 
 
-def page(module: str, chapter: str, owners: dict[str, str], where: Callable[[str, str], str]) -> str:
-    """The page of one module. `where(chapter, name)` is the anchor of the cell which defines a name, or ""."""
+def cell_of(module: str, line: int) -> str:
+    """The id of the notebook cell from which a line of a module was exported; nbdev writes it above each cell."""
+    above = (package / f"{module}.py").read_text(encoding="utf-8").splitlines()[:line]
+    found = [part.rsplit("#", 1)[1] for part in above if re.match(r"# %% \.\./nbs/\S+\.ipynb #", part)]
+    return found[-1] if found else ""
+
+
+def page(module: str, chapter: str, owners: dict[str, str], anchors: dict[str, str]) -> str:
+    """The page of one module. `anchors`: id of a cell in nbs/ -> its id on the site."""
     tree = parse(module)
     lines = [f"---\ntitle: clipadapt.{module}\ndescription: \"Reference: {(ast.get_docstring(tree) or module).splitlines()[0]}\"\n---",
              f"{escape(ast.get_docstring(tree) or '')}\n\nWhy it is as it is: the chapter [{kept.title(chapter)}](../{chapter}.ipynb)."]
@@ -128,8 +134,8 @@ def page(module: str, chapter: str, owners: dict[str, str], where: Callable[[str
             lines += klass(name, node, owners)
         else:
             lines += [f"## {escape(name)} {{#{name}}}", f"```python\n{ast.unparse(node)}\n```"]
-        anchor = where(chapter, name)
-        lines += [f"[Its code in the chapter](../{chapter}.ipynb{anchor}){{.kept-from}}"] if anchor else []
+        if (cell := cell_of(module, node.lineno)) in anchors:
+            lines.append(f"[[The code, in its chapter](../{chapter}.ipynb#{anchors[cell]})]{{.kept-from}}")
     return "\n\n".join(line for line in lines if line) + "\n"
 
 
@@ -150,14 +156,14 @@ def front() -> list[tuple[str, str]]:
     return [(name, module) for module, names in ast.literal_eval(table).items() for name in names]
 
 
-def write(folder: Path, where: Callable[[str, str], str] = lambda chapter, name: "") -> None:
-    """Write the pages and the first page into a folder."""
+def write(folder: Path, anchors: dict[str, dict[str, str]]) -> None:
+    """Write the pages and the first page into a folder. `anchors`: for each chapter, id of a cell in nbs/ -> its id on the site."""
     folder.mkdir(parents=True, exist_ok=True)
     owners = index()
     for module, chapter in modules().items():
-        (folder / f"{module}.md").write_text(page(module, chapter, owners, where), encoding="utf-8")
+        (folder / f"{module}.md").write_text(page(module, chapter, owners, anchors.get(chapter, {})), encoding="utf-8")
     (folder / "index.md").write_text(contents(), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    write(Path(sys.argv[1]))
+    write(Path(sys.argv[1]), {})

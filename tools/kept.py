@@ -12,9 +12,10 @@ The code must occur in exactly one code cell of the notebook, and the cell must 
 """
 import ast
 import base64
+import html
 import json
 import re
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import jinja2
@@ -85,8 +86,8 @@ def kept(name: str, code: str, kind: str) -> str:
     """The first output of a kind ("text/html", "image/png", ..., or "stream") that a cell kept."""
     cell = find(name, code)
     for output in cell["outputs"]:
-        if output["output_type"] == "stream" and kind == "stream":
-            return "".join(output["text"])
+        if kind == "stream" and (output["output_type"] == "stream" or set(output.get("data", {})) == {"text/plain"}):
+            return "".join(output["text"] if "text" in output else output["data"]["text/plain"])
         if kind in output.get("data", {}):
             return "".join(output["data"][kind])
     raise LookupError(f"nbs/{name}.ipynb: the cell with {code!r} kept no output of the kind {kind}; run it and commit its output")
@@ -97,9 +98,9 @@ def link(name: str) -> str:
     return f"[{title(name)}](../{name}.ipynb)"
 
 
-def rows(html: str) -> list[list[str]]:
+def rows(table_html: str) -> list[list[str]]:
     """The cells of an HTML table, row by row. Raises ValueError for one with cells that span several rows or columns."""
-    found = BeautifulSoup(html, "html.parser").find_all("tr")
+    found = BeautifulSoup(table_html, "html.parser").find_all("tr")
     if any(cell.get("rowspan", "1") != "1" or cell.get("colspan", "1") != "1" for row in found for cell in row.find_all(["th", "td"])):
         raise ValueError("this table has cells that span rows or columns: show it whole, with table(...)")
     return [[cell.get_text(" ", strip=True) for cell in row.find_all(["th", "td"])] for row in found]
@@ -122,13 +123,13 @@ def percent(name: str, code: str, row: str, column: str) -> str:
 
 def table(name: str, code: str) -> str:
     """A table as the chapter shows it, with a line that says where it is from."""
-    html = re.sub(r"<style scoped>.*?</style>", "", kept(name, code, "text/html"), flags=re.DOTALL)
-    return f"```{{=html}}\n<div class=\"kept\">\n{html.strip()}\n</div>\n```\n\n[From the chapter {link(name)}.]{{.kept-from}}\n"
+    shown = re.sub(r"<style scoped>.*?</style>", "", kept(name, code, "text/html"), flags=re.DOTALL)
+    return f"```{{=html}}\n<div class=\"kept\">\n{shown.strip()}\n</div>\n```\n\n[From the chapter {link(name)}.]{{.kept-from}}\n"
 
 
 def text(name: str, code: str) -> str:
-    """What a cell printed, as a quotation."""
-    return "\n".join(f"> {line}" for line in kept(name, code, "stream").strip().splitlines()) + f"\n\n[Printed in the chapter {link(name)}.]{{.kept-from}}\n"
+    """What a cell printed."""
+    return f"```text\n{kept(name, code, 'stream').strip()}\n```\n\n[Printed in the chapter {link(name)}.]{{.kept-from}}\n"
 
 
 def about(name: str, cell: dict) -> str:
@@ -137,7 +138,9 @@ def about(name: str, cell: dict) -> str:
     cells = notebook(name)["cells"]
     above = "\n".join(source(other) for other in cells[:cells.index(cell)] if other["cell_type"] == "markdown")
     sections = re.findall(r"(?m)^#{1,4} (.+)$", above)
-    return "; ".join(dict.fromkeys(titles)) or (title(name) if len(sections) < 2 else sections[-1].replace("`", ""))
+    section = title(name) if len(sections) < 2 else sections[-1].replace("`", "")
+    drawn = " ".join(re.findall(r"\bplot_(\w+)\(", source(cell))[-1:]).replace("_", " ")
+    return "; ".join(dict.fromkeys(titles)) or section + (f" ({drawn})" if drawn else "")
 
 
 def titles_of(cell: dict) -> list[ast.expr]:
@@ -167,19 +170,37 @@ def pictures(name: str) -> list[tuple[dict, str]]:
     return [(cell, "".join(output["data"]["image/png"])) for cell in notebook(name)["cells"] for output in cell.get("outputs", []) if "image/png" in output.get("data", {})]
 
 
-def plot(name: str, code: str) -> str:
-    """The picture of a cell."""
-    cell, picture = find(name, code), re.sub(r"\s", "", kept(name, code, "image/png"))
-    return f"![{about(name, cell)}](data:image/png;base64,{picture}){{.img-fluid}}\n\n[From the chapter {link(name)}.]{{.kept-from}}\n"
-
-
-def fill(page: str) -> str:
-    """A page with its marks replaced by what the notebooks kept."""
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, comment_start_string="{##", comment_end_string="##}", keep_trailing_newline=True)
-    environment.globals.update(table=table, value=value, percent=percent, text=text, plot=plot, link=link)
-    return environment.from_string(page).render()
-
-
 def save_png(picture: str, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(base64.b64decode(picture))
+
+
+def plot(folder: Path, name: str, code: str) -> str:
+    """The picture of a cell, saved into a folder beside the page."""
+    cell, picture = find(name, code), kept(name, code, "image/png")
+    file = f"kept/{name.replace('/', '-')}-{cell['id']}.png"
+    save_png(picture, folder / file)
+    words = about(name, cell).replace('"', "”")
+    return f"![{words}]({file}){{fig-alt=\"{words}\"}}\n\n[From the chapter {link(name)}.]{{.kept-from}}\n"
+
+
+def gallery(folder: Path, anchors: dict[str, dict[str, str]]) -> str:
+    """Every picture of every chapter, in the order of the course, each a link to the cell that drew it. `anchors`: id of a cell in nbs/ -> its id on the site."""
+    parts = []
+    for name in chapters():
+        shown = []
+        for number, (cell, picture) in enumerate(pictures(name)):
+            file = f"gallery/{name.replace('/', '-')}-{number}.png"
+            save_png(picture, folder / file)
+            words = html.escape(about(name, cell))
+            shown.append(f"<a href=\"../{name}.html#{anchors[name][cell['id']]}\"><img src=\"{file}\" alt=\"{words}\" loading=\"lazy\"><span>{words}</span></a>")
+        if shown:
+            parts.append(f"## {link(name)}\n\n```{{=html}}\n<div class=\"gallery\">\n" + "\n".join(shown) + "\n</div>\n```\n")
+    return "\n".join(parts)
+
+
+def fill(page: str, folder: Path, anchors: dict[str, dict[str, str]]) -> str:
+    """A page with its marks replaced by what the notebooks kept; pictures are saved into the folder."""
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, comment_start_string="{##", comment_end_string="##}", keep_trailing_newline=True)
+    environment.globals.update(table=table, value=value, percent=percent, text=text, link=link, plot=partial(plot, folder), gallery=lambda: gallery(folder, anchors))
+    return environment.from_string(page).render()
