@@ -3,6 +3,7 @@
 python tools/api.py FOLDER     write the pages (tools/docs.py does that)
 """
 import ast
+import json
 import re
 import sys
 from pathlib import Path
@@ -125,8 +126,8 @@ def cell_of(module: str, line: int) -> str:
 def page(module: str, chapter: str, owners: dict[str, str], anchors: dict[str, str]) -> str:
     """The page of one module. `anchors`: id of a cell in nbs/ -> its id on the site."""
     tree = parse(module)
-    lines = [f"---\ntitle: clipadapt.{module}\ndescription: \"Reference: {(ast.get_docstring(tree) or module).splitlines()[0]}\"\n---",
-             f"{escape(ast.get_docstring(tree) or '')}\n\nWhy it is as it is: the chapter [{kept.title(chapter)}](../{chapter}.ipynb)."]
+    lines = [f"---\ntitle: clipadapt.{module}\ndescription: {json.dumps((ast.get_docstring(tree) or module).splitlines()[0], ensure_ascii=False)}\n---",
+             f"Why it is as it is: the chapter [{kept.title(chapter)}](../{chapter}.ipynb)."]
     for name, node in definitions(tree).items():
         if isinstance(node, ast.FunctionDef):
             lines += function(name, node, "##")

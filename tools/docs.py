@@ -36,7 +36,7 @@ def prepare() -> None:
     api.write(site / "api", anchors)
     bars = yaml.safe_load((site / "sidebar.yml").read_text(encoding="utf-8"))
     reference = [{"text": f"clipadapt.{module}", "href": f"api/{module}.md"} for module in api.modules()]
-    bars["website"]["sidebar"].append({"id": "reference", "title": "API reference", "style": "docked", "contents": ["api/index.md", *reference]})
+    bars["website"]["sidebar"].append({"id": "reference", "style": "floating", "contents": ["api/index.md", *reference]})
     (site / "sidebar.yml").write_text(yaml.safe_dump(bars, sort_keys=False), encoding="utf-8")
 
 
@@ -106,13 +106,15 @@ def render(renderer: str) -> None:
             sys.exit("\n".join(["smalldocs has warnings:", *warnings]))
         for path in (site / "_docs").rglob("*.html"):
             path.write_text(offline_maths(path.read_text(encoding="utf-8")), encoding="utf-8")
+        for path in (site / "_docs" / "site_libs" / "themes").glob("*.css"):
+            path.write_text(re.sub(r"@import url\([^)]*fonts\.googleapis[^)]*\);", "", path.read_text(encoding="utf-8")), encoding="utf-8")
     shutil.move(site / "_docs", out)
     for path in (out / "api").glob("*.html"):
         path.write_text(edit_where_written(path.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 # What quarto reads and smalldocs does not; the site does without it.
-KNOWN = {"format.html.html-math-method is ignored"}
+KNOWN = {"format.html.html-math-method is ignored", "format.html.grid is ignored"}
 
 
 def offline_maths(page: str) -> str:

@@ -138,7 +138,7 @@ def about(name: str, cell: dict) -> str:
     cells = notebook(name)["cells"]
     above = "\n".join(source(other) for other in cells[:cells.index(cell)] if other["cell_type"] == "markdown")
     sections = re.findall(r"(?m)^#{1,4} (.+)$", above)
-    section = title(name) if len(sections) < 2 else sections[-1].replace("`", "")
+    section = promise(name).rstrip(".") if len(sections) < 2 else sections[-1].replace("`", "")
     drawn = " ".join(re.findall(r"\bplot_(\w+)\(", source(cell))[-1:]).replace("_", " ")
     return "; ".join(dict.fromkeys(titles)) or section + (f" ({drawn})" if drawn else "")
 
