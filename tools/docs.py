@@ -55,12 +55,21 @@ def chapter(name: str, names: dict[str, str]) -> dict[str, str]:
             cells.append({**cell, "source": link_names(text, names, "../" * name.count("/"))})
         elif text.strip() and "default_exp" not in text:
             cells += [markdown(f"[{FLAGS[flag]}]{{.flag}}") for flag in flags[cell["id"]]]
+            wrapped = printed_prose(cell)
+            cells += [markdown(":::: {.wrapped}")] if wrapped else []
             alt = f"#| fig-alt: {json.dumps(described[cell['id']], ensure_ascii=False)}\n" if cell["id"] in described else ""
             cells.append({**cell, "source": alt + text})
+            cells += [markdown("::::")] if wrapped else []
     anchors = {cell.get("id"): f"cell-{position}" for position, cell in enumerate(cells)}
     page["cells"] = [{**cell, "id": f"cell-{position}"} for position, cell in enumerate(cells)]
     path.write_text(json.dumps(page, ensure_ascii=False), encoding="utf-8")
     return anchors
+
+
+def printed_prose(cell: dict) -> bool:
+    """Did the cell print sentences, whose long lines should wrap? Tables, whose columns stand under each other, should scroll."""
+    lines = [line for output in cell["outputs"] for line in "".join(output.get("text", "")).splitlines()]
+    return any(len(line) > 90 for line in lines) and not any(re.search(r"\S {2,}\S", line) for line in lines)
 
 
 def markdown(text: str) -> dict:
@@ -123,7 +132,10 @@ def offline_maths(page: str) -> str:
 
     def formula(found: re.Match) -> str:
         kind, tex = found.group(1), html.unescape(found.group(2)).strip()
-        return f'<span class="math {kind}">{convert(tex, display="block" if kind == "display" else "inline")}</span>'
+        drawn = convert(re.sub(r"\\arg\b", r"\\operatorname{arg}", tex), display="block" if kind == "display" else "inline")
+        if "\\" in drawn:
+            raise ValueError(f"latex2mathml leaves a command of this formula as it is: {tex}")
+        return f'<span class="math {kind}">{drawn}</span>'
 
     page = re.sub(r'<span class="math (inline|display)">\\[(\[](.*?)\\[)\]]</span>', formula, page, flags=re.DOTALL)
     return re.sub(r'<link[^>]*katex[^>]*>|<script[^>]*katex[^>]*></script>', "", page)

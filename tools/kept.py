@@ -117,8 +117,8 @@ def value(name: str, code: str, row: str, column: str) -> str:
 
 
 def percent(name: str, code: str, row: str, column: str) -> str:
-    """A share of 0 to 1 in a table, as "86.9 %"."""
-    return f"{100 * float(value(name, code, row, column)):.1f} %"
+    """A share of 0 to 1 in a table, as "86.9 %", with a blank that does not break."""
+    return f"{100 * float(value(name, code, row, column)):.1f}\N{NO-BREAK SPACE}%"
 
 
 def table(name: str, code: str) -> str:
