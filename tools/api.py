@@ -6,6 +6,7 @@ import ast
 import json
 import re
 import sys
+from functools import cache
 from pathlib import Path
 
 import kept
@@ -18,6 +19,7 @@ def modules() -> dict[str, str]:
     return {name: chapter for chapter in kept.chapters() if (name := kept.module(chapter))}
 
 
+@cache
 def parse(module: str) -> ast.Module:
     return ast.parse((package / f"{module}.py").read_text(encoding="utf-8"))
 
@@ -116,15 +118,20 @@ def klass(name: str, node: ast.ClassDef, owners: dict[str, str]) -> list[str]:
     return lines
 
 
+@cache
+def cells(module: str) -> list[tuple[int, str]]:
+    """Where each exported cell begins in a module, and its id."""
+    lines = (package / f"{module}.py").read_text(encoding="utf-8").splitlines()
+    return [(number, line.rsplit("#", 1)[1]) for number, line in enumerate(lines, 1) if re.match(r"# %% \.\./nbs/\S+\.ipynb #", line)]
+
+
 def cell_of(module: str, line: int) -> str:
-    """The id of the notebook cell from which a line of a module was exported; nbdev writes it above each cell."""
-    above = (package / f"{module}.py").read_text(encoding="utf-8").splitlines()[:line]
-    found = [part.rsplit("#", 1)[1] for part in above if re.match(r"# %% \.\./nbs/\S+\.ipynb #", part)]
-    return found[-1] if found else ""
+    """The id of the notebook cell from which a line of a module was exported, which nbdev writes above it."""
+    return next((cell for start, cell in reversed(cells(module)) if start < line), "")
 
 
-def page(module: str, chapter: str, owners: dict[str, str], anchors: dict[str, str]) -> str:
-    """The page of one module. `anchors`: id of a cell in nbs/ -> its id on the site."""
+def page(module: str, chapter: str, owners: dict[str, str]) -> str:
+    """The page of one module."""
     tree = parse(module)
     lines = [f"---\ntitle: clipadapt.{module}\ndescription: {json.dumps((ast.get_docstring(tree) or module).splitlines()[0], ensure_ascii=False)}\n---",
              f"Why it is as it is: the chapter [{kept.title(chapter)}](../{chapter}.ipynb)."]
@@ -135,8 +142,8 @@ def page(module: str, chapter: str, owners: dict[str, str], anchors: dict[str, s
             lines += klass(name, node, owners)
         else:
             lines += [f"## {escape(name)} {{#{name}}}", f"```python\n{ast.unparse(node)}\n```"]
-        if (cell := cell_of(module, node.lineno)) in anchors:
-            lines.append(f"[[The code, in its chapter](../{chapter}.ipynb#{anchors[cell]})]{{.kept-from}}")
+        if cell := cell_of(module, node.lineno):
+            lines.append(f"[[The code, in its chapter](../{chapter}.ipynb#at-{cell})]{{.kept-from}}")
     return "\n\n".join(line for line in lines if line) + "\n"
 
 
@@ -157,14 +164,14 @@ def front() -> list[tuple[str, str]]:
     return [(name, module) for module, names in ast.literal_eval(table).items() for name in names]
 
 
-def write(folder: Path, anchors: dict[str, dict[str, str]]) -> None:
-    """Write the pages and the first page into a folder. `anchors`: for each chapter, id of a cell in nbs/ -> its id on the site."""
+def write(folder: Path) -> None:
+    """Write the pages and the first page into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     owners = index()
     for module, chapter in modules().items():
-        (folder / f"{module}.md").write_text(page(module, chapter, owners, anchors.get(chapter, {})), encoding="utf-8")
+        (folder / f"{module}.md").write_text(page(module, chapter, owners), encoding="utf-8")
     (folder / "index.md").write_text(contents(), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    write(Path(sys.argv[1]), {})
+    write(Path(sys.argv[1]))

@@ -28,20 +28,20 @@ def prepare() -> None:
     """Fill _proc: notebooks as nbdev prepares them, then what the site adds to them, the pages, the gallery, the reference."""
     refresh_quarto_yml()
     proc_nbs(n_workers=0, force=True)
-    names, anchors = api.index(), {}
+    names = api.index()
     for name in kept.chapters():
-        anchors[name] = chapter(name, names)
+        chapter(name, names)
     for path in sorted((site / "pages").glob("*.md")):
-        path.write_text(kept.fill(path.read_text(encoding="utf-8"), path.parent, anchors), encoding="utf-8")
-    api.write(site / "api", anchors)
+        path.write_text(kept.fill(path.read_text(encoding="utf-8"), path.parent), encoding="utf-8")
+    api.write(site / "api")
     bars = yaml.safe_load((site / "sidebar.yml").read_text(encoding="utf-8"))
     reference = [{"text": f"clipadapt.{module}", "href": f"api/{module}.md"} for module in api.modules()]
     bars["website"]["sidebar"].append({"id": "reference", "style": "floating", "contents": ["api/index.md", *reference]})
     (site / "sidebar.yml").write_text(yaml.safe_dump(bars, sort_keys=False), encoding="utf-8")
 
 
-def chapter(name: str, names: dict[str, str]) -> dict[str, str]:
-    """Rewrite a notebook in _proc for the site. Returns {id of a cell in nbs/: its id on the site}: both renderers number the cells of the page."""
+def chapter(name: str, names: dict[str, str]) -> None:
+    """Rewrite a notebook in _proc for the site."""
     path = site / f"{name}.ipynb"
     page = json.loads(path.read_text(encoding="utf-8"))
     flags = {cell["id"]: [flag for flag in FLAGS if re.match(rf"#\| *{flag}\b", kept.source(cell))] for cell in kept.notebook(name)["cells"]}
@@ -54,16 +54,20 @@ def chapter(name: str, names: dict[str, str]) -> dict[str, str]:
         elif cell["cell_type"] == "markdown":
             cells.append({**cell, "source": link_names(text, names, "../" * name.count("/"))})
         elif text.strip() and "default_exp" not in text:
-            cells += [markdown(f"[{FLAGS[flag]}]{{.flag}}") for flag in flags[cell["id"]]]
-            wrapped = printed_prose(cell)
-            cells += [markdown(":::: {.wrapped}")] if wrapped else []
-            alt = f"#| fig-alt: {json.dumps(described[cell['id']], ensure_ascii=False)}\n" if cell["id"] in described else ""
-            cells.append({**cell, "source": alt + text})
-            cells += [markdown("::::")] if wrapped else []
-    anchors = {cell.get("id"): f"cell-{position}" for position, cell in enumerate(cells)}
+            cells += code(cell, flags[cell["id"]], described.get(cell["id"]))
     page["cells"] = [{**cell, "id": f"cell-{position}"} for position, cell in enumerate(cells)]
     path.write_text(json.dumps(page, ensure_ascii=False), encoding="utf-8")
-    return anchors
+
+
+def code(cell: dict, flags: list[str], described: str | None) -> list[dict]:
+    """A code cell with what the site puts around it: a place to link to (#at- and the cell's id), its flag, words for its picture, lines that wrap."""
+    before = [markdown(f"```{{=html}}\n<a id=\"at-{cell['id']}\"></a>\n```"), *(markdown(f"[{FLAGS[flag]}]{{.flag}}") for flag in flags)]
+    if described:
+        cell = {**cell, "source": f"#| fig-alt: {json.dumps(described, ensure_ascii=False)}\n{kept.source(cell)}"}
+    for output in cell["outputs"]:
+        if "text/html" in output.get("data", {}):
+            output["data"]["text/html"] = kept.breakable("".join(output["data"]["text/html"]))
+    return [*before, markdown(":::: {.wrapped}"), cell, markdown("::::")] if printed_prose(cell) else [*before, cell]
 
 
 def printed_prose(cell: dict) -> bool:

@@ -121,9 +121,14 @@ def percent(name: str, code: str, row: str, column: str) -> str:
     return f"{100 * float(value(name, code, row, column)):.1f}\N{NO-BREAK SPACE}%"
 
 
+def breakable(table_html: str) -> str:
+    """A table whose headings may break behind an underscore."""
+    return re.sub(r"(<th\b[^>]*>)([^<]*)", lambda found: found.group(1) + found.group(2).replace("_", "_<wbr>"), table_html)
+
+
 def table(name: str, code: str) -> str:
     """A table as the chapter shows it, with a line that says where it is from."""
-    shown = re.sub(r"<style scoped>.*?</style>", "", kept(name, code, "text/html"), flags=re.DOTALL)
+    shown = re.sub(r"<style scoped>.*?</style>", "", breakable(kept(name, code, "text/html")), flags=re.DOTALL)
     return f"```{{=html}}\n<div class=\"kept\">\n{shown.strip()}\n</div>\n```\n\n[From the chapter {link(name)}.]{{.kept-from}}\n"
 
 
@@ -184,8 +189,8 @@ def plot(folder: Path, name: str, code: str) -> str:
     return f"![{words}]({file}){{fig-alt=\"{words}\"}}\n\n[From the chapter {link(name)}.]{{.kept-from}}\n"
 
 
-def gallery(folder: Path, anchors: dict[str, dict[str, str]]) -> str:
-    """Every picture of every chapter, in the order of the course, each a link to the cell that drew it. `anchors`: id of a cell in nbs/ -> its id on the site."""
+def gallery(folder: Path) -> str:
+    """Every picture of every chapter, in the order of the course, each a link to the cell that drew it."""
     parts = []
     for name in chapters():
         shown = []
@@ -193,14 +198,14 @@ def gallery(folder: Path, anchors: dict[str, dict[str, str]]) -> str:
             file = f"gallery/{name.replace('/', '-')}-{number}.png"
             save_png(picture, folder / file)
             words = html.escape(about(name, cell))
-            shown.append(f"<a href=\"../{name}.html#{anchors[name][cell['id']]}\"><img src=\"{file}\" alt=\"{words}\" loading=\"lazy\"><span>{words}</span></a>")
+            shown.append(f"<a href=\"../{name}.html#at-{cell['id']}\"><img src=\"{file}\" alt=\"{words}\" loading=\"lazy\"><span>{words}</span></a>")
         if shown:
             parts.append(f"## {link(name)}\n\n```{{=html}}\n<div class=\"gallery\">\n" + "\n".join(shown) + "\n</div>\n```\n")
     return "\n".join(parts)
 
 
-def fill(page: str, folder: Path, anchors: dict[str, dict[str, str]]) -> str:
+def fill(page: str, folder: Path) -> str:
     """A page with its marks replaced by what the notebooks kept; pictures are saved into the folder."""
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, comment_start_string="{##", comment_end_string="##}", keep_trailing_newline=True)
-    environment.globals.update(table=table, value=value, percent=percent, text=text, link=link, plot=partial(plot, folder), gallery=lambda: gallery(folder, anchors))
+    environment.globals.update(table=table, value=value, percent=percent, text=text, link=link, plot=partial(plot, folder), gallery=partial(gallery, folder))
     return environment.from_string(page).render()
