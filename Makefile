@@ -8,13 +8,13 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Small models gain nothing from a second thread, and lose much when something else is running.
 alone := OMP_NUM_THREADS=1
 
-checksums = find clipadapt nbs -name .ipynb_checkpoints -prune -o \( -name '*.py' -o -name '*.ipynb' \) -print | sort | xargs cksum
+checksums = find clipadapt nbs solutions -name .ipynb_checkpoints -prune -o \( -name '*.py' -o -name '*.ipynb' \) -print | sort | xargs cksum
 
 .NOTPARALLEL:
-.PHONY: demo test sync notebooks unit slow bench export readme lab docs clean help
+.PHONY: demo test test-browser sync notebooks unit slow bench export readme lab docs clean help
 
 help:           ## list the targets
-	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*##/\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*##/\t/' | expand -t 12
 
 demo: .venv/ready-run   ## every method on real handwriting, and a report
 	@$(alone) $(BIN)/python -c "from clipadapt.compare import demo; demo()"
@@ -23,15 +23,20 @@ test: sync notebooks unit   ## the whole check (this is what CI runs)
 
 sync: .venv/ready-dev   ## modules and notebooks are what export and clean make of them
 	@$(checksums) > .venv/before.sums
-	@$(BIN)/nbdev_export && $(BIN)/python tools/clean.py && $(BIN)/nbdev_clean
+	@$(BIN)/nbdev_export && $(BIN)/python tools/clean.py && $(BIN)/nbdev_clean && $(BIN)/nbdev_clean --fname solutions
 	@$(checksums) | cmp -s - .venv/before.sums || { \
 	  echo "clipadapt/ or nbs/ was not what nbdev_export and nbdev_clean make of it; it is now: look at 'git diff' and commit."; exit 1; }
 
-notebooks: .venv/ready-dev   ## run every notebook, all but its slow and cuda cells
+notebooks: .venv/ready-dev   ## run every notebook and the solutions, all but their slow and cuda cells
 	$(alone) $(BIN)/nbdev_test --n_workers $(WORKERS) --do_print
+	$(alone) $(BIN)/nbdev_test --path solutions --n_workers $(WORKERS) --do_print
 
 unit: .venv/ready-dev   ## the tests that a notebook cannot hold
 	$(alone) $(BIN)/python -m pytest -q tests
+
+test-browser: .venv/ready-dev   ## drive the widgets in JupyterLab with a Chromium (CHROMIUM=/path/to/it)
+	@$(BIN)/python -m pip install --quiet --editable '.[browser]'
+	$(alone) $(BIN)/python -m pytest -q tests/browser/jupyterlab.py
 
 slow: .venv/ready-dev   ## the cells flagged slow as well: the full pretraining takes most of an hour
 	$(BIN)/nbdev_test --n_workers 1 --flags slow --do_print
@@ -40,7 +45,7 @@ bench: .venv/ready-dev   ## the benchmarks: ratios taken in one run
 	@for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
 
 export: .venv/ready-dev   ## notebooks to modules, metadata cleaned, README made anew
-	$(BIN)/nbdev_export && $(BIN)/python tools/clean.py && $(BIN)/nbdev_clean && $(BIN)/python tools/readme.py
+	$(BIN)/nbdev_export && $(BIN)/python tools/clean.py && $(BIN)/nbdev_clean && $(BIN)/nbdev_clean --fname solutions && $(BIN)/python tools/readme.py
 
 readme: .venv/ready-dev   ## README.md from nbs/index.ipynb, without quarto
 	$(BIN)/python tools/readme.py

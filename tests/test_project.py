@@ -37,6 +37,31 @@ def test_notebook_is_run_and_clean(path):
     assert "".join(cells[0]["source"]).startswith("# ") and "\n> " in "".join(cells[0]["source"]), "a title and a one-line promise come first"
 
 
+chapters = [path for path in notebooks if path.stem != "index"]
+
+
+@pytest.mark.parametrize("path", chapters, ids=[path.stem for path in chapters])
+def test_chapter_opens_with_a_question_and_ends_with_exercises(path):
+    prose = ["".join(cell["source"]) for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "markdown"]
+    opening = "\n".join(prose[:2])
+    assert [part for part in ("**The question.**", "**You will learn**", "**Time and cost**") if part not in opening] == []
+    assert len(re.findall(r"(?m)^[123]\. \*\*", prose[-1])) == 3, "three exercises of growing difficulty come last"
+
+
+WITHOUT_SOLUTIONS = {"07_training", "08_prompts", "09_grip", "10_coreg", "11_captions", "11_finetuning", "12_latteclip", "13_lpclip", "13_robustness",
+                     "14_baselines", "15_compare", "15_selection", "16_cli", "17_widgets", "18_own_images", "tiny_clip"}       # still to be written
+
+
+def test_solutions_answer_every_exercise():
+    solutions = {path.stem: json.loads(path.read_text(encoding="utf-8"))["cells"] for path in (project / "solutions").glob("*.ipynb")}
+    assert set(solutions) == {path.stem for path in chapters} - WITHOUT_SOLUTIONS
+    for path in chapters:
+        if path.stem in solutions:
+            prose = "\n".join("".join(cell["source"]) for cell in solutions[path.stem] if cell["cell_type"] == "markdown")
+            assert re.findall(r"(?m)^## ([123])\.", prose) == ["1", "2", "3"] and f"(../nbs/{path.name})" in prose
+            assert any(cell.get("outputs") for cell in solutions[path.stem]) and f"solutions/{path.name}" in path.read_text(encoding="utf-8")
+
+
 def test_site_configuration_is_shared():
     assert (project / "nbs" / "_quarto.yml").is_symlink() and (project / "nbs" / "_quarto.yml").resolve() == project / "_quarto.yml"
 
