@@ -22,7 +22,7 @@ listed = [file for bar in kept.sidebar() for file in kept.listed(bar["contents"]
 
 
 def test_every_notebook_and_page_is_in_the_sidebar_once():
-    assert sorted(listed) == sorted(notebooks + [f"pages/{page.name}" for page in pages]), "nbs/sidebar.yml lists every notebook and page once, and nothing else"
+    assert sorted(listed) == sorted(notebooks + [str(page.relative_to(nbs)) for page in [*pages, *(nbs / "course").glob("*.md")]]), "nbs/sidebar.yml lists every notebook and page once, and nothing else"
 
 
 def test_the_navbar_leads_to_pages():
