@@ -9,6 +9,7 @@ import difflib
 import json
 import logging
 import os
+import re
 import shutil
 import sys
 import time
@@ -20,8 +21,8 @@ from pathlib import Path
 import click
 
 # %% auto #0
-__all__ = ['logger', 'WRITTEN', 'METHODS', 'IMAGES', 'CLASSES', 'MODEL', 'RUN', 'PRESET', 'main', 'adapt', 'predict', 'zero_shot',
-           'compare', 'encode', 'caption_command', 'demo_command']
+__all__ = ['logger', 'WRITTEN', 'DRAFT', 'METHODS', 'IMAGES', 'CLASSES', 'MODEL', 'RUN', 'QUIET', 'PROBABILITIES', 'PRESET',
+           'main', 'adapt', 'predict', 'zero_shot', 'compare', 'encode', 'caption_command', 'demo_command']
 
 # %% ../nbs/16_cli.ipynb #cell-8
 logger = logging.getLogger("clipadapt")
@@ -79,7 +80,7 @@ def _read_classes(value: str | None) -> list[str] | None:
 
     if value is None:
         return None
-    names = check_classnames(value if Path(value).is_file() else [name for name in value.split(",") if name.strip()])
+    names = check_classnames(value if os.path.isfile(value) else [name for name in value.split(",") if name.strip()])
     if not names:
         raise ValueError(f"--classes {value!r} names no class; give a,b,c or a text file with one name a line")
     return names
@@ -109,31 +110,55 @@ def _names(images) -> list[str]:
     return [str(item) if isinstance(item, (str, Path)) else f"image {i}" for i, item in enumerate(items)]
 
 # %% ../nbs/16_cli.ipynb #cell-14
-WRITTEN = {"model", "predictions.csv", "config.json", "record.json", "log.txt", "checkpoint.safetensors", "runs", "table.csv", "table.json", "report.html"}
+WRITTEN = re.compile(r"(model/adapter|runs/[\w.-]+|checkpoint)\.safetensors|(model/adapter|config|record|table)\.json|(predictions|table)\.csv|log\.txt|report\.html")
+DRAFT = re.compile(r"(^|/)\.([^/]+)\.[0-9a-f]{32}(?=/|$)")        # what a killed run leaves of a file that it was writing
+
+
+def _read_config(path: str | Path) -> dict:
+    """The options that a run keeps in its config.json. Raises ValueError when `path` is no such file."""
+    try:
+        options = json.loads(Path(path).read_text(encoding="utf-8"))
+        options["command"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no config.json of a run ({type(error).__name__}: {error})") from error
+    return options
+
+
+def _run_files(folder: Path) -> list[Path]:
+    """The files of the run in `folder`, none when it is new or empty. Raises ValueError when anything else lies there: it is not ours to replace."""
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / "config.json").is_file()):
+        raise ValueError(f"{folder} {'is a file' if folder.is_file() else 'holds other things than a run'}; choose another --out")
+    files = [path for path in folder.rglob("*") if not path.is_dir()]
+    foreign = [name for name in (path.relative_to(folder).as_posix() for path in files) if not WRITTEN.fullmatch(DRAFT.sub(r"\1\2", name))]
+    if foreign:
+        raise ValueError(f"{folder} holds other things than a run ({', '.join(sorted(foreign)[:3])}); choose another --out")
+    if files:
+        _read_config(folder / "config.json")
+    return files
 
 
 def _open_run(out: str, options: dict, overwrite: bool, resume: bool) -> Path:
     """Make the folder of a run, or take over one: its options are written at once, its log begins. Raises ValueError when something would be lost."""
     folder, options = Path(out), json.loads(json.dumps(options))
-    found = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if folder.is_file() or found - WRITTEN:
-        raise ValueError(f"{folder} holds other things than a run ({', '.join(sorted(found - WRITTEN)[:3]) or 'it is a file'}); choose another --out")
-    if resume and found:
-        before = json.loads((folder / "config.json").read_text(encoding="utf-8")) if "config.json" in found else {}
+    files = _run_files(folder)
+    if resume and files:
+        before = _read_config(folder / "config.json")
         changed = [name for name in options if before.get(name) != options[name]]
         if changed:
             raise ValueError(f"{folder} was begun with other options ({', '.join(changed)}); repeat them, or choose another --out")
-    elif found and not overwrite:
+    elif files and not overwrite:
         raise ValueError(f"{folder} is not empty; choose another --out, go on with --resume, or replace its run with --overwrite")
-    elif found:
-        for name in found:
-            shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink()
+    else:
+        for path in files:
+            path.unlink()
+        for inner in {path.parent for path in files} - {folder}:
+            shutil.rmtree(inner)
     folder.mkdir(parents=True, exist_ok=True)
     _write_json(folder / "config.json", options)
     log = logging.FileHandler(folder / "log.txt", encoding="utf-8")
     log.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     logger.addHandler(log)
-    click.get_current_context().call_on_close(log.close)
+    click.get_current_context().call_on_close(lambda: (logger.removeHandler(log), log.close()))
     return folder
 
 
@@ -142,6 +167,25 @@ def _write_json(path: Path, content) -> None:
 
     with whole_file(path) as draft:
         draft.write_text(json.dumps(content, indent=1, ensure_ascii=False, default=str), encoding="utf-8")
+
+
+def _check_file(out: str | None, *endings: str) -> Path | None:
+    """The path of a result. Raises ValueError, before any work is done, when it is a folder or ends in something else."""
+    if out and (Path(out).suffix.lower() not in endings or Path(out).is_dir()):
+        raise ValueError(f"--out must be a file that ends in {' or '.join(endings)}, got {out}")
+    return Path(out) if out else None
+
+
+def _write_table(path: Path | None, table) -> None:
+    """CSV, or JSON if `path` ends so; CSV to the standard output if it is None."""
+    from clipadapt.data import whole_file
+
+    if path is None:
+        click.echo(table.to_csv(index=False), nl=False)
+        return
+    text = table.to_json(orient="records", indent=1, force_ascii=False) if path.suffix.lower() == ".json" else table.to_csv(index=False)
+    with whole_file(path) as draft:
+        draft.write_text(text, encoding="utf-8")
 
 
 def _record(clip, **more) -> dict:
@@ -172,6 +216,8 @@ RUN = [click.option("--out", metavar="DIR", required=True, help="Folder for the 
        click.option("--resume", is_flag=True, help="Go on with the run in --out, where it was interrupted."),
        click.option("--config", metavar="FILE", is_eager=True, expose_value=False, callback=lambda context, _, path: _use_config(context, path),
                     help="Take options from the config.json of another run.")]
+QUIET = click.option("--quiet", is_flag=True, expose_value=False, callback=lambda *given: _hush(given[2]), help="Say nothing but results and errors.")
+PROBABILITIES = click.option("--probabilities", is_flag=True, help="Also the probability of every class.")
 PRESET = click.option("--preset", type=click.Choice(["small", "default"]), help="Settings for a thousand small images and the built-in model (small), or each "
                       "method's own (default).  [default: small without --model]")
 
@@ -189,9 +235,27 @@ def _use_config(context: click.Context, path: str | None) -> None:
     """Options of a config.json become the defaults of this command."""
     if path:
         try:
-            context.default_map = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError) as error:
-            raise click.BadParameter(f"{path} is no config.json of a run ({error})") from error
+            options = _read_config(path)
+        except ValueError as error:
+            raise click.BadParameter(str(error)) from error
+        if options.pop("command") != context.info_name:
+            raise click.BadParameter(f"{path} was written by another command than {context.info_name}")
+        context.default_map = options
+
+
+def _run_options(context: click.Context) -> dict:
+    """The options of a run as its config.json keeps them. Paths are absolute, so that it can be repeated from anywhere."""
+    options = {name: value for name, value in context.params.items() if name not in ("out", "overwrite", "resume")}
+    there = {"images": os.path.isdir, "test": os.path.isdir, "classes": os.path.isfile}
+    paths = {name: os.path.abspath(options[name]) for name, test in there.items() if options.get(name) and test(options[name])}
+    return {"command": context.info_name, **options, **paths}
+
+
+def _hush(quiet: bool) -> None:
+    """No log and no progress bar on the standard error; the log of a run is kept all the same."""
+    if quiet:
+        os.environ["TQDM_DISABLE"] = "1"
+        logger.handlers[:] = [handler for handler in logger.handlers if not isinstance(handler, _Echo)]
 
 # %% ../nbs/16_cli.ipynb #cell-18
 def _make_methods(clip, classnames: list[str], preset: str | None) -> dict:
@@ -206,9 +270,11 @@ def _make_methods(clip, classnames: list[str], preset: str | None) -> dict:
 
 def _configure(method, settings: Sequence[str]):
     """Set parameters given as name=value. Raises ValueError for a name that the method does not have."""
-    known = sorted(set(method.get_params(deep=False)) - {"clip", "classnames", "checkpoint", "captioner"})
+    known = sorted(set(method.get_params(deep=False)) - {"clip", "classnames", "checkpoint", "captioner", "seed"})
     for setting in settings:
         name, equals, value = setting.partition("=")
+        if name == "seed":
+            raise ValueError(f"--set {setting}: give the seed with --seed")
         if not equals or name not in known:
             near = difflib.get_close_matches(name, known, 1)
             raise ValueError(f"--set {setting}: {type(method).__name__} has no parameter {name!r}{f', did you mean {near[0]!r}?' if near else ''}; it has {', '.join(known)}")
@@ -221,13 +287,13 @@ def _configure(method, settings: Sequence[str]):
 
 # %% ../nbs/16_cli.ipynb #cell-22
 @main.command()
-@_options(IMAGES, CLASSES, MODEL, RUN, PRESET)
+@_options(IMAGES, CLASSES, MODEL, RUN, PRESET, PROBABILITIES, QUIET)
 @click.option("--method", type=click.Choice(METHODS), default="prototypes", show_default=True)
 @click.option("--set", "settings", metavar="NAME=VALUE", multiple=True, help="Change a parameter of the method; may be repeated.")
 @click.option("--use-labels", is_flag=True, help="Use the labels that sub-folders give, as the few known ones.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.pass_context
-def adapt(context, images, classes, model, pretrained, device, out, overwrite, resume, preset, method, settings, use_labels, seed) -> None:
+def adapt(context, images, classes, model, pretrained, device, out, overwrite, resume, preset, method, settings, use_labels, seed, probabilities) -> None:
     """Adapt CLIP to a folder of images; write the classifier and its predictions.
 
     \b
@@ -237,8 +303,8 @@ def adapt(context, images, classes, model, pretrained, device, out, overwrite, r
     """
     from clipadapt.zeroshot import load_clip
 
-    options = {name: value for name, value in context.params.items() if name not in ("out", "overwrite", "resume")}
-    pool = _read_images(images, classes)
+    options = _run_options(context)
+    pool = _read_images(options["images"], options["classes"])
     clip = load_clip(model, pretrained, device)
     chosen = _configure(_make_methods(clip, pool.classnames, preset)[method], settings).set_params(seed=seed)
     folder = _open_run(out, options, overwrite, resume)
@@ -250,7 +316,7 @@ def adapt(context, images, classes, model, pretrained, device, out, overwrite, r
     chosen.fit(pool, pool.labels if use_labels else None)
     seconds = time.perf_counter() - start
     chosen.save(folder / "model")
-    _write_predictions(folder / "predictions.csv", chosen, pool)
+    _write_predictions(folder / "predictions.csv", chosen, pool, probabilities)
     _write_json(folder / "record.json", _record(clip, images=pool, seconds=round(seconds, 3)))
     (folder / "checkpoint.safetensors").unlink(missing_ok=True)
     logger.info("fitted in %.1f s; wrote %s", seconds, folder)
@@ -267,24 +333,17 @@ def _write_predictions(path: Path | None, method, images, probabilities: bool = 
     """A row an image: image, prediction, confidence, and with `probabilities` a column a class. CSV or JSON by the ending of `path`; CSV to the standard output if None."""
     import pandas as pd
 
-    from clipadapt.data import whole_file
-
     answers = method.predict_proba(images)
     table = pd.DataFrame({"image": _names(images), "prediction": [method.classnames_[c] for c in answers.argmax(1)], "confidence": answers.max(1).round(4)})
     if probabilities:
-        table = table.join(pd.DataFrame(answers.round(4), columns=method.classnames_))
-    if path is None:
-        click.echo(table.to_csv(index=False), nl=False)
-        return
-    with whole_file(path) as draft:
-        draft.write_text(table.to_json(orient="records", indent=1, force_ascii=False) if path.suffix == ".json" else table.to_csv(index=False), encoding="utf-8")
+        table = table.join(pd.DataFrame(answers.round(4), columns=method.classnames_), rsuffix=" (class)")
+    _write_table(path, table)
 
 # %% ../nbs/16_cli.ipynb #cell-27
 @main.command()
-@_options(IMAGES)
+@_options(IMAGES, PROBABILITIES, QUIET)
 @click.option("--saved", metavar="DIR", required=True, help="The model folder of a run.")
 @click.option("--out", metavar="FILE", help="A .csv or .json file.  [default: CSV on the standard output]")
-@click.option("--probabilities", is_flag=True, help="Also the probability of every class.")
 @click.option("--device", help="cpu, cuda, ...")
 def predict(images, saved, out, probabilities, device) -> None:
     """Ask a saved classifier about new images.
@@ -297,18 +356,20 @@ def predict(images, saved, out, probabilities, device) -> None:
     from clipadapt.adapter import read_saved
     from clipadapt.zeroshot import load_clip
 
+    target = _check_file(out, ".csv", ".json")
     record, _ = read_saved(Path(saved))
+    if record["method"] not in clipadapt.__all__:
+        raise ValueError(f"{saved} holds {record['method']!r}, which is no method of this clipadapt; load it in Python with its own class")
     method = getattr(clipadapt, record["method"]).load(saved, load_clip(record["clip"]["name"], record["clip"]["pretrained"], device))
     pool = _read_images(images, ",".join(method.classnames_), "test")
-    _write_predictions(Path(out) if out else None, method, pool, probabilities)
+    _write_predictions(target, method, pool, probabilities)
     _report_accuracy(method, pool)
 
 
 @main.command("zero-shot")
-@_options(IMAGES, CLASSES, MODEL)
+@_options(IMAGES, CLASSES, MODEL, PROBABILITIES, QUIET)
 @click.option("--templates", default="single", show_default=True, help="A template set, or one template such as 'a photo of a {}.'")
 @click.option("--out", metavar="FILE", help="A .csv or .json file.  [default: CSV on the standard output]")
-@click.option("--probabilities", is_flag=True, help="Also the probability of every class.")
 def zero_shot(images, classes, model, pretrained, device, templates, out, probabilities) -> None:
     """Let CLIP guess, without adapting anything.
 
@@ -318,14 +379,15 @@ def zero_shot(images, classes, model, pretrained, device, templates, out, probab
     from clipadapt.adapter import ZeroShot
     from clipadapt.zeroshot import load_clip
 
+    target = _check_file(out, ".csv", ".json")
     pool = _read_images(images, classes, "test")
     method = ZeroShot(load_clip(model, pretrained, device), pool.classnames, templates=templates).fit(pool)
-    _write_predictions(Path(out) if out else None, method, pool, probabilities)
+    _write_predictions(target, method, pool, probabilities)
     _report_accuracy(method, pool)
 
 # %% ../nbs/16_cli.ipynb #cell-30
 @main.command()
-@_options(IMAGES, CLASSES, MODEL, RUN, PRESET)
+@_options(IMAGES, CLASSES, MODEL, RUN, PRESET, QUIET)
 @click.option("--test", metavar="DIR", help="Labelled images to score on, a sub-folder a class.  [default: the other half of the handwriting, or --images]")
 @click.option("--methods", default="all", show_default=True, help=f"Names separated by commas: {', '.join(METHODS)}.")
 @click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="How many seeds.")
@@ -341,9 +403,12 @@ def compare(context, images, classes, model, pretrained, device, out, overwrite,
     from clipadapt.selection import label_free, recommend_without_labels
     from clipadapt.zeroshot import load_clip
 
-    options = {name: value for name, value in context.params.items() if name not in ("out", "overwrite", "resume")}
-    pool = _read_images(images, classes)
-    asked = _read_images(test, ",".join(pool.classnames), "test") if test or not images else pool
+    options = _run_options(context)
+    pool = _read_images(options["images"], options["classes"])
+    asked = _read_images(options["test"], ",".join(pool.classnames), "test") if test or not images else pool
+    unlabelled = int((asked.labels < 0).sum())
+    if 0 < unlabelled < len(asked):
+        raise ValueError(f"{unlabelled} of {len(asked)} images to score on have no label; move them out of {test or images}")
     clip = load_clip(model, pretrained, device)
     made = _make_methods(clip, pool.classnames, preset)
     wanted = list(made) if methods == "all" else [name.strip() for name in methods.split(",") if name.strip()]
@@ -353,29 +418,19 @@ def compare(context, images, classes, model, pretrained, device, out, overwrite,
     folder = _open_run(out, options, overwrite, resume)
     context.find_root().obj = f"The runs that are done are kept in {folder}; go on with the same command and --resume."
     runs = run_all({name: made[name] for name in wanted}, pool, asked, range(seeds), folder / "runs")
-    labelled = asked.subset(asked.labels >= 0)
-    if 0 < len(labelled) < len(asked):
-        raise ValueError(f"{len(asked) - len(labelled)} of {len(asked)} images to score on have no label; move them out of {test or images}")
-    table = tabulate(runs, asked) if len(labelled) else label_free(runs, asked)
-    _write_table(folder, table)
-    if len(labelled):
+    table = label_free(runs, asked) if unlabelled else tabulate(runs, asked)
+    for name in ("table.csv", "table.json"):
+        _write_table(folder / name, table)
+    if not unlabelled:
         report(runs, pool, asked, folder / "report.html")
     _write_json(folder / "record.json", _record(clip, images=pool, test=asked))
     click.echo(table.to_string(index=False, float_format="{:.3f}".format))
-    click.echo("\n" + (recommend(runs, asked) if len(labelled) else recommend_without_labels(runs, asked)))
+    click.echo("\n" + (recommend_without_labels(runs, asked) if unlabelled else recommend(runs, asked)))
     logger.info("wrote %s", folder)
-
-
-def _write_table(folder: Path, table) -> None:
-    from clipadapt.data import whole_file
-
-    for name, text in (("table.csv", table.to_csv(index=False)), ("table.json", table.to_json(orient="records", indent=1))):
-        with whole_file(folder / name) as draft:
-            draft.write_text(text, encoding="utf-8")
 
 # %% ../nbs/16_cli.ipynb #cell-34
 @main.command()
-@_options(IMAGES, MODEL)
+@_options(IMAGES, MODEL, QUIET)
 @click.option("--out", metavar="FILE", required=True, help="A .safetensors or .npy file; a .json file with the names of the images is written beside it.")
 def encode(images, model, pretrained, device, out) -> None:
     """Image features of a folder, unit rows, float32. What was encoded before is not encoded again.
@@ -390,13 +445,11 @@ def encode(images, model, pretrained, device, out) -> None:
     from clipadapt.features import FeatureStore
     from clipadapt.zeroshot import load_clip
 
-    target = Path(out)
-    if target.suffix not in (".safetensors", ".npy"):
-        raise ValueError(f"--out must end in .safetensors or .npy, got {out}")
+    target = _check_file(out, ".safetensors", ".npy")
     pool, clip = ImageSet.from_folder(images) if images else digits("train"), load_clip(model, pretrained, device)
     features = np.ascontiguousarray(FeatureStore().encode(clip, pool), dtype=np.float32)
     with whole_file(target) as draft:
-        if target.suffix == ".npy":
+        if target.suffix.lower() == ".npy":
             with draft.open("wb") as file:
                 np.save(file, features)
         else:
@@ -406,7 +459,7 @@ def encode(images, model, pretrained, device, out) -> None:
 
 
 @main.command("caption")
-@_options(IMAGES)
+@_options(IMAGES, QUIET)
 @click.option("--captioner", metavar="MODEL", help="An image-text-to-text model of transformers.  [default: the ruler, which knows glyphs only]")
 @click.option("--prompt", default="Describe the image in one sentence.", show_default=True)
 @click.option("--out", metavar="FILE", help="A .csv or .json file.  [default: CSV on the standard output]")
@@ -419,19 +472,17 @@ def caption_command(images, captioner, prompt, out) -> None:
     import pandas as pd
 
     from clipadapt.captions import AttributeCaptioner, TransformersCaptioner, caption
-    from clipadapt.data import ImageSet, digits, whole_file
+    from clipadapt.data import ImageSet, digits
 
+    target = _check_file(out, ".csv", ".json")
     pool = ImageSet.from_folder(images) if images else digits("test")
     captions = caption(TransformersCaptioner(captioner) if captioner else AttributeCaptioner(), pool, prompt)
     table = pd.DataFrame({"image": _names(pool), "caption": captions.texts})
-    if out is None:
-        click.echo(table.to_csv(index=False), nl=False)
-        return
-    with whole_file(out) as draft:
-        draft.write_text(table.to_json(orient="records", indent=1, force_ascii=False) if out.endswith(".json") else table.to_csv(index=False), encoding="utf-8")
+    _write_table(target, table)
 
 
 @main.command("demo")
+@_options(QUIET)
 @click.option("--out", metavar="DIR", default="runs/demo", show_default=True)
 def demo_command(out) -> None:
     """Every method on real handwriting with the built-in CLIP: a table and a report. Takes a few minutes."""
