@@ -50,6 +50,9 @@ export: .venv/ready-dev   ## notebooks to modules, metadata cleaned, README made
 readme: .venv/ready-dev   ## README.md from nbs/index.ipynb, without quarto
 	$(BIN)/python tools/readme.py
 
+docs: .venv/ready-dev   ## the site into _docs/, every link checked; with quarto where it is installed, else without
+	$(BIN)/python tools/docs.py
+
 lab: .venv/ready-dev   ## open the course in JupyterLab
 	$(BIN)/jupyter lab nbs
 

@@ -81,7 +81,7 @@ def page(server):
 @pytest.fixture(scope="module")
 def ran(page):
     """The chapter after all cells have run, and the texts that the live curves showed on the way."""
-    count, seen = page.locator(".jp-Notebook .jp-CodeCell").count(), []
+    seen = []
     for _ in range(20):         # a notebook that is only just open ignores the command
         page.evaluate("void window.jupyterapp.commands.execute('notebook:run-all-cells')")        # not waited for
         time.sleep(3)
@@ -91,7 +91,7 @@ def ran(page):
     while time.monotonic() < end:
         prompts = page.locator(".jp-Notebook .jp-CodeCell .jp-InputPrompt").all_inner_texts()
         seen += [text for text in page.locator(".widget-html-content").all_inner_texts() if text.endswith("epochs")][-1:]
-        if page.locator('[data-mime-type="application/vnd.jupyter.error"]').count() or sum(bool(re.fullmatch(r"\[\d+\]:", prompt)) for prompt in prompts) == count:
+        if page.locator('[data-mime-type="application/vnd.jupyter.error"]').count() or sum(bool(re.fullmatch(r"\[\d+\]:", prompt)) for prompt in prompts) == len(prompts):
             break
         time.sleep(0.3)
     assert not page.locator('[data-mime-type="application/vnd.jupyter.error"]').all_inner_texts()
