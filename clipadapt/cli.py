@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import json
 import logging
 import os
@@ -21,8 +22,8 @@ from pathlib import Path
 import click
 
 # %% auto #0
-__all__ = ['logger', 'WRITTEN', 'DRAFT', 'METHODS', 'IMAGES', 'CLASSES', 'MODEL', 'RUN', 'QUIET', 'PROBABILITIES', 'PRESET',
-           'main', 'adapt', 'predict', 'zero_shot', 'compare', 'encode', 'caption_command', 'demo_command']
+__all__ = ['logger', 'WRITTEN', 'DRAFT', 'METHODS', 'IMAGES', 'CLASSES', 'MODEL', 'RUN', 'TABLE', 'QUIET', 'PROBABILITIES',
+           'PRESET', 'main', 'adapt', 'predict', 'zero_shot', 'compare', 'encode', 'caption_command', 'demo_command']
 
 # %% ../nbs/16_cli.ipynb #cell-8
 logger = logging.getLogger("clipadapt")
@@ -75,11 +76,13 @@ class _Echo(logging.Handler):
 
 # %% ../nbs/16_cli.ipynb #cell-10
 def _read_classes(value: str | None) -> list[str] | None:
-    """Class names from "a,b,c" or from a file with one name a line."""
+    """Class names from "a,b,c" or from a file with one name a line. Raises FileNotFoundError for what looks like a file and is none."""
     from clipadapt.data import check_classnames
 
     if value is None:
         return None
+    if "," not in value and not os.path.isfile(value) and (os.path.basename(value) != value or value.endswith((".txt", ".csv", ".tsv"))):
+        raise FileNotFoundError(f"--classes {value}: no such file; give a,b,c or a text file with one name a line")
     names = check_classnames(value if os.path.isfile(value) else [name for name in value.split(",") if name.strip()])
     if not names:
         raise ValueError(f"--classes {value!r} names no class; give a,b,c or a text file with one name a line")
@@ -169,11 +172,17 @@ def _write_json(path: Path, content) -> None:
         draft.write_text(json.dumps(content, indent=1, ensure_ascii=False, default=str), encoding="utf-8")
 
 
-def _check_file(out: str | None, *endings: str) -> Path | None:
-    """The path of a result. Raises ValueError, before any work is done, when it is a folder or ends in something else."""
-    if out and (Path(out).suffix.lower() not in endings or Path(out).is_dir()):
+def _check_file(out: str | None, overwrite: bool, *endings: str, beside: str | None = None) -> Path | None:
+    """The path of a result. Raises ValueError, before any work is done, when it is a folder, ends in something else, or is there already, it or the file `beside` it."""
+    if out is None:
+        return None
+    target = Path(out)
+    if target.suffix.lower() not in endings or target.is_dir():
         raise ValueError(f"--out must be a file that ends in {' or '.join(endings)}, got {out}")
-    return Path(out) if out else None
+    for path in [target, *([target.with_suffix(beside)] if beside else [])]:
+        if path.exists() and not overwrite:
+            raise ValueError(f"{path} is there already; choose another --out, or replace it with --overwrite")
+    return target
 
 
 def _write_table(path: Path | None, table) -> None:
@@ -211,11 +220,12 @@ CLASSES = click.option("--classes", metavar="A,B,C|FILE", help="Class names, or 
 MODEL = [click.option("--model", metavar="NAME", help="Any OpenCLIP model, such as ViT-B-32.  [default: the small built-in one]"),
          click.option("--pretrained", metavar="TAG", help="Its weights, such as laion2b_s34b_b79k."),
          click.option("--device", help="cpu, cuda, cuda:1, ...  [default: a GPU if there is one]")]
-RUN = [click.option("--out", metavar="DIR", required=True, help="Folder for the results; must be new or empty."),
-       click.option("--overwrite", is_flag=True, help="Replace the run that --out holds."),
+RUN = [click.option("--overwrite", is_flag=True, help="Replace the run that --out holds."),
        click.option("--resume", is_flag=True, help="Go on with the run in --out, where it was interrupted."),
        click.option("--config", metavar="FILE", is_eager=True, expose_value=False, callback=lambda context, _, path: _use_config(context, path),
                     help="Take options from the config.json of another run.")]
+TABLE = [click.option("--out", metavar="FILE", help="A .csv or .json file.  [default: CSV on the standard output]"),
+         click.option("--overwrite", is_flag=True, help="Replace the file that --out names.")]
 QUIET = click.option("--quiet", is_flag=True, expose_value=False, callback=lambda *given: _hush(given[2]), help="Say nothing but results and errors.")
 PROBABILITIES = click.option("--probabilities", is_flag=True, help="Also the probability of every class.")
 PRESET = click.option("--preset", type=click.Choice(["small", "default"]), help="Settings for a thousand small images and the built-in model (small), or each "
@@ -268,8 +278,20 @@ def _make_methods(clip, classnames: list[str], preset: str | None) -> dict:
     return {name: type(method)(clip, classnames, **{key: value for key, value in method.get_params(deep=False).items() if key == "captioner"}) for name, method in small.items()}
 
 
+_KINDS = {"bool": (bool, "true or false"), "int": (int, "a whole number"), "float": ((int, float), "a number"), "str": (str, "a word"),
+          "dict": (dict, "an object"), "None": (type(None), "null")}
+
+
+def _check_value(method, name: str, value) -> None:
+    """Raises ValueError when `value` is none of the kinds that the annotation of the parameter names; what is not in the list of kinds is a list."""
+    annotation = inspect.signature(type(method)).parameters[name].annotation
+    kinds = [_KINDS.get(kind, (list, "a list")) for kind in annotation.split(" | ")]
+    if not any(isinstance(value, kind) and (kind is bool or not isinstance(value, bool)) for kind, _ in kinds):
+        raise ValueError(f"{name} of {type(method).__name__} must be {' or '.join(words for _, words in kinds)}, got {json.dumps(value)}")
+
+
 def _configure(method, settings: Sequence[str]):
-    """Set parameters given as name=value. Raises ValueError for a name that the method does not have."""
+    """Set parameters given as name=value. Raises ValueError for a name that the method does not have and for a value of the wrong kind."""
     known = sorted(set(method.get_params(deep=False)) - {"clip", "classnames", "checkpoint", "captioner", "seed"})
     for setting in settings:
         name, equals, value = setting.partition("=")
@@ -282,12 +304,14 @@ def _configure(method, settings: Sequence[str]):
             value = json.loads(value)
         except json.JSONDecodeError:
             pass                # a word
+        _check_value(method, name, value)
         method.set_params(**{name: value})
     return method
 
 # %% ../nbs/16_cli.ipynb #cell-22
 @main.command()
 @_options(IMAGES, CLASSES, MODEL, RUN, PRESET, PROBABILITIES, QUIET)
+@click.option("--out", metavar="DIR", required=True, help="Folder for the results; must be new or empty.")
 @click.option("--method", type=click.Choice(METHODS), default="prototypes", show_default=True)
 @click.option("--set", "settings", metavar="NAME=VALUE", multiple=True, help="Change a parameter of the method; may be repeated.")
 @click.option("--use-labels", is_flag=True, help="Use the labels that sub-folders give, as the few known ones.")
@@ -341,11 +365,10 @@ def _write_predictions(path: Path | None, method, images, probabilities: bool = 
 
 # %% ../nbs/16_cli.ipynb #cell-27
 @main.command()
-@_options(IMAGES, PROBABILITIES, QUIET)
-@click.option("--saved", metavar="DIR", required=True, help="The model folder of a run.")
-@click.option("--out", metavar="FILE", help="A .csv or .json file.  [default: CSV on the standard output]")
+@_options(IMAGES, TABLE, PROBABILITIES, QUIET)
+@click.option("--saved", metavar="DIR", required=True, help="A run folder, or the model folder in it.")
 @click.option("--device", help="cpu, cuda, ...")
-def predict(images, saved, out, probabilities, device) -> None:
+def predict(images, saved, out, overwrite, probabilities, device) -> None:
     """Ask a saved classifier about new images.
 
     \b
@@ -356,7 +379,9 @@ def predict(images, saved, out, probabilities, device) -> None:
     from clipadapt.adapter import read_saved
     from clipadapt.zeroshot import load_clip
 
-    target = _check_file(out, ".csv", ".json")
+    target = _check_file(out, overwrite, ".csv", ".json")
+    if Path(saved, "model", "adapter.json").is_file():
+        saved = Path(saved, "model")
     record, _ = read_saved(Path(saved))
     if record["method"] not in clipadapt.__all__:
         raise ValueError(f"{saved} holds {record['method']!r}, which is no method of this clipadapt; load it in Python with its own class")
@@ -367,10 +392,9 @@ def predict(images, saved, out, probabilities, device) -> None:
 
 
 @main.command("zero-shot")
-@_options(IMAGES, CLASSES, MODEL, PROBABILITIES, QUIET)
+@_options(IMAGES, CLASSES, MODEL, TABLE, PROBABILITIES, QUIET)
 @click.option("--templates", default="single", show_default=True, help="A template set, or one template such as 'a photo of a {}.'")
-@click.option("--out", metavar="FILE", help="A .csv or .json file.  [default: CSV on the standard output]")
-def zero_shot(images, classes, model, pretrained, device, templates, out, probabilities) -> None:
+def zero_shot(images, classes, model, pretrained, device, templates, out, overwrite, probabilities) -> None:
     """Let CLIP guess, without adapting anything.
 
     \b
@@ -379,7 +403,7 @@ def zero_shot(images, classes, model, pretrained, device, templates, out, probab
     from clipadapt.adapter import ZeroShot
     from clipadapt.zeroshot import load_clip
 
-    target = _check_file(out, ".csv", ".json")
+    target = _check_file(out, overwrite, ".csv", ".json")
     pool = _read_images(images, classes, "test")
     method = ZeroShot(load_clip(model, pretrained, device), pool.classnames, templates=templates).fit(pool)
     _write_predictions(target, method, pool, probabilities)
@@ -388,6 +412,7 @@ def zero_shot(images, classes, model, pretrained, device, templates, out, probab
 # %% ../nbs/16_cli.ipynb #cell-30
 @main.command()
 @_options(IMAGES, CLASSES, MODEL, RUN, PRESET, QUIET)
+@click.option("--out", metavar="DIR", default="runs/compare", show_default=True, help="Folder for the results; must be new or empty.")
 @click.option("--test", metavar="DIR", help="Labelled images to score on, a sub-folder a class.  [default: the other half of the handwriting, or --images]")
 @click.option("--methods", default="all", show_default=True, help=f"Names separated by commas: {', '.join(METHODS)}.")
 @click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="How many seeds.")
@@ -396,7 +421,7 @@ def compare(context, images, classes, model, pretrained, device, out, overwrite,
     """Run several methods on the same images; write a table and a report.
 
     \b
-    clipadapt compare --seeds 3 --out compared
+    clipadapt compare --seeds 3
     clipadapt compare --images photos --classes cat,dog --test labelled --methods zero-shot,prototypes,reclip --out compared
     """
     from clipadapt.compare import recommend, report, run_all, tabulate
@@ -432,7 +457,9 @@ def compare(context, images, classes, model, pretrained, device, out, overwrite,
 @main.command()
 @_options(IMAGES, MODEL, QUIET)
 @click.option("--out", metavar="FILE", required=True, help="A .safetensors or .npy file; a .json file with the names of the images is written beside it.")
-def encode(images, model, pretrained, device, out) -> None:
+@click.option("--overwrite", is_flag=True, help="Replace these two files.")
+@click.pass_context
+def encode(context, images, model, pretrained, device, out, overwrite) -> None:
     """Image features of a folder, unit rows, float32. What was encoded before is not encoded again.
 
     \b
@@ -445,7 +472,8 @@ def encode(images, model, pretrained, device, out) -> None:
     from clipadapt.features import FeatureStore
     from clipadapt.zeroshot import load_clip
 
-    target = _check_file(out, ".safetensors", ".npy")
+    target = _check_file(out, overwrite, ".safetensors", ".npy", beside=".json")
+    context.find_root().obj = "What was encoded is kept; the same command goes on from there."
     pool, clip = ImageSet.from_folder(images) if images else digits("train"), load_clip(model, pretrained, device)
     features = np.ascontiguousarray(FeatureStore().encode(clip, pool), dtype=np.float32)
     with whole_file(target) as draft:
@@ -459,11 +487,11 @@ def encode(images, model, pretrained, device, out) -> None:
 
 
 @main.command("caption")
-@_options(IMAGES, QUIET)
+@_options(IMAGES, TABLE, QUIET)
 @click.option("--captioner", metavar="MODEL", help="An image-text-to-text model of transformers.  [default: the ruler, which knows glyphs only]")
 @click.option("--prompt", default="Describe the image in one sentence.", show_default=True)
-@click.option("--out", metavar="FILE", help="A .csv or .json file.  [default: CSV on the standard output]")
-def caption_command(images, captioner, prompt, out) -> None:
+@click.pass_context
+def caption_command(context, images, captioner, prompt, out, overwrite) -> None:
     """A sentence for each image. What was described before is not described again.
 
     \b
@@ -474,7 +502,8 @@ def caption_command(images, captioner, prompt, out) -> None:
     from clipadapt.captions import AttributeCaptioner, TransformersCaptioner, caption
     from clipadapt.data import ImageSet, digits
 
-    target = _check_file(out, ".csv", ".json")
+    target = _check_file(out, overwrite, ".csv", ".json")
+    context.find_root().obj = "What was described is kept; the same command goes on from there."
     pool = ImageSet.from_folder(images) if images else digits("test")
     captions = caption(TransformersCaptioner(captioner) if captioner else AttributeCaptioner(), pool, prompt)
     table = pd.DataFrame({"image": _names(pool), "caption": captions.texts})
@@ -485,7 +514,11 @@ def caption_command(images, captioner, prompt, out) -> None:
 @_options(QUIET)
 @click.option("--out", metavar="DIR", default="runs/demo", show_default=True)
 def demo_command(out) -> None:
-    """Every method on real handwriting with the built-in CLIP: a table and a report. Takes a few minutes."""
+    """Every method on real handwriting with the built-in CLIP: a table and a report. Takes a few minutes.
+
+    \b
+    clipadapt demo --out runs/demo
+    """
     from clipadapt.compare import demo
 
     demo(out)

@@ -45,12 +45,20 @@ def saved(folders, tmp_path_factory):
     return out
 
 
+@pytest.fixture
+def cache(tmp_path_factory, monkeypatch):
+    """Features and captions of a test go to a folder of its own."""
+    where = tmp_path_factory.mktemp("cache")
+    monkeypatch.setattr("clipadapt.features.cache_directory", lambda: where)
+    monkeypatch.setattr("clipadapt.captions.cache_directory", lambda: where)
+
+
 def test_help_shows_examples_and_needs_no_torch():
     code = "import sys; from clipadapt.cli import main; main(['--help'], standalone_mode=False); assert 'torch' not in sys.modules"
     assert "clipadapt predict --saved" in subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     for command in main.commands:
         text = run(command, "--help").output
-        assert text.startswith(f"Usage: clipadapt {command}") and (command == "demo" or f"clipadapt {command}" in text.split("\n", 1)[1]), command
+        assert text.startswith(f"Usage: clipadapt {command}") and f"clipadapt {command}" in text.split("\n", 1)[1], command
 
 
 def test_lazy_names_are_all_there():
@@ -195,6 +203,10 @@ def test_quiet_says_nothing_and_logs_all_the_same(folders, tmp_path):
     (["adapt", "--classes", "a,a", "--out", "x"], 1, "distinct"),
     (["adapt", "--method", "lpclip", "--set", "epoch=3", "--out", "x"], 1, "did you mean 'epochs'"),
     (["adapt", "--set", "seed=3", "--out", "x"], 1, "--seed"),
+    (["adapt", "--method", "lpclip", "--set", "learning_rate=fast", "--out", "x"], 1, 'must be a number, got "fast"'),
+    (["adapt", "--method", "lpclip", "--set", "strong=maybe", "--out", "x"], 1, "must be true or false"),
+    (["adapt", "--set", "templates=5", "--out", "x"], 1, "must be a word or a list, got 5"),
+    (["adapt", "--classes", "clases.txt", "--out", "x"], 1, "no such file"), (["zero-shot", "--classes", "lists/classes"], 1, "no such file"),
     (["adapt", "--method", "lp-clip", "--out", "x"], 2, "lpclip"),
     (["predict", "--saved", "nowhere", "--out", "x.xlsx"], 1, ".csv or .json"), (["zero-shot", "--out", "."], 1, ".csv or .json"), (["caption", "--out", "x.txt"], 1, ".csv or .json"),
     (["adapt", "--model", "ViT-B-33", "--pretrained", "openai", "--out", "x"], 1, "ViT-B-3"),
@@ -241,17 +253,40 @@ def test_compare_refuses_half_labelled_images_before_it_fits(folders, tmp_path):
     assert refused.exit_code == 1 and "1 of 2 images to score on have no label" in refused.stderr and not (tmp_path / "x").exists()
 
 
-def test_encode_and_caption(folders, tmp_path, monkeypatch):
-    monkeypatch.setattr("clipadapt.features.cache_directory", lambda: tmp_path / "cache")
-    monkeypatch.setattr("clipadapt.captions.cache_directory", lambda: tmp_path / "cache", raising=False)
+def test_encode_and_caption(folders, tmp_path, cache):
     from safetensors.numpy import load_file
 
-    for name in ("f.safetensors", "f.npy"):
-        assert run("encode", "--images", folders / "flat", "--out", tmp_path / name).exit_code == 0
+    for name, options in (("f.safetensors", []), ("f.npy", ["--overwrite"])):        # both have f.json beside them
+        assert run("encode", "--images", folders / "flat", "--out", tmp_path / name, *options).exit_code == 0
     first, second = load_file(tmp_path / "f.safetensors")["features"], np.load(tmp_path / "f.npy")
     assert np.array_equal(first, second) and len(json.loads((tmp_path / "f.json").read_text())["names"]) == len(first) == 40
     assert run("caption", "--images", folders / "flat", "--out", tmp_path / "c.json").exit_code == 0
     assert pd.read_json(tmp_path / "c.json")["caption"].str.len().min() > 5
+
+
+def test_files_that_are_there_stay(saved, folders, tmp_path, cache):
+    for command, name, beside in [(["zero-shot", "--classes", CLASSES], "a.csv", "a.csv"), (["predict", "--saved", saved], "b.json", "b.json"),
+                                  (["encode"], "c.npy", "c.json"), (["caption"], "d.csv", "d.csv")]:
+        (tmp_path / beside).write_text("mine")
+        same = (*command, "--images", folders / "flat", "--out", tmp_path / name)
+        refused = run(*same)
+        assert refused.exit_code == 1 and f"{beside} is there already" in refused.stderr and (tmp_path / beside).read_text() == "mine", command
+        assert run(*same, "--overwrite").exit_code == 0 and (tmp_path / beside).read_text() != "mine", command
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.csv", "b.json", "c.json", "c.npy", "d.csv"]
+
+
+@pytest.mark.parametrize("command, where, message", [(["encode", "--out", "x.npy"], "clipadapt.features.FeatureStore.encode", "encoded is kept"),
+                                                     (["caption"], "clipadapt.captions.caption", "described is kept"),
+                                                     (["zero-shot"], "clipadapt.adapter.ZeroShot.fit", "Nothing was written"),
+                                                     (["compare", "--seeds", 3], "clipadapt.compare.run_all", "kept in runs/compare")])
+def test_ctrl_c_says_what_is_kept(command, where, message, tmp_path, monkeypatch, cache):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(where, interrupted)
+    result = run(*command)
+    assert result.exit_code == 130 and message in result.stderr and "Traceback" not in result.output
 
 
 def test_ctrl_c_keeps_the_state_and_resume_goes_on(folders, tmp_path):
