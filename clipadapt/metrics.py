@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from numbers import Real
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -15,7 +16,8 @@ import seaborn as sns
 import torch
 from matplotlib.axes import Axes
 from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax, logsumexp, xlogy
+from scipy.special import log_softmax, logsumexp
+from scipy.stats import entropy
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from .data import check_classnames, check_count
@@ -436,8 +438,9 @@ def adaptive_calibration_error(labels: Sequence[int] | np.ndarray, probabilities
                                bins: int = 15) -> float:
     """Mean gap between confidence and accuracy over `bins` bins of equally many images (give or take one), weighted by their images.
 
-    labels: integers [N]; probabilities: floats [N, C], rows summing to one. Only the largest probability of an image counts. Returns a float in
-    [0, 1], best 0. Raises ValueError as `calibration_bins` does.
+    labels: integers [N]; probabilities: floats [N, C], rows summing to one. Only the largest probability of an image counts (its confidence). Images
+    of equal confidence share their mean accuracy, wherever a bin ends among them. With fewer images than `bins`, a bin holds one image. Returns a
+    float in [0, 1], best 0. Raises ValueError as `calibration_bins` does.
     Source: Nguyen and O'Connor 2015, "Posterior Calibration and Exploratory Analysis for Natural Language Processing Models", Section 3;
     Nixon et al. 2019, "Measuring Calibration in Deep Learning", whose ACE also averages over the classes.
     """
@@ -459,24 +462,34 @@ def brier_score(labels: Sequence[int] | np.ndarray, probabilities: Sequence[Sequ
 
 # %% ../nbs/02_metrics.ipynb #cell-121
 def _log(probabilities: np.ndarray) -> np.ndarray:
+    """Logarithms of probabilities [N, C]; what float32 has rounded to zero counts as 1e-38, its smallest number."""
     return np.log(np.clip(probabilities, 1e-38, None))
+
+
+def _check_positive(value: float, name: str, most: float = np.inf) -> float:
+    """`value` as a float if it is a finite number above 0 and at most `most`, or a ValueError."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value <= most or value == np.inf:
+        raise ValueError(f"{name} must be a finite number above 0{'' if most == np.inf else f' and at most {most}'}, got {value!r}")
+    return float(value)
 
 
 def apply_temperature(probabilities: Sequence[Sequence[float]] | np.ndarray, temperature: float) -> np.ndarray:
     """Probabilities softmax(ln(probabilities) / temperature), float64 [N, C]: flatter above 1, sharper below; no answer changes.
 
-    Equal to the softmax of the logits divided by `temperature`. Raises ValueError for a temperature that is not a number above 0 and for rows that are no probabilities.
+    probabilities: floats [N, C], rows summing to one; below 1e-38 they count as 1e-38. Apart from that, equal to the softmax of the logits divided by
+    `temperature`. Raises ValueError for a temperature that is not a finite number above 0 and for rows that are no probabilities.
+    Source: Guo et al. 2017, "On Calibration of Modern Neural Networks", Eq. 9.
     """
-    if not 0 < temperature < np.inf:
-        raise ValueError(f"a temperature is a number above 0, got {temperature!r}")
+    temperature = _check_positive(temperature, "temperature")
     return np.exp(log_softmax(_log(_check_probabilities(probabilities)) / temperature, axis=1))
 
 
 def fit_temperature(labels: Sequence[int] | np.ndarray, probabilities: Sequence[Sequence[float]] | np.ndarray) -> float:
     """The temperature in 0.01 ... 100 with the lowest NLL of `apply_temperature(probabilities, temperature)`.
 
-    labels: integers [N], true ones or pseudolabels of another classifier or view; probabilities: floats [N, C]. Raises ValueError when there is no lowest
-    point in between: labels that agree with nearly every answer ask for certainty, labels at odds with the answers for none; also as `negative_log_likelihood` does.
+    labels: integers [N], true ones or pseudolabels of another classifier or view; probabilities: floats [N, C]. Returns a float. Raises ValueError when
+    there is no lowest point in between: for labels that agree with (nearly) every answer, which ask for 0, for labels that agree no more than by
+    chance, which ask for infinity, and where all classes are equally probable; also as `negative_log_likelihood` does.
     Source: Guo et al. 2017, "On Calibration of Modern Neural Networks", Section 4.2.
     """
     labels, probabilities = _check_pair(labels, probabilities=probabilities)
@@ -488,13 +501,30 @@ def fit_temperature(labels: Sequence[int] | np.ndarray, probabilities: Sequence[
         return float((logsumexp(scaled, axis=1) - scaled[truth]).mean())
 
     found = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-6}).x
-    agreed = (probabilities.argmax(axis=1) == labels).mean()
-    if agreed == 1 or np.abs(found - bounds).min() < 1e-2:
-        raise ValueError(f"there is no best temperature between 0.01 and 100: {agreed:.0%} of the answers agree with the labels. "
-                         "Do not take a classifier's own answers as labels; with fewer right answers than a guess, nothing can be scaled")
+    agreed, problem = (probabilities.argmax(axis=1) == labels).mean(), ""
+    if not np.ptp(logits, axis=1).any():
+        problem = "in every image all classes are equally probable, and stay so at any temperature"
+    elif agreed == 1 or found - bounds[0] < 1e-2:
+        problem = (f"{agreed:.0%} of the answers agree with the labels, which asks for certainty. A classifier's own answers cannot serve as its "
+                   "labels: take true ones, or pseudolabels of another view or another method")
+    elif bounds[1] - found < 1e-2:
+        problem = f"only {agreed:.0%} of the answers agree with the labels, hardly more than by chance, which asks for complete doubt: take better labels"
+    if problem:
+        raise ValueError(f"there is no best temperature between 0.01 and 100: {problem}")
     return float(np.exp(found))
 
 # %% ../nbs/02_metrics.ipynb #cell-124
+def _check_numbers(values, name: str, shape: str) -> np.ndarray:
+    """`values` as float64, finite, not empty and with as many axes as `shape` names, or a ValueError."""
+    values = _array(values)
+    if values.ndim != len(shape.split(",")) or not values.size or values.dtype.kind not in "fiub":
+        raise ValueError(f"{name} must be numbers of shape {shape} and not empty, got {values.dtype} of shape {values.shape}")
+    infinite = ~np.isfinite(values)
+    if infinite.any():
+        raise ValueError(f"{name} must be finite, but {infinite.sum()} of {values.size} are not, for instance {values[infinite][0]}")
+    return values.astype(np.float64)
+
+
 def max_probability(probabilities: Sequence[Sequence[float]] | np.ndarray) -> np.ndarray:
     """The largest probability of each image, float64 [N], in 1/C ... 1. Raises ValueError for rows that are no probabilities.
 
@@ -504,21 +534,20 @@ def max_probability(probabilities: Sequence[Sequence[float]] | np.ndarray) -> np
 
 
 def negative_entropy(probabilities: Sequence[Sequence[float]] | np.ndarray) -> np.ndarray:
-    """Sum of p ln p of each image, in nats, float64 [N], in -ln C (no idea) ... 0 (certain). Raises ValueError for rows that are no probabilities."""
-    return xlogy(*2 * (_check_probabilities(probabilities),)).sum(axis=1)
+    """Sum of p ln p of each image, in nats, float64 [N], in -ln C (no idea) ... 0 (certain), rows scaled to a sum of exactly one.
+
+    probabilities: floats [N, C]. Raises ValueError for rows that are no probabilities.
+    """
+    return 0.0 - entropy(_check_probabilities(probabilities), axis=1)          # 0.0 -: no minus zero
 
 
 def negative_energy(logits: Sequence[Sequence[float]] | np.ndarray, temperature: float = 1.0) -> np.ndarray:
     """temperature * ln(sum of exp(logits / temperature)) of each image, float64 [N]: large when some logit is.
 
-    logits: floats [N, C]. Raises ValueError for logits that are not finite numbers [N, C], and for a temperature that is not above 0.
+    logits: floats [N, C]. Raises ValueError for logits that are not finite numbers [N, C], and for a temperature that is not a finite number above 0.
     Source: Liu et al. 2020, "Energy-based Out-of-distribution Detection", Eq. 4 (theirs has the other sign).
     """
-    logits = _array(logits).astype(np.float64)
-    if logits.ndim != 2 or not logits.size or not np.isfinite(logits).all():
-        raise ValueError(f"logits must be finite numbers of shape [images, classes] and not empty, got shape {logits.shape}")
-    if not temperature > 0:
-        raise ValueError(f"a temperature is a number above 0, got {temperature!r}")
+    logits, temperature = _check_numbers(logits, "logits", "[images, classes]"), _check_positive(temperature, "temperature")
     return temperature * logsumexp(logits / temperature, axis=1)
 
 # %% ../nbs/02_metrics.ipynb #cell-127
@@ -526,44 +555,50 @@ def detection(inside: Sequence[float] | np.ndarray, outside: Sequence[float] | n
     """How well a score tells images of known classes from others: a dict of auroc, aupr and fpr95, all in 0-1.
 
     inside, outside: finite scores [N], [M], meant to be higher inside, which is the positive class. fpr95 is the share of `outside` at or above the
-    highest threshold that lets `rate` of `inside` pass (it keeps its name for another `rate`). Raises ValueError for empty or non-finite scores.
-    Source: Hendrycks and Gimpel 2017, Section 2; Liang et al. 2018, "Enhancing the Reliability of Out-of-distribution Image Detection", Section 3.3 (FPR at 95 % TPR).
+    highest threshold that lets `rate` of `inside` pass (it keeps its name for another `rate`). Raises ValueError for scores that are empty, not finite
+    or of another shape, and for a rate that is not above 0 and at most 1.
+    Source: Hendrycks and Gimpel 2017, "A Baseline for Detecting Misclassified and Out-of-Distribution Examples in Neural Networks", Section 2; Liang et
+    al. 2018, "Enhancing the Reliability of Out-of-distribution Image Detection in Neural Networks", Section 3.3 (FPR at 95 % TPR).
     """
-    inside, outside = _check_scores(inside, "inside"), _check_scores(outside, "outside")
-    if not 0 < rate <= 1:
-        raise ValueError(f"rate must lie above 0 and be at most 1, got {rate!r}")
-    truth, scores = np.repeat([1, 0], [len(inside), len(outside)]), np.concatenate([inside, outside])
-    false_positive, true_positive, _ = roc_curve(truth, scores, drop_intermediate=False)
+    truth, scores = _scores_of_both(inside, outside)
     return {"auroc": float(roc_auc_score(truth, scores)), "aupr": float(average_precision_score(truth, scores)),
-            "fpr95": float(false_positive[(true_positive >= rate - 1e-12).argmax()])}
+            "fpr95": _threshold(truth, scores, rate)[1]}
 
 
-def _check_scores(values, name: str) -> np.ndarray:
-    """Scores as float64 [N], finite and not empty, or a ValueError."""
-    values = _array(values).astype(np.float64)
-    if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
-        raise ValueError(f"{name} must be finite scores, one an image, and not empty; got shape {values.shape}")
-    return values
+def _scores_of_both(inside, outside) -> tuple[np.ndarray, np.ndarray]:
+    """1 for every score inside and 0 for every one outside, int64 [N + M], and the scores, float64 [N + M], checked."""
+    inside, outside = _check_numbers(inside, "inside", "[images]"), _check_numbers(outside, "outside", "[images]")
+    return np.repeat([1, 0], [len(inside), len(outside)]), np.concatenate([inside, outside])
+
+
+def _threshold(truth: np.ndarray, scores: np.ndarray, rate: float = 0.95) -> tuple[float, float]:
+    """The highest threshold that at least `rate` of the scores inside reach, and the share of those outside that reach it, too."""
+    false_positive, true_positive, thresholds = roc_curve(truth, scores, drop_intermediate=False)
+    first = (true_positive >= _check_positive(rate, "rate", 1) - 1e-12).argmax()
+    return float(thresholds[first]), float(false_positive[first])
 
 # %% ../nbs/02_metrics.ipynb #cell-129
-def plot_detection(inside: Sequence[float] | np.ndarray, outside: Sequence[float] | np.ndarray, name: str = "outside", axes: Axes | None = None) -> Axes:
-    """Histograms of a score for images of known classes and for others, each in per cent of its kind; dashed: the threshold that 95 % of the known pass.
+def plot_detection(inside: Sequence[float] | np.ndarray, outside: Sequence[float] | np.ndarray, name: str = "outside",
+                   axes: Axes | None = None) -> Axes:
+    """Histograms of a score for images of known classes and for others, each in per cent of its kind; dashed: where 95 % of the known pass.
 
-    inside, outside: scores [N], [M]; `name` says what the others are. The title gives AUROC and FPR95. Returns the matplotlib Axes. Raises ValueError as `detection` does.
+    inside, outside: finite scores [N], [M]; `name` says what the others are. The title gives AUROC and FPR95. Returns the matplotlib Axes.
+    Raises ValueError as `detection` does.
     """
-    figures = detection(inside, outside)
-    inside, outside = _array(inside), _array(outside)
+    figures, (truth, scores) = detection(inside, outside), _scores_of_both(inside, outside)
     axes = _axes(axes, (7, 3.6))
-    edges = np.histogram_bin_edges(np.concatenate([inside, outside]), 30)
-    for label, values, colour in [("known classes", inside, "#4c72b0"), (name, outside, "#c44e52")]:
+    edges = np.linspace(scores.min(), scores.max(), 31)
+    if not (np.diff(edges) > 0).all():                                          # all scores alike
+        edges = scores[0] + max(1, abs(scores[0])) * np.linspace(-0.5, 0.5, 31)
+    for label, values, colour in [("known classes", scores[truth == 1], "#4c72b0"), (name, scores[truth == 0], "#c44e52")]:
         sns.histplot(x=values, bins=edges, stat="percent", color=colour, alpha=0.5, edgecolor="white", label=f"{label} ({len(values)} images)", ax=axes)
-    axes.axvline(np.quantile(inside, 0.05, method="lower"), color="black", linestyle="--")
+    axes.axvline(_threshold(truth, scores)[0], color="black", linestyle="--")
     axes.set(xlabel="score", ylabel="images of that kind (%)")
     axes.legend()
     _set_title(axes, f"{_percent(figures['fpr95'])} of “{name}” pass where 95 % of the known do; AUROC {figures['auroc']:.2f}")
     return axes
 
-# %% ../nbs/02_metrics.ipynb #cell-134
+# %% ../nbs/02_metrics.ipynb #cell-135
 def risk_coverage(labels: Sequence[int] | np.ndarray, probabilities: Sequence[Sequence[float]] | np.ndarray) -> pd.DataFrame:
     """The share of wrong answers (risk) among the most confident k of N images, for k = 1 ... N: columns coverage (k / N) and risk, 0-1.
 
@@ -583,38 +618,48 @@ def area_under_risk_coverage(labels: Sequence[int] | np.ndarray, probabilities: 
     """
     return float(risk_coverage(labels, probabilities)["risk"].mean())
 
-# %% ../nbs/02_metrics.ipynb #cell-136
+# %% ../nbs/02_metrics.ipynb #cell-137
+def _risk_title(table: pd.DataFrame) -> str:
+    """The sentence that says at which coverage the risk is half of what it is for all images."""
+    risk, half = table["risk"].iloc[-1], table["coverage"][table["risk"] <= table["risk"].iloc[-1] / 2 + 1e-12]
+    if not risk:
+        return "No answer is wrong"
+    if half.empty:
+        return f"No coverage halves the risk of {_percent(risk)}"
+    return f"Answering the surest {_percent(half.iloc[-1], 0 if half.iloc[-1] >= 0.01 else 2)} halves the risk of {_percent(risk)}"
+
+# %% ../nbs/02_metrics.ipynb #cell-138
 def plot_risk_coverage(labels: Sequence[int] | np.ndarray, probabilities: Sequence[Sequence[float]] | np.ndarray, axes: Axes | None = None) -> Axes:
     """Risk against coverage; dashed: the best order there could be (all errors last), dotted: no order at all.
 
-    labels: integers [N]; probabilities: floats [N, C]. The title says how many images can be answered with half the risk. Returns the matplotlib
-    Axes. Raises ValueError as `risk_coverage` does.
+    labels: integers [N]; probabilities: floats [N, C]. The title says how many images can be answered with half the risk, if any. Returns the
+    matplotlib Axes. Raises ValueError as `risk_coverage` does.
     """
     table = 100 * risk_coverage(labels, probabilities)
     wrong = np.sort(~_confidence(labels, probabilities)[1])
-    risk, few = table["risk"].iloc[-1], table[table["risk"] <= table["risk"].iloc[-1] / 2]
     axes = _axes(axes, (7, 3.6))
     axes.plot(table["coverage"], table["risk"], color="#4c72b0", linewidth=2.5, label="most confident first")
     axes.plot(table["coverage"], 100 * np.cumsum(wrong) / np.arange(1, len(wrong) + 1), color="black", linestyle="--", label="errors last")
-    axes.axhline(risk, color="grey", linestyle=":", label="any order")
+    axes.axhline(table["risk"].iloc[-1], color="grey", linestyle=":", label="any order")
     axes.set(xlabel="coverage: images answered (%)", ylabel="risk: wrong among these (%)", xlim=(0, 100), ylim=(0, None))
     axes.legend(loc="upper left", bbox_to_anchor=(0.06, 0.93))
-    coverage = few["coverage"].iloc[-1] / 100 if len(few) else 0
-    _set_title(axes, f"Answering the surest {_percent(coverage)} halves the risk of {_percent(risk / 100)}" if risk else "No answer is wrong")
+    _set_title(axes, _risk_title(table / 100))
     return axes
 
-# %% ../nbs/02_metrics.ipynb #cell-140
+# %% ../nbs/02_metrics.ipynb #cell-142
 def epistemic_uncertainty(probabilities: Sequence | np.ndarray) -> pd.DataFrame:
     """Uncertainty of an ensemble about each image, in nats: columns total, aleatoric and epistemic, total = aleatoric + epistemic.
 
-    probabilities: floats [S, N, C], of S models. total is the entropy of their mean, aleatoric the mean of their entropies, epistemic the difference (at
-    least 0, at most ln S). Raises ValueError for another shape or rows that are no probabilities.
-    Source: Houlsby et al. 2011, "Bayesian Active Learning for Classification and Preference Learning", Eq. 1; Lakshminarayanan et al. 2017, "Simple and
-    Scalable Predictive Uncertainty Estimation using Deep Ensembles" (the ensemble).
+    probabilities: floats [S, N, C], or a list of S arrays or tensors [N, C], one a model. total is the entropy of their mean, aleatoric the mean of
+    their entropies, epistemic the difference (at least 0, at most ln S). Raises ValueError for another shape or rows that are no probabilities.
+    Source: Houlsby et al. 2011, "Bayesian Active Learning for Classification and Preference Learning", Eq. 1; Depeweg et al. 2018, "Decomposition of
+    Uncertainty in Bayesian Deep Learning", Section 3 (the two names); Lakshminarayanan et al. 2017, "Simple and Scalable Predictive Uncertainty
+    Estimation using Deep Ensembles" (the ensemble).
     """
-    probabilities = _array(probabilities)
-    if probabilities.ndim != 3 or not probabilities.size:
-        raise ValueError(f"probabilities must be [models, images, classes] and not empty, got shape {probabilities.shape}")
-    models = [_check_probabilities(model) for model in probabilities]
-    total, aleatoric = -negative_entropy(np.mean(models, axis=0)), 0.0 - np.mean([negative_entropy(model) for model in models], axis=0)
+    models = [_array(model) for model in probabilities]
+    shapes = sorted({model.shape for model in models})
+    if len(shapes) != 1 or len(shapes[0]) != 2:
+        raise ValueError(f"probabilities must be [models, images, classes], every model's of one shape; got models of the shapes {shapes}")
+    models = [_check_probabilities(model) for model in models]
+    total, aleatoric = entropy(np.mean(models, axis=0), axis=1), np.mean([entropy(model, axis=1) for model in models], axis=0)
     return pd.DataFrame({"total": total, "aleatoric": aleatoric, "epistemic": np.maximum(total - aleatoric, 0)})

@@ -1,4 +1,5 @@
 """Metrics against scikit-learn, against numbers computed by hand, and against each other."""
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -53,14 +54,16 @@ def test_scikit_learn_agrees(seed):
     assert found["fpr95"] == pytest.approx((outside >= threshold).mean())
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.integers(0, 10_000))
 def test_the_order_of_the_images_does_not_matter(seed):
-    labels, probabilities = draw(seed)
-    probabilities = np.eye(4)[probabilities.argmax(1)] * 0.4 + 0.15       # all equally sure: nothing but ties
+    labels, distinct = draw(seed)
+    tied = np.eye(4)[distinct.argmax(1)] * 0.4 + 0.15                     # all equally sure: nothing but ties
     order = np.random.default_rng(seed).permutation(len(labels))
-    for metric in (metrics.adaptive_calibration_error, metrics.area_under_risk_coverage, metrics.brier_score, metrics.expected_calibration_error):
-        assert metric(labels, probabilities) == pytest.approx(metric(labels[order], probabilities[order]))
+    for metric in (metrics.adaptive_calibration_error, metrics.area_under_risk_coverage, metrics.brier_score, metrics.expected_calibration_error,
+                   metrics.negative_log_likelihood, metrics.fit_temperature):
+        for probabilities in (distinct, tied):
+            assert metric(labels, probabilities) == pytest.approx(metric(labels[order], probabilities[order]), rel=1e-5)
 
 
 @settings(max_examples=30, deadline=None)
@@ -75,9 +78,84 @@ def test_a_temperature_changes_no_answer_and_is_found_again(seed, temperature):
     assert losses[0] == min(losses)
 
 
-def test_scores_of_swapped_sets_are_swapped():
-    inside, outside = np.random.default_rng(0).normal(1, size=50), np.random.default_rng(1).normal(size=70)
-    assert metrics.detection(inside, outside)["auroc"] == pytest.approx(1 - metrics.detection(outside, inside)["auroc"])
+@pytest.mark.parametrize("sure, right, classes", [(0.9, 3, 2), (0.6, 3, 2), (0.99, 2, 4), (0.3, 2, 4)])
+def test_a_temperature_by_hand(sure, right, classes):
+    """Of four images with the same probabilities `right` are right: the best temperature makes the odds right : wrong."""
+    probabilities = np.tile([sure] + [(1 - sure) / (classes - 1)] * (classes - 1), (4, 1))
+    labels = [0] * right + [1] * (4 - right)
+    odds, wanted = sure / probabilities[0, 1], right / (4 - right) * (classes - 1)
+    assert metrics.fit_temperature(labels, probabilities) == pytest.approx(np.log(odds) / np.log(wanted), rel=1e-4)
+
+
+scores = st.lists(st.integers(-5, 5), min_size=1, max_size=20)          # small integers: many ties
+
+
+@settings(max_examples=30, deadline=None)
+@given(scores, scores, st.floats(0.01, 1))
+def test_detection_of_any_scores(inside, outside, rate):
+    found = metrics.detection(inside, outside, rate)
+    assert found["auroc"] == pytest.approx(1 - metrics.detection(outside, inside)["auroc"])                  # swapped
+    assert found["auroc"] == pytest.approx(np.mean([(a > b) + (a == b) / 2 for a in inside for b in outside]))
+    threshold = max(t for t in inside if np.mean(np.array(inside) >= t) >= rate - 1e-12)
+    assert found["fpr95"] == pytest.approx(np.mean(np.array(outside) >= threshold))
+    assert found == pytest.approx(metrics.detection(inside[::-1], outside[::-1], rate))                      # in another order
+    assert found == pytest.approx(metrics.detection(np.exp(inside), np.exp(outside), rate))                  # only the order of scores counts
+
+
+@pytest.mark.parametrize("inside, outside, auroc, aupr, fpr95", [
+    ([2, 3], [0, 1], 1, 1, 0), ([0], [1], 0, 0.5, 1), ([1, 1], [1, 1, 1], 0.5, 0.4, 1), ([3, 2, 1], [2.5, 0], 4 / 6, (1 + 2 / 3 + 3 / 4) / 3, 0.5)])
+def test_detection_by_hand(inside, outside, auroc, aupr, fpr95):
+    assert metrics.detection(inside, outside) == pytest.approx({"auroc": auroc, "aupr": aupr, "fpr95": fpr95})
+    assert all(type(value) is float for value in metrics.detection(inside, outside).values())
+
+
+@pytest.mark.parametrize("count", [7, 20, 60, 100])
+def test_the_dashed_line_is_the_threshold_of_fpr95(count):
+    inside = np.arange(count, dtype=float)
+    line = metrics.plot_detection(inside, [-1.0]).lines[0].get_xdata()[0]
+    assert line == count - np.ceil(0.95 * count - 1e-9)
+    assert metrics.detection(inside, [line])["fpr95"] == 1 and metrics.detection(inside, [line - 0.5])["fpr95"] == 0
+    plt.close("all")
+
+
+@pytest.mark.parametrize("inside, outside", [([1, 1], [1]), ([1.0], [1 - 1e-16]), ([1e20], [1e20]), ([True, False], [False])])
+def test_scores_that_hardly_differ_can_be_drawn(inside, outside):
+    axes = metrics.plot_detection(inside, outside)
+    assert sum(patch.get_height() for patch in axes.patches) == pytest.approx(200)
+    plt.close("all")
+
+
+def test_risk_and_coverage_by_hand():
+    sure = [[0.9, 0.1], [0.8, 0.2], [0.7, 0.3], [0.6, 0.4]]
+    table = metrics.risk_coverage([0, 1, 0, 1], sure)
+    np.testing.assert_allclose(table["coverage"], [0.25, 0.5, 0.75, 1])
+    np.testing.assert_allclose(table["risk"], [0, 1 / 2, 1 / 3, 1 / 2])
+    assert metrics.area_under_risk_coverage([0, 1, 0, 1], sure) == pytest.approx(4 / 12)
+    tied = [[0.9, 0.1], [0.6, 0.4], [0.6, 0.4]]                          # the two share half an error each
+    np.testing.assert_allclose(metrics.risk_coverage([0, 0, 1], tied)["risk"], [0, 1 / 4, 1 / 3])
+    np.testing.assert_allclose(metrics.risk_coverage([0, 1, 0], tied)["risk"], [0, 1 / 4, 1 / 3])
+
+
+@pytest.mark.parametrize("labels, probabilities, title", [
+    (LABELS, PERFECT, "No answer is wrong"), (LABELS, CONSTANT, "No coverage halves the risk of 75 %"), (LABELS, WRONG, "No coverage halves the risk of 100 %"),
+    ([0, 0, 1, 1], [[0.9, 0.1], [0.8, 0.2], [0.7, 0.3], [0.6, 0.4]], "Answering the surest 50 % halves the risk of 50 %"),
+    ([0, 1, 1, 0, 0], [[0.9, 0.1], [0.8, 0.2], [0.8, 0.2], [0.3, 0.7], [0.3, 0.7]], "Answering the surest 20 % halves the risk of 80 %")])
+def test_the_title_of_risk_and_coverage_is_true(labels, probabilities, title):
+    assert metrics.plot_risk_coverage(labels, probabilities).get_title() == title
+    plt.close("all")
+
+
+def test_adaptive_bins_by_hand():
+    probabilities = [[0.9, 0.1], [0.1, 0.9], [0.62, 0.38], [0.38, 0.62]]
+    for bins, value in ((1, 0.01), (2, 0.39), (4, 0.39), (15, 0.39)):    # equal confidences share: 0.9 is right half of the time, 0.62 always
+        assert metrics.adaptive_calibration_error([0, 0, 0, 1], probabilities, bins) == pytest.approx(value)
+    assert metrics.adaptive_calibration_error([0, 1, 0], [[0.9, 0.1], [0.8, 0.2], [0.6, 0.4]], 2) == pytest.approx((abs(1.7 - 1) + abs(0.6 - 1)) / 3)
+
+
+def test_entropies_are_never_negative():
+    rows = np.array([[1.0005, 0.0], [0.9995, 0.0], [1.0, 0.0]])          # rounded in half precision
+    assert (metrics.negative_entropy(rows) == 0).all() and not np.signbit(metrics.negative_entropy(rows)).any()
+    assert (metrics.epistemic_uncertainty([rows, rows]).to_numpy() == 0).all()
 
 
 def test_energy_remembers_what_softmax_forgets():
@@ -86,6 +164,17 @@ def test_energy_remembers_what_softmax_forgets():
     assert np.ptp(metrics.max_probability(probabilities)) < 1e-6 and np.ptp(metrics.negative_entropy(probabilities)) < 1e-6
     np.testing.assert_allclose(metrics.negative_energy(logits), torch.logsumexp(logits.double(), 1))
     assert metrics.negative_energy(logits[:, :1], temperature=3) == pytest.approx([3, 13])
+
+
+def test_ensembles_of_tensors():
+    several = [torch.from_numpy(draw(seed)[1]) for seed in range(3)]
+    expected = metrics.epistemic_uncertainty(np.stack(several))
+    for other in (several, [model.requires_grad_() for model in several], torch.stack(several)):
+        np.testing.assert_array_equal(metrics.epistemic_uncertainty(other), expected)
+    assert metrics.epistemic_uncertainty([model.half() for model in several])["total"].to_numpy() == pytest.approx(expected["total"].to_numpy(), abs=0.02)
+    by_hand = metrics.epistemic_uncertainty([[[1.0, 0]], [[0.5, 0.5]]]).iloc[0]
+    total = -(0.75 * np.log(0.75) + 0.25 * np.log(0.25))
+    assert by_hand.tolist() == pytest.approx([total, np.log(2) / 2, total - np.log(2) / 2])
 
 
 def test_an_ensemble_splits_its_uncertainty():
@@ -97,14 +186,33 @@ def test_an_ensemble_splits_its_uncertainty():
 
 
 @pytest.mark.parametrize("call, message", [
-    (lambda: metrics.brier_score([0], [[2.0, -1.0]]), "negative number"), (lambda: metrics.brier_score([4], [[0.5, 0.5]]), "outside 0 .. 1"),
-    (lambda: metrics.adaptive_calibration_error([-1], [[1.0]]), "-1"), (lambda: metrics.adaptive_calibration_error([0], [[1.0]], bins=True), "bins"),
-    (lambda: metrics.fit_temperature(LABELS, PERFECT), "100% of the answers agree"), (lambda: metrics.fit_temperature(LABELS, WRONG * 0.4 + 0.15), "no best temperature"),
-    (lambda: metrics.apply_temperature(PERFECT, -1), "above 0"), (lambda: metrics.apply_temperature(PERFECT, float("nan")), "above 0"),
-    (lambda: metrics.detection([], [1]), "inside must be finite"), (lambda: metrics.detection([1], [[1]]), "outside must be finite"),
-    (lambda: metrics.detection([1, np.inf], [1]), "inside must be finite"), (lambda: metrics.detection([1], [1], rate=0), "rate"),
-    (lambda: metrics.negative_energy([1.0]), "shape"), (lambda: metrics.negative_energy([[1.0]], 0), "above 0"), (lambda: metrics.max_probability([[0.5]]), "sum to one"),
-    (lambda: metrics.epistemic_uncertainty(PERFECT), "models, images, classes"), (lambda: metrics.epistemic_uncertainty(3 * PERFECT[None]), "sum to one"),
+    (lambda: metrics.brier_score([0], [[2.0, -1.0]]), "negative number"),
+    (lambda: metrics.brier_score([4], [[0.5, 0.5]]), "outside 0 .. 1"),
+    (lambda: metrics.adaptive_calibration_error([-1], [[1.0]]), "-1"),
+    (lambda: metrics.adaptive_calibration_error([0], [[1.0]], bins=True), "bins"),
+    (lambda: metrics.fit_temperature(LABELS, PERFECT), "100% of the answers agree.*another view"),
+    (lambda: metrics.fit_temperature(LABELS, WRONG * 0.4 + 0.15), "only 0% of the answers agree"),
+    (lambda: metrics.fit_temperature(LABELS, CONSTANT), "equally probable"),
+    (lambda: metrics.fit_temperature([0, 0], [[1.0], [1.0]]), "equally probable"),
+    (lambda: metrics.fit_temperature([-1], [[0.5, 0.5]]), "unlabelled"),
+    *((lambda value=value: metrics.apply_temperature(PERFECT, value), "temperature must be a finite number above 0") for value in (-1, 0, np.nan, np.inf, "1", None, True)),
+    (lambda: metrics.detection([], [1]), "inside must be numbers of shape"),
+    (lambda: metrics.detection([1], [[1]]), "outside must be numbers of shape"),
+    (lambda: metrics.detection(["a"], [1]), "inside must be numbers"),
+    (lambda: metrics.detection([1j], [1]), "inside must be numbers"),
+    (lambda: metrics.detection([1, np.inf], [1]), "inside must be finite, but 1 of 2 are not, for instance inf"),
+    *((lambda rate=rate: metrics.detection([1], [1], rate=rate), "rate must be") for rate in (0, 95, np.nan, "0.95")),
+    (lambda: metrics.plot_detection([1], [np.nan]), "outside must be finite"),
+    (lambda: metrics.negative_energy([1.0]), "shape"),
+    (lambda: metrics.negative_energy([[1.0]], 0), "above 0"),
+    (lambda: metrics.negative_energy([[1.0]], np.inf), "above 0"),
+    (lambda: metrics.negative_energy([["a"]]), "logits must be numbers"),
+    (lambda: metrics.negative_entropy([[0.5]]), "sum to one"),
+    (lambda: metrics.max_probability([[0.5]]), "sum to one"),
+    (lambda: metrics.epistemic_uncertainty(PERFECT), "models, images, classes"),
+    (lambda: metrics.epistemic_uncertainty([]), "models, images, classes"),
+    (lambda: metrics.epistemic_uncertainty([PERFECT, PERFECT[:3]]), "shapes .*3, 4.*40, 4"),
+    (lambda: metrics.epistemic_uncertainty(3 * PERFECT[None]), "sum to one"),
     (lambda: metrics.risk_coverage([0, 1], [[1.0]]), "2 labels|outside")])
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):

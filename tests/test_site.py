@@ -22,7 +22,7 @@ listed = [file for bar in kept.sidebar() for file in kept.listed(bar["contents"]
 
 
 def test_every_notebook_and_page_is_in_the_sidebar_once():
-    assert sorted(listed) == sorted(notebooks + [f"pages/{page.name}" for page in pages]), "nbs/sidebar.yml lists every notebook and page once, and nothing else"
+    assert sorted(listed) == sorted(notebooks + [str(page.relative_to(nbs)) for page in [*pages, *(nbs / "course").glob("*.md")]]), "nbs/sidebar.yml lists every notebook and page once, and nothing else"
 
 
 def test_the_navbar_leads_to_pages():
@@ -103,7 +103,7 @@ def test_papers_that_the_chapters_cite_are_in_the_bibliography():
 
 def test_commands_on_the_pages_exist():
     from clipadapt.cli import main
-    commands = [line for page in pages for line in page.read_text(encoding="utf-8").splitlines() if re.match(r"clipadapt \w", line)]
+    commands = [line for page in pages for line in re.sub(r"\\\n *", "", page.read_text(encoding="utf-8")).splitlines() if re.match(r"clipadapt \w", line)]
     assert len(commands) >= 3
     for line in commands:
         _, name, *words = line.split()

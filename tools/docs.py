@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import yaml
@@ -27,7 +28,7 @@ FLAGS = {"slow": "Slow: not run by make test; the result is kept.", "cuda": "For
 def prepare() -> None:
     """Fill _proc: notebooks as nbdev prepares them, then what the site adds to them, the pages, the gallery, the reference."""
     refresh_quarto_yml()
-    proc_nbs(n_workers=0, force=True)
+    proc_nbs(n_workers=0, force=True, skip_folder_re=r"^([_.]|data$|runs$)")      # data sets and results of runs may be large, and are not pages
     names = api.index()
     for name in kept.chapters():
         chapter(name, names)
@@ -113,6 +114,8 @@ def render(renderer: str) -> None:
     if renderer == "quarto":
         subprocess.run(["quarto", "render", "--no-execute", "--to", "html"], cwd=site, check=True)
     else:
+        if not find_spec("smalldocs"):
+            sys.exit("the site needs quarto on the PATH, or Python 3.11 or newer for smalldocs (make PYTHON=python3.12 in a fresh checkout)")
         from smalldocs.site import build
         warnings = [line for line in build(site, quiet=True).warnings if line not in KNOWN]
         if warnings:
