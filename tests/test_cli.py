@@ -278,7 +278,7 @@ def test_files_that_are_there_stay(saved, folders, tmp_path, cache):
 @pytest.mark.parametrize("command, where, message", [(["encode", "--out", "x.npy"], "clipadapt.features.FeatureStore.encode", "encoded is kept"),
                                                      (["caption"], "clipadapt.captions.caption", "described is kept"),
                                                      (["zero-shot"], "clipadapt.adapter.ZeroShot.fit", "Nothing was written"),
-                                                     (["compare", "--seeds", 3], "clipadapt.compare.run_all", "kept in runs/compare")])
+                                                     (["compare", "--seeds", 3], "clipadapt.compare.run_all", "kept in runs/compared")])
 def test_ctrl_c_says_what_is_kept(command, where, message, tmp_path, monkeypatch, cache):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
