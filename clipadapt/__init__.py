@@ -25,6 +25,7 @@ def __getattr__(name: str):
     """Import what is asked for when it is asked for: PyTorch takes seconds, `clipadapt --help` should not."""
     if name not in _HOMES:
         raise AttributeError(f"module 'clipadapt' has no attribute {name!r}")
+    import_module("clipadapt.data")         # first, since it explains a torchvision that does not fit torch
     return getattr(import_module(f"clipadapt.{_HOMES[name]}"), name)
 
 

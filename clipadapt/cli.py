@@ -96,7 +96,7 @@ def _read_images(folder: str | None, classes: str | None, split: str = "train"):
     names = _read_classes(classes)
     images = ImageSet.from_folder(folder) if folder else digits(split)
     if names and not set(images.classnames) <= set(names):
-        logger.info("the sub-folders of %s are not the classes, so its images count as unlabelled", folder)
+        logger.info("the sub-folders of %s are not the classes, so its images count as unlabelled", folder or "the handwriting")
         images = ImageSet(images.images, (), skipped=images.skipped)
     if not names and not images.classnames:
         raise ValueError(f"{folder} has no sub-folders to take class names from: give --classes a,b,c or a file with one name a line")
@@ -412,7 +412,7 @@ def zero_shot(images, classes, model, pretrained, device, templates, out, overwr
 # %% ../nbs/16_cli.ipynb #cell-30
 @main.command()
 @_options(IMAGES, CLASSES, MODEL, RUN, PRESET, QUIET)
-@click.option("--out", metavar="DIR", default="runs/compare", show_default=True, help="Folder for the results; must be new or empty.")
+@click.option("--out", metavar="DIR", default="runs/compared", show_default=True, help="Folder for the results; must be new or empty.")
 @click.option("--test", metavar="DIR", help="Labelled images to score on, a sub-folder a class.  [default: the other half of the handwriting, or --images]")
 @click.option("--methods", default="all", show_default=True, help=f"Names separated by commas: {', '.join(METHODS)}.")
 @click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="How many seeds.")

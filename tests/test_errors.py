@@ -34,7 +34,7 @@ def test_torchvision_that_does_not_fit(tmp_path):
     fake = tmp_path / "torchvision"
     fake.mkdir()
     (fake / "__init__.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
-    answer = run_python("import clipadapt", tmp_path, PYTHONPATH=str(tmp_path))
+    answer = run_python("from clipadapt import load_clip", tmp_path, PYTHONPATH=str(tmp_path))
     assert "ImportError: torchvision" in answer.stderr and "does not fit torch" in answer.stderr
 
 
