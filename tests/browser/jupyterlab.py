@@ -22,6 +22,11 @@ from clipadapt.widgets import describe, select
 project = Path(__file__).resolve().parents[2]
 photos = project / "runs" / "browser"
 CHAPTER, TOKEN = os.environ.get("CHAPTER", "17_widgets"), "reader"
+# Cells that are run before the notebook has its kernel make JupyterLab ask for one, in a dialog that takes every key.
+KERNEL_READY = """() => {
+    const context = window.jupyterapp?.shell?.currentWidget?.sessionContext;
+    return context?.isReady && context.session?.kernel?.status === 'idle';
+}"""
 SETTINGS = {"@jupyterlab/notebook-extension/tracker": {"windowingMode": "none"}, "@jupyterlab/apputils-extension/notification": {"fetchNews": "false"}}
 
 
@@ -73,7 +78,7 @@ def page(server):
         page.set_default_timeout(60_000)
         page.goto(f"{server}/lab/tree/{CHAPTER}.ipynb?token={TOKEN}&reset")
         page.wait_for_selector(".jp-NotebookPanel .jp-CodeCell")
-        page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]", state="attached")
+        page.wait_for_function(KERNEL_READY)
         yield page
         browser.close()
 
@@ -82,11 +87,7 @@ def page(server):
 def ran(page):
     """The chapter after all cells have run, and the texts that the live curves showed on the way."""
     seen = []
-    for _ in range(20):         # a notebook that is only just open ignores the command
-        page.evaluate("void window.jupyterapp.commands.execute('notebook:run-all-cells')")        # not waited for
-        time.sleep(3)
-        if any(re.search(r"\[[\d*]+\]", prompt) for prompt in page.locator(".jp-Notebook .jp-CodeCell .jp-InputPrompt").all_inner_texts()):
-            break
+    page.evaluate("void window.jupyterapp.commands.execute('notebook:run-all-cells')")        # not waited for
     end = time.monotonic() + 600
     while time.monotonic() < end:
         prompts = page.locator(".jp-Notebook .jp-CodeCell .jp-InputPrompt").all_inner_texts()
@@ -96,6 +97,7 @@ def ran(page):
         time.sleep(0.3)
     assert not page.locator('[data-mime-type="application/vnd.jupyter.error"]').all_inner_texts()
     assert all(re.fullmatch(r"\[\d+\]:", prompt) for prompt in prompts), prompts
+    assert not page.locator(".jp-Dialog").count(), page.locator(".jp-Dialog").inner_text()
     return page, seen
 
 
@@ -143,7 +145,7 @@ def photograph(page, found, name: str) -> None:
     """Photograph a panel in the light and in the dark theme."""
     for theme in ("JupyterLab Light", "JupyterLab Dark"):
         page.evaluate("theme => window.jupyterapp.commands.execute('apputils:change-theme', {theme})", theme)
-        page.wait_for_selector(f"body[data-jp-theme-light={str(theme.endswith('Light')).lower()}]")
+        page.wait_for_selector(f"body[data-jp-theme-light={str(theme.endswith('Light')).lower()}]", state="attached")      # it has no size
         time.sleep(0.5)
         found.screenshot(path=photos / f"{name}-{theme.split()[1].lower()}.png")
 
@@ -160,7 +162,9 @@ def test_a_slider_changes_what_the_function_says(ran):
     page, _ = ran
     train = digits("train")
     guesses, found = ZeroShot(load_clip(), train.classnames).fit(train).predict_proba(train), panel(page, "threshold")
+    assert press(found, "K per class", "Home") == "1"
     most = int(press(found, "K per class", "End"))
+    assert most > 1
     before = found.locator("img").get_attribute("src")
     wait_for(found, describe(select(guesses, most, 0.0), 4, train.classnames, len(train), train.labels))
     threshold = float(drag(found, "threshold", 60))
