@@ -11,7 +11,7 @@ alone := OMP_NUM_THREADS=1
 checksums = find clipadapt nbs solutions -name .ipynb_checkpoints -prune -o \( -name '*.py' -o -name '*.ipynb' \) -print | sort | xargs cksum
 
 .NOTPARALLEL:
-.PHONY: demo test test-browser sync notebooks unit slow bench export readme lab docs clean help
+.PHONY: demo test test-browser sync notebooks solutions unit slow bench export readme lab docs clean help
 
 help:           ## list the targets
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -27,8 +27,11 @@ sync: .venv/ready-dev   ## modules and notebooks are what export and clean make 
 	@$(checksums) | cmp -s - .venv/before.sums || { \
 	  echo "clipadapt/ or nbs/ was not what nbdev_export and nbdev_clean make of it; it is now: look at 'git diff' and commit."; exit 1; }
 
-notebooks: .venv/ready-dev   ## run every notebook and the solutions, all but their slow and cuda cells
+notebooks: .venv/ready-dev   ## run every notebook and the first chapters' solutions, all but their slow and cuda cells
 	$(alone) $(BIN)/nbdev_test --n_workers $(WORKERS) --do_print
+	$(alone) $(BIN)/nbdev_test --path solutions --file_re '^0[0-6]' --n_workers $(WORKERS) --do_print
+
+solutions: .venv/ready-dev   ## run the solutions of every chapter
 	$(alone) $(BIN)/nbdev_test --path solutions --n_workers $(WORKERS) --do_print
 
 unit: .venv/ready-dev   ## the tests that a notebook cannot hold
