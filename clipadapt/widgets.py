@@ -82,9 +82,10 @@ class Panel:
 
     def redraw(self) -> None:
         """Put text and picture in place of the old ones."""
+        self.line.value = f"<div style='line-height:1.5'>{escape(self.text())}</div>"      # first: the picture takes longer
         figure = self.figure()
         self.picture.layout.width = f"{96 * figure.get_figwidth():.0f}px"
-        self.picture.value, self.line.value = _png(figure, dpi=144), f"<div style='line-height:1.5'>{escape(self.text())}</div>"
+        self.picture.value = _png(figure, dpi=144)
 
     def _changed(self, change) -> None:
         self.redraw()
@@ -215,7 +216,7 @@ def browse_pseudolabels(images, probabilities, classnames: Sequence[str], labels
 
 # %% ../nbs/17_widgets.ipynb #cell-16
 def plot_selection(images: ImageSet, chosen: Pseudolabels, number: int, classnames: Sequence[str], labels: np.ndarray | None = None, most: int = 40) -> Figure:
-    """The first `most` pseudolabels of class `number`, wrong ones framed, beside the purity of every class (without labels: how many were chosen)."""
+    """The first `most` pseudolabels of class `number`, right ones framed blue and wrong ones orange, beside the purity of every class (without labels: how many were chosen)."""
     figure = _figure(10.5, 3.3)
     left, right = figure.subplots(1, 2, width_ratios=(2.6, 1))
     shown = chosen.images[chosen.classes == number][:most]
@@ -225,6 +226,7 @@ def plot_selection(images: ImageSet, chosen: Pseudolabels, number: int, classnam
     total, legend = (chosen.classes == number).sum(), "" if labels is None else "; orange frame: wrong, blue: right"
     _style(left, f"{classnames[number]}: {len(shown)} of {total} shown, most probable first{legend}" if total else f"{classnames[number]}: nothing selected")
     left.set_axis_off()
+    left.set_anchor("NW")       # it stays where it is when there are fewer rows
     _purity_bars(right, chosen, number, classnames, labels)
     return figure
 
@@ -318,7 +320,8 @@ class Audit(Panel):
         return int(self.order.image[self._row])
 
     def decide(self, label: int) -> None:
-        """Give the image that is shown this label (its own to keep it), and go on to the next."""
+        """Give the image that is shown this label (its own to keep it), and go on to the next. Raises ValueError for what is no class, -1 too."""
+        label = check_count(label, "the label decided on", 0)
         self._decided[self.image] = int(check_labels([label], 1, len(self.classnames))[0])
         self._go(self.place.value + 1)
 
@@ -383,10 +386,14 @@ def plot_suspect(images: ImageSet, probabilities: np.ndarray, order: pd.DataFram
     best = np.argsort(-values, kind="stable")[:6]
     best = best if row.label in best else np.append(best[:5], row.label)
     middle.barh(range(len(best)), 100 * values[best], color=[WRONG if c == row.label else RIGHT for c in best])
+    for y, c in enumerate(best):
+        side, colour = ("left", GREY) if values[c] < 0.8 else ("right", "white")      # beside a short bar, in a long one
+        middle.text(100 * values[c], y, f" {100 * values[c]:.1f} ", va="center", ha=side, fontsize=8, color=colour)
     middle.set_yticks(range(len(best)), [str(classnames[c])[:18] for c in best])
     middle.invert_yaxis()
     middle.set(xlim=(0, 100), xlabel="probability (%)")
     _style(middle, "orange: the given label")
+    middle.get_yticklabels()[list(best).index(row.label)].set(color=WRONG, weight="bold")
     right.plot(order[by], color=GREY)
     right.plot(place, order[by][place], "o", color=WRONG)
     right.set(xlabel="place (suspicious first)", ylabel=by.replace("_", "-"))
@@ -395,14 +402,13 @@ def plot_suspect(images: ImageSet, probabilities: np.ndarray, order: pd.DataFram
 
 # %% ../nbs/17_widgets.ipynb #cell-31
 def as_tables(methods, images: ImageSet) -> dict[str, np.ndarray]:
-    """Probabilities float32 [N, C] by name: from a dict of arrays or fitted methods, or from a list of `Run`s (failed ones left out; the seed joins a repeated name).
+    """Probabilities float32 [N, C] by name: from a dict of arrays or fitted methods, or from a list of `Run`s (failed ones left out) or fitted methods.
 
-    Raises ValueError when there are none, and when they do not fit the images or each other.
+    Methods of a list are named by their class; the seed joins a name that is there twice. Raises ValueError when there are none or two of one name, and when
+    they do not fit the images or each other.
     """
     if not isinstance(methods, Mapping):
-        runs = [run for run in methods if not run.error]
-        names = [run.name for run in runs]
-        methods = {run.name if names.count(run.name) == 1 else f"{run.name}, seed {run.seed}": run.probabilities for run in runs}
+        methods = _by_name(methods)
     if not methods:
         raise ValueError("there are no methods to compare; give a dict of fitted methods or probabilities by name, or runs that succeeded")
     found = {name: method.predict_proba(images) if hasattr(method, "predict_proba") else method for name, method in methods.items()}
@@ -410,6 +416,18 @@ def as_tables(methods, images: ImageSet) -> dict[str, np.ndarray]:
     if len({table.shape for table in tables.values()}) > 1:
         raise ValueError(f"the methods must know the same classes, they have {', '.join(f'{name}: {table.shape[1]}' for name, table in tables.items())}")
     return tables
+
+
+def _by_name(runs) -> dict:
+    """The methods, or the probabilities, of a list of fitted methods or `Run`s, by name."""
+    if not isinstance(runs, (list, tuple)) or not all(hasattr(run, "predict_proba") or hasattr(run, "probabilities") for run in runs):
+        raise ValueError("give a dict of fitted methods or probabilities by name, or a list of runs or fitted methods")
+    runs = [run for run in runs if not getattr(run, "error", None)]
+    names = [getattr(run, "name", type(run).__name__) for run in runs]
+    names = [name if names.count(name) == 1 else f"{name}, seed {getattr(run, 'seed', 0)}" for name, run in zip(names, runs)]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"two methods are called {twice[0]!r}; give a dict with a name for each")
+    return {name: getattr(run, "probabilities", run) for name, run in zip(names, runs)}
 
 
 def disagreeing(tables: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -462,7 +480,7 @@ class MethodComparison(Panel):
 def compare_on_image(methods, images, classnames: Sequence[str] | None = None) -> MethodComparison:
     """What several methods say of one image; a slider goes through the images, a box leaves only those on which the methods disagree.
 
-    methods: probabilities [N, C] or fitted methods by name, or a list of `compare.Run`; images: an `ImageSet` or whatever makes one, N images; classnames: those
+    methods: probabilities [N, C] or fitted methods by name, or a list of `compare.Run` or fitted methods; images: an `ImageSet` or whatever makes one, N images; classnames: those
     of the images unless given. Raises ValueError for no images or methods, and for shapes that do not fit.
     """
     return MethodComparison(methods, images, classnames)
@@ -529,7 +547,7 @@ class LiveCurves(Panel):
     """See `live_curves`. `history` is what was seen so far, `drawn` how many pictures were made of it."""
 
     def __init__(self, measure: Callable | None = None, every: float = 0.5):
-        if not every >= 0:
+        if not isinstance(every, (int, float)) or not every >= 0:
             raise ValueError(f"every must be a number of seconds, at least 0, got {every!r}")
         self.measure, self.every, self.history, self.drawn, self._last, self._handle = measure, every, [], 0, -np.inf, None
         super().__init__()
@@ -566,6 +584,6 @@ def live_curves(measure: Callable | None = None, every: float = 0.5) -> LiveCurv
     """Training curves that grow during `fit`: `with live_curves() as watch: method.fit(images, on_epoch=watch)`.
 
     For every method that has `on_epoch` (CoReg, LatteCLIP, FLYP, ReCLIP, ...). `measure(method)` may return a dict of more numbers, which joins the history. A
-    picture is drawn at most `every` so many seconds, and at the end. Raises ValueError for negative seconds.
+    picture is drawn at most once in `every` seconds, and at the end of the `with`. Raises ValueError for negative seconds.
     """
     return LiveCurves(measure, every)

@@ -30,9 +30,14 @@ def images():
 
 @pytest.fixture(autouse=True)
 def small_pictures(monkeypatch):
-    """Pictures of few pixels are drawn faster."""
+    """Pictures of few pixels, whose parts are not moved apart, are drawn faster. The chapter draws the real ones."""
     draw = widgets._png
-    monkeypatch.setattr(widgets, "_png", lambda figure, dpi=96: draw(figure, 30))
+
+    def small(figure, dpi=96):
+        figure.set_layout_engine("none")
+        return draw(figure, 30)
+
+    monkeypatch.setattr(widgets, "_png", small)
 
 
 def pixels(data):
@@ -133,6 +138,14 @@ def test_an_audit_corrects_and_saves(images, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.csv", "a.json"]
 
 
+@pytest.mark.parametrize("label", [-1, 3, 1.0, None])
+def test_an_audit_takes_no_decision_that_is_no_class(images, tmp_path, label):
+    review = audit(images, TABLE, LABELS)
+    with pytest.raises(ValueError, match="label"):
+        review.decide(label)
+    assert review.labels.tolist() == LABELS.tolist() and review.decisions.empty and review.place.value == 0
+
+
 def test_an_audit_of_nothing_decided_is_saved(images, tmp_path):
     audit(images, TABLE, LABELS).save(tmp_path / "a.csv")
     assert pd.read_csv(tmp_path / "a.csv").columns.tolist() == ["image", "label", "decision", "changed"]
@@ -166,6 +179,14 @@ def test_a_comparison_filters(images):
 def test_a_comparison_takes_runs(images):
     runs = [Run("a", None, TABLE, 0.0, 0), Run("a", None, TABLE, 0.0, 1), Run("b", None, TABLE, 0.0, 0), Run("c", None, None, 0.0, 0, "broke")]
     assert list(compare_on_image(runs, images).tables) == ["a, seed 0", "a, seed 1", "b"]
+    with pytest.raises(ValueError, match="two methods are called 'a, seed 0'"):
+        compare_on_image([runs[0], runs[0]], images)
+
+
+@pytest.mark.parametrize("methods", [TABLE, "LPCLIP", SimpleNamespace(predict_proba=lambda x: TABLE), [TABLE, TABLE], None])
+def test_a_comparison_says_what_it_takes(images, methods):
+    with pytest.raises(ValueError, match="give a dict of fitted methods"):
+        compare_on_image(methods, images)
 
 
 def test_curves_are_throttled_and_complete(monkeypatch):
@@ -179,8 +200,9 @@ def test_curves_are_throttled_and_complete(monkeypatch):
     assert 3 <= watch.drawn <= 6 and watch.history == method.history_
     table = curves(watch.history)
     assert table.columns.tolist() == ["loss", "accuracy"] and table["accuracy"].tolist() == list(range(1, 51))
-    with pytest.raises(ValueError, match="at least 0"):
-        live_curves(every=-1)
+    for seconds in (-1, float("nan"), None):
+        with pytest.raises(ValueError, match="at least 0"):
+            live_curves(every=seconds)
 
 
 def test_curves_show_the_last_epochs_after_an_error():
