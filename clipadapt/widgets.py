@@ -48,10 +48,10 @@ def _style(axis, title: str = "") -> None:
     axis.set_title(title, color=GREY, fontsize=10, loc="left")
 
 
-def _png(figure: Figure, dpi: int = 96) -> bytes:
-    """The figure as a PNG file."""
+def _png(figure: Figure, dpi: int = 96, level: int = 6) -> bytes:
+    """The figure as a PNG file; `level` is how hard it is compressed, 0 to 9."""
     file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=dpi)
+    figure.savefig(file, format="png", dpi=dpi, pil_kwargs={"compress_level": level})
     return file.getvalue()
 
 # %% ../nbs/17_widgets.ipynb #cell-8
@@ -85,7 +85,7 @@ class Panel:
         self.line.value = f"<div style='line-height:1.5'>{escape(self.text())}</div>"      # first: the picture takes longer
         figure = self.figure()
         self.picture.layout.width = f"{96 * figure.get_figwidth():.0f}px"
-        self.picture.value = _png(figure, dpi=144)
+        self.picture.value = _png(figure, dpi=144, level=1)     # it is not kept, so it need not be small
 
     def _changed(self, change) -> None:
         self.redraw()

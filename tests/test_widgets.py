@@ -33,7 +33,7 @@ def small_pictures(monkeypatch):
     """Pictures of few pixels, whose parts are not moved apart, are drawn faster. The chapter draws the real ones."""
     draw = widgets._png
 
-    def small(figure, dpi=96):
+    def small(figure, dpi=96, level=6):
         figure.set_layout_engine("none")
         return draw(figure, 30)
 
