@@ -48,6 +48,11 @@ def _style(axis, title: str = "") -> None:
     axis.set_title(title, color=GREY, fontsize=10, loc="left")
 
 
+def _short(name: str, most: int = 18) -> str:
+    """A name of at most `most` letters; of a longer one the middle is left out, since names often differ at their ends."""
+    return name if len(name) <= most else f"{name[:most // 2]}…{name[-(most - most // 2 - 1):]}"
+
+
 def _png(figure: Figure, dpi: int = 96, level: int = 6) -> bytes:
     """The figure as a PNG file; `level` is how hard it is compressed, 0 to 9."""
     file = io.BytesIO()
@@ -241,7 +246,7 @@ def _purity_bars(axis, chosen: Pseudolabels, number: int, classnames: Sequence[s
     for row in rows:
         value = f"{counts[row]}" if labels is None or np.isnan(shares[row]) else f"{shares[row]:.0f} % of {counts[row]}"
         axis.text(np.nan_to_num(shares[row]), row, f" {value}", va="center", fontsize=8, color=GREY)
-    axis.set_yticks(rows, [str(classnames[row])[:18] for row in rows])
+    axis.set_yticks(rows, [_short(classnames[row]) for row in rows])
     axis.invert_yaxis()
     axis.set_xlim(0, 140 if labels is not None else 1.2 * max(1, shares.max()))
     axis.set_xlabel("images chosen" if labels is None else "purity (%) of the images chosen")
@@ -302,12 +307,12 @@ class Audit(Panel):
         self.by, self._decided = by, {}
         self.place = widgets.IntSlider(0, 0, max(1, len(self.order) - 1), description="place", disabled=len(self.order) == 1)
         self.target = widgets.Dropdown(options=[(name, number) for number, name in enumerate(self.classnames)], value=int(self.order.suggestion[0]), description="change to")
-        self.keep, self.change, self.back = (widgets.Button(description=name) for name in ("keep", "change", "back"))
+        self.keep, self.change, self.back = (widgets.Button(description=name, layout=widgets.Layout(width="80px")) for name in ("keep", "change", "back"))
         self.keep.on_click(lambda _: self.decide(int(self.given[self.image])))
         self.change.on_click(lambda _: self.decide(self.target.value))
         self.back.on_click(lambda _: self._go(self.place.value - 1))
         self.place.observe(lambda _: setattr(self.target, "value", int(self.order.suggestion[self._row])), "value")
-        super().__init__([self.place, self.keep, self.target, self.change, self.back])
+        super().__init__([self.place, self.back, self.keep, self.target, self.change])
         self.target.unobserve(self._changed, "value")       # the picture does not depend on it
 
     @property
@@ -380,7 +385,7 @@ def plot_suspect(images: ImageSet, probabilities: np.ndarray, order: pd.DataFram
     figure, row = _figure(10.5, 2.9), order.loc[place]
     left, middle, right = figure.subplots(1, 3, width_ratios=(1, 1.4, 1.6))
     left.imshow(thumbnail(images[int(row.image)][0], 224))
-    _style(left, f"labelled {classnames[row.label]}")
+    _style(left, f"labelled {_short(classnames[row.label])}")
     left.set_axis_off()
     values = probabilities[int(row.image)]
     best = np.argsort(-values, kind="stable")[:6]
@@ -389,7 +394,7 @@ def plot_suspect(images: ImageSet, probabilities: np.ndarray, order: pd.DataFram
     for y, c in enumerate(best):
         side, colour = ("left", GREY) if values[c] < 0.8 else ("right", "white")      # beside a short bar, in a long one
         middle.text(100 * values[c], y, f" {100 * values[c]:.1f} ", va="center", ha=side, fontsize=8, color=colour)
-    middle.set_yticks(range(len(best)), [str(classnames[c])[:18] for c in best])
+    middle.set_yticks(range(len(best)), [_short(classnames[c]) for c in best])
     middle.invert_yaxis()
     middle.set(xlim=(0, 100), xlabel="probability (%)")
     _style(middle, "orange: the given label")
@@ -487,27 +492,36 @@ def compare_on_image(methods, images, classnames: Sequence[str] | None = None) -
 
 # %% ../nbs/17_widgets.ipynb #cell-34
 def plot_answers(image: tuple[Image.Image, int], rows: Mapping[str, np.ndarray], classnames: Sequence[str], most: int = 12) -> Figure:
-    """An image (with its label, or -1) beside a map of probabilities, methods by classes: of many classes the `most` likeliest. Blue rings: the label."""
+    """An image (with its label, or -1) beside a row of bars for each method: of many classes the `most` likeliest. A right answer is blue, a wrong one orange."""
     table = np.stack(list(rows.values()))
     classes = np.sort(np.argsort(-table.max(0), kind="stable")[:most])
-    figure = _figure(10.5, max(2.6, 0.9 + 0.34 * len(rows)))
+    known = 0 <= image[1] < len(classnames)
+    figure = _figure(10.5, max(2.6, 0.9 + 0.6 * len(rows)))
     left, right = figure.subplots(1, 2, width_ratios=(1, 3.4))
     left.imshow(thumbnail(image[0], 224))
-    _style(left, f"labelled {classnames[image[1]]}" if 0 <= image[1] < len(classnames) else "")
+    _style(left, f"labelled {_short(classnames[image[1]])}" if known else "")
     left.set_axis_off()
-    right.imshow(100 * table[:, classes], cmap="Greys", vmin=0, vmax=100, aspect="auto")
+    left.set_anchor("NW")
     for y, values in enumerate(table):
-        for x, c in enumerate(classes):
-            if c == values.argmax() or values[c] >= 0.1:
-                colour = "white" if values[c] > 0.5 else "black"
-                right.text(x, y, f"{100 * values[c]:.0f}", ha="center", va="center", fontsize=8, color=colour, weight="bold" if c == values.argmax() else "normal")
-    right.set_xticks(range(len(classes)), [str(classnames[c])[:12] for c in classes], rotation=30 if max(map(len, classnames)) > 6 else 0)
-    right.set_yticks(range(len(rows)), list(rows))
+        _answer_bars(right, -y, values[classes], RIGHT if values.argmax() == image[1] or not known else WRONG)
+    right.set_xticks(range(len(classes)), [_short(classnames[c], 12) for c in classes], rotation=30 if max(map(len, classnames)) > 6 else 0)
+    right.set_yticks(-np.arange(len(rows)), [_short(name, 24) for name in rows])
+    right.set(xlim=(-0.6, len(classes) - 0.4), ylim=(-len(rows) + 0.95, 1))
     answers = {int(values.argmax()) for values in table}
-    _style(right, "probability (%): " + (f"all answer {classnames[answers.pop()]}" if len(answers) == 1 else f"{len(answers)} different answers"))
-    for label, c in zip(right.get_xticklabels(), classes):
-        label.set(color=RIGHT if c == image[1] else GREY, weight="bold" if c == image[1] else "normal")
+    found = f"all answer {classnames[answers.pop()]}" if len(answers) == 1 else f"{len(answers)} different answers"
+    _style(right, f"probability (%): {found}{'; blue: right, orange: wrong' if known else ''}")
     return figure
+
+
+def _answer_bars(axis, base: float, values: np.ndarray, colour: str) -> None:
+    """Probabilities as bars that stand on `base`; the highest has the colour, the others are grey; those below a tenth are not written."""
+    best = values.argmax()
+    axis.axhline(base, color=GREY, linewidth=0.5)
+    axis.bar(range(len(values)), 0.7 * values, bottom=base, color=[colour if x == best else GREY for x in range(len(values))])
+    for x, value in enumerate(values):
+        if x == best or value >= 0.1:
+            weight = "bold" if x == best else "normal"
+            axis.text(x, base + 0.7 * value, f"{100 * value:.0f}", ha="center", va="bottom", fontsize=8, color=GREY, weight=weight)
 
 # %% ../nbs/17_widgets.ipynb #cell-39
 def curves(history: Sequence[Mapping]) -> pd.DataFrame:

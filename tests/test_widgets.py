@@ -219,3 +219,10 @@ def test_a_thumbnail_keeps_proportions():
     small = thumbnail(Image.new("RGB", (100, 50), (200, 10, 10)), 20)
     rows = np.flatnonzero(small[..., 3].any(1))
     assert small.shape == (20, 20, 4) and [rows[0], rows[-1]] == [5, 14]
+
+
+@pytest.mark.parametrize("most", [12, 18, 24])
+def test_long_names_stay_apart(most):
+    names = [f"a rather long name of class {number}" for number in range(40)]
+    short = [widgets._short(name, most) for name in names]
+    assert len(set(short)) == 40 and max(map(len, short)) <= most and widgets._short("owl", most) == "owl"
