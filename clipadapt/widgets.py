@@ -505,7 +505,7 @@ def plot_answers(image: tuple[Image.Image, int], rows: Mapping[str, np.ndarray],
     for y, values in enumerate(table):
         _answer_bars(right, -y, values[classes], RIGHT if values.argmax() == image[1] or not known else WRONG)
     right.set_xticks(range(len(classes)), [_short(classnames[c], 12) for c in classes], rotation=30 if max(map(len, classnames)) > 6 else 0)
-    right.set_yticks(-np.arange(len(rows)), [_short(name, 24) for name in rows])
+    right.set_yticks(-np.arange(len(rows)), [_short(str(name), 24) for name in rows])
     right.set(xlim=(-0.6, len(classes) - 0.4), ylim=(-len(rows) + 0.95, 1))
     answers = {int(values.argmax()) for values in table}
     found = f"all answer {classnames[answers.pop()]}" if len(answers) == 1 else f"{len(answers)} different answers"

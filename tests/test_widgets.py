@@ -96,7 +96,7 @@ def test_one_image_one_class_many_classes(count, width):
     images = [np.full((5, 9), 40 * i, np.uint8) for i in range(count)]
     table, names = np.random.default_rng(1).dirichlet(np.ones(width), count), [f"class {i}" for i in range(width)]
     panels = [browse_pseudolabels(images, table, names, np.zeros(count, int)), audit(images, table, np.zeros(count, int), names),
-              compare_on_image({"a": table, "b": table}, images, names)]
+              compare_on_image({"a": table, 2: table}, images, names)]
     for panel in panels:
         assert pixels(panel.picture.value).shape[0] > 50 and pixels(panel.static().data)[..., 3].any()
     panels[1].keep.click()
