@@ -182,14 +182,14 @@ def test_a_slider_changes_what_the_function_says(ran):
 def test_buttons_change_labels(ran):
     page, _ = ran
     found = panel(page, "change to")
-    assert "30 decided, 30 changed" in line(found)
+    assert "20 decided, 20 changed" in line(found)
     proposed = found.locator("select").evaluate("box => box.options[box.selectedIndex].text")
     found.get_by_role("button", name="change").click()
     found.get_by_role("button", name="back").click()
     end = time.monotonic() + 20
-    while f"decided: {proposed}. 31 decided" not in line(found) and time.monotonic() < end:
+    while f"decided: {proposed}. 21 decided" not in line(found) and time.monotonic() < end:
         time.sleep(0.1)
-    assert f"decided: {proposed}. 31 decided, 31 changed" in line(found)
+    assert f"decided: {proposed}. 21 decided, 21 changed" in line(found)
     photograph(page, found, "audit")
 
 
