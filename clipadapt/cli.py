@@ -89,11 +89,10 @@ def _read_classes(value: str | None) -> list[str] | None:
     return names
 
 
-def _read_images(folder: str | None, classes: str | None, split: str = "train"):
-    """The images of a folder, counted by `classes`; the handwriting where there is no folder. Labels stay when all sub-folders are classes."""
+def _read_images(folder: str | None, names: list[str] | None, split: str = "train"):
+    """The images of a folder, counted by `names`; the handwriting where there is no folder. Labels stay when all sub-folders are classes."""
     from clipadapt.data import ImageSet, digits
 
-    names = _read_classes(classes)
     images = ImageSet.from_folder(folder) if folder else digits(split)
     if names and not set(images.classnames) <= set(names):
         logger.info("the sub-folders of %s are not the classes, so its images count as unlabelled", folder or "the handwriting")
@@ -328,7 +327,7 @@ def adapt(context, images, classes, model, pretrained, device, out, overwrite, r
     from clipadapt.zeroshot import load_clip
 
     options = _run_options(context)
-    pool = _read_images(options["images"], options["classes"])
+    pool = _read_images(options["images"], _read_classes(options["classes"]))
     clip = load_clip(model, pretrained, device)
     chosen = _configure(_make_methods(clip, pool.classnames, preset)[method], settings).set_params(seed=seed)
     folder = _open_run(out, options, overwrite, resume)
@@ -386,7 +385,7 @@ def predict(images, saved, out, overwrite, probabilities, device) -> None:
     if record["method"] not in clipadapt.__all__:
         raise ValueError(f"{saved} holds {record['method']!r}, which is no method of this clipadapt; load it in Python with its own class")
     method = getattr(clipadapt, record["method"]).load(saved, load_clip(record["clip"]["name"], record["clip"]["pretrained"], device))
-    pool = _read_images(images, ",".join(method.classnames_), "test")
+    pool = _read_images(images, method.classnames_, "test")
     _write_predictions(target, method, pool, probabilities)
     _report_accuracy(method, pool)
 
@@ -404,7 +403,7 @@ def zero_shot(images, classes, model, pretrained, device, templates, out, overwr
     from clipadapt.zeroshot import load_clip
 
     target = _check_file(out, overwrite, ".csv", ".json")
-    pool = _read_images(images, classes, "test")
+    pool = _read_images(images, _read_classes(classes), "test")
     method = ZeroShot(load_clip(model, pretrained, device), pool.classnames, templates=templates).fit(pool)
     _write_predictions(target, method, pool, probabilities)
     _report_accuracy(method, pool)
@@ -429,8 +428,8 @@ def compare(context, images, classes, model, pretrained, device, out, overwrite,
     from clipadapt.zeroshot import load_clip
 
     options = _run_options(context)
-    pool = _read_images(options["images"], options["classes"])
-    asked = _read_images(options["test"], ",".join(pool.classnames), "test") if test or not images else pool
+    pool = _read_images(options["images"], _read_classes(options["classes"]))
+    asked = _read_images(options["test"], pool.classnames, "test") if test or not images else pool
     unlabelled = int((asked.labels < 0).sum())
     if 0 < unlabelled < len(asked):
         raise ValueError(f"{unlabelled} of {len(asked)} images to score on have no label; move them out of {test or images}")

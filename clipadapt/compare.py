@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
@@ -81,12 +82,10 @@ def _in_order(images: ImageSet, seed: int) -> ImageSet:
     return images.subset(np.random.default_rng(seed).permutation(len(images))) if seed else images
 
 # %% ../nbs/15_compare.ipynb #cell-12
-def _kept_run(name: str, method: Adapter, train: ImageSet, test: ImageSet, seed: int, folder: Path | None) -> Run:
+def _kept_run(name: str, method: Adapter, train: ImageSet, test: ImageSet, seed: int, folder: Path, test_hash: str) -> Run:
     """The run as `folder` keeps it, or made and kept now; a failed one is not kept, so that it is tried again."""
-    if folder is None:
-        return run_method(name, method, train, test, seed)
     method = clone(method).set_params(seed=seed)
-    facts = {**fit_facts(method, _in_order(train, seed)), "test images": hash_images(test)}
+    facts = {**fit_facts(method, _in_order(train, seed)), "test images": test_hash}
     checkpoint = Checkpoint(folder / f"{re.sub('[^A-Za-z0-9.]+', '-', name)}-{seed}.safetensors", facts)
     if kept := checkpoint.load():
         return Run(name, method, kept[0]["probabilities"], kept[1]["seconds"], seed)
@@ -108,7 +107,8 @@ def run_all(methods: Mapping[str, Adapter] | Sequence[Adapter], train: ImageSet,
     todo = [(name, method, check_count(seed, "a seed", 0)) for name, method in named.items() for seed in seeds]
     if not todo or not len(test):
         raise ValueError("give at least one seed and one test image")
-    runs = [_kept_run(name, method, train, test, seed, folder and Path(folder)) for name, method, seed in tqdm(todo, "comparing", unit="fit", delay=2, leave=False)]
+    make = run_method if folder is None else partial(_kept_run, folder=Path(folder), test_hash=hash_images(test))
+    runs = [make(name, method, train, test, seed) for name, method, seed in tqdm(todo, "comparing", unit="fit", delay=2, leave=False)]
     if all(run.error for run in runs):
         raise ValueError(f"every method failed; the first one: {runs[0].error}")
     return runs
@@ -150,11 +150,16 @@ def _figures(run: Run, test: ImageSet) -> dict[str, float]:
             "ece": metrics.expected_calibration_error(labels, run.probabilities), "seconds": run.seconds}
 
 
-def _succeeded(runs: Sequence[Run], test: ImageSet) -> list[Run]:
-    """The runs that did not fail, or a ValueError when there is nothing to score them against."""
+def _check_labelled(test: ImageSet) -> None:
+    """ValueError unless every image of `test` has a label."""
     if not isinstance(test, ImageSet) or (test.labels < 0).any():
         raise ValueError("every test image needs a label" + (f", {(test.labels < 0).sum()} of {len(test)} have none" if isinstance(test, ImageSet) else ": pass an ImageSet")
                          + " (clipadapt.selection scores methods without labels)")
+
+
+def _succeeded(runs: Sequence[Run], test: ImageSet) -> list[Run]:
+    """The runs that did not fail; ValueError when there is nothing to score them against."""
+    _check_labelled(test)
     return [run for run in runs if not run.error]
 
 
@@ -170,7 +175,7 @@ def compare(methods: Mapping[str, Adapter] | Sequence[Adapter], train: ImageSet,
     `methods` is a dict from names to methods, or a list of methods (named by their class). `folder` keeps what is done: see `run_all`.
     Raises ValueError when there is no method, every one fails, or an image of `test` has no label.
     """
-    _succeeded([], test)
+    _check_labelled(test)
     return tabulate(run_all(methods, train, test, seeds, folder), test)
 
 # %% ../nbs/15_compare.ipynb #cell-21
@@ -181,7 +186,7 @@ def plot_accuracies(runs: Sequence[Run], test: ImageSet, axes: Axes | None = Non
     """
     table = tabulate(runs, test).dropna(subset="accuracy").sort_values("accuracy", ascending=False, kind="stable")
     dots = pd.DataFrame([{"method": run.name, "accuracy (%)": 100 * _figures(run, test)["accuracy"]} for run in _succeeded(runs, test)])
-    axes = _canvas(axes, (7, 0.36 * len(table) + 1.5))
+    axes = metrics._axes(axes, (7, 0.36 * len(table) + 1.5))
     sns.stripplot(dots, x="accuracy (%)", y="method", order=table["method"], color="#4c72b0", size=6, alpha=0.7, jitter=False, ax=axes)
     axes.vlines(100 * table["accuracy"], np.arange(len(table)) - 0.3, np.arange(len(table)) + 0.3, color="black")
     if _baseline(runs):
@@ -198,13 +203,6 @@ def _lead(table: pd.DataFrame) -> str:
     return f"{best['method']}: {100 * best['accuracy']:.1f} %{lead}"
 
 
-def _canvas(axes: Axes | None, size: tuple[float, float]) -> Axes:
-    """`axes`, or those of a new figure of `size` inches."""
-    if axes is None:
-        with sns.axes_style("whitegrid"):
-            _, axes = plt.subplots(figsize=size, layout="constrained")
-    return axes
-
 # %% ../nbs/15_compare.ipynb #cell-25
 def plot_classes(runs: Sequence[Run], test: ImageSet, axes: Axes | None = None) -> Axes:
     """Heat map of the accuracy of every class (columns) with every method (rows), means over the seeds; the title names the lowest cell.
@@ -213,7 +211,7 @@ def plot_classes(runs: Sequence[Run], test: ImageSet, axes: Axes | None = None) 
     """
     rows = pd.DataFrame([{"method": run.name, **_per_class(run, test)} for run in _succeeded(runs, test)])
     shares = 100 * rows.groupby("method", sort=False).mean()
-    axes = _canvas(axes, (max(5, 0.62 * shares.shape[1] + 2.5), 0.36 * len(shares) + 1.6))
+    axes = metrics._axes(axes, (max(5, 0.62 * shares.shape[1] + 2.5), 0.36 * len(shares) + 1.6))
     sns.heatmap(shares, annot=shares.shape[1] <= 20, fmt=".0f", vmin=0, vmax=100, cmap="viridis", cbar_kws={"label": "accuracy (%)"}, ax=axes)
     axes.set(xlabel="class", ylabel="")
     (method, name), lowest = shares.stack().idxmin(), np.nanmin(shares)
@@ -249,7 +247,7 @@ def plot_changes(runs: Sequence[Run], test: ImageSet, axes: Axes | None = None) 
     """
     shares = 100 * changes(runs, test)
     shares = shares.loc[(shares["mended"] - shares["broken"]).sort_values(ascending=False, kind="stable").index]
-    axes = _canvas(axes, (7, 0.36 * len(shares) + 1.6))
+    axes = metrics._axes(axes, (7, 0.36 * len(shares) + 1.6))
     axes.barh(shares.index, shares["mended"], color="#55a868", label="mended: wrong before, right now")
     axes.barh(shares.index, -shares["broken"], color="#c44e52", label="broken: right before, wrong now")
     axes.axvline(0, color="black")
@@ -270,7 +268,7 @@ def plot_cost(runs: Sequence[Run], test: ImageSet, axes: Axes | None = None) -> 
     """
     table = tabulate(runs, test).dropna(subset="accuracy").sort_values("seconds")
     front = table[table["accuracy"] > table["accuracy"].cummax().shift(fill_value=-1)]
-    axes = _canvas(axes, (7, 4.4))
+    axes = metrics._axes(axes, (7, 4.4))
     axes.plot(front["seconds"], 100 * front["accuracy"], color="#dd8452", zorder=2)
     axes.scatter(table["seconds"], 100 * table["accuracy"], color="#4c72b0", zorder=3)
     for row in table.itertuples():

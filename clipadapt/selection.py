@@ -7,18 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 
+from . import metrics
 from .compare import Run
 from .data import ImageSet
 from .metrics import apply_temperature, fit_temperature, negative_entropy
 
 # %% auto #0
-__all__ = ['SCORES', 'agreement', 'label_free', 'rank_quality', 'plot_selection', 'recommend_without_labels']
+__all__ = ['SCORES', 'agreement', 'label_free', 'rank_quality', 'plot_score', 'recommend_without_labels']
 
 # %% ../nbs/15_selection.ipynb #cell-9
 def _votes(runs: Sequence[Run]) -> dict[str, np.ndarray]:
@@ -55,14 +55,14 @@ def label_free(runs: Sequence[Run], images: ImageSet | None = None) -> pd.DataFr
     All lie in 0-1, the silhouette in -1 ... 1. stability needs two seeds, agreement and calibrated_confidence two methods, silhouette the `images` that the
     runs were asked about; what is missing is NaN. Labels are not read. Raises ValueError when the runs are on different images.
     """
-    votes, table = _votes(runs), agreement(runs)
-    rows = []
+    votes, table, rows = _votes(runs), agreement(runs), []
+    features = None if images is None else runs[0].method.clip.encode_image(images.unlabelled()).numpy()
     for name in votes:
         probabilities = np.concatenate([run.probabilities for run in runs if run.name == name and not run.error]).astype(np.float64)
         others = [vote for other, vote in votes.items() if other != name]
         rows.append({"method": name, "agreement": table.loc[name].drop(name).mean(), "stability": table.loc[name, name],
                      "confidence": probabilities.max(axis=1).mean(), "calibrated_confidence": _calibrated(probabilities, others),
-                     "information": _information(probabilities), "silhouette": _silhouette(votes[name].argmax(1), images, runs)})
+                     "information": _information(probabilities), "silhouette": _silhouette(votes[name].argmax(1), features)})
     return pd.DataFrame(rows, columns=["method", *SCORES])
 
 
@@ -87,13 +87,12 @@ def _information(probabilities: np.ndarray) -> float:
     return float((of_the_mean + negative_entropy(probabilities).mean()) / np.log(classes))
 
 
-def _silhouette(answers: np.ndarray, images: ImageSet | None, runs: Sequence[Run], most: int = 2000) -> float:
-    """Silhouette of the answers as clusters of the frozen image features, by cosine distance, over at most `most` images; NaN for a single cluster."""
+def _silhouette(answers: np.ndarray, features: np.ndarray | None, most: int = 2000) -> float:
+    """Silhouette of the answers as clusters of the frozen image features [N, D], by cosine distance, over at most `most` images; NaN for a single cluster."""
     from sklearn.metrics import silhouette_score
 
-    if images is None or not 1 < len(np.unique(answers)) < len(answers):
+    if features is None or not 1 < len(np.unique(answers)) < len(answers):
         return np.nan
-    features = runs[0].method.clip.encode_image(images.unlabelled()).numpy()
     return float(silhouette_score(features, answers, metric="cosine", sample_size=min(most, len(answers)), random_state=0))
 
 # %% ../nbs/15_selection.ipynb #cell-18
@@ -117,7 +116,7 @@ def rank_quality(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index("score")
 
 
-def plot_selection(table: pd.DataFrame, score: str = "agreement", axes: Axes | None = None) -> Axes:
+def plot_score(table: pd.DataFrame, score: str = "agreement", axes: Axes | None = None) -> Axes:
     """True accuracy against one score, a point a method and set, a colour a set; the title gives the rank correlation within the sets.
 
     `table` is that of `rank_quality`. Returns the matplotlib Axes. Raises ValueError for an unknown score.
@@ -125,9 +124,7 @@ def plot_selection(table: pd.DataFrame, score: str = "agreement", axes: Axes | N
     if score not in SCORES:
         raise ValueError(f"score must be one of {', '.join(SCORES)}, not {score!r}")
     quality = rank_quality(table).loc[score]
-    if axes is None:
-        with sns.axes_style("whitegrid"):
-            _, axes = plt.subplots(figsize=(7, 4.4), layout="constrained")
+    axes = metrics._axes(axes, (7, 4.4))
     shown = table.assign(accuracy=100 * table["accuracy"])
     sns.scatterplot(shown, x=score, y="accuracy", hue="set", ax=axes)
     if axes.get_legend():

@@ -133,6 +133,14 @@ def test_formats_and_columns(saved, folders, tmp_path):
     assert piped.stdout.startswith("image,prediction,confidence\n") and piped.stdout.count("\n") == 41
 
 
+def test_class_names_may_hold_commas(folders, tmp_path):
+    names = ["zero, none", *CLASSES.split(",")[1:]]
+    (tmp_path / "classes.txt").write_text("\n".join(names), encoding="utf-8")
+    assert run("adapt", "--images", folders / "flat", "--classes", tmp_path / "classes.txt", "--out", tmp_path / "run").exit_code == 0
+    done = run("predict", "--saved", tmp_path / "run", "--images", folders / "flat", "--probabilities", "--out", tmp_path / "answers.json")
+    assert done.exit_code == 0 and list(pd.read_json(tmp_path / "answers.json").columns[3:]) == names, done.output
+
+
 def test_one_image_is_enough(folders, tmp_path):
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / "only.png").write_bytes((folders / "flat" / "00.png").read_bytes())

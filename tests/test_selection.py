@@ -6,7 +6,7 @@ import pytest
 from clipadapt import Prototypes, ZeroShot, digits
 from clipadapt.compare import Run, run_all
 from clipadapt.data import ImageSet
-from clipadapt.selection import SCORES, agreement, label_free, plot_selection, rank_quality, recommend_without_labels
+from clipadapt.selection import SCORES, agreement, label_free, plot_score, rank_quality, recommend_without_labels
 
 
 def made_up(name, answers, seed=0, sure=0.8, classes=3):
@@ -64,6 +64,6 @@ def test_ranks_by_hand():
     table = pd.DataFrame({"method": list("abcabc"), "set": list("xxxyyy"), "accuracy": [0.5, 0.6, 0.7, 0.9, 0.8, 0.1], **dict.fromkeys(SCORES, [1.0, 2, 3, 1, 2, 3])})
     quality = rank_quality(table)
     assert quality.loc["agreement"].tolist() == [0, -1, pytest.approx(40), 2]
-    assert plot_selection(table, "information").get_title() == "Information ranks methods with correlation 0.00, at worst -1.00"
+    assert plot_score(table, "information").get_title() == "Information ranks methods with correlation 0.00, at worst -1.00"
     with pytest.raises(ValueError, match="lacks the columns accuracy"):
         rank_quality(table.drop(columns="accuracy"))
