@@ -22,8 +22,10 @@ def run(*arguments):
     return CliRunner().invoke(main, [str(argument) for argument in arguments], prog_name="clipadapt")
 
 
-def shell(*arguments, **options):
-    return subprocess.Popen([sys.executable, "-m", "clipadapt.cli", *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+def shell(*arguments):
+    """The command in a process of its own, which hears Ctrl-C even where the tests run in the background, and so do not."""
+    return subprocess.Popen([sys.executable, "-m", "clipadapt.cli", *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
 
 
 @pytest.fixture(scope="module")
