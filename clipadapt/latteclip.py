@@ -157,7 +157,7 @@ CHOICES = {"mixer": MIXERS, "mixer_prototypes": ("current", "snapshot"), "group_
 class LatteCLIP(FineTuned):
     """LatteCLIP (Cao et al. 2024, arXiv 2410.08211): both towers are fine-tuned on class prompts and generated captions, classes become prototypes.
 
-    The defaults are the paper's for most data sets; `SMALL` is a preset for the handwriting.
+    The defaults are the paper's for most data sets, except for `update_with`; `SMALL` is a preset for the handwriting.
 
     `captioner` (chapter 11) describes images and groups of `group_size` images with the same pseudolabel, with the paper's prompts for
     `domain`; None leaves class descriptions alone. `texts` are those that count, of "class", "image" and "group"; `losses` the pseudolabels
