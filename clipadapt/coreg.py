@@ -62,7 +62,7 @@ def partial_labels(image_features: Tensor, prompt_features: Tensor, logit_scale:
 def as_inputs(stored: Tensor, device: torch.device) -> Tensor:
     """What a student reads, on `device`: pixels float32 [B, 3, S, S] between 0 and 1 from uint8 [B, S, S, 3]; features as they are."""
     stored = stored.to(device)
-    return stored.permute(0, 3, 1, 2).float() / 255 if stored.dtype == torch.uint8 else stored
+    return stored.permute(0, 3, 1, 2).contiguous().float() / 255 if stored.dtype == torch.uint8 else stored
 
 
 def candidates_left(probabilities: Tensor, candidates: Tensor) -> Tensor:
@@ -247,10 +247,11 @@ class _Block(nn.Module):
             nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU(),
             nn.Conv2d(after, after, 3, 1, 1, bias=False), nn.BatchNorm2d(after))
         changed = before != after or stride != 1
-        self.around = nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after)) if changed else nn.Identity()
+        self.stride = stride            # taken by slicing: oneDNN crashes in the gradient of a strided 1x1 convolution (channels last, torch 2.14)
+        self.around = nn.Sequential(nn.Conv2d(before, after, 1, bias=False), nn.BatchNorm2d(after)) if changed else nn.Identity()
 
     def forward(self, images: Tensor) -> Tensor:
-        return F.relu(self.path(images) + self.around(images))
+        return F.relu(self.path(images) + self.around(images[:, :, :: self.stride, :: self.stride]))
 
 # %% ../nbs/10_coreg.ipynb #cell-43
 class PromptedHead(nn.Module):
@@ -600,7 +601,8 @@ class CoReg(Adapter):
 
     def _new_students(self, stored: Tensor | None = None) -> list[Student]:
         """Both networks, untrained, from two seeds; `stored` are the training images, whose mean colour is subtracted (None: weights will come)."""
-        students = []
+        channels_last = self.student == "resnet" or self.clip.device.type == "cuda"     # for other networks the crash that _Block avoids
+        students, layout = [], torch.channels_last if channels_last else torch.contiguous_format
         for index in range(2):
             with seeded(2 * self.seed + index):
                 network = self._new_network()
@@ -612,7 +614,7 @@ class CoReg(Adapter):
             else:
                 pixels = torch.zeros(1, 3) if stored is None else stored.flatten(0, 2).float() / 255
                 colours = pixels.mean(0), pixels.std(0, correction=0).clamp(min=0.01)
-            students.append(Student(network, *colours).to(self.clip.device, memory_format=torch.channels_last))
+            students.append(Student(network, *colours).to(self.clip.device, memory_format=layout))
         return students
 
     def _new_network(self) -> nn.Module:

@@ -135,14 +135,22 @@ def plot_score(table: pd.DataFrame, score: str = "agreement", axes: Axes | None 
 
 # %% ../nbs/15_selection.ipynb #cell-26
 def recommend_without_labels(runs: Sequence[Run], images: ImageSet | None = None) -> str:
-    """Which method the label-free scores speak for, in a few sentences: the first by silhouette, or by confidence when there are no `images`."""
+    """Which method the label-free scores speak for, in a few sentences: the first by silhouette, or by confidence when there are no `images`.
+
+    A method that gives every image the same answer is never chosen, however sure it is.
+    """
     table = label_free(runs, images).set_index("method")
-    firsts = table.dropna(axis="columns", how="all").idxmax()
-    if len(table) == 1 or firsts.empty:
+    if len(table) == 1:
         return f"Only {table.index[0]} was run: there is nothing to choose between."
+    answers = {name: np.unique(vote.argmax(1)) for name, vote in _votes(runs).items()}
+    stuck = [name for name, found in answers.items() if len(found) == 1]
+    if len(stuck) == len(table):
+        return "Every method gives all images one and the same answer: there is nothing to choose between. Look at the class names and the model first."
+    firsts = table.drop(stuck).dropna(axis="columns", how="all").idxmax()
     chosen = firsts.get("silhouette", firsts["confidence"])
     backing = [score.replace("_", " ") for score, method in firsts.items() if method == chosen]
     against = {method: [score.replace("_", " ") for score, other in firsts.items() if other == method] for method in dict.fromkeys(firsts) if method != chosen}
     rest = "; ".join(f"{method} by {', '.join(scores)}" for method, scores in against.items())
     return (f"Without labels, take {chosen}: first by {', '.join(backing)}." + (f" Others are first elsewhere: {rest}." if rest else "")
+            + (f" Left out, because all their answers are the same: {', '.join(stuck)}." if stuck else "")
             + " These scores do not know the truth: label a hundred images and compare before you rely on it.")

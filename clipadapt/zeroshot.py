@@ -71,7 +71,7 @@ def _pixels(preprocess, images: ImageSet, batch: range) -> torch.Tensor:
 def _normalised(preprocess, pixels: torch.Tensor) -> torch.Tensor:
     if pixels.dtype != torch.uint8:
         return pixels
-    return _split_preprocess(preprocess)[1](pixels.permute(0, 3, 1, 2).float().div_(255))
+    return _split_preprocess(preprocess)[1](pixels.permute(0, 3, 1, 2).contiguous().float().div_(255))
 
 
 def _warn_when_cut(texts: Sequence[str], tokenizer) -> None:
@@ -343,12 +343,25 @@ def check_templates(choice: str | Sequence[str]) -> list[str]:
 
 # %% ../nbs/01_zeroshot.ipynb #cell-36
 def encode_prompts(clip: CLIP, classnames: Sequence[str], template_set: str | Sequence[str] = "single") -> torch.Tensor:
-    """Text features of every template filled with every class name: float32 [T, C, D], L2-normalised."""
+    """Text features of every template filled with every class name: float32 [T, C, D], L2-normalised.
+
+    Warns of class names whose features are the same in all templates: no method that starts from names can tell these apart.
+    """
     classnames, template_set = check_classnames(classnames), check_templates(template_set)
     if not classnames:
         raise ValueError("at least one class name is needed")
     prompts = [template.replace("{}", name) for template in template_set for name in classnames]
-    return clip.encode_text(prompts).view(len(template_set), len(classnames), -1)
+    prompt_features = clip.encode_text(prompts).view(len(template_set), len(classnames), -1)
+    _warn_when_alike(classnames, average_prompts(prompt_features))
+    return prompt_features
+
+
+def _warn_when_alike(classnames: Sequence[str], embeddings: torch.Tensor) -> None:
+    twins = (embeddings @ embeddings.T).fill_diagonal_(0).amax(1) > 1 - 1e-6
+    names = [name for name, twin in zip(classnames, twins.tolist()) if twin]
+    if names:
+        warnings.warn(f"to this CLIP {', '.join(names[:5])}{f' and {len(names) - 5} more' if len(names) > 5 else ''} are the same words as another class: no method "
+                      "that starts from names can tell them apart; describe them in other words, or choose another model", stacklevel=3)
 
 
 def average_prompts(prompt_features: torch.Tensor) -> torch.Tensor:

@@ -396,3 +396,23 @@ def test_both_momentum_copies_use_the_statistics_of_the_batch(clip, images):
     method.classnames_, method.image_size_ = images.classnames, 8
     run = module._Run(method, images, np.full(COUNT, -1), None)
     assert all(network.key.training and not any(p.requires_grad for p in network.key.parameters()) for network in run.networks)
+
+
+def test_any_number_of_threads_trains_odd_batches():
+    """In channels-last order oneDNN crashes in the gradient of a strided 1x1 convolution when a batch is odd; here a crash is an exit code."""
+    program = """
+import torch
+from torch import nn
+from clipadapt import CoReg, digits, load_clip
+from clipadapt.coreg import SMALL
+
+torch.set_num_threads(2)
+train, clip = digits("train").subset(range(65)), load_clip()
+
+def strided(num_classes):
+    return nn.Sequential(nn.Conv2d(3, 8, 3, 1, 1), nn.Conv2d(8, 16, 1, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, num_classes))
+
+for student, options in (("resnet", SMALL["options"]), (strided, None)):
+    CoReg(clip, train.classnames, **{**SMALL, "student": student, "options": options, "epochs": 6, "warmup_epochs": 3, "batch_size": 65}).fit(train)
+"""
+    assert subprocess.run([sys.executable, "-c", program], env={**os.environ, "TQDM_DISABLE": "1"}).returncode == 0

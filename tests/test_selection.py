@@ -47,6 +47,13 @@ def test_failed_runs_are_left_out():
             label_free(nothing)
 
 
+def test_a_method_that_always_answers_the_same_is_not_recommended():
+    stuck = [made_up("a", [1, 1, 1], sure=1.0), made_up("b", [2, 2, 2])]
+    assert recommend_without_labels(stuck).startswith("Every method gives all images one and the same answer")
+    text = recommend_without_labels([*stuck, made_up("c", [0, 1, 2], sure=0.5)])
+    assert text.startswith("Without labels, take c") and "Left out, because all their answers are the same: a, b." in text
+
+
 def test_runs_on_different_images_are_refused():
     with pytest.raises(ValueError, match="the same images"):
         label_free([made_up("a", [0, 1]), made_up("b", [0, 1, 2])])
