@@ -65,7 +65,13 @@ def main(quiet: bool) -> None:
     logger.setLevel(logging.INFO)
     logger.propagate = False
     click.get_current_context().with_resource(warnings.catch_warnings())
-    warnings.showwarning = lambda message, *_, **__: logger.warning("warning: %s", message)
+    said = set()
+
+    def show(message, *_, **__) -> None:
+        if str(message) not in said:            # eleven methods would say it eleven times
+            said.add(str(message))
+            logger.warning("warning: %s", message)
+    warnings.showwarning = show
 
 
 class _Echo(logging.Handler):
@@ -194,6 +200,13 @@ def _write_table(path: Path | None, table) -> None:
     text = table.to_json(orient="records", indent=1, force_ascii=False) if path.suffix.lower() == ".json" else table.to_csv(index=False)
     with whole_file(path) as draft:
         draft.write_text(text, encoding="utf-8")
+
+
+def _write_result(target: Path | None, table) -> None:
+    """What a command ends with: a table, and a word about the file it went to."""
+    _write_table(target, table)
+    if target:
+        logger.info("wrote %d rows to %s", len(table), target)
 
 
 def _record(clip, **more) -> dict:
@@ -339,7 +352,7 @@ def adapt(context, images, classes, model, pretrained, device, out, overwrite, r
     chosen.fit(pool, pool.labels if use_labels else None)
     seconds = time.perf_counter() - start
     chosen.save(folder / "model")
-    _write_predictions(folder / "predictions.csv", chosen, pool, probabilities)
+    _write_table(folder / "predictions.csv", _predictions(chosen, pool, probabilities))
     _write_json(folder / "record.json", _record(clip, images=pool, seconds=round(seconds, 3)))
     (folder / "checkpoint.safetensors").unlink(missing_ok=True)
     logger.info("fitted in %.1f s; wrote %s", seconds, folder)
@@ -352,15 +365,15 @@ def _report_accuracy(method, images) -> None:
         logger.info("%.1f %% of the %d labelled images are answered right", 100 * method.score(images), (images.labels >= 0).sum())
 
 
-def _write_predictions(path: Path | None, method, images, probabilities: bool = False) -> None:
-    """A row an image: image, prediction, confidence, and with `probabilities` a column a class. CSV or JSON by the ending of `path`; CSV to the standard output if None."""
+def _predictions(method, images, probabilities: bool = False):
+    """A row an image: image, prediction, confidence, and with `probabilities` a column a class."""
     import pandas as pd
 
     answers = method.predict_proba(images)
     table = pd.DataFrame({"image": _names(images), "prediction": [method.classnames_[c] for c in answers.argmax(1)], "confidence": answers.max(1).round(4)})
     if probabilities:
         table = table.join(pd.DataFrame(answers.round(4), columns=method.classnames_), rsuffix=" (class)")
-    _write_table(path, table)
+    return table
 
 # %% ../nbs/16_cli.ipynb #cell-27
 @main.command()
@@ -386,7 +399,7 @@ def predict(images, saved, out, overwrite, probabilities, device) -> None:
         raise ValueError(f"{saved} holds {record['method']!r}, which is no method of this clipadapt; load it in Python with its own class")
     method = getattr(clipadapt, record["method"]).load(saved, load_clip(record["clip"]["name"], record["clip"]["pretrained"], device))
     pool = _read_images(images, method.classnames_, "test")
-    _write_predictions(target, method, pool, probabilities)
+    _write_result(target, _predictions(method, pool, probabilities))
     _report_accuracy(method, pool)
 
 
@@ -405,7 +418,7 @@ def zero_shot(images, classes, model, pretrained, device, templates, out, overwr
     target = _check_file(out, overwrite, ".csv", ".json")
     pool = _read_images(images, _read_classes(classes), "test")
     method = ZeroShot(load_clip(model, pretrained, device), pool.classnames, templates=templates).fit(pool)
-    _write_predictions(target, method, pool, probabilities)
+    _write_result(target, _predictions(method, pool, probabilities))
     _report_accuracy(method, pool)
 
 # %% ../nbs/16_cli.ipynb #cell-30
@@ -506,7 +519,7 @@ def caption_command(context, images, captioner, prompt, out, overwrite) -> None:
     pool = ImageSet.from_folder(images) if images else digits("test")
     captions = caption(TransformersCaptioner(captioner) if captioner else AttributeCaptioner(), pool, prompt)
     table = pd.DataFrame({"image": _names(pool), "caption": captions.texts})
-    _write_table(target, table)
+    _write_result(target, table)
 
 
 @main.command("demo")

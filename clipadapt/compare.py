@@ -328,8 +328,11 @@ def _share(fraction: float) -> str:
 
 
 def _reservations(table: pd.DataFrame, chosen: str, test: ImageSet) -> list[str]:
-    """What should make one hesitate: no gain, a class that is lost, poor calibration, a single seed."""
+    """What should make one hesitate: no better than a constant answer, no gain, a class that is lost, poor calibration, a single seed."""
     row, notes = table.loc[chosen], []
+    constant = np.bincount(test.labels).max() / len(test)
+    if row["accuracy"] <= constant:
+        notes.append(f"Giving every image the most frequent class would be right in {100 * constant:.0f} % too: look at the class names and the model before you use it.")
     if row["gain"] == 0:
         notes.append("No method is surely better than zero-shot here.")
     if row["worst_class_accuracy"] < 0.5 * row["accuracy"]:

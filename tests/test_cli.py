@@ -63,6 +63,12 @@ def test_help_shows_examples_and_needs_no_torch():
         assert text.startswith(f"Usage: clipadapt {command}") and f"clipadapt {command}" in text.split("\n", 1)[1], command
 
 
+def test_a_warning_is_said_once(folders, tmp_path):
+    done = run("compare", "--images", folders / "flat", "--classes", "cat,dog", "--methods", "zero-shot,prototypes,nearest-neighbours", "--out", tmp_path / "run")
+    assert done.exit_code == 0 and done.stderr.count("to this CLIP cat, dog are the same words") == 1
+    assert "one and the same answer" in done.output
+
+
 def test_lazy_names_are_all_there():
     assert all(getattr(clipadapt, name).__name__ == name for name in clipadapt.__all__) and set(clipadapt.__all__) <= set(dir(clipadapt))
     with pytest.raises(AttributeError, match="no attribute 'Clip'"):

@@ -115,6 +115,14 @@ def test_one_failure_spares_the_others_and_only_failures_are_an_error(clip, meth
         run_all({"bad": bad}, train, test_images)
 
 
+def test_what_is_no_better_than_a_constant_answer_is_said_so(clip, test_images):
+    constant = np.eye(10, dtype=np.float32)[[int(test_images.labels[0])] * len(test_images)]
+    runs = [Run(name, ZeroShot(clip, test_images.classnames), constant, 1.0) for name in "ab"]
+    assert "Giving every image the most frequent class would be right in" in recommend(runs, ImageSet(test_images.images, test_images.classnames, [test_images.labels[0]] * len(test_images)))
+    right = np.eye(10, dtype=np.float32)[test_images.labels]
+    assert "most frequent class" not in recommend([Run("a", runs[0].method, right, 1.0), *runs[1:]], test_images)
+
+
 def test_labels_of_the_training_images_are_not_read(methods, train, test_images):
     shuffled = ImageSet(train.images, train.classnames, np.random.default_rng(0).permutation(train.labels))
     columns = ["method", "accuracy", "ece"]

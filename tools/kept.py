@@ -83,11 +83,13 @@ def find(name: str, code: str) -> dict:
 
 
 def kept(name: str, code: str, kind: str) -> str:
-    """The first output of a kind ("text/html", "image/png", ..., or "stream") that a cell kept."""
+    """The first output of a kind ("text/html", "image/png", ...) that a cell kept; for "stream", all that it printed and said."""
     cell = find(name, code)
+    said = [output["text"] if "text" in output else output["data"]["text/plain"] for output in cell["outputs"]
+            if output["output_type"] == "stream" or set(output.get("data", {})) == {"text/plain"}]
+    if kind == "stream" and said:
+        return "\n".join("".join(text).strip("\n") for text in said)
     for output in cell["outputs"]:
-        if kind == "stream" and (output["output_type"] == "stream" or set(output.get("data", {})) == {"text/plain"}):
-            return "".join(output["text"] if "text" in output else output["data"]["text/plain"])
         if kind in output.get("data", {}):
             return "".join(output["data"][kind])
     raise LookupError(f"nbs/{name}.ipynb: the cell with {code!r} kept no output of the kind {kind}; run it and commit its output")
