@@ -324,7 +324,7 @@ def _choice(table: pd.DataFrame, best: str, equals: list[str], chosen: str, ahea
 
 
 def _share(fraction: float) -> str:
-    return "every draw" if fraction == 1 else f"{100 * fraction:.0f} % of the draws"
+    return "every draw" if fraction == 1 else "more than 99 % of the draws" if fraction > 0.99 else f"{100 * fraction:.0f} % of the draws"
 
 
 def _reservations(table: pd.DataFrame, chosen: str, test: ImageSet) -> list[str]:

@@ -25,6 +25,7 @@ from .adapter import Adapter
 from .data import ImageSet, check_count, check_labels, seeded, whole_file
 from .features import VIEWS, fit_facts, named_view
 from .pseudolabels import DegenerateMixtureWarning, clean_posterior, ratio_candidates, top_k_candidates, union_candidates
+from .retrieval import iterate_prototypes
 from .training import Checkpoint, Recipe, module_numbers, restore_training, set_module_numbers, train_epoch, train_epochs, training_state
 from .zeroshot import CLIP, average_prompts, encode_prompts
 
@@ -36,7 +37,7 @@ __all__ = ['ANNOTATIONS', 'WINDOW', 'STUDENTS', 'SMALL', 'EXPORTERS', 'partial_l
            'Student', 'pixel_views', 'feature_views', 'draw_views', 'Split', 'CoReg', 'synthetic_candidates']
 
 # %% ../nbs/10_coreg.ipynb #cell-8
-ANNOTATIONS = ("union", "top-k", "ratio", "mean")
+ANNOTATIONS = ("union", "top-k", "ratio", "mean", "prototypes")
 
 
 def partial_labels(image_features: Tensor, prompt_features: Tensor, logit_scale: float, annotation: str = "union", k: int = 3,
@@ -45,10 +46,14 @@ def partial_labels(image_features: Tensor, prompt_features: Tensor, logit_scale:
 
     image_features: unit rows [N, D]; prompt_features: unit rows [T, C, D]. `annotation` is "union", the best class under
     each template (Co-Reg, arXiv 2406.18550); or, of the probabilities averaged over the templates, "top-k" the `k`
-    highest, "ratio" those at least `ratio` times the highest, "mean" the probabilities themselves. Raises ValueError for another one.
+    highest, "ratio" those at least `ratio` times the highest, "mean" the probabilities themselves. "prototypes" (ours, not the paper's) first
+    moves the averaged prompts into the images by `iterate_prototypes` (chapter 6), and takes the `k` highest. Raises ValueError for another one.
     """
     if annotation not in ANNOTATIONS:
         raise ValueError(f"annotation must be one of {', '.join(map(repr, ANNOTATIONS))}, not {annotation!r}")
+    if annotation == "prototypes":
+        prototypes, *_ = iterate_prototypes(image_features, average_prompts(prompt_features).numpy())
+        prompt_features, annotation = torch.from_numpy(prototypes)[None], "top-k"
     mean = torch.zeros(len(image_features), prompt_features.shape[1])
     union = np.zeros(mean.shape, bool)
     for prompts in prompt_features:

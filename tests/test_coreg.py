@@ -18,9 +18,10 @@ from PIL import Image
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
-from clipadapt import CoReg, ImageSet, digits, load_clip
+from clipadapt import CoReg, ImageSet, Prototypes, digits, load_clip
 from clipadapt import coreg as module
 from clipadapt.coreg import Queue
+from clipadapt.pseudolabels import top_k_candidates
 from clipadapt.testing import check_adapter
 
 COUNT = 48
@@ -140,7 +141,7 @@ def test_contract(clip):
 
 
 VARIANTS = [{"co_pseudolabels": False}, {"alignment": False}, {"mixup": 0}, {"prototypes": 0}, {"contrast": 0}, {"prototypes": 0, "contrast": 0}, {"confidence_penalty": 0},
-            {"unlabelled_weight": 0}, {"views": None}, {"views": 1}, {"annotation": "top-k", "k": 2}, {"annotation": "ratio"}, {"annotation": "mean"},
+            {"unlabelled_weight": 0}, {"views": None}, {"views": 1}, {"annotation": "top-k", "k": 2}, {"annotation": "ratio"}, {"annotation": "mean"}, {"annotation": "prototypes", "k": 2},
             {"prior": [1] * 9 + [2]}, {"queue": 0}, {"warmup_epochs": 9}, {"batch_size": 1000}, {"batch_size": 1}, {"templates": "single"}]
 
 
@@ -396,6 +397,13 @@ def test_both_momentum_copies_use_the_statistics_of_the_batch(clip, images):
     method.classnames_, method.image_size_ = images.classnames, 8
     run = module._Run(method, images, np.full(COUNT, -1), None)
     assert all(network.key.training and not any(p.requires_grad for p in network.key.parameters()) for network in run.networks)
+
+
+def test_prototypes_annotate(clip):
+    images = digits("train").subset(range(200))
+    fitted = CoReg(clip, images.classnames, **{**SHORT, "epochs": 1, "warmup_epochs": 1}, annotation="prototypes", k=2).fit(images)
+    teacher = Prototypes(clip, images.classnames, templates="neutral27").fit(images)
+    assert np.array_equal(fitted.candidates_, top_k_candidates(teacher.predict_proba(images), 2))
 
 
 def test_any_number_of_threads_trains_odd_batches():
