@@ -46,8 +46,8 @@ def learning_setting(labels: np.ndarray, num_classes: int, wanted: str | None = 
 def loss_weights(setting: str, labelled: int, pseudolabelled: int, reading: str = "recommended") -> tuple[float, float]:
     """The weights of the labelled and of the pseudolabelled part of the loss, from the numbers of their examples.
 
-    Semi-supervised learning weighs the few labels up, transductive learning the pseudolabels to the many labels; see the chapter.
-    The `reading` "published" weighs the few labels down instead, as the code of Menghini et al. 2023 does for IFPL and GRIP.
+    Semi-supervised learning gives the few labels the larger weight, transductive learning weights the pseudolabels to match the many labels.
+    The `reading` "published" gives the few labels the smaller weight instead, as the code of Menghini et al. 2023 does for IFPL and GRIP.
     """
     if not labelled or not pseudolabelled:
         return float(labelled > 0), float(pseudolabelled > 0)
