@@ -56,8 +56,8 @@ readme: .venv/ready-dev   ## README.md from nbs/index.ipynb, without quarto
 docs: .venv/ready-dev   ## the site into _docs/, every link checked; with quarto where it is installed, else without
 	$(BIN)/python tools/docs.py
 
-lab: .venv/ready-dev   ## open the course in JupyterLab
-	$(BIN)/jupyter lab nbs
+lab: .venv/ready-dev   ## open the course in JupyterLab, solutions beside it
+	$(BIN)/jupyter lab --ServerApp.root_dir=. nbs/index.ipynb
 
 clean:          ## remove what the targets made (the environment too)
 	rm -rf .venv runs _docs _proc build dist *.egg-info

@@ -43,6 +43,10 @@ class _Commands(click.Group):
             context.exit(141)
         except (ValueError, OSError, ImportError) as error:
             raise click.ClickException(str(error)) from error
+        except RuntimeError as error:
+            if type(error).__name__ != "OutOfMemoryError":      # torch's; it is not imported for a name
+                raise
+            raise click.ClickException("the memory of the GPU is full; give a smaller --set batch_size=..., another --model, or --device cpu") from error
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
@@ -53,9 +57,9 @@ def main(quiet: bool) -> None:
 
     \b
     Try it:               clipadapt demo
-    Your own folder:      clipadapt adapt --images photos --classes cat,dog --method prototypes --out run
+    Your own folder:      clipadapt adapt --images photos --classes cat,dog --model ViT-B-32 --pretrained openai --out run
     New images:           clipadapt predict --saved run/model --images more --out answers.csv
-    Which method is best: clipadapt compare --images photos --classes cat,dog --test labelled --out compared
+    Which method is best: clipadapt compare --images photos --test labelled --model ViT-B-32 --pretrained openai --out compared
 
     Exit codes: 0 done, 1 something was wrong with the input, 2 wrong options, 130 interrupted, 141 the pipe was closed.
     """
@@ -333,7 +337,7 @@ def adapt(context, images, classes, model, pretrained, device, out, overwrite, r
     """Adapt CLIP to a folder of images; write the classifier and its predictions.
 
     \b
-    clipadapt adapt --images photos --classes cat,dog --out run
+    clipadapt adapt --images photos --classes cat,dog --model ViT-B-32 --pretrained openai --out run
     clipadapt adapt --images photos --classes classes.txt --model ViT-B-32 --pretrained laion2b_s34b_b79k --method grip --set rounds=5 --out run
     clipadapt adapt --config run/config.json --out again
     """
@@ -410,7 +414,7 @@ def zero_shot(images, classes, model, pretrained, device, templates, out, overwr
     """Let CLIP guess, without adapting anything.
 
     \b
-    clipadapt zero-shot --images photos --classes cat,dog --templates 'a photo of a {}.'
+    clipadapt zero-shot --images photos --classes cat,dog --model ViT-B-32 --pretrained openai --templates 'a photo of a {}.'
     """
     from clipadapt.adapter import ZeroShot
     from clipadapt.zeroshot import load_clip
@@ -434,7 +438,7 @@ def compare(context, images, classes, model, pretrained, device, out, overwrite,
 
     \b
     clipadapt compare --seeds 3
-    clipadapt compare --images photos --classes cat,dog --test labelled --methods zero-shot,prototypes,reclip --out compared
+    clipadapt compare --images photos --test labelled --model ViT-B-32 --pretrained openai --methods zero-shot,prototypes,reclip --out compared
     """
     from clipadapt.compare import recommend, report, run_all, tabulate
     from clipadapt.selection import label_free, recommend_without_labels

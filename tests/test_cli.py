@@ -9,6 +9,7 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from click.testing import CliRunner
 
 import clipadapt
@@ -61,6 +62,13 @@ def test_help_shows_examples_and_needs_no_torch():
     for command in main.commands:
         text = run(command, "--help").output
         assert text.startswith(f"Usage: clipadapt {command}") and f"clipadapt {command}" in text.split("\n", 1)[1], command
+
+
+def test_a_full_gpu_is_an_error_in_one_line_and_a_bug_is_not(folders, monkeypatch):
+    for error in (torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("a bug")):
+        monkeypatch.setattr("clipadapt.zeroshot.CLIP.encode_image", lambda *_, error=error, **__: (_ for _ in ()).throw(error))
+        done = run("zero-shot", "--images", folders / "flat", "--classes", CLASSES)
+        assert done.exit_code == 1 and ("the memory of the GPU is full" in done.output) == isinstance(error, torch.OutOfMemoryError)
 
 
 def test_a_warning_is_said_once(folders, tmp_path):
