@@ -97,7 +97,7 @@ def _check_pseudolabels(pseudolabels: Sequence[int]) -> np.ndarray:
     return labels.astype(np.int64)
 
 # %% ../nbs/11_captions.ipynb #cell-14
-def draw_groups(pseudolabels: Sequence[int], size: int = 4, seed: int = 0) -> np.ndarray:
+def draw_groups(pseudolabels: Sequence[int], size: int = 4, seed: int | Sequence[int] = 0) -> np.ndarray:
     """For each image, `size` images drawn uniformly from all with its pseudolabel: int64 [N, size] (LatteCLIP).
 
     pseudolabels: int [N]; a row of -1 where the pseudolabel is -1. Without replacement, but from classes with fewer than `size`
@@ -109,7 +109,7 @@ def draw_groups(pseudolabels: Sequence[int], size: int = 4, seed: int = 0) -> np
     classes, starts = np.unique(pseudolabels[order], return_index=True)
     for label, members in zip(classes, np.split(order, starts[1:])):
         if label >= 0:
-            groups[members] = members[_draw(len(members), size, np.random.default_rng([seed, label]))]
+            groups[members] = members[_draw(len(members), size, np.random.default_rng([*np.atleast_1d(seed), label]))]
     return groups
 
 
