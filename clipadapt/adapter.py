@@ -234,6 +234,6 @@ class ZeroShot(Adapter):
         return zero_shot_probabilities(features, torch.from_numpy(self.prompt_features_), self.clip.logit_scale, self.ensemble)
 
     def _predict_logits(self, images: ImageSet) -> torch.Tensor:
-        if self.ensemble == "probability":      # a mean of softmaxes is the softmax of nothing in particular
+        if self.ensemble == "probability":      # averaged probabilities do not come from one set of logits
             return super()._predict_logits(images)
         return self.clip.logit_scale * self.clip.encode_image(images) @ torch.from_numpy(self.prompt_features_[0]).T

@@ -199,7 +199,7 @@ def mean_class_accuracy(labels: Sequence[int] | np.ndarray, predictions: Sequenc
 # %% ../nbs/02_metrics.ipynb #cell-54
 def worst_class(labels: Sequence[int] | np.ndarray, predictions: Sequence[int] | np.ndarray,
                 classnames: Sequence[str]) -> tuple[str, float]:
-    """The class with the lowest accuracy, as a pair (name, accuracy); the first one of equals.
+    """The class with the lowest accuracy, as a pair (name, accuracy); the first if several are equally low.
 
     labels, predictions: integers [N] in [0, C); classnames: C distinct names. Classes without an image are left out.
     Returns (str, float in [0, 1]). Raises ValueError as `confusion` and `clipadapt.data.check_classnames` do.
@@ -288,7 +288,7 @@ def calibration_bins(labels: Sequence[int] | np.ndarray, probabilities: Sequence
 
     labels: integers [N]; probabilities: floats [N, C], rows summing to one. Returns a DataFrame with the columns lower, upper,
     count (images), confidence (their mean) and accuracy, as fractions; the last two are nan in empty bins.
-    Raises ValueError for labels that do not fit, probabilities that are none, or `bins` below 1.
+    Raises ValueError for labels that do not fit, rows that are not probabilities, or `bins` below 1.
     Source: Guo et al. 2017, "On Calibration of Modern Neural Networks", Section 2 (reliability diagrams).
     """
     return bin_scores(*_confidence(labels, probabilities), bins)
@@ -390,7 +390,7 @@ def negative_log_likelihood(labels: Sequence[int] | np.ndarray, probabilities: S
     """Mean of -ln(probability of the true class), in nats: 0 is perfect, ln C is a blind guess among C classes.
 
     labels: integers [N]; probabilities: floats [N, C], rows summing to one, clipped to [2.2e-16, 1] so that a certain error costs 36 nats.
-    Returns a float of at least 0. Raises ValueError for labels that do not fit or probabilities that are none.
+    Returns a float of at least 0. Raises ValueError for labels that do not fit or rows that are not probabilities.
     """
     return float(_losses(labels, probabilities).mean())
 
@@ -477,7 +477,7 @@ def apply_temperature(probabilities: Sequence[Sequence[float]] | np.ndarray, tem
     """Probabilities softmax(ln(probabilities) / temperature), float64 [N, C]: flatter above 1, sharper below; no answer changes.
 
     probabilities: floats [N, C], rows summing to one; below 1e-38 they count as 1e-38. Apart from that, equal to the softmax of the logits divided by
-    `temperature`. Raises ValueError for a temperature that is not a finite number above 0 and for rows that are no probabilities.
+    `temperature`. Raises ValueError for a temperature that is not a finite number above 0 and for rows that are not probabilities.
     Source: Guo et al. 2017, "On Calibration of Modern Neural Networks", Eq. 9.
     """
     temperature = _check_positive(temperature, "temperature")
@@ -526,7 +526,7 @@ def _check_numbers(values, name: str, shape: str) -> np.ndarray:
 
 
 def max_probability(probabilities: Sequence[Sequence[float]] | np.ndarray) -> np.ndarray:
-    """The largest probability of each image, float64 [N], in 1/C ... 1. Raises ValueError for rows that are no probabilities.
+    """The largest probability of each image, float64 [N], in 1/C ... 1. Raises ValueError for rows that are not probabilities.
 
     Source: Hendrycks and Gimpel 2017, "A Baseline for Detecting Misclassified and Out-of-Distribution Examples in Neural Networks".
     """
@@ -536,7 +536,7 @@ def max_probability(probabilities: Sequence[Sequence[float]] | np.ndarray) -> np
 def negative_entropy(probabilities: Sequence[Sequence[float]] | np.ndarray) -> np.ndarray:
     """Sum of p ln p of each image, in nats, float64 [N], in -ln C (no idea) ... 0 (certain), rows scaled to a sum of exactly one.
 
-    probabilities: floats [N, C]. Raises ValueError for rows that are no probabilities.
+    probabilities: floats [N, C]. Raises ValueError for rows that are not probabilities.
     """
     return 0.0 - entropy(_check_probabilities(probabilities), axis=1)          # 0.0 -: no minus zero
 
@@ -603,7 +603,7 @@ def risk_coverage(labels: Sequence[int] | np.ndarray, probabilities: Sequence[Se
     """The share of wrong answers (risk) among the most confident k of N images, for k = 1 ... N: columns coverage (k / N) and risk, 0-1.
 
     labels: integers [N]; probabilities: floats [N, C]. Images of equal confidence share their mean accuracy, so that their order does not matter.
-    Raises ValueError for labels that do not fit or probabilities that are none.
+    Raises ValueError for labels that do not fit or rows that are not probabilities.
     Source: Geifman and El-Yaniv 2017, "Selective Classification for Deep Neural Networks", Section 2.
     """
     _, right = _sorted_hits(labels, probabilities)
@@ -630,7 +630,7 @@ def _risk_title(table: pd.DataFrame) -> str:
 
 # %% ../nbs/02_metrics.ipynb #cell-138
 def plot_risk_coverage(labels: Sequence[int] | np.ndarray, probabilities: Sequence[Sequence[float]] | np.ndarray, axes: Axes | None = None) -> Axes:
-    """Risk against coverage; dashed: the best order there could be (all errors last), dotted: no order at all.
+    """Risk against coverage; dashed: the best order there could be (all errors last), dotted: a random order.
 
     labels: integers [N]; probabilities: floats [N, C]. The title says how many images can be answered with half the risk, if any. Returns the
     matplotlib Axes. Raises ValueError as `risk_coverage` does.
@@ -650,8 +650,8 @@ def plot_risk_coverage(labels: Sequence[int] | np.ndarray, probabilities: Sequen
 def epistemic_uncertainty(probabilities: Sequence | np.ndarray) -> pd.DataFrame:
     """Uncertainty of an ensemble about each image, in nats: columns total, aleatoric and epistemic, total = aleatoric + epistemic.
 
-    probabilities: floats [S, N, C], or a list of S arrays or tensors [N, C], one a model. total is the entropy of their mean, aleatoric the mean of
-    their entropies, epistemic the difference (at least 0, at most ln S). Raises ValueError for another shape or rows that are no probabilities.
+    probabilities: floats [S, N, C], or a list of S arrays or tensors [N, C], one per model. total is the entropy of their mean, aleatoric the mean of
+    their entropies, epistemic the difference (at least 0, at most ln S). Raises ValueError for another shape or rows that are not probabilities.
     Source: Houlsby et al. 2011, "Bayesian Active Learning for Classification and Preference Learning", Eq. 1; Depeweg et al. 2018, "Decomposition of
     Uncertainty in Bayesian Deep Learning", Section 3 (the two names); Lakshminarayanan et al. 2017, "Simple and Scalable Predictive Uncertainty
     Estimation using Deep Ensembles" (the ensemble).
