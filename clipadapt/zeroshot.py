@@ -154,7 +154,7 @@ class CLIP:
     def fingerprint(self) -> str:
         """A hash of all weights and of OpenCLIP's preprocessing settings: equal for equal models, whatever they are called.
 
-        It is computed once, and again when the sum of a weight has changed: what an optimiser does in place is noticed.
+        It is computed once, and again when the sum of any weight tensor has changed, so steps of an optimiser are noticed.
         """
         sums = [tensor.sum(dtype=torch.float32).item() for tensor in self.model.state_dict().values()]
         if self._hashed is None or self._hashed[0] != sums:
@@ -175,7 +175,7 @@ class CLIP:
         return _encode(self, self._model().encode_image, self.pixel_batches(images, batch_size))
 
     def pixel_batches(self, images, batch_size: int = 64) -> Iterator[torch.Tensor]:
-        """Preprocessed images, float32 [B, 3, H, W] on the CLIP's device, prepared in threads while the last batch is worked on."""
+        """Preprocessed images, float32 [B, 3, H, W] on the CLIP's device, prepared in threads while the previous batch is worked on."""
         images = as_imageset(images)
         pixels = _ahead(partial(_pixels, self.preprocess, images), _batches(len(images), batch_size), min(4, os.cpu_count() or 1))
         return (_normalised(self.preprocess, batch.to(self.device)) for batch in pixels)
@@ -245,7 +245,8 @@ def load_clip(name: str | None = None, pretrained: str | None = None, device: st
 
     `name` is None (built-in, needs no network), an OpenCLIP architecture together with a `pretrained` tag or
     checkpoint file (`"ViT-B-32"`, `"laion2b_s34b_b79k"`), `"hf-hub:org/model"`, or `"local-dir:folder"`. `device` is
-    a GPU when PyTorch sees one. Weights trained with quick-GELU get a model with quick-GELU.
+    a GPU when PyTorch sees one. A tag whose weights were trained with quick-GELU gets a model with quick-GELU; for a checkpoint
+    file, name an architecture that has it (`"ViT-B-32-quickgelu"`).
 
     Raises ValueError for an unknown architecture or tag (the nearest are named) or device or when no weights are asked for,
     FileNotFoundError for a folder that is missing or holds no complete model, ConnectionError when weights cannot be fetched.
