@@ -32,7 +32,7 @@ class Recipe:
     `batch_size` None takes all examples at once. The learning rate rises linearly over `warmup` epochs, then falls to
     nearly zero at the end; `per_step` changes it at every step instead of every epoch. `method` is "sgd" (with `momentum`) or
     "adamw" (Loshchilov and Hutter 2019; `momentum` is its first beta, the second 0.98, epsilon 1e-6 as in CLIP's own training). AdamW
-    spares vectors and scalars (biases, norms, the logit scale) the `weight_decay`, SGD spares nothing.
+    applies `weight_decay` to matrices and larger tensors, not to vectors and scalars (biases, norms, the logit scale); SGD applies it to all.
     """
 
     epochs: int = 150
@@ -214,7 +214,7 @@ class Checkpoint:
 
 # %% ../nbs/07_training.ipynb #cell-26
 def train_epochs(method, run, epochs: int, checkpoint: Checkpoint) -> None:
-    """Let `run` go through `epochs`, on from where the checkpoint was written; `method.history_` gathers a record of each.
+    """Take `run` through `epochs` epochs, from where the checkpoint left off; `method.history_` gathers a record of each.
 
     `run.epoch(number)` trains for an epoch and returns the record, plain values; `run.state()` gives the arrays that the next one depends
     on, `run.restore(arrays)` takes them over. After every epoch, and after a restore, `method._show(run)` puts what was learned where `predict` finds
