@@ -502,7 +502,8 @@ def outside_sets(test, seed: int = 0) -> dict[str, ImageSet]:
 
 # %% ../nbs/13_robustness.ipynb #cell-54
 def plot_severity(table: pd.DataFrame, axes: Axes | None = None) -> Axes:
-    """Accuracy (mean of the corruptions in `evaluate`'s tables) against severity, a line a method; severity 0 is the clean test set.
+    """Accuracy (mean of the corruptions in `evaluate`'s tables) against severity, a line a method; severity 0 is the clean test set. The legend lists
+    the methods in the order of their lines at the highest severity.
 
     The title says what the method with the most and the one with the least of it have at the highest severity. Returns the matplotlib Axes.
     Raises ValueError when the table holds no corruptions.
@@ -511,10 +512,12 @@ def plot_severity(table: pd.DataFrame, axes: Axes | None = None) -> Axes:
     if not (rows.kind == "corruption").any():
         raise ValueError("the table holds no corruptions; evaluate with some")
     means = (100 * rows.groupby(["method", "severity"], sort=False).value.mean()).rename("accuracy").reset_index()
-    last = means[means.severity == means.severity.max()].set_index("method").accuracy
-    best, worst = last.idxmax(), last.idxmin()
-    axes = metrics._axes(axes, (7, 4))
-    sns.lineplot(means, x="severity", y="accuracy", hue="method", style="method", markers=True, dashes=False, ax=axes)
+    last = means[means.severity == means.severity.max()].set_index("method").accuracy.sort_values(ascending=False, kind="stable")
+    best, worst = last.index[0], last.index[-1]
+    axes, paired = metrics._axes(axes, (7, 4)), sns.color_palette("tab20")
+    palette = [*paired[::2], *paired[1::2]][: len(last)] if len(last) <= 20 else "husl"
+    sns.lineplot(means, x="severity", y="accuracy", hue="method", style="method", hue_order=last.index, style_order=last.index, palette=palette,
+                 markers=True, dashes=False, ax=axes)
     title = f"{best} is right in {last[best]:.0f} % at severity {means.severity.max()}"
     metrics._set_title(axes, title if best == worst else f"{title}, {worst} in {last[worst]:.0f} %")
     sns.move_legend(axes, "upper left", bbox_to_anchor=(1, 1), frameon=False)

@@ -539,11 +539,12 @@ def curves(history: Sequence[Mapping]) -> pd.DataFrame:
     return table.dropna(axis=1, how="all")
 
 
-def plot_curves(history: Sequence[Mapping], columns: int = 4) -> Figure:
-    """One small picture for each number in a history, over the epochs."""
+def plot_curves(history: Sequence[Mapping], columns: int = 5) -> Figure:
+    """One small picture for each number in a history, over the epochs; at most `columns` in a row, the rows about equally full."""
     table = curves(history)
-    columns = min(columns, max(1, table.shape[1]))
-    rows = max(1, -(-table.shape[1] // columns))
+    pictures = max(1, table.shape[1])
+    rows = -(-pictures // columns)
+    columns = -(-pictures // rows)
     figure = _figure(10.5, 0.2 + 1.7 * rows)
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat[table.shape[1]:]:

@@ -268,11 +268,16 @@ def test_summaries(table):
 
 
 def test_plots(table):
+    import matplotlib.colors
     import matplotlib.pyplot as plt
 
     axes = plot_severity(pd.concat([table, table.assign(method="other", value=table.value / 2)]))
     last = 100 * table[(table.severity == 5) & (table.metric == "accuracy")].value.mean()
     assert f"ZeroShot is right in {last:.0f} % at severity 5" in axes.get_title().replace("\n", " ") and "accuracy" in axes.get_ylabel()
+    eleven = plot_severity(pd.concat([table.assign(method=f"method {k}", value=table.value * (k + 1) / 11) for k in range(11)]))
+    lines = eleven.get_legend().get_lines()
+    assert [text.get_text() for text in eleven.get_legend().get_texts()] == [f"method {k}" for k in range(10, -1, -1)]
+    assert len({matplotlib.colors.to_hex(line.get_color()) for line in lines}) == 11
     with pytest.raises(ValueError, match="no corruptions"):
         plot_severity(table[table.kind != "corruption"])
     rng = np.random.default_rng(0)
