@@ -441,7 +441,7 @@ def summarise(table: pd.DataFrame, score: str = "max probability") -> pd.DataFra
 # %% ../nbs/13_robustness.ipynb #cell-41
 LETTERS = "acefhkmnpruvwx"      # left out, in both cases: b, d, g, i, j, l, o, q, s, t, y, z, which can be read as digits
 SHAPES = ("square", "triangle", "pentagon", "star", "cross", "heart")       # left out: circle and diamond, which can be read as a zero
-FONTS = ("DejaVuSans", "DejaVuSerif-Italic", "STIXGeneralItalic", "cmss10", "cmti10")
+FONTS = ("DejaVuSans", "DejaVuSerif-Italic", "STIXGeneralItalic", "cmss10", "cmti10")        # the last one comes with matplotlib from 3.11 on
 
 
 def _scan(small: np.ndarray) -> np.ndarray:
@@ -455,8 +455,8 @@ def _bank(kind: str, names: tuple[str, ...]):
     """The glyphs of a kind with these names, of `FONTS`."""
     from clipadapt import glyphs        # of the appendix, which comes later: needed for drawing only
 
-    files = glyphs.font_files()
-    return glyphs.make_bank({font: files[font] for font in (FONTS if kind == "letter" else FONTS[:1])}).select(lambda glyph: glyph.kind == kind and glyph.name in names)
+    files, fonts = glyphs.font_files(), FONTS if kind == "letter" else FONTS[:1]
+    return glyphs.make_bank({font: files[font] for font in fonts if font in files}).select(lambda glyph: glyph.kind == kind and glyph.name in names)
 
 
 def _glyphs(kind: str, names: Sequence[str], count: int, seed: int) -> ImageSet:
