@@ -79,7 +79,7 @@ def check_logits(case: Case) -> None:
 
 # %% ../nbs/03_testing.ipynb #cell-10
 def check_order_and_subset(case: Case) -> None:
-    """the order of the images and the other images asked for do not matter"""
+    """an answer depends neither on the order of the images nor on which others are asked for"""
     together, order = case.fitted.predict_proba(case.test), np.random.default_rng(0).permutation(len(case.test))
     _same(case.fitted.predict_proba(case.test.subset(order)), together[order], "predictions depend on the order of the images")
     _same(case.fitted.predict_proba(case.test.subset(range(7))), together[:7], "predictions depend on the other images")
