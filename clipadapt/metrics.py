@@ -640,7 +640,7 @@ def plot_risk_coverage(labels: Sequence[int] | np.ndarray, probabilities: Sequen
     axes = _axes(axes, (7, 3.6))
     axes.plot(table["coverage"], table["risk"], color="#4c72b0", linewidth=2.5, label="most confident first")
     axes.plot(table["coverage"], 100 * np.cumsum(wrong) / np.arange(1, len(wrong) + 1), color="black", linestyle="--", label="errors last")
-    axes.axhline(table["risk"].iloc[-1], color="grey", linestyle=":", label="any order")
+    axes.axhline(table["risk"].iloc[-1], color="grey", linestyle=":", label="random order")
     axes.set(xlabel="coverage: images answered (%)", ylabel="risk: wrong among these (%)", xlim=(0, 100), ylim=(0, None))
     axes.legend(loc="upper left", bbox_to_anchor=(0.06, 0.93))
     _set_title(axes, _risk_title(table / 100))

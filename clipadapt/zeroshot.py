@@ -136,7 +136,7 @@ class CLIP:
 
     @property
     def logit_scale(self) -> float:
-        """The factor on cosine similarities that makes them logits (about 100 for a trained CLIP)."""
+        """The factor on cosine similarities that makes them logits (100 for most large CLIPs, about 20 for the built-in one)."""
         return self.model.logit_scale.exp().item()
 
     @cached_property
