@@ -142,8 +142,7 @@ def recommend_without_labels(runs: Sequence[Run], images: ImageSet | None = None
     table = label_free(runs, images).set_index("method")
     if len(table) == 1:
         return f"Only {table.index[0]} was run: there is nothing to choose between."
-    answers = {name: np.unique(vote.argmax(1)) for name, vote in _votes(runs).items()}
-    stuck = [name for name, found in answers.items() if len(found) == 1]
+    stuck = [name for name, vote in _votes(runs).items() if len(np.unique(vote.argmax(1))) == 1]
     if len(stuck) == len(table):
         return "Every method gives all images one and the same answer: there is nothing to choose between. Look at the class names and the model first."
     firsts = table.drop(stuck).dropna(axis="columns", how="all").idxmax()

@@ -71,7 +71,8 @@ def _pixels(preprocess, images: ImageSet, batch: range) -> torch.Tensor:
 def _normalised(preprocess, pixels: torch.Tensor) -> torch.Tensor:
     if pixels.dtype != torch.uint8:
         return pixels
-    return _split_preprocess(preprocess)[1](pixels.permute(0, 3, 1, 2).contiguous().float().div_(255))
+    channels_first = pixels.permute(0, 3, 1, 2).contiguous()       # in memory, too: oneDNN can crash on the other order where a tower is trained
+    return _split_preprocess(preprocess)[1](channels_first.float().div_(255))
 
 
 def _warn_when_cut(texts: Sequence[str], tokenizer) -> None:

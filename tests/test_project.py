@@ -61,6 +61,12 @@ def test_solutions_answer_every_exercise():
             assert any(cell.get("outputs") for cell in solutions[path.stem]) and f"solutions/{path.name}" in path.read_text(encoding="utf-8")
 
 
+def test_no_kept_output_shows_where_it_was_run():
+    for path in [*(project / "nbs").rglob("*.ipynb"), *(project / "solutions").glob("*.ipynb")]:
+        text = path.read_text(encoding="utf-8")
+        assert str(project) not in text and not re.search(r"\.py:\d+: \w*Warning", text), f"{path.name} keeps a path of this machine, perhaps in a warning"
+
+
 def test_site_configuration_is_shared():
     assert (project / "nbs" / "_quarto.yml").is_symlink() and (project / "nbs" / "_quarto.yml").resolve() == project / "_quarto.yml"
 
