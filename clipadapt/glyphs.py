@@ -9,7 +9,7 @@ __all__ = ['DIGITS', 'LETTERS', 'SHAPES', 'NOT_TEXT', 'FIELD', 'BOX', 'SIZE', 'T
            'resizing', 'low_resolution', 'smooth_noise', 'draw_ink', 'stroke_width', 'width_to_height', 'in_words',
            'paint', 'Attributes', 'render', 'plain_caption', 'described_caption', 'caption']
 
-# %% ../nbs/appendix/tiny_clip.ipynb #860280d5
+# %% ../nbs/appendix/tiny_clip.ipynb #cell-6
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +22,7 @@ from open_clip import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
-# %% ../nbs/appendix/tiny_clip.ipynb #d23a8752
+# %% ../nbs/appendix/tiny_clip.ipynb #cell-10
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 LETTERS = tuple("abcdefghijklmnopqrstuvwxyz")
 SHAPES = ("circle", "square", "triangle", "diamond", "pentagon", "star", "cross", "heart")
@@ -39,7 +39,7 @@ def font_files() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.ttf"))
             if not any(part in path.stem for part in NOT_TEXT)}
 
-# %% ../nbs/appendix/tiny_clip.ipynb #61c1a3cc
+# %% ../nbs/appendix/tiny_clip.ipynb #cell-12
 FIELD, BOX = 48, 36
 
 
@@ -66,7 +66,7 @@ def draw_character(path: str | Path, character: str) -> np.ndarray:
         raise ValueError(f"The font {Path(path).name} draws nothing for {character!r}; choose a font that has it.")
     return _fit(image)
 
-# %% ../nbs/appendix/tiny_clip.ipynb #dde0aafb
+# %% ../nbs/appendix/tiny_clip.ipynb #cell-16
 def _polygon(radii: Sequence[float], turn: float = 0.) -> np.ndarray:
     angle = turn + 2*np.pi*np.arange(len(radii))/len(radii)
     return np.stack([np.sin(angle), -np.cos(angle)], 1)*np.asarray(radii)[:, None]
@@ -90,7 +90,7 @@ def draw_shape(name: str) -> np.ndarray:
     ImageDraw.Draw(image).polygon([tuple(corner) for corner in 120 + 110*_CORNERS[name]], fill=255)
     return _fit(image)
 
-# %% ../nbs/appendix/tiny_clip.ipynb #b0db37f9
+# %% ../nbs/appendix/tiny_clip.ipynb #cell-19
 def _halve(field: np.ndarray) -> np.ndarray:
     return field.reshape(FIELD, 2, FIELD, 2).mean((1, 3))/2
 
@@ -118,7 +118,7 @@ def count_loops(mask: np.ndarray) -> int:
     """The number of closed loops: regions of background that do not touch the border."""
     return ndimage.label(np.pad(~mask, 1, constant_values=True))[1] - 1
 
-# %% ../nbs/appendix/tiny_clip.ipynb #a436c272
+# %% ../nbs/appendix/tiny_clip.ipynb #cell-23
 @dataclass(frozen=True)
 class Glyph:
     """What is known of a glyph before it is rendered. `lean` is the font's own slant, sideways shift per unit of height."""
@@ -147,7 +147,7 @@ class GlyphBank:
             raise ValueError("No glyph of the bank passes the filter; print bank.glyphs[0] to see the fields it can test.")
         return GlyphBank(tuple(self.glyphs[i] for i in index), self.outline[index], self.pen[index])
 
-# %% ../nbs/appendix/tiny_clip.ipynb #923c30de
+# %% ../nbs/appendix/tiny_clip.ipynb #cell-24
 _ITALIC = ("Oblique", "Ita", "cmti", "cmmi")
 
 
@@ -176,7 +176,7 @@ def make_bank(fonts: Mapping[str, Path] | None = None, shapes: bool = True) -> G
     glyphs, outline, pen = zip(*rows)
     return GlyphBank(glyphs, np.stack(outline).astype(np.float32), np.stack(pen).astype(np.float32))
 
-# %% ../nbs/appendix/tiny_clip.ipynb #884e27d6
+# %% ../nbs/appendix/tiny_clip.ipynb #cell-27
 SIZE = 32
 
 
@@ -208,7 +208,7 @@ class Style:
         return replace(self, **scaled, offset=tuple(strength*x for x in self.offset),
                        half_width=tuple(1.5 + strength*(x - 1.5) for x in self.half_width))
 
-# %% ../nbs/appendix/tiny_clip.ipynb #c6d3de46
+# %% ../nbs/appendix/tiny_clip.ipynb #cell-29
 @lru_cache
 def resizing(size: int, to: int, resample: Image.Resampling = Image.Resampling.BICUBIC) -> np.ndarray:
     "Resizing is linear: the float32 matrix [to, size] with which Pillow resizes a column of `size` pixels."
@@ -227,7 +227,7 @@ def smooth_noise(rng: Generator, shape: Sequence[int], knots: int) -> np.ndarray
     up = resizing(knots, SIZE)
     return up @ rng.standard_normal((*shape, knots, knots), dtype=np.float32) @ up.T
 
-# %% ../nbs/appendix/tiny_clip.ipynb #7a4bdfa1
+# %% ../nbs/appendix/tiny_clip.ipynb #cell-32
 def _uniform(rng: Generator, low: float, high: float, n: int) -> np.ndarray:
     return rng.uniform(low, high, n).astype(np.float32)[:, None, None]
 
@@ -252,7 +252,7 @@ def _place(rng: Generator, n: int, style: Style) -> tuple[np.ndarray, np.ndarray
     depth = depth + _uniform(rng, -style.perspective, style.perspective, n)*y
     return np.stack([y/depth, x/depth])*BOX/2 + (FIELD - 1)/2, 2*np.sqrt(width*height)/BOX, (shear + turn)[:, 0, 0]
 
-# %% ../nbs/appendix/tiny_clip.ipynb #2d9ac446
+# %% ../nbs/appendix/tiny_clip.ipynb #cell-33
 def draw_ink(bank: GlyphBank, index: np.ndarray, rng: Generator, style: Style) -> tuple[np.ndarray, np.ndarray]:
     "Ink between 0 and 1, float32 [n, 32, 32], of the glyphs `index` of a bank, and how far each was made to lean [n]."
     n = len(index)
@@ -265,7 +265,7 @@ def draw_ink(bank: GlyphBank, index: np.ndarray, rng: Generator, style: Style) -
     reach = reach + style.wobble*rng.random((n, 1, 1), dtype=np.float32)*smooth_noise(rng, (n,), 6)
     return np.clip(.5 + reach - distance, 0, 1), lean
 
-# %% ../nbs/appendix/tiny_clip.ipynb #fe755184
+# %% ../nbs/appendix/tiny_clip.ipynb #cell-35
 THIN, THICK = 2.2, 4.5     # mean stroke width in pixels
 NARROW, WIDE = .6, 1.   # width of the ink over its height
 LEAN = .15                # sideways shift per unit of height
@@ -288,7 +288,7 @@ def in_words(value: float, low: float, high: float, words: tuple[str, str, str])
     "The first, second or third of three words: `value` below `low`, between, or above `high`."
     return words[0] if value < low else words[2] if value > high else words[1]
 
-# %% ../nbs/appendix/tiny_clip.ipynb #e284537a
+# %% ../nbs/appendix/tiny_clip.ipynb #cell-38
 COLOURS = {"white": (255, 255, 255), "black": (0, 0, 0), "red": (230, 40, 40), "green": (40, 180, 70),
            "blue": (50, 90, 230), "yellow": (240, 220, 50), "purple": (160, 60, 200), "gray": (128, 128, 128)}
 
@@ -319,7 +319,7 @@ def paint(ink: np.ndarray, rng: Generator, noise: float) -> tuple[np.ndarray, li
     images += grain*rng.standard_normal((*ink.shape, 1), dtype=np.float32)
     return np.clip(np.round(images), 0, 255).astype(np.uint8), schemes
 
-# %% ../nbs/appendix/tiny_clip.ipynb #c7b47095
+# %% ../nbs/appendix/tiny_clip.ipynb #cell-40
 @dataclass(frozen=True)
 class Attributes:
     """What a caption can say of an image. An empty word (None for `loops`) means: not known, or nothing worth saying."""
@@ -335,7 +335,7 @@ class Attributes:
     background: str = ""       # 'dark', 'light'
     blurry: bool = False
 
-# %% ../nbs/appendix/tiny_clip.ipynb #cb718b3b
+# %% ../nbs/appendix/tiny_clip.ipynb #cell-41
 MIX = {"digit": .55, "letter": .38, "shape": .07}
 
 
@@ -369,7 +369,7 @@ def render(bank: GlyphBank, n: int, rng: Generator, style: Style = Style(),
     measured = zip(stroke_width(ink), width_to_height(ink), lean, sizes, schemes)
     return images, [_describe(bank.glyphs[i], *values) for i, values in zip(index, measured)]
 
-# %% ../nbs/appendix/tiny_clip.ipynb #899d2251
+# %% ../nbs/appendix/tiny_clip.ipynb #cell-45
 TEMPLATES = tuple(OPENAI_IMAGENET_TEMPLATES) + tuple(SIMPLE_IMAGENET_TEMPLATES)
 NAMINGS = {"digit": ("{0.name}", "{0.name}", "digit {0.name}", "number {0.name}", '"{0.character}"'),
            "letter": ("letter {0.name}", "letter {0.name}", "{0.case} {0.name}",
@@ -400,7 +400,7 @@ def plain_caption(attributes: Attributes, rng: Generator) -> str:
         return f"a photo of the {attributes.kind} {attributes.name}."
     return _pick(rng, TEMPLATES)(naming)
 
-# %% ../nbs/appendix/tiny_clip.ipynb #eae6cdec
+# %% ../nbs/appendix/tiny_clip.ipynb #cell-46
 SLANTS = {"left": "leaning left", "right": "leaning right", "upright": "standing upright"}
 LOOPS = ("no closed loops", "one closed loop", "two closed loops")
 
