@@ -16,7 +16,8 @@ from safetensors.numpy import load_file, save_file
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 
-from .data import ImageSet, as_imageset, check_classnames, check_labels, seeded, whole_directory
+from .data import ImageSet, as_imageset, check_classnames, check_labels, seeded
+from .files import whole_directory
 from .zeroshot import CLIP, average_prompts, encode_prompts, load_clip, zero_shot_probabilities
 
 # %% auto #0

@@ -25,7 +25,8 @@ from scipy import ndimage
 from tqdm.auto import tqdm
 
 from .data import ImageSet, as_imageset, check_classnames, check_count
-from .features import _hash, _name, hash_each
+from .features import _name, hash_each
+from .files import hash_parts
 from .glyphs import (COLOURS, LEAN, NARROW, THICK, THIN, WIDE, Attributes, count_loops, described_caption, in_words, stroke_width,
                               width_to_height)
 from .zeroshot import _ahead, _batches, _check_device, cache_directory
@@ -305,7 +306,7 @@ def caption_groups(captioner: Captioner, images: ImageSet, groups: np.ndarray, p
         raise ValueError(f"groups must be positions [G, n] from -1 to {len(images) - 1}, got {groups.dtype} {groups.shape}"
                          f"{f' from {groups.min()} to {groups.max()}' if groups.size and groups.dtype.kind in 'iuf' else ''}")
     return _run(captioner, images, [row[row >= 0] for row in groups], prompts, cache, captioner.describe_groups,
-                lambda digests: _hash("group", *digests).hex())
+                lambda digests: hash_parts("group", *digests).hex())
 
 # %% ../nbs/11_captions.ipynb #cell-29
 def _check_prompts(prompts: str | Sequence[str], count: int) -> list[str]:
@@ -495,7 +496,7 @@ def _identify_model(model: str, folder: Path) -> str:
             content = file.read() if size < 2**24 else file.read(2**20)
             file.seek(max(0, size - 2**20))
             contents += [path.name, str(size), content, file.read()]
-    return f"folder {_hash(*contents).hex()}"
+    return f"folder {hash_parts(*contents).hex()}"
 
 
 @contextmanager

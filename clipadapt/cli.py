@@ -175,7 +175,7 @@ def _open_run(out: str, options: dict, overwrite: bool, resume: bool) -> Path:
 
 
 def _write_json(path: Path, content) -> None:
-    from clipadapt.data import whole_file
+    from clipadapt.files import whole_file
 
     with whole_file(path) as draft:
         draft.write_text(json.dumps(content, indent=1, ensure_ascii=False, default=str), encoding="utf-8")
@@ -196,7 +196,7 @@ def _check_file(out: str | None, overwrite: bool, *endings: str, beside: str | N
 
 def _write_table(path: Path | None, table) -> None:
     """CSV, or JSON if `path` ends so; CSV to the standard output if it is None."""
-    from clipadapt.data import whole_file
+    from clipadapt.files import whole_file
 
     if path is None:
         click.echo(table.to_csv(index=False), nl=False)
@@ -484,7 +484,8 @@ def encode(context, images, model, pretrained, device, out, overwrite) -> None:
     import numpy as np
     from safetensors.numpy import save_file
 
-    from clipadapt.data import ImageSet, digits, whole_file
+    from clipadapt.data import ImageSet, digits
+    from clipadapt.files import whole_file
     from clipadapt.features import FeatureStore
     from clipadapt.zeroshot import load_clip
 

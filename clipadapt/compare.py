@@ -32,7 +32,8 @@ from .adapter import Adapter, ZeroShot
 from .baselines import FLYP, ReCLIP
 from .captions import AttributeCaptioner
 from .coreg import CoReg
-from .data import ImageSet, check_classnames, check_count, digits, show_images, whole_file
+from .data import ImageSet, check_classnames, check_count, digits, show_images
+from .files import whole_file
 from .features import FeatureStore, StoredCLIP, fit_facts, hash_images
 from .grip import FPL, GRIP, IFPL
 from .latteclip import LatteCLIP

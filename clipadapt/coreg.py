@@ -22,7 +22,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from .adapter import Adapter
-from .data import ImageSet, check_count, check_labels, seeded, whole_file
+from .data import ImageSet, check_count, check_labels, seeded
+from .files import whole_file
 from .features import VIEWS, fit_facts, named_view
 from .pseudolabels import DegenerateMixtureWarning, clean_posterior, ratio_candidates, top_k_candidates, union_candidates
 from .retrieval import iterate_prototypes

@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 import random
 import re
-import shutil
+import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache, partial
@@ -18,7 +18,6 @@ from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from urllib.error import URLError
-from uuid import uuid4
 
 import numpy as np
 import torch
@@ -28,7 +27,7 @@ from tqdm.auto import tqdm
 # %% auto #0
 __all__ = ['torchvision', 'DIGIT_NAMES', 'TORCHVISION_SPLITS', 'DISTORTIONS', 'to_rgb', 'read_image', 'check_classnames',
            'check_labels', 'check_count', 'seeded', 'ImageSet', 'as_imageset', 'read_folder', 'digits', 'show_images',
-           'dataset_facts', 'read_torchvision', 'read_hub', 'weak_view', 'strong_view', 'whole_directory', 'whole_file']
+           'dataset_facts', 'read_torchvision', 'read_hub', 'weak_view', 'strong_view']
 
 # %% ../nbs/00_data.ipynb #cell-8
 def _import_torchvision():
@@ -158,11 +157,20 @@ def check_count(value: int, name: str, lowest: int = 1) -> int:
     return int(value)
 
 # %% ../nbs/00_data.ipynb #cell-26
+_GLOBAL_RANDOM_STATE = threading.RLock()
+
+
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Run a block with the random state of Python, NumPy and PyTorch (CPU and GPUs) set from `seed`, then restore it."""
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
+    """Run a block with the global random state set from `seed`, then restore it.
+
+    The state is that of Python, NumPy and PyTorch (CPU and GPUs). There is only one of it,
+    so while a thread is in such a block, other threads wait before theirs: keep it short.
+    It is meant for what takes no generator of its own, such as the initialisation of
+    PyTorch's layers; everything else draws from `np.random.default_rng(seed)`.
+    """
+    with _GLOBAL_RANDOM_STATE, torch.random.fork_rng():
+        python_state, numpy_state = random.getstate(), np.random.get_state()
         random.seed(seed)
         np.random.seed(seed % 2**32)
         torch.manual_seed(seed)
@@ -171,6 +179,7 @@ def seeded(seed: int) -> Iterator[None]:
         finally:
             random.setstate(python_state)
             np.random.set_state(numpy_state)
+
 
 # %% ../nbs/00_data.ipynb #cell-29
 class ImageSet(torch.utils.data.Dataset):
@@ -569,51 +578,3 @@ def _strong(image: Image.Image, rng: np.random.Generator, size: int, flip: bool,
     left, top = rng.integers(0, size - side + 1, 2).tolist()
     image.paste((127, 127, 127), (left, top, left + side, top + side))
     return image
-
-# %% ../nbs/00_data.ipynb #cell-81
-@contextmanager
-def whole_directory(target: str | Path, replace: bool = False) -> Iterator[Path]:
-    """Yield a draft folder that becomes `target` when the block ends well, and vanishes when it does not.
-
-    When `target` exists by then, it is replaced if `replace`, and otherwise kept (another process was faster).
-    """
-    target = Path(target).absolute()
-    draft, old = (target.parent / f".{target.name}.{uuid4().hex}" for _ in range(2))
-    draft.mkdir(parents=True)
-    try:
-        yield draft
-        _readable(draft.rglob("*"), draft.stat().st_mode & 0o666)
-        if replace and target.exists():
-            target.rename(old)
-        try:
-            draft.rename(target)
-        except OSError:
-            if old.exists():
-                old.rename(target)
-            if replace or not target.is_dir():
-                raise
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
-
-def _readable(paths: Iterable[Path], mode: int) -> None:
-    """Give files the permissions that new files have here: safetensors makes its own private, which a shared cache must not be."""
-    for path in paths:
-        if path.is_file():
-            path.chmod(mode)
-
-# %% ../nbs/00_data.ipynb #cell-83
-@contextmanager
-def whole_file(target: str | Path) -> Iterator[Path]:
-    """Yield the path of a draft that becomes the file `target` when the block ends well, and vanishes when it does not."""
-    target = Path(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    draft = target.with_name(f".{target.name}.{uuid4().hex}")
-    draft.touch()
-    mode = draft.stat().st_mode
-    try:
-        yield draft
-        _readable([draft], mode)
-        draft.replace(target)
-    finally:
-        draft.unlink(missing_ok=True)

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import re
@@ -24,7 +23,8 @@ from filelock import FileLock, Timeout
 from PIL import Image
 from tqdm.auto import tqdm
 
-from .data import ImageSet, _Selection, _View, as_imageset, check_classnames, check_count, read_image, strong_view, weak_view, whole_file
+from .data import ImageSet, _Selection, _View, as_imageset, check_classnames, check_count, read_image, strong_view, weak_view
+from .files import hash_parts, whole_file
 from .zeroshot import CLIP, _ahead, _batches, cache_directory
 
 # %% auto #0
@@ -32,28 +32,18 @@ __all__ = ['FORMAT', 'VIEWS', 'hash_each', 'hash_images', 'hash_preprocessing', 
            'FeatureStore', 'StoredCLIP']
 
 # %% ../nbs/04_features.ipynb #cell-12
-def _hash(*parts: bytes | str) -> bytes:
-    """16 bytes that stand for `parts`; where one part ends and the next begins matters."""
-    digest = hashlib.blake2b(digest_size=16)
-    for part in parts:
-        part = part.encode() if isinstance(part, str) else part
-        digest.update(len(part).to_bytes(8, "little"))
-        digest.update(part)
-    return digest.digest()
-
-
 def _hash_item(item) -> bytes:
     """A hash of one image's content: the bytes of its file or of its array, or its pixels. Raises the errors of `read_image`."""
     if isinstance(item, (str, Path)):
         try:
-            return _hash("file", Path(item).read_bytes())
+            return hash_parts("file", Path(item).read_bytes())
         except OSError:
             read_image(item)
             raise
     if isinstance(item, np.ndarray):
-        return _hash("array", f"{item.dtype} {item.shape}", item.tobytes())
+        return hash_parts("array", f"{item.dtype} {item.shape}", item.tobytes())
     image = read_image(item)
-    return _hash("pixels", f"{image.width}x{image.height}", image.tobytes())
+    return hash_parts("pixels", f"{image.width}x{image.height}", image.tobytes())
 
 # %% ../nbs/04_features.ipynb #cell-15
 def _probes() -> list[Image.Image]:
@@ -69,7 +59,7 @@ def _identify(transform: Callable) -> bytes | None:
     if not lasting or getattr(transform, "args", ()) or not all(isinstance(value, (str, int, float)) for value in arguments.values()):
         return None
     seen = [np.asarray(transform(image, np.random.default_rng(k))).tobytes() for k in range(16) for image in _probes()[:2]]
-    return _hash(function.__module__, function.__qualname__, json.dumps(arguments, sort_keys=True), *seen)
+    return hash_parts(function.__module__, function.__qualname__, json.dumps(arguments, sort_keys=True), *seen)
 
 # %% ../nbs/04_features.ipynb #cell-18
 def _hash_image(items: Sequence, index: int, known: dict[int, bytes | None]) -> bytes:
@@ -77,7 +67,7 @@ def _hash_image(items: Sequence, index: int, known: dict[int, bytes | None]) -> 
     if isinstance(items, _Selection):
         return _hash_image(items.items, int(items.indices[index]), known)
     if isinstance(items, _View) and known[id(items)]:
-        return _hash(known[id(items)], f"{items.seed} {index}", _hash_image(items.items, index, known))
+        return hash_parts(known[id(items)], f"{items.seed} {index}", _hash_image(items.items, index, known))
     return _hash_item(items[index])
 
 
@@ -94,7 +84,7 @@ def hash_each(images: ImageSet) -> list[bytes]:
 
 def hash_images(images: ImageSet) -> str:
     """A hash of the content and the order of `images`, 32 hexadecimal digits: see `hash_each`."""
-    return _hash(*hash_each(images)).hex()
+    return hash_parts(*hash_each(images)).hex()
 
 # %% ../nbs/04_features.ipynb #cell-21
 def hash_preprocessing(clip: CLIP) -> str:
@@ -108,12 +98,12 @@ def hash_preprocessing(clip: CLIP) -> str:
         raise ValueError("this CLIP's preprocessing is random, so its features cannot be kept; use the deterministic "
                          "preprocessing, and images.view(transform, seed) for random views")
     seen = [first, *(np.asarray(clip.preprocess(image)) for image in others)]
-    return _hash(*(f"{array.dtype} {array.shape}" for array in seen), *(array.tobytes() for array in seen)).hex()
+    return hash_parts(*(f"{array.dtype} {array.shape}" for array in seen), *(array.tobytes() for array in seen)).hex()
 
 
 def clip_facts(clip: CLIP) -> dict[str, str]:
     """Everything about a CLIP that its features depend on, hashed: weights, model, preprocessing, precision."""
-    return {"weights": clip.fingerprint, "model": _hash(repr(clip.model)).hex(), "preprocessing": hash_preprocessing(clip),
+    return {"weights": clip.fingerprint, "model": hash_parts(repr(clip.model)).hex(), "preprocessing": hash_preprocessing(clip),
             "precision": clip.precision}
 
 
@@ -124,7 +114,7 @@ def fit_facts(method, images: ImageSet, **arrays: np.ndarray) -> dict:
     `arrays` (labels, for instance) by hash, under their names.
     """
     parameters = {name: value for name, value in method.get_params(deep=False).items() if name not in method.unsaved}
-    hashes = {name: _hash(str(array.dtype), str(array.shape), np.ascontiguousarray(array).tobytes()).hex() for name, array in arrays.items()}
+    hashes = {name: hash_parts(str(array.dtype), str(array.shape), np.ascontiguousarray(array).tobytes()).hex() for name, array in arrays.items()}
     clip = {f"clip {name}": value for name, value in clip_facts(method.clip).items()}
     return {**parameters, **clip, **hashes, "method": type(method).__name__, "classnames": check_classnames(method.classnames), "images": hash_images(images)}
 
@@ -154,7 +144,7 @@ def _missing(folder: Path, manifest: dict) -> list[int]:
     array = np.load(folder / "features.npy", mmap_mode="r", allow_pickle=False)
     def intact(shard, known):
         rows = _rows(manifest, shard)
-        return known and _hash(array[rows.start : rows.stop].tobytes()).hex() == known
+        return known and hash_parts(array[rows.start : rows.stop].tobytes()).hex() == known
     return [shard for shard, known in enumerate(manifest["shards"]) if not intact(shard, known)]
 
 # %% ../nbs/04_features.ipynb #cell-27
@@ -194,7 +184,7 @@ def _write_shard(folder: Path, manifest: dict, shard: int, features: np.ndarray)
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-    manifest["shards"][shard] = _hash(data).hex()
+    manifest["shards"][shard] = hash_parts(data).hex()
     _write_manifest(folder, manifest)
 
 
@@ -300,8 +290,8 @@ class FeatureStore:
         if not len(images):
             return np.empty((0, clip.embed_dim), self.dtype)
         digests = hash_each(images)
-        facts = {"format": FORMAT, "images": _hash(*digests).hex(), "count": len(images), "dtype": self.dtype, **clip_facts(clip)}
-        folder = self.location / _hash(json.dumps(facts, sort_keys=True)).hex()
+        facts = {"format": FORMAT, "images": hash_parts(*digests).hex(), "count": len(images), "dtype": self.dtype, **clip_facts(clip)}
+        folder = self.location / hash_parts(json.dumps(facts, sort_keys=True)).hex()
         manifest = _read_manifest(folder, facts)
         if manifest is None or _missing(folder, manifest):
             with _locked(folder):

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 
 from .adapter import Adapter
-from .data import ImageSet, check_count, check_labels, whole_directory
+from .data import ImageSet, check_count, check_labels
+from .files import whole_directory
 from .pseudolabels import top_k
 from .zeroshot import CLIP, average_prompts, encode_prompts, zero_shot_probabilities
 

@@ -18,7 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from tqdm.auto import tqdm
 
-from .data import check_count, whole_file
+from .data import check_count
+from .files import whole_file
 
 # %% auto #0
 __all__ = ['Recipe', 'minimise', 'train_epoch', 'progress_bar', 'note', 'module_numbers', 'set_module_numbers', 'training_state',

@@ -17,7 +17,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image
 
-from .data import ImageSet, as_imageset, check_classnames, check_count, check_labels, whole_file
+from .data import ImageSet, as_imageset, check_classnames, check_count, check_labels
+from .files import whole_file
 from .pseudolabels import Pseudolabels, purity, quality, top_k
 
 # %% auto #0

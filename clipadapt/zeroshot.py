@@ -28,7 +28,8 @@ from safetensors.torch import load_file, save_file
 from torchvision.transforms import Compose, Normalize, ToTensor
 from tqdm.auto import tqdm
 
-from .data import ImageSet, as_imageset, check_classnames, dataset_facts, whole_directory
+from .data import ImageSet, as_imageset, check_classnames, dataset_facts
+from .files import whole_directory
 
 # %% auto #0
 __all__ = ['NEUTRAL_TEMPLATES', 'hash_weights', 'CLIP', 'load_clip', 'cache_directory', 'builtin_directory', 'expand_weights',

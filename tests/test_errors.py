@@ -12,7 +12,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from clipadapt import ImageSet, ZeroShot, digits, load_clip
-from clipadapt.data import read_image, whole_directory, whole_file
+from clipadapt.data import read_image
+from clipadapt.files import whole_directory, whole_file
 from clipadapt.zeroshot import builtin_directory
 
 
