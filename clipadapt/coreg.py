@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import io
 import itertools
 import json
 import os
@@ -696,19 +698,27 @@ class CoReg(Adapter):
     def export(self, path: str | Path, format: str = "torchscript", network: int = 0) -> Path:
         """Write one student to `path`, and what it reads and answers to a file of the same name ending in .json; return `path`.
 
+        Each of the two files is written whole or not at all, the description last. It holds the SHA-256 of the
+        student's file, by which a description of another file can be told (where a process was killed between the two).
+
         The file needs neither clipadapt nor CLIP (but for the student "head", which reads CLIP features). `format` is "torchscript"
         (`torch.jit.load`) or "onnx" (any ONNX runtime); `network` is 0 or 1. Raises NotFittedError before `fit`, ValueError for another format or
-        network, and ImportError when the packages that write ONNX are missing.
+        network, ImportError when the packages that write ONNX are missing, and OSError, naming the file, when the disk is full or refuses.
         """
         self._check_fitted()
         if format not in EXPORTERS or network not in (0, 1):
             raise ValueError(f"format must be one of {', '.join(map(repr, EXPORTERS))} and network 0 or 1, not {format!r} and {network!r}")
         path, student = Path(path), copy.deepcopy(self._fitted_students()[network]).cpu().to(memory_format=torch.contiguous_format)
-        example = torch.rand(2, self.clip.embed_dim) if self.student == "head" else torch.rand(2, 3, self.image_size_, self.image_size_)
-        with whole_file(path) as draft, torch.no_grad():
-            EXPORTERS[format](_Answer(student), example, draft)
+        shape = (self.clip.embed_dim,) if self.student == "head" else (3, self.image_size_, self.image_size_)
+        example = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad(), _WARNING_FILTERS, warnings.catch_warnings():
+            warnings.simplefilter("ignore")     # tracing is deprecated, but what it writes is read by every PyTorch there is
+            content = EXPORTERS[format](_Answer(student).eval(), example)
+        with whole_file(path) as draft:
+            draft.write_bytes(content)
+        description = {**self._description(format), "sha256": hashlib.sha256(content).hexdigest()}
         with whole_file(path.with_suffix(".json")) as draft:
-            draft.write_text(json.dumps(self._description(format), indent=1), encoding="utf-8")
+            draft.write_text(json.dumps(description, indent=1), encoding="utf-8")
         return path
 
     def _description(self, format: str) -> dict:
@@ -733,22 +743,22 @@ class _Answer(nn.Module):
         return self.student(inputs)[0].softmax(1)
 
 
-def _to_torchscript(answer: nn.Module, example: Tensor, path: Path) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")     # tracing is deprecated, but what it writes is read by every PyTorch there is
-        torch.jit.save(torch.jit.trace(answer.eval(), example), str(path))
+def _to_torchscript(answer: nn.Module, example: Tensor) -> bytes:
+    content = io.BytesIO()          # on a full disk PyTorch would end the process
+    torch.jit.save(torch.jit.trace(answer, example), content)
+    return content.getvalue()
 
 
-def _to_onnx(answer: nn.Module, example: Tensor, path: Path) -> None:
+def _to_onnx(answer: nn.Module, example: Tensor) -> bytes:
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ImportError("writing ONNX needs two packages more: pip install onnx onnxscript") from error
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(answer.eval(), (example,), str(path), input_names=["input"], output_names=["probabilities"], dynamo=True,
-                          dynamic_shapes=({0: torch.export.Dim("batch")},), external_data=False, verbose=False)
+    program = torch.onnx.export(
+        answer, (example,), input_names=["input"], output_names=["probabilities"],
+        dynamo=True, dynamic_shapes=({0: torch.export.Dim("batch")},), verbose=False)
+    return program.model_proto.SerializeToString()
 
 
 EXPORTERS = {"torchscript": _to_torchscript, "onnx": _to_onnx}
