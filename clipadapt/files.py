@@ -88,8 +88,10 @@ _A_DAY = 24 * 60 * 60       # seconds
 
 
 def _host() -> str:
-    """Eight digits that stand for this computer."""
-    return hashlib.blake2b(socket.gethostname().encode(), digest_size=4).hexdigest()
+    """Eight digits for this computer, and for the container in which we count processes."""
+    namespace = Path("/proc/self/ns/pid")       # Linux: each container may count anew
+    parts = [socket.gethostname(), str(namespace.stat().st_ino if namespace.exists() else 0)]
+    return hashlib.blake2b(" ".join(parts).encode(), digest_size=4).hexdigest()
 
 
 def _draft_of(target: Path) -> Path:
