@@ -499,7 +499,9 @@ def safe_for_spreadsheets(table: pd.DataFrame) -> pd.DataFrame:
     safe = table.rename(columns=_no_formula)
     for place, kind in enumerate(safe.dtypes):
         if not pd.api.types.is_numeric_dtype(kind):
-            safe.isetitem(place, safe.iloc[:, place].map(_no_formula))
+            texts = [_no_formula(cell) for cell in safe.iloc[:, place]]
+            # As objects: pandas' own texts are UTF-8, and names of files need not be.
+            safe.isetitem(place, pd.Series(texts, safe.index, dtype=object))
     return safe
 
 
