@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from click.testing import CliRunner
 
+import clipadapt.data
 import clipadapt.features
 import clipadapt.zeroshot
 from clipadapt import digits, load_clip
@@ -132,7 +133,7 @@ class CommandLine(Target):
     def prepare(self, folder: Path) -> None:
         self.root = folder
         _make_folders(folder)
-        clip = load_clip(device="cpu")
+        clip, few = load_clip(device="cpu"), digits("train").subset(range(6))
         original = clipadapt.zeroshot.load_clip
 
         def load_once(name=None, pretrained=None, device=None):
@@ -141,6 +142,7 @@ class CommandLine(Target):
             return clip if given in ((None, None, None), (None, None, "cpu")) else original(*given)
 
         clipadapt.zeroshot.load_clip = load_once
+        clipadapt.data.digits = lambda split="train": few       # what commands take without --images
         clipadapt.features.cache_directory = lambda: folder / "cache"
         saved = self.invoke("adapt", "--images", folder / "flat", "--classes", "zero,one", "--out", folder / "run")
         assert saved.exit_code == 0, saved.output
