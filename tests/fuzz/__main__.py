@@ -12,7 +12,7 @@ os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", TQDM_DISABLE="1"
 
 def main() -> None:
     """Run the targets that are asked for; exit code 1 when anything escaped."""
-    from .runner import HEAD, dice_of, report, run
+    from .runner import HEAD, dice_of, prepared, report, run
     from .targets import TARGETS
 
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
@@ -29,9 +29,7 @@ def main() -> None:
     print(HEAD)
     escaped = 0
     for name in given.only or TARGETS:
-        with tempfile.TemporaryDirectory() as folder:
-            target = TARGETS[name]()
-            target.prepare(Path(folder))
+        with prepared(TARGETS[name]) as target:
             if given.number is not None:
                 with tempfile.TemporaryDirectory() as place:
                     dice = dice_of(target, given.seed, given.number)

@@ -3,14 +3,12 @@ import json
 import os
 import random
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
 from click.testing import CliRunner
 
-import clipadapt.data
-import clipadapt.features
-import clipadapt.zeroshot
 from clipadapt import digits, load_clip
 from clipadapt.cli import METHODS, main
 from clipadapt.data import check_classnames, check_labels
@@ -134,16 +132,20 @@ class CommandLine(Target):
         self.root = folder
         _make_folders(folder)
         clip, few = load_clip(device="cpu"), digits("train").subset(range(6))
-        original = clipadapt.zeroshot.load_clip
+        original = load_clip
 
         def load_once(name=None, pretrained=None, device=None):
-            """The built-in CLIP is loaded once for all inputs; every other one as always."""
+            """The built-in CLIP is loaded once, every other one as always."""
             given = (name, pretrained, device)
             return clip if given in ((None, None, None), (None, None, "cpu")) else original(*given)
 
-        clipadapt.zeroshot.load_clip = load_once
-        clipadapt.data.digits = lambda split="train": few       # what commands take without --images
-        clipadapt.features.cache_directory = lambda: folder / "cache"
+        def the_few(split="train"):
+            """What commands take without --images."""
+            return few
+
+        for name, change in (("zeroshot.load_clip", load_once), ("data.digits", the_few), ("features.cache_directory", lambda: folder / "cache"),
+                             ("captions.cache_directory", lambda: folder / "cache")):
+            self.changes.enter_context(mock.patch(f"clipadapt.{name}", change))
         saved = self.invoke("adapt", "--images", folder / "flat", "--classes", "zero,one", "--out", folder / "run")
         assert saved.exit_code == 0, saved.output
         self.config = json.loads((folder / "run" / "config.json").read_text())

@@ -1,4 +1,5 @@
 """Runs the inputs of a target in processes with limits, and counts how each of them ended."""
+import faulthandler
 import json
 import os
 import random
@@ -11,6 +12,8 @@ import time
 import traceback
 import warnings
 from collections import Counter, deque
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,8 +34,11 @@ class Target:
     errors: the errors that its documentation allows, exactly these types.
     """
 
-    name = ""
+    name: str
     errors: tuple[type[Exception], ...] = (ValueError, FileNotFoundError)
+
+    def __init__(self) -> None:
+        self.changes = ExitStack()      # of the package, undone at the end
 
     def prepare(self, folder: Path) -> None:
         """Make once what all inputs share, in `folder`."""
@@ -44,6 +50,17 @@ class Target:
         an answer that must not be given.
         """
         raise NotImplementedError
+
+
+@contextmanager
+def prepared(kind: type[Target]) -> Iterator[Target]:
+    """A target that is ready for inputs, as long as the block runs."""
+    target = kind()
+    with tempfile.TemporaryDirectory() as folder, target.changes:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            target.prepare(Path(folder))
+        yield target
 
 
 @dataclass
@@ -164,6 +181,8 @@ def _work(target: Target, seed: int, numbers: range, writer: int) -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         silence = os.open(os.devnull, os.O_WRONLY)
         os.dup2(silence, 1), os.dup2(silence, 2)
+        faulthandler.disable()      # a crash is counted; where it happened is for --number
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         _limit_memory()
         for number in numbers:
             with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:

@@ -79,7 +79,7 @@ def check_probabilities(answers: np.ndarray, count: int) -> None:
 
 
 class SavedMethods(Target):
-    """Files of `Method.save` and `PrototypeIndex.save`, damaged, and forged with a valid hash.
+    """Files of `Method.save`, damaged, and forged with a valid hash.
 
     What is only damaged must be refused or give the very same answers. What is forged
     may be a classifier of its own, but its answers are probabilities.
@@ -95,40 +95,53 @@ class SavedMethods(Target):
             fitted = method.fit(images)
             fitted.save(folder / name)
             answers = fitted.predict_proba(self.asked)
-            self.seeds[name] = type(method), Sealed(folder / name / "adapter.safetensors"), answers
-        self.queries = self.clip.encode_image(self.asked).numpy()
-        for kind in ("exact", "hnsw"):
-            index = PrototypeIndex(self.clip.encode_image(images).numpy(), kind)
-            index.save(folder / kind)
-            found = index.search(self.queries, 3)
-            self.seeds[kind] = None, Sealed(folder / kind / "index.safetensors"), found
+            sealed = Sealed(folder / name / "adapter.safetensors")
+            self.seeds[name] = type(method), sealed, answers
 
     def attempt(self, dice: random.Random, folder: Path) -> None:
         names = sorted(self.seeds)
         kind, sealed, expected = self.seeds[dice.choice(names)]
         other = self.seeds[dice.choice(names)][1].content
         forged = dice.random() < 0.5
-        # FAISS reads the bytes of an index: it is documented to be no match for a forger
-        content = sealed.forged(dice, kind is not None) if forged else sealed.damaged(dice, other)
-        path = folder / ("adapter.safetensors" if kind else "index.safetensors")
-        path.write_bytes(content)
-        changed = content not in (sealed.content, other)
-        if kind is None:
-            self.search(folder, expected, forged)
+        content = sealed.forged(dice) if forged else sealed.damaged(dice, other)
+        (folder / "adapter.safetensors").write_bytes(content)
+        answers = kind.load(folder, self.clip).predict_proba(self.asked)
+        if not forged:
+            if content != other and not np.array_equal(answers, expected):
+                raise Wrong("a damaged file gives other answers")
             return
-        method = kind.load(folder, self.clip)
-        answers = method.predict_proba(self.asked)
         check_probabilities(answers, len(self.asked))
-        if changed and not forged and not np.array_equal(answers, expected):
-            raise Wrong("a damaged file gives other answers")
 
-    def search(self, folder: Path, expected: tuple, forged: bool) -> None:
-        """Ask an index whose file was changed."""
-        index = PrototypeIndex.load(folder)
-        similarities, positions = index.search(self.queries, 3)
-        if not np.isfinite(similarities).all() or positions.min() < 0:
-            raise Wrong("an index finds nothing, or what is not there")
-        if not forged and not (np.array_equal(similarities, expected[0]) and np.array_equal(positions, expected[1])):
+
+class SavedIndexes(Target):
+    """Files of `PrototypeIndex.save`, damaged, and with a forged record.
+
+    FAISS reads the bytes of the index itself; that is documented to be no match for a
+    forger, so they are damaged only.
+    """
+
+    name = "indexes"
+
+    def prepare(self, folder: Path) -> None:
+        features = load_clip(device="cpu").encode_image(some_images(24)).numpy()
+        self.queries, self.seeds = features[:6], {}
+        for kind in ("exact", "hnsw"):
+            index = PrototypeIndex(features, kind)
+            index.save(folder / kind)
+            found = index.search(self.queries, 3)
+            self.seeds[kind] = Sealed(folder / kind / "index.safetensors"), found
+
+    def attempt(self, dice: random.Random, folder: Path) -> None:
+        sealed, expected = self.seeds[dice.choice(sorted(self.seeds))]
+        other = self.seeds[dice.choice(sorted(self.seeds))][0].content
+        if dice.random() < 0.5:
+            content = sealed.forged(dice, arrays_too=False)
+        else:
+            content = sealed.damaged(dice, other)
+        (folder / "index.safetensors").write_bytes(content)
+        found = PrototypeIndex.load(folder).search(self.queries, 3)
+        same = all(np.array_equal(*pair) for pair in zip(found, expected))
+        if content != other and not same:
             raise Wrong("a damaged index finds other things")
 
 
