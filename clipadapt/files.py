@@ -5,6 +5,7 @@
 # %% ../nbs/00_files.ipynb #cell-5
 from __future__ import annotations
 
+import csv
 import ctypes
 import errno
 import hashlib
@@ -23,6 +24,7 @@ from typing import TypeVar
 from uuid import uuid4
 
 import numpy as np
+import pandas as pd
 import psutil
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
@@ -30,7 +32,8 @@ from safetensors.numpy import save_file
 
 # %% auto #0
 __all__ = ['AnyRecord', 'explained', 'draft_target', 'remove_drafts', 'whole_file', 'whole_directory', 'Record', 'parse_record',
-           'read_record', 'write_record', 'Array', 'check_arrays', 'hash_parts', 'write_arrays', 'read_arrays']
+           'read_record', 'write_record', 'Array', 'check_arrays', 'hash_parts', 'write_arrays', 'read_arrays',
+           'safe_for_spreadsheets', 'csv_text']
 
 # %% ../nbs/00_files.ipynb #cell-8
 _ON_THE_DISK = {
@@ -469,3 +472,38 @@ def _check_header(path: Path, header: dict[str, str], remedy: str) -> None:
         raise ValueError(
             f"{path} has a format that this clipadapt does not read; {remedy}"
         )
+
+# %% ../nbs/00_files.ipynb #cell-34
+_FORMULA = re.compile(r"[=+\-@\t\r]")
+
+
+def safe_for_spreadsheets(table: pd.DataFrame) -> pd.DataFrame:
+    """A copy of `table` whose texts no spreadsheet takes for a formula.
+
+    table: any table; its texts, column names included, get a leading single quote where
+        they begin with = + - @, a tab or a carriage return. Numbers stay as they are.
+    """
+    safe = table.rename(columns=_no_formula)
+    for place, kind in enumerate(safe.dtypes):
+        if not pd.api.types.is_numeric_dtype(kind):
+            safe.isetitem(place, safe.iloc[:, place].map(_no_formula))
+    return safe
+
+
+def _no_formula(cell):
+    return f"'{cell}" if isinstance(cell, str) and _FORMULA.match(cell) else cell
+
+
+def csv_text(table: pd.DataFrame) -> str:
+    """A table as CSV without its index: safe for spreadsheets, each row on a line.
+
+    table: any table. Its texts stand in quotation marks where they have to, and all of
+        them do when one holds a carriage return, which pandas would take for a row's end.
+    """
+    text = safe_for_spreadsheets(table).to_csv(index=False, lineterminator="\n")
+    if "\r" in text:
+        quoting = csv.QUOTE_NONNUMERIC
+        text = safe_for_spreadsheets(table).to_csv(
+            index=False, lineterminator="\n", quoting=quoting
+        )
+    return text

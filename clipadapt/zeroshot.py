@@ -32,8 +32,9 @@ from .data import ImageSet, as_imageset, check_classnames, dataset_facts
 from .files import whole_directory
 
 # %% auto #0
-__all__ = ['NEUTRAL_TEMPLATES', 'hash_weights', 'CLIP', 'load_clip', 'cache_directory', 'builtin_directory', 'expand_weights',
-           'templates', 'check_templates', 'encode_prompts', 'average_prompts', 'zero_shot_probabilities']
+__all__ = ['NEUTRAL_TEMPLATES', 'hash_weights', 'CLIP', 'is_known', 'load_clip', 'cache_directory', 'builtin_directory',
+           'expand_weights', 'templates', 'check_templates', 'encode_prompts', 'average_prompts',
+           'zero_shot_probabilities']
 
 # %% ../nbs/01_zeroshot.ipynb #cell-8
 def _split_preprocess(preprocess: Compose) -> tuple[Compose, Normalize] | None:
@@ -234,6 +235,20 @@ def _check_model(name: str, pretrained: str | None) -> bool:
     if pretrained not in tags and not Path(pretrained).is_file():
         raise ValueError(f"{name} has no weights {pretrained!r}{_nearest(pretrained, tags)}; it has {', '.join(tags) or 'none'}")
     return bool((open_clip.get_pretrained_cfg(name, pretrained) or {}).get("quick_gelu", False))
+
+
+def is_known(name: str | None, pretrained: str | None) -> bool:
+    """Whether a model comes from clipadapt or from OpenCLIP's own list of models.
+
+    name, pretrained: as for `load_clip`.
+
+    True for the built-in model (both None) and for an architecture of OpenCLIP with a
+    tag that OpenCLIP lists for it; False for a folder, a model of the hub, or a file with
+    weights, which can come from anybody.
+    """
+    if name is None:
+        return pretrained is None
+    return pretrained in open_clip.list_pretrained_tags_by_model(name)
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:
