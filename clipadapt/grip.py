@@ -262,6 +262,11 @@ def _check_weights(weights: str | Sequence[float]) -> None:
                          f"not {weights!r}")
 
 
+def _check_growth(growth: Sequence[float] | None) -> None:
+    if growth is not None and (not len(growth) or not all(0 < share <= 1 for share in growth)):
+        raise ValueError(f"growth must be shares of the pool above 0 and up to 1, one for each round, not {growth!r}")
+
+
 def _check_prompt(prompt: str, options: dict) -> None:
     if not isinstance(options, dict):
         raise ValueError(f"options must be a dict of parameters of the prompt, not {options!r}")
@@ -323,10 +328,10 @@ class GRIP(PromptSelfTraining):
 
     def _check_parameters(self) -> None:
         super()._check_parameters()
-        if self.growth is not None and (not len(self.growth) or not all(0 < share <= 1 for share in self.growth)):
-            raise ValueError(f"growth must be shares of the pool above 0 and up to 1, one for each round, not {self.growth!r}")
+        _check_growth(self.growth)
 
     def sizes(self, pool: int, classes: int) -> list[int]:
+        _check_growth(self.growth)
         if self.growth is None:
             return [max(1, number * (pool // self.rounds) // classes) for number in range(1, self.rounds + 1)]
         return [max(1, int(share * pool) // classes) for share in self.growth]
