@@ -1,10 +1,10 @@
 """Saved methods, checkpoints and indexes that were damaged, forged, or cut off by a kill: one clear error, or what was saved."""
-import json
 import os
 import random
 import subprocess
 import sys
 import time
+import traceback
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -64,7 +64,7 @@ def test_no_mutation_of_a_saved_method_is_believed(tmp_path, method, clip, train
     path, generator = tmp_path / "model" / FILE, random.Random(0)
     whole, expected = path.read_bytes(), method.predict_proba(train)
     refused = 0
-    for _ in range(3000):
+    for _ in range(1500):
         path.write_bytes(mutated(whole, generator))
         try:
             loaded = type(method).load(tmp_path / "model", clip)
@@ -73,7 +73,7 @@ def test_no_mutation_of_a_saved_method_is_believed(tmp_path, method, clip, train
             assert FILE in str(error)
         else:
             assert np.array_equal(loaded.predict_proba(train), expected)
-    assert refused > 2800
+    assert refused > 1400
 
 
 def forge(folder, arrays=None, params=None, fitted=None, **facts):
@@ -102,10 +102,10 @@ FORGED = {
     "missing": ({"arrays": {"owners_": None}}, "owners_ is missing"),
     "too many": ({"arrays": {"fit": np.zeros(3)}}, "fit does not belong"),
     "a method": ({"fitted": {"predict": 3}}, "'predict' does not belong"),
-    "history": ({"fitted": {"history_": [3]}}, "history_: Input should be a valid dict"),
+    "history": ({"fitted": {"history_": [3]}}, "history_: Input should be an object"),
     "classnames": ({"fitted": {"classnames_": "cat"}}, "no class names"),
     "no classes": ({"fitted": {"classnames_": []}}, "no class names"),
-    "numbers": ({"fitted": {"classnames_": list(range(10))}}, "no class names"),
+    "numbers": ({"fitted": {"classnames_": list(range(10))}}, "class 0 must be text"),
     "twins": ({"fitted": {"classnames_": ["a", "a"]}}, "must be distinct"),
     "fewer": ({"fitted": {"classnames_": TEN[:9]}}, "values of 9 or more"),
     "unknown parameter": ({"params": {"device": "x"}}, "'device' does not belong"),
@@ -123,10 +123,8 @@ def test_a_forged_method_with_a_valid_hash_is_refused(tmp_path, clip, train, cha
 
 
 def test_a_record_that_is_nested_deeply_is_refused(tmp_path, clip, train):
-    saved = tmp_path / "model" / FILE
     ZeroShot(clip, train.classnames).fit(train).save(tmp_path / "model")
     for depth in (300, 100_000):
-        deep = json.loads("[" * 100 + "]" * 100)
         record, arrays = read_saved(tmp_path / "model")
         text = record.model_dump_json().replace('"single"', "[" * depth + "]" * depth)
         header = {"format": "2", "clipadapt": "9", "record": text, "hash": files._seal(arrays, text)}
@@ -135,7 +133,6 @@ def test_a_record_that_is_nested_deeply_is_refused(tmp_path, clip, train):
         files.save_file(arrays, forged / FILE, metadata=header)
         with pytest.raises(ValueError, match="recursion limit"):
             ZeroShot.load(forged, clip)
-    assert saved.is_file() and deep
 
 
 class Free(ZeroShot):
@@ -313,9 +310,14 @@ def killed_at(operation, action):
     child = os.fork()
     if not child:
         _watch["left"] = operation
-        action()
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+        try:
+            action()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    end = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert end in (0, 9), "the child ended in an error"
+    return end == 9
 
 
 def prepared(model):
@@ -365,11 +367,21 @@ def test_a_kill_at_any_operation_leaves_a_round_to_go_on_from(tmp_path):
         arrays, record = Checkpoint(path, {}).load()
         assert arrays["weights"].tolist() == [record["round"]] * 3
         seen.add(record["round"])
-        path.write_bytes(b"damaged as well")
-        with pytest.warns(UserWarning, match="goes on from the one before it"):
-            assert Checkpoint(path, {}).load()[1]["round"] in (1, 2)
+        previous = Checkpoint(path.with_name("run.previous"), {}).load()
+        assert previous[1]["round"] in (1, 2)
         operation += 1
     assert operation >= 6 and seen == {2, 3}
+
+
+def write_for_ever(model, folder):
+    """What a forked child does until it is killed; an error ends it."""
+    try:
+        while True:
+            model.save(folder)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(1)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="two forked children")
@@ -384,8 +396,7 @@ def test_a_reader_beside_two_writers_never_gets_a_mixture(tmp_path, clip, train)
     for model in models.values():
         child = os.fork()
         if not child:
-            while True:
-                model.save(tmp_path)
+            write_for_ever(model, tmp_path)
         children.append(child)
     end, reads = time.monotonic() + 2, 0
     try:
@@ -396,8 +407,23 @@ def test_a_reader_beside_two_writers_never_gets_a_mixture(tmp_path, clip, train)
     finally:
         for child in children:
             os.kill(child, 9)
-            os.waitpid(child, 0)
-    assert reads > 50
+        ends = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    assert reads > 50 and ends == [-9, -9], "both wrote to the end"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a forked child")
+def test_nothing_of_a_killed_writer_stays(tmp_path):
+    checkpoint, large = Checkpoint(tmp_path / "run", {}), np.zeros(30_000_000, np.uint8)
+    for pause in (0.02, 0.05, 0.1, 0.2):
+        child = os.fork()
+        if not child:
+            while True:
+                checkpoint.save({"large": large}, {"round": 1})
+        time.sleep(pause)
+        os.kill(child, 9)
+        os.waitpid(child, 0)
+    checkpoint.save({}, {"round": 2})
+    assert set(os.listdir(tmp_path)) <= {"run", "run.previous"}
 
 
 # --- checkpoints
@@ -535,7 +561,7 @@ for kind in KINDS:
     PrototypeIndex(vectors, kind).save(folder / kind)
     arrays, record = read_arrays(folder / kind / "index.safetensors", SavedIndex)
     numbers = [name for name in ("dim", "count", "effort", "nlist", "links", "entry")]
-    for _ in range(150):
+    for _ in range(60):
         forged, facts = {name: array.copy() for name, array in arrays.items()}, {}
         name = generator.choice(sorted(forged))
         flat = forged[name].reshape(-1)
@@ -562,4 +588,4 @@ def test_a_forged_index_cannot_end_the_process(tmp_path):
     ended = subprocess.run([sys.executable, "-c", FORGER, tmp_path], capture_output=True, text=True,
                            env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert ended.returncode == 0, (ended.returncode, ended.stderr[-2000:])
-    assert int(ended.stdout) > 200
+    assert int(ended.stdout) > 100
