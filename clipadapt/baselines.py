@@ -415,7 +415,11 @@ class FLYP(FineTuned):
     """
 
     unsaved = ("clip", "classnames", "checkpoint")
-    fitted = {**FineTuned.fitted, "pseudolabels_": Array("int64", "N", low=0, below="C")}
+    fitted = {
+        **FineTuned.fitted,
+        "pseudolabels_": Array("int64", "N", low=0, below="C"),
+        "history_": list[dict],
+    }
 
     def __init__(self, clip: CLIP, classnames: Sequence[str], *, refresh: str = "step", templates: str | Sequence[str] = "single",
                  view: str | None = "crop", alpha: float = 1.0, epochs: int = 50, batch_size: int | None = 512, learning_rate: float = 1e-7,

@@ -151,7 +151,7 @@ class Manifest(Record):
         start = shard * self.shard_size
         return range(start, min(start + self.shard_size, self.facts.count))
 
-
+# %% ../nbs/04_features.ipynb #new1801144
 def _read_manifest(folder: Path) -> Manifest | None:
     """The manifest in `folder`, or None when there is none or it is damaged."""
     try:
@@ -219,7 +219,7 @@ def _reserve(file, size: int) -> None:
         if isinstance(error, OSError) and error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
             raise
 
-
+# %% ../nbs/04_features.ipynb #new21811691
 def _write_shard(
     folder: Path, manifest: Manifest, array: np.ndarray, shard: int, features: np.ndarray
 ) -> None:

@@ -176,7 +176,6 @@ class FineTuned(Adapter):
         "image_weights_": Array("float32", "P"),
         "class_features_": Array("float32", "C", "D"),
         "logit_scale_": Annotated[float, Field(gt=0, le=100)],
-        "history_": list[dict],
     }
 
     def _check_loaded(self) -> None:

@@ -191,6 +191,7 @@ class LatteCLIP(FineTuned):
         "mixer_weights_": Array("float32", "N", "K"),
         "kinds_": list[str],
         "missing_": dict[str, int],
+        "history_": list[dict],
     }
 
     def __init__(self, clip: CLIP, classnames: Sequence[str], *, captioner: Captioner | None = None, domain: str = "object", group_size: int = 4,
