@@ -346,8 +346,8 @@ def _check_tokenizer(source: str) -> None:
         try:
             path = cached_file(source, name)
         except OSError:     # not there, or not to be had: AutoTokenizer says so
-            continue
-        content = read_json(path)
+            path = None
+        content = read_json(path) if path else {}
         code = content.get("auto_map") if isinstance(content, dict) else None
         if code and (not isinstance(code, dict) or "AutoTokenizer" in code):
             raise Refused(
