@@ -4,14 +4,17 @@ import os
 import resource
 import shutil
 import sys
+import time
+import warnings
 from pathlib import Path
 
 import open_clip
 import pytest
 import torch
+from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
-from clipadapt import load_clip
+from clipadapt import Prototypes, ZeroShot, load_clip
 from clipadapt.modelfiles import read_settings
 from clipadapt.zeroshot import builtin_directory
 from tiny_llava import make_tokenizer
@@ -253,3 +256,63 @@ def test_every_architecture_of_openclip_passes(tmp_path):
     for name in open_clip.list_models():
         (tmp_path / "config.json").write_text(json.dumps({"model_cfg": open_clip.get_model_config(name), "license": "mit"}))
         read_settings(tmp_path / "config.json")
+
+
+@pytest.fixture
+def broken(stranger):
+    """A model of a stranger with weights that a test damages."""
+    return stranger.load()
+
+
+def test_features_that_are_not_finite_are_an_error(broken, test_images, tmp_path):
+    paths = [tmp_path / f"{i}.png" for i in range(3)]
+    for i, path in enumerate(paths):
+        test_images[i][0].save(path)
+    broken.model.visual.proj.data[0, 0] = torch.nan
+    for encode in (broken.encode_image, lambda images: list(broken.encode_batches(images, 2))):
+        with pytest.raises(ValueError, match=r"image 0 \(.*0.png\) has features that are not finite"):
+            encode(paths)
+    with pytest.raises(ValueError, match="image 0 has features that are not finite, and 19 more"):
+        ZeroShot(broken, test_images.classnames).fit(test_images).predict(test_images)
+    with pytest.raises(ValueError, match="not finite"):
+        Prototypes(broken, test_images.classnames).fit(test_images)
+    broken.model.text_projection.data[0, 0] = torch.inf
+    with pytest.raises(ValueError, match=r"text 0 \('a'\) has features that are not finite"):
+        broken.encode_text(["a", "b"])
+
+
+def test_the_first_bad_image_is_named_across_batches(broken, test_images):
+    encode = broken.model.encode_image
+    broken.model.encode_image = lambda pixels: torch.where(pixels.flatten(1).std(1, keepdim=True) < .01, torch.nan, encode(pixels))
+    images = [test_images[i][0] for i in range(5)]
+    images[3] = Image.new("RGB", (32, 32))
+    with pytest.raises(ValueError, match="image 3 has features"):
+        broken.encode_image(images, batch_size=2)
+
+
+@pytest.mark.parametrize("scale", [torch.nan, torch.inf, 1000.0])
+def test_a_logit_scale_that_is_not_finite_is_an_error(broken, test_images, scale):
+    broken.model.logit_scale.data.fill_(scale)
+    model = ZeroShot(broken, test_images.classnames).fit(test_images)
+    with pytest.raises(ValueError, match="logit scale"):
+        model.predict_proba(test_images)
+
+
+@pytest.mark.parametrize("text", [None, 7, b"cat", ["cat"], "caf\udce9", "a\0b", float("nan")], ids=repr)
+def test_what_is_no_text_is_named(clip, text):
+    with pytest.raises(ValueError, match="text 1 (is of type|holds)"):
+        clip.encode_text(["a cat", text])
+
+
+@pytest.mark.parametrize("text", ["a" * 10**6, "word " * 200_000, "\u20ac" * 10**6, " " * 10**6 + "cat", "&amp;" * 200_000, "1" * 10**6, "a\u0301" * 500_000],
+                         ids=["one word", "many words", "symbols", "spaces", "entities", "digits", "accents"])
+def test_a_text_of_a_million_letters_is_cut_in_time(clip, text):
+    begin = time.perf_counter()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        features = clip.encode_text([text])
+    assert time.perf_counter() - begin < 5 and features.isfinite().all()
+    if text.endswith("cat"):
+        assert torch.equal(features, clip.encode_text(["cat"]))
+    if text.startswith("word "):
+        assert torch.equal(clip.tokenizer([text]), clip.tokenizer(["word " * 200]))
