@@ -320,14 +320,16 @@ def named_code(content: object, keys: tuple[str, ...] = ("auto_map",)) -> str | 
     keys: names under which transformers looks for code. For a choice of kernels
         ("attn_implementation") only a name with a slash, a place on the hub, is code.
     """
-    if isinstance(content, list):
-        return next(filter(None, (named_code(item, keys) for item in content)), None)
-    if not isinstance(content, dict):
-        return None
-    for key, value in content.items():
-        if key in keys and value or key in _KERNELS and "/" in str(value):
-            return key
-    return named_code(list(content.values()), keys)
+    waiting = [content]
+    while waiting:
+        item = waiting.pop()
+        pairs = item.items() if isinstance(item, dict) else ()
+        for key, value in pairs:
+            if key in keys and value or key in _KERNELS and "/" in str(value):
+                return key
+        if isinstance(item, (dict, list)):
+            waiting.extend(item.values() if isinstance(item, dict) else item)
+    return None
 
 
 def read_json(path: str | Path) -> object:
