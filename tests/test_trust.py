@@ -163,7 +163,8 @@ def test_settings_that_are_none(stranger, text):
 
 @pytest.mark.parametrize("part, options", [
     ("vision_cfg", {"width": 10**9}), ("vision_cfg", {"width": -1}), ("vision_cfg", {"width": "128"}), ("vision_cfg", {"width": 1.5}),
-    ("vision_cfg", {"width": 2**14, "layers": 256}), ("vision_cfg", {"image_size": 4096, "patch_size": 1}), ("vision_cfg", {"layers": [256] * 4, "width": 4096}),
+    ("vision_cfg", {"width": 2**14, "layers": 256}), ("vision_cfg", {"image_size": 4096}), ("vision_cfg", {"image_size": 1024, "patch_size": 1}),
+    ("vision_cfg", {"patch_size": 1024, "image_size": 1024, "width": 2**14, "head_width": 2**14}), ("vision_cfg", {"layers": [256] * 4, "width": 4096}),
     ("vision_cfg", {"head_width": 0}), ("vision_cfg", {"head_width": 1024}), ("vision_cfg", {"patch_size": None}), ("text_cfg", {"layers": 10**9}),
     ("text_cfg", {"vocab_size": 2_000_000, "width": 2**14}), ("text_cfg", {"context_length": 10**6}), ("text_cfg", {"heads": 0}), ("text_cfg", {"heads": 7}),
     ("vision_cfg", {"timm_model_name": "vit_huge_patch14_224"}), ("text_cfg", {"width": 10**400}), ("vision_cfg", {"mlp_ratio": -1})], ids=str)
