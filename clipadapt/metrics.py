@@ -24,10 +24,10 @@ from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 from .data import check_classnames, check_count
 
 # %% auto #0
-__all__ = ['check_probabilities', 'accuracy', 'confusion', 'label_text', 'label_texts', 'plot_confusion', 'per_class_accuracy',
-           'mean_class_accuracy', 'worst_class', 'plot_per_class', 'harmonic_mean', 'plot_harmonic_mean',
-           'calibration_bins', 'bin_scores', 'expected_calibration_error', 'plot_reliability', 'plot_confidence',
-           'negative_log_likelihood', 'plot_likelihood', 'adaptive_calibration_error', 'brier_score',
+__all__ = ['check_probabilities', 'accuracy', 'confusion', 'one_line', 'label_text', 'label_texts', 'plot_confusion',
+           'per_class_accuracy', 'mean_class_accuracy', 'worst_class', 'plot_per_class', 'harmonic_mean',
+           'plot_harmonic_mean', 'calibration_bins', 'bin_scores', 'expected_calibration_error', 'plot_reliability',
+           'plot_confidence', 'negative_log_likelihood', 'plot_likelihood', 'adaptive_calibration_error', 'brier_score',
            'apply_temperature', 'fit_temperature', 'max_probability', 'negative_entropy', 'negative_energy',
            'detection', 'plot_detection', 'risk_coverage', 'area_under_risk_coverage', 'plot_risk_coverage',
            'epistemic_uncertainty']
@@ -160,8 +160,8 @@ _UNDRAWN = {"Cc": "\ufffd", "Cs": "\ufffd", "Cf": ""}     # control, half a sign
 _JOINERS = "\u200c\u200d"                             # format signs that words need
 
 
-def _one_line(name: str) -> str:
-    """`name` without line breaks, tabs, and signs that no font can draw."""
+def one_line(name: str) -> str:
+    """`name` without line breaks, tabs, and signs that no font or screen can show."""
     return "".join(
         sign if sign in _JOINERS else _UNDRAWN.get(unicodedata.category(sign), sign)
         for sign in " ".join(str(name).split())
@@ -191,13 +191,13 @@ def label_text(name: str, most: int = 30) -> str:
     Returns one line that is drawn literally: dollar signs start no formula, and a legend
     does not leave out a name that begins with an underscore.
     """
-    return _literal(_shortened(_one_line(name), most))
+    return _literal(_shortened(one_line(name), most))
 
 
 def label_texts(names: Sequence[str], most: int = 30) -> list[str]:
     """`label_text` of several names; those that would look alike get a number."""
     shown: dict[str, None] = {}
-    for name in map(_one_line, names):
+    for name in map(one_line, names):
         short, number = _shortened(name, most), 2
         while short in shown:
             short, number = _shortened(name, most, f" ({number})"), number + 1

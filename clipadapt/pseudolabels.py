@@ -163,7 +163,8 @@ def quality(pseudolabels: Pseudolabels, labels: Sequence[int], classnames: Seque
     correct = np.bincount(pseudolabels.classes[known][right], minlength=len(classnames))
     exist = np.bincount(labels[labels >= 0], minlength=len(classnames))
     shares = {name: correct / np.where(of > 0, of, np.nan) for name, of in {"found": exist, "purity": judged}.items()}
-    return pd.DataFrame({"count": count, **shares}, index=pd.Index(classnames, name="class"))
+    index = pd.Index(classnames, name="class", dtype=object)
+    return pd.DataFrame({"count": count, **shares}, index)
 
 # %% ../nbs/05_pseudolabels.ipynb #cell-27
 class _Ties:
