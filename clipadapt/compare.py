@@ -348,9 +348,10 @@ def plot_classes(
     cells = shares.to_numpy()
     row, column = np.unravel_index(np.nanargmin(cells), cells.shape)
     method, name = label_text(shares.index[row]), label_text(shares.columns[column])
-    size = max(5, 0.62 * cells.shape[1] + 2.5), 0.36 * len(cells) + 1.6
-    axes = metrics._axes(axes, size)
     drawn = pd.DataFrame(cells, label_texts(shares.index), label_texts(shares.columns))
+    upright = 0.08 * max(0, max(map(len, drawn.columns)) - 8)      # long names stand
+    size = max(5, 0.62 * cells.shape[1] + 2.5), 0.36 * len(cells) + 1.6 + upright
+    axes = metrics._axes(axes, size)
     sns.heatmap(
         drawn, annot=cells.shape[1] <= 20, fmt=".0f", vmin=0, vmax=100, cmap="viridis",
         cbar_kws={"label": "accuracy (%)"}, ax=axes,
@@ -565,8 +566,7 @@ def _examples(test: ImageSet):
 
 def _with_title(axes: Axes) -> tuple[str, str]:
     """A plot as `_picture` gives it, and its title as plain text."""
-    title = axes.get_title().replace(r"\$", "$").replace("\n", " ")
-    return _picture(axes.figure), title
+    return _picture(axes.figure), metrics.title_text(axes)
 
 
 def _picture(figure) -> str:

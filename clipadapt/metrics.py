@@ -24,13 +24,13 @@ from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 from .data import check_classnames, check_count
 
 # %% auto #0
-__all__ = ['check_probabilities', 'accuracy', 'confusion', 'one_line', 'label_text', 'label_texts', 'plot_confusion',
-           'per_class_accuracy', 'mean_class_accuracy', 'worst_class', 'plot_per_class', 'harmonic_mean',
-           'plot_harmonic_mean', 'calibration_bins', 'bin_scores', 'expected_calibration_error', 'plot_reliability',
-           'plot_confidence', 'negative_log_likelihood', 'plot_likelihood', 'adaptive_calibration_error', 'brier_score',
-           'apply_temperature', 'fit_temperature', 'max_probability', 'negative_entropy', 'negative_energy',
-           'detection', 'plot_detection', 'risk_coverage', 'area_under_risk_coverage', 'plot_risk_coverage',
-           'epistemic_uncertainty']
+__all__ = ['check_probabilities', 'accuracy', 'confusion', 'one_line', 'label_text', 'label_texts', 'title_text',
+           'plot_confusion', 'per_class_accuracy', 'mean_class_accuracy', 'worst_class', 'plot_per_class',
+           'harmonic_mean', 'plot_harmonic_mean', 'calibration_bins', 'bin_scores', 'expected_calibration_error',
+           'plot_reliability', 'plot_confidence', 'negative_log_likelihood', 'plot_likelihood',
+           'adaptive_calibration_error', 'brier_score', 'apply_temperature', 'fit_temperature', 'max_probability',
+           'negative_entropy', 'negative_energy', 'detection', 'plot_detection', 'risk_coverage',
+           'area_under_risk_coverage', 'plot_risk_coverage', 'epistemic_uncertainty']
 
 # %% ../nbs/02_metrics.ipynb #cell-13
 def _array(values) -> np.ndarray:
@@ -203,6 +203,11 @@ def label_texts(names: Sequence[str], most: int = 30) -> list[str]:
             short, number = _shortened(name, most, f" ({number})"), number + 1
         shown[short] = None
     return [_literal(short) for short in shown]
+
+
+def title_text(axes: Axes) -> str:
+    """The title of a plot in one line, with its names as they are read."""
+    return one_line(axes.get_title().replace(r"\$", "$"))
 
 # %% ../nbs/02_metrics.ipynb #cell-39
 _MANY, _FEW = 100, 30       # of more classes than that, so many are drawn

@@ -69,7 +69,7 @@ def as_read(name, most=30):
 LITERAL = ["$x^$", "$$", "_hidden", "$5 to $10", "<b>bold</b>", "=1+1", "{}", "%s", "\\frac", r"\$"]
 
 
-def test_a_label_is_what_a_formula_is_not(monkeypatch):
+def test_a_label_is_what_a_formula_is_not():
     """Pixel by pixel what matplotlib draws when it may not parse formulas."""
     pictures = []
     for parse, shown in ((True, label_text), (False, str)):
@@ -92,7 +92,7 @@ def test_labels_are_distinct_short_and_safe(names, most):
         assert len(shown) <= most and "\n" not in label and not label.startswith("_")
         assert is_math_text(label) is False or "$" not in label
         label.encode("utf-8")
-    assert [label_text(name, most) for name in names if len(name) <= most] == [label for name, label in zip(names, labels) if len(name) <= most and "\u200b" not in name][:len([n for n in names if len(n) <= most])]
+        assert shown in names or "…" in shown or re.search(r" \(\d+\)$", shown)
 
 
 PLOTS = {
@@ -160,31 +160,31 @@ def test_the_tables_keep_names_whole(runs, images):
 def test_a_report_with_any_names(runs, images, tmp_path):
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")
-        start = time.perf_counter()
-        page = compare.report(runs[:6], images, images, tmp_path / "report.html").read_text(encoding="utf-8")
-        seconds = time.perf_counter() - start
-    assert seconds < 60, "a name of 1,500 letters took 90 seconds"
+        start = time.process_time()
+        page = compare.report([runs[0], runs[4], runs[6]], images, images, tmp_path / "report.html").read_text(encoding="utf-8")
+        seconds = time.process_time() - start
+    assert seconds < 30, "a name of 1,500 letters took 90 seconds"
     assert "<b>" not in page and "&lt;b&gt;bold&lt;/b&gt;" in page and "{{ 7 * 7 }}" in page and "caf\\udce9" in page
     bidi = re.sub(r"<bdi[^>]*>[^<]*</bdi>|<[^>]*>", "", page)
     assert "\u202e" not in bidi, "a name that turns the direction stays alone"
-    titles = [html.unescape(title) for title in re.findall(r'alt="([^"]*)"', page)]
-    assert "Lowest: $x^$ is right in" in " ".join(titles) or any("$" in title and r"\$" not in title for title in titles)
+    described = html.unescape(" ".join(re.findall(r'alt="([^"]*)"', page)))
+    assert "“$x^$” images are called “$$”" in described and r"\$" not in described
 
 
 def test_a_thousand_classes_are_drawn_in_seconds(clip, tmp_path):
-    classes, count = 1000, 3000
-    names, labels = [f"class {c}" for c in range(classes)], np.arange(3000) % classes
+    classes, count = 1000, 2000
+    names, labels = [f"class {c}" for c in range(classes)], np.arange(count) % classes
     rng = np.random.default_rng(0)
 
     def table():
         return np.eye(classes, dtype=np.float32)[np.where(rng.random(count) < 0.3, rng.integers(classes, size=count), labels)]
 
-    runs = [Run(name, kind(clip, names), table(), 1.0) for name, kind in (("a", ZeroShot), ("b", Prototypes), ("c", Prototypes))]
+    runs = [Run(name, kind(clip, names), table(), 1.0) for name, kind in (("a", ZeroShot), ("b", Prototypes))]
     test = ImageSet([np.zeros((8, 8), np.uint8)] * count, names, labels)
     figures = [metrics.plot_confusion(labels, runs[0].probabilities.argmax(1), names).figure,
                metrics.plot_per_class(labels, runs[0].probabilities.argmax(1), names).figure, compare.plot_classes(runs, test).figure]
     assert max(max(figure.get_size_inches()) for figure in figures) < 25
     assert all(any("30" in text and "1,000" in text for text in drawn_texts(figure)) for figure in figures), "how many are shown is said"
-    start = time.perf_counter()
+    start = time.process_time()
     page = compare.report(runs, test, test, tmp_path / "report.html")
-    assert time.perf_counter() - start < 60 and page.stat().st_size < 5e6
+    assert time.process_time() - start < 30 and page.stat().st_size < 5e6
