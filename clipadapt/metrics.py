@@ -39,12 +39,19 @@ def _array(values) -> np.ndarray:
         values = values.detach().cpu()
         if values.is_floating_point():
             values = values.double()
-    return np.asarray(values)
+    try:
+        return np.asarray(values)
+    except (ValueError, TypeError) as error:        # rows of different lengths, for example
+        kind = type(values).__name__
+        raise ValueError(f"this {kind} cannot be read as an array ({error})") from error
 
 # %% ../nbs/02_metrics.ipynb #cell-16
 def _check_num_classes(value: int) -> int:
     """The number of classes, or a ValueError that says what to pass."""
-    return check_count(value, "num_classes (pass len(classnames))")
+    name = "num_classes (pass len(classnames))"
+    if check_count(value, name) > 2**31:
+        raise ValueError(f"{name} must be at most {2**31}, got {value}")
+    return int(value)
 
 # %% ../nbs/02_metrics.ipynb #cell-19
 def _check_classes(values, num_classes: int | None = None, name: str = "labels") -> np.ndarray:
@@ -136,6 +143,7 @@ def confusion(labels: Sequence[int] | np.ndarray, predictions: Sequence[int] | n
     labels, predictions: integers [N] in [0, num_classes). Returns int64 counts [num_classes, num_classes].
     Raises ValueError for empty input, different lengths, labels of -1 or classes out of range.
     """
+    num_classes = _check_num_classes(num_classes)
     labels, predictions = _check_pair(labels, predictions, num_classes=num_classes)
     cells = np.bincount(labels * num_classes + predictions, minlength=num_classes**2)
     return cells.reshape(num_classes, num_classes)
@@ -323,6 +331,7 @@ def per_class_accuracy(labels: Sequence[int] | np.ndarray, predictions: Sequence
     labels, predictions: integers [N] in [0, num_classes). Returns float64 [num_classes] in [0, 1], nan for a class without an image.
     Raises ValueError as `confusion` does.
     """
+    num_classes = _check_num_classes(num_classes)
     labels, predictions = _check_pair(labels, predictions, num_classes=num_classes)
     totals = np.bincount(labels, minlength=num_classes)
     right = np.bincount(labels[labels == predictions], minlength=num_classes)
@@ -405,8 +414,8 @@ def harmonic_mean(a: float, b: float) -> float:
     Source: Xian et al. 2018, "Zero-Shot Learning: A Comprehensive Evaluation of the Good, the Bad and the Ugly".
     """
     for value in (a, b):
-        if not 0 <= value <= 1:
-            raise ValueError(f"harmonic_mean takes accuracies in [0, 1], got {value!r}: divide per cent by 100")
+        if not isinstance(value, Real) or not 0 <= value <= 1:
+            raise ValueError(f"harmonic_mean takes accuracies in [0, 1], got {value!r:.80}: divide per cent by 100")
     return float(2 * a * b / (a + b)) if a + b > 0 else 0.0
 
 # %% ../nbs/02_metrics.ipynb #cell-69
@@ -454,8 +463,16 @@ def calibration_bins(labels: Sequence[int] | np.ndarray, probabilities: Sequence
 
 
 def bin_scores(scores: np.ndarray, right: np.ndarray, bins: int = 10) -> pd.DataFrame:
-    """The table of `calibration_bins` for any scores in [0, 1], floats [N], of answers that are `right` or not, bool [N]."""
+    """The table of `calibration_bins` for any scores in [0, 1], floats [N], of answers that are `right` or not, bool [N].
+
+    Raises ValueError for scores that are not finite or do not fit, and for `bins` below 1.
+    """
     check_count(bins, "bins")
+    scores, right = _array(scores), _array(right)
+    if scores.ndim != 1 or scores.dtype.kind not in "fiub" or not np.isfinite(scores).all():
+        raise ValueError(f"scores must be finite numbers [N], got {scores.dtype} of shape {scores.shape}")
+    if right.shape != scores.shape or right.dtype.kind not in "fiub":
+        raise ValueError(f"right must be bool [{len(scores)}], got {right.dtype} of shape {right.shape}")
     edges = np.linspace(0, 1, bins + 1)
     index = np.digitize(scores, edges[1:-1], right=True)
     count, total, correct = (np.bincount(index, weights=weights, minlength=bins) for weights in (None, scores, right))
@@ -815,6 +832,8 @@ def epistemic_uncertainty(probabilities: Sequence | np.ndarray) -> pd.DataFrame:
     Uncertainty in Bayesian Deep Learning", Section 3 (the two names); Lakshminarayanan et al. 2017, "Simple and Scalable Predictive Uncertainty
     Estimation using Deep Ensembles" (the ensemble).
     """
+    if not isinstance(probabilities, (list, tuple, np.ndarray, torch.Tensor)):
+        raise ValueError(f"probabilities must be [models, images, classes], not {type(probabilities).__name__}")
     models = [_array(model) for model in probabilities]
     shapes = sorted({model.shape for model in models})
     if len(shapes) != 1 or len(shapes[0]) != 2:

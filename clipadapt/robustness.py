@@ -10,6 +10,7 @@ import io
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import cache, partial
+from numbers import Real
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -246,7 +247,7 @@ def check_corruption(name: str, severity: int = 1) -> None:
     if not isinstance(name, str) or name not in CORRUPTIONS:
         near = difflib.get_close_matches(str(name).lower().replace("_", " "), CORRUPTIONS, 1, 0.5)
         raise ValueError(f"there is no corruption {name!r}; {f'did you mean {near[0]!r}? There' if near else 'there'} are {', '.join(CORRUPTIONS)}")
-    if isinstance(severity, bool) or severity not in SEVERITIES:
+    if not isinstance(severity, Real) or isinstance(severity, bool) or severity not in SEVERITIES:
         raise ValueError(f"severity must be 1, 2, 3, 4 or 5, not {severity!r}; severity 0 is the image itself")
 
 
@@ -257,6 +258,7 @@ def corruption_parameters(name: str, severity: int, side: int) -> dict[str, floa
     pixels are scaled from that size to `side`. Raises ValueError as `check_corruption` does.
     """
     check_corruption(name, severity)
+    side = check_count(side, "side")
     names, *tables = PARAMETERS[name]
     size, table = (32, tables[0]) if side**2 < 32 * 224 else (224, tables[1])
     values = table[int(severity) - 1]
@@ -270,6 +272,8 @@ def corrupt(image: Image.Image, name: str, severity: int, rng: np.random.Generat
     with the parameters of their code. Random numbers come from `rng`. Raises ValueError as `check_corruption` does.
     """
     check_corruption(name, severity)
+    if not isinstance(rng, np.random.Generator):
+        raise ValueError(f"rng must be a NumPy generator, not {type(rng).__name__}")
     pixels = _to_pixels(read_image(image))
     function = globals()[name.replace(" ", "_")]
     return _to_image(function(pixels, rng, **corruption_parameters(name, severity, min(pixels.shape[:2]))))
@@ -331,6 +335,11 @@ def _open_set(inside: dict[str, np.ndarray], outside: dict[str, np.ndarray]) -> 
     return [(score, metric, value) for score, values in inside.items() for metric, value in metrics.detection(values, outside[score]).items()]
 
 # %% ../nbs/13_robustness.ipynb #cell-31
+def _check_method(method: Adapter) -> None:
+    if not isinstance(method, Adapter):
+        raise ValueError(f"give a fitted method, not {type(method).__name__}")
+
+
 def _plain(name: str) -> str:
     return "".join(name.split()).casefold()
 
@@ -340,6 +349,11 @@ def warn_of_overlap(method: Adapter, test: ImageSet, outside: Mapping[str, Image
 
     Images are compared by the content of their file or array (`hash_each`): the same picture saved in two formats is not noticed.
     """
+    _check_method(method)
+    if not isinstance(outside, Mapping):
+        raise ValueError(f"outside must be a dict of image sets by name, not {type(outside).__name__}")
+    outside = {name: as_imageset(images) for name, images in outside.items()}
+    test = as_imageset(test)
     known, seen = {_plain(name) for name in method.classnames_}, set(hash_each(test))
     for name, images in outside.items():
         common = sorted({images.classnames[label] for label in images.labels[images.labels >= 0]} & {n for n in images.classnames if _plain(n) in known})
@@ -353,6 +367,7 @@ def warn_of_overlap(method: Adapter, test: ImageSet, outside: Mapping[str, Image
 def _checked(method: Adapter, test, y: Sequence[int] | None, corruptions: Sequence[str], severities: Sequence[int],
              outside: Mapping[str, ImageSet] | None) -> tuple[ImageSet, np.ndarray, dict[str, ImageSet]]:
     """The test images, their labels int64 [N], and the outside sets; ValueError for whatever `evaluate` cannot work with."""
+    _check_method(method)
     for name in corruptions:
         for severity in severities or (1,):
             check_corruption(name, severity)
@@ -439,6 +454,8 @@ def summarise(table: pd.DataFrame, score: str = "max probability") -> pd.DataFra
     worst_corruption_accuracy, mean_auroc (of all outside sets, by `score`). Where a method comes several times (with other seeds), the mean counts.
     What the table does not hold is NaN (worst_corruption: "")."""
     _check_results(table)
+    if not isinstance(score, str):
+        raise ValueError(f"score must be the name of a score, not {score!r:.80}")
     rows = []
     for name, part in table.groupby("method", sort=False):
         clean = part[part.kind == "test"].groupby("metric").value.mean()
@@ -475,7 +492,7 @@ def _glyphs(kind: str, names: Sequence[str], count: int, seed: int) -> ImageSet:
     """`count` glyphs of a kind, drawn with a pen on the page of the digits; their class is "kind name"."""
     from clipadapt import glyphs
 
-    bank, rng = _bank(kind, tuple(names)), np.random.default_rng(seed)
+    bank, rng = _bank(kind, tuple(names)), np.random.default_rng(check_count(seed, "seed", 0))
     index = rng.integers(len(bank), size=check_count(count, "count"))
     ink, _ = glyphs.draw_ink(bank, index, rng, glyphs.Style(pen=1, half_width=(1.3, 2.6), height=(12, 15)))
     reduce = glyphs.resizing(32, 8, Image.Resampling.BOX)
@@ -495,7 +512,8 @@ def shapes(count: int, seed: int = 0) -> ImageSet:
 
 def noise(count: int, seed: int = 0) -> ImageSet:
     """`count` scans of nothing: 8x8 random greys, enlarged to 32x32; unlabelled."""
-    return ImageSet(_scan(np.random.default_rng(seed).random((check_count(count, "count"), 8, 8))))
+    rng = np.random.default_rng(check_count(seed, "seed", 0))
+    return ImageSet(_scan(rng.random((check_count(count, "count"), 8, 8))))
 
 
 def _invert(image: Image.Image, rng: np.random.Generator) -> Image.Image:
@@ -560,8 +578,11 @@ def neighbour_purity(features: np.ndarray, labels: np.ndarray, neighbours: int =
     """
     from sklearn.neighbors import NearestNeighbors
 
-    features, labels = _check_latent(features), np.asarray(labels)
-    if labels.shape != (len(features),) or len(labels) <= check_count(neighbours, "neighbours"):
+    features = _check_latent(features)
+    labels = check_labels(labels, len(features), 2**31)
+    if (labels < 0).any():
+        raise ValueError(f"every row needs a label, {(labels < 0).sum()} have none")
+    if len(labels) <= check_count(neighbours, "neighbours"):
         raise ValueError(f"features must be [N, D], with N labels, N above {neighbours}; got {features.shape} and {labels.shape}")
     found = NearestNeighbors(n_neighbors=neighbours).fit(features).kneighbors(return_distance=False)
     return float((labels[found] == labels[:, None]).mean())
@@ -587,7 +608,8 @@ def plot_latent(
     if not isinstance(spaces, Mapping) or not spaces:
         raise ValueError("spaces must be a dict of features by name, with at least one")
     names = label_texts(check_classnames(classnames))
-    labels = check_labels(labels, len(np.asarray(labels)), len(names))
+    count = len(_check_latent(next(iter(spaces.values()))))
+    labels = check_labels(labels, count, len(names))
     if (labels < 0).any():
         raise ValueError(f"every row needs a label, {(labels < 0).sum()} have none")
     purities = {name: neighbour_purity(features, labels) for name, features in spaces.items()}
@@ -665,8 +687,9 @@ class Restricted(Adapter):
     """
 
     def __init__(self, method: Adapter, classnames: Sequence[str]):
+        _check_method(method)
         super().__init__(method.clip, classnames, seed=method.seed)
-        unknown = [name for name in classnames if name not in method.classnames_]
+        unknown = [name for name in check_classnames(classnames) if name not in method.classnames_]
         if unknown:
             raise ValueError(f"the method does not know these classes: {', '.join(unknown[:5])}")
         self.method, self.classnames_ = method, check_classnames(classnames)

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 
 from . import metrics
 from .compare import Run
-from .data import ImageSet
+from .data import ImageSet, as_imageset
 from .metrics import apply_temperature, fit_temperature, label_texts, negative_entropy
 
 # %% auto #0
@@ -23,6 +23,8 @@ __all__ = ['SCORES', 'agreement', 'label_free', 'rank_quality', 'plot_score', 'r
 # %% ../nbs/15_selection.ipynb #cell-9
 def _votes(runs: Sequence[Run]) -> dict[str, np.ndarray]:
     """The share of a method's seeds that answers each class, float64 [N, C], by name; runs that failed are left out."""
+    if not isinstance(runs, Sequence):
+        raise ValueError(f"give a list of runs, not {type(runs).__name__}")
     answers: dict[str, list[np.ndarray]] = {}
     for run in runs:
         if not isinstance(run, Run) or not isinstance(run.name, str):
@@ -59,7 +61,7 @@ def label_free(runs: Sequence[Run], images: ImageSet | None = None) -> pd.DataFr
     runs were asked about; what is missing is NaN. Labels are not read. Raises ValueError when the runs are on different images.
     """
     votes, table, rows = _votes(runs), agreement(runs), []
-    features = None if images is None else runs[0].method.clip.encode_image(images.unlabelled()).numpy()
+    features = None if images is None else runs[0].method.clip.encode_image(as_imageset(images).unlabelled()).numpy()
     for name in votes:
         probabilities = np.concatenate([run.probabilities for run in runs if run.name == name and not run.error]).astype(np.float64)
         others = [vote for other, vote in votes.items() if other != name]
@@ -128,7 +130,7 @@ def plot_score(table: pd.DataFrame, score: str = "agreement", axes: Axes | None 
 
     `table` is that of `rank_quality`. Returns the matplotlib Axes. Raises ValueError for an unknown score.
     """
-    if score not in SCORES:
+    if not isinstance(score, str) or score not in SCORES:
         raise ValueError(f"score must be one of {', '.join(SCORES)}, not {score!r}")
     quality = rank_quality(table).loc[score]
     axes = metrics._axes(axes, (7, 4.4))

@@ -20,7 +20,7 @@ from PIL import Image
 from .data import ImageSet, as_imageset, check_classnames, check_count, check_labels
 from .files import csv_text, whole_file
 from .metrics import check_probabilities, label_text, label_texts, one_line
-from .pseudolabels import Pseudolabels, purity, quality, top_k
+from .pseudolabels import Pseudolabels, check_number, purity, quality, top_k
 
 # %% auto #0
 __all__ = ['GREY', 'RIGHT', 'WRONG', 'SUSPICION', 'Panel', 'thumbnail', 'contact_sheet', 'select', 'describe',
@@ -130,6 +130,13 @@ def _check_images(images) -> ImageSet:
     return images
 
 
+def _names_of(classnames: Sequence[str] | None, images: ImageSet, width: int) -> list[str]:
+    """The class names given, else those of the images, else numbers."""
+    if classnames is None or (isinstance(classnames, Sequence) and not classnames):
+        classnames = images.classnames or [*map(str, range(width))]
+    return check_classnames(classnames)
+
+
 def thumbnail(image: Image.Image, size: int = 56) -> np.ndarray:
     """An image, its proportions kept, in the middle of a square of `size` pixels: uint8 [size, size, 4], transparent around."""
     scale = size / max(image.size)
@@ -158,8 +165,7 @@ def select(probabilities, k: int, threshold: float = 0.0) -> Pseudolabels:
 
     probabilities: floats [N, C]. Raises ValueError as `top_k` does, and for a threshold outside 0 ... 1.
     """
-    if not 0 <= threshold <= 1:
-        raise ValueError(f"threshold must lie in 0 ... 1, got {threshold!r}")
+    check_number(threshold, "threshold", 0, 1)
     chosen = top_k(probabilities, k, policy="argmax")
     kept = chosen.scores >= np.float32(threshold)
     return Pseudolabels(chosen.images[kept], chosen.classes[kept], chosen.scores[kept])
@@ -260,9 +266,9 @@ def suspicion(probabilities, labels: Sequence[int], by: str = "self_confidence")
     "self_confidence" (0 ... 1) or "margin" (-1 ... 1), ascending; ties go by the position. Source: Northcutt et al. 2021, "Confident Learning",
     Sections 3.1 (off_diagonal: the confident joint, Eq. 1) and 3.2. Raises ValueError for another order, shape or range.
     """
-    if by not in SUSPICION:
+    if not isinstance(by, str) or by not in SUSPICION:
         raise ValueError(f"by must be one of {', '.join(map(repr, SUSPICION))}, not {by!r}")
-    table = _check_table(probabilities, len(labels))
+    table = check_probabilities(probabilities).astype(np.float32)
     labels = check_labels(labels, *table.shape)
     images = np.flatnonzero(labels >= 0)
     rows, given, each = table[images], labels[images], np.arange(len(images))
@@ -293,7 +299,7 @@ class Audit(Panel):
         given = labels.labels(len(self.images)) if isinstance(labels, Pseudolabels) else labels
         self.probabilities = _check_table(probabilities, len(self.images))
         width = self.probabilities.shape[1]
-        self.classnames = check_classnames(classnames or self.images.classnames or map(str, range(width)))
+        self.classnames = _names_of(classnames, self.images, width)
         self.probabilities = _check_table(probabilities, len(self.images), len(self.classnames))
         self.given = check_labels(given, len(self.images), width)
         self.order = suspicion(self.probabilities, self.given, by)
@@ -418,6 +424,7 @@ def as_tables(methods, images: ImageSet) -> dict[str, np.ndarray]:
     Methods of a list are named by their class; the seed joins a name that is there twice. Raises ValueError when there are none or two of one name, and when
     they do not fit the images or each other.
     """
+    images = as_imageset(images)
     if not isinstance(methods, Mapping):
         methods = _by_name(methods)
     if not methods:
@@ -443,6 +450,8 @@ def _by_name(runs) -> dict:
 
 def disagreeing(tables: Mapping[str, np.ndarray]) -> np.ndarray:
     """The images on which not all methods give the same class, in ascending order, int64 [M]."""
+    if not isinstance(tables, Mapping) or not tables:
+        raise ValueError("give a dict of probabilities by name, as as_tables makes it")
     answers = np.stack([table.argmax(1) for table in tables.values()])
     return np.flatnonzero((answers != answers[0]).any(0))
 
@@ -455,7 +464,7 @@ class MethodComparison(Panel):
         self.images = _check_images(images)
         self.tables = as_tables(methods, self.images)
         width = next(iter(self.tables.values())).shape[1]
-        self.classnames = check_classnames(classnames or self.images.classnames or map(str, range(width)))
+        self.classnames = _names_of(classnames, self.images, width)
         if len(self.classnames) != width:
             raise ValueError(f"the probabilities have {width} columns, but there are {len(self.classnames)} class names")
         self.different = disagreeing(self.tables)
@@ -533,6 +542,9 @@ def _answer_bars(axis, base: float, values: np.ndarray, colour: str) -> None:
 # %% ../nbs/17_widgets.ipynb #cell-39
 def curves(history: Sequence[Mapping]) -> pd.DataFrame:
     """The numbers in a history, float64, one row an epoch and a column for each; those of a dict or list inside become "name key". What is no number is left out; None is nan."""
+    if not isinstance(history, Sequence) or not all(isinstance(record, Mapping) for record in history):
+        raise ValueError("a history is a list with a dict for every epoch")
+
     def flat(record, prefix: str = ""):
         for key, value in record.items():
             if isinstance(value, Mapping):
@@ -548,7 +560,7 @@ def curves(history: Sequence[Mapping]) -> pd.DataFrame:
 
 def plot_curves(history: Sequence[Mapping], columns: int = 5) -> Figure:
     """One small picture for each number in a history, over the epochs; at most `columns` in a row, the rows about equally full."""
-    table = curves(history)
+    table, columns = curves(history), check_count(columns, "columns")
     pictures = max(1, table.shape[1])
     rows = -(-pictures // columns)
     columns = -(-pictures // rows)
