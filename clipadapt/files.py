@@ -531,12 +531,13 @@ def safe_for_spreadsheets(table: pd.DataFrame) -> pd.DataFrame:
     table: any table; its texts, column names included, get a leading single quote where
         they begin with = + - @, a tab or a carriage return. Numbers stay as they are.
     """
-    safe = table.rename(columns=_no_formula)
-    for place, kind in enumerate(safe.dtypes):
+    safe = table.copy()
+    safe.columns = pd.Index(map(_no_formula, table.columns), dtype=object)
+    for place, kind in enumerate(table.dtypes):
         if not pd.api.types.is_numeric_dtype(kind):
-            texts = [_no_formula(cell) for cell in safe.iloc[:, place]]
             # As objects: pandas' own texts are UTF-8, and names of files need not be.
-            safe.isetitem(place, pd.Series(texts, safe.index, dtype=object))
+            cells = [_no_formula(cell) for cell in table.iloc[:, place]]
+            safe.isetitem(place, pd.Series(cells, table.index, dtype=object))
     return safe
 
 
