@@ -169,6 +169,9 @@ def stop_after(method, images, saves: int) -> None:
         Checkpoint.save = original
 
 
+RARE = {"LatteCLIP": 0.02, "FLYP": 0.02, "CoReg": 0.1}     # checkpoints of up to 50 MB
+
+
 class Checkpoints(Target):
     """Checkpoints of interrupted fits, damaged and forged, with and without what came before.
 
@@ -194,8 +197,10 @@ class Checkpoints(Target):
 
     def attempt(self, dice: random.Random, folder: Path) -> None:
         names = sorted(self.seeds)
-        method, sealed, earlier, expected = self.seeds[dice.choice(names)]
-        other = self.seeds[dice.choice(names)][1].content
+        weights = [RARE.get(name, 1) for name in names]
+        name, another = dice.choices(names, weights, k=2)
+        method, sealed, earlier, expected = self.seeds[name]
+        other = self.seeds[another][1].content
         forged = dice.random() < 0.5
         content = sealed.forged(dice) if forged else sealed.damaged(dice, other)
         (folder / "run.safetensors").write_bytes(content)
