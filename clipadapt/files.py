@@ -31,9 +31,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 # %% auto #0
-__all__ = ['AnyRecord', 'explained', 'draft_target', 'remove_drafts', 'whole_file', 'whole_directory', 'Record', 'parse_record',
-           'read_record', 'write_record', 'Array', 'check_arrays', 'hash_parts', 'write_arrays', 'read_arrays',
-           'safe_for_spreadsheets', 'csv_text']
+__all__ = ['AnyRecord', 'explained', 'draft_target', 'remove_drafts', 'whole_file', 'whole_directory', 'replace_directory',
+           'recover_directory', 'Record', 'parse_record', 'read_record', 'write_record', 'Array', 'check_arrays',
+           'hash_parts', 'write_arrays', 'read_arrays', 'safe_for_spreadsheets', 'csv_text']
 
 # %% ../nbs/00_files.ipynb #cell-8
 _ON_THE_DISK = {
@@ -214,8 +214,7 @@ def whole_directory(target: str | Path, replace: bool = False) -> Iterator[Path]
     with explained(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         remove_drafts(target.parent)
-        if _aside(target).exists() and not target.exists():
-            _aside(target).rename(target)       # a process died between two steps
+        recover_directory(target)
         draft = _draft_of(target)
         try:
             draft.mkdir()
@@ -237,6 +236,33 @@ def _place(draft: Path, target: Path, replace: bool) -> None:
     except OSError:
         if replace or not target.is_dir():      # else another process was faster
             raise
+
+# %% ../nbs/00_files.ipynb #new-rd1
+def replace_directory(target: str | Path, finished: str | Path) -> None:
+    """Move the folder `finished` to `target`, in one step where the system can.
+
+    target: the folder to replace; it ends up removed. It need not be there.
+    finished: the folder that takes its place, on the same disk. It keeps its name until
+        the disk has all that is in it.
+
+    Raises OSError, naming `target`, when the disk refuses (see `explained`).
+    """
+    target, finished = Path(target).absolute(), Path(finished).absolute()
+    with explained(target):
+        for path in finished.rglob("*"):
+            if path.is_file():
+                _finish(path, path.stat().st_mode)
+        recover_directory(target)
+        _place(finished, target, replace=True)
+
+
+def recover_directory(target: str | Path) -> None:
+    """Tidy up after a process that died while it replaced the folder `target`."""
+    target = Path(target).absolute()
+    if target.exists():
+        _remove(_aside(target))
+    elif _aside(target).exists():
+        _aside(target).rename(target)
 
 # %% ../nbs/00_files.ipynb #cell-22
 class Record(BaseModel):
@@ -486,7 +512,9 @@ def safe_for_spreadsheets(table: pd.DataFrame) -> pd.DataFrame:
     safe = table.rename(columns=_no_formula)
     for place, kind in enumerate(safe.dtypes):
         if not pd.api.types.is_numeric_dtype(kind):
-            safe.isetitem(place, safe.iloc[:, place].map(_no_formula))
+            texts = [_no_formula(cell) for cell in safe.iloc[:, place]]
+            # As objects: pandas' own texts are UTF-8, and names of files need not be.
+            safe.isetitem(place, pd.Series(texts, safe.index, dtype=object))
     return safe
 
 

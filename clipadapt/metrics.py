@@ -24,12 +24,13 @@ from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 from .data import check_classnames, check_count
 
 # %% auto #0
-__all__ = ['accuracy', 'confusion', 'label_text', 'label_texts', 'plot_confusion', 'per_class_accuracy', 'mean_class_accuracy',
-           'worst_class', 'plot_per_class', 'harmonic_mean', 'plot_harmonic_mean', 'calibration_bins', 'bin_scores',
-           'expected_calibration_error', 'plot_reliability', 'plot_confidence', 'negative_log_likelihood',
-           'plot_likelihood', 'adaptive_calibration_error', 'brier_score', 'apply_temperature', 'fit_temperature',
-           'max_probability', 'negative_entropy', 'negative_energy', 'detection', 'plot_detection', 'risk_coverage',
-           'area_under_risk_coverage', 'plot_risk_coverage', 'epistemic_uncertainty']
+__all__ = ['check_probabilities', 'accuracy', 'confusion', 'label_text', 'label_texts', 'plot_confusion', 'per_class_accuracy',
+           'mean_class_accuracy', 'worst_class', 'plot_per_class', 'harmonic_mean', 'plot_harmonic_mean',
+           'calibration_bins', 'bin_scores', 'expected_calibration_error', 'plot_reliability', 'plot_confidence',
+           'negative_log_likelihood', 'plot_likelihood', 'adaptive_calibration_error', 'brier_score',
+           'apply_temperature', 'fit_temperature', 'max_probability', 'negative_entropy', 'negative_energy',
+           'detection', 'plot_detection', 'risk_coverage', 'area_under_risk_coverage', 'plot_risk_coverage',
+           'epistemic_uncertainty']
 
 # %% ../nbs/02_metrics.ipynb #cell-13
 def _array(values) -> np.ndarray:
@@ -63,27 +64,51 @@ def _check_classes(values, num_classes: int | None = None, name: str = "labels")
     return values.astype(np.int64)
 
 # %% ../nbs/02_metrics.ipynb #cell-22
-def _check_probabilities(probabilities) -> np.ndarray:
-    """`probabilities` as float64 [N, C], finite, not negative, rows summing to one, or a ValueError."""
-    probabilities = _array(probabilities)
-    if probabilities.ndim != 2 or not probabilities.size or probabilities.dtype.kind not in "fiu":
-        raise ValueError("probabilities must be numbers of shape [images, classes] and not empty, "
-                         f"got {probabilities.dtype} of shape {probabilities.shape}")
-    probabilities = probabilities.astype(np.float64)
-    totals = probabilities.sum(axis=1)
-    for wrong, what in [(~np.isfinite(probabilities).all(axis=1), "are not finite"),
-                        ((probabilities < 0).any(axis=1), "hold a negative number (logits? take the softmax first)"),
-                        (~(np.abs(totals - 1) <= 1e-3), "do not sum to one (logits? take the softmax first)")]:
+def check_probabilities(
+    probabilities,
+    count: int | None = None,
+    classes: int | None = None,
+    name: str = "probabilities",
+) -> np.ndarray:
+    """`probabilities` as float64 [N, C], or a ValueError that says what is wrong.
+
+    probabilities: numbers [N, C], array or tensor: finite, not negative, and each row
+        sums to one within 0.001.
+    count, classes: what N and C must be; None for anything from 1.
+    name: what to call them in the message.
+    """
+    table = _array(probabilities)
+    fits = table.ndim == 2 and all(
+        wanted in (None, size) for wanted, size in zip((count, classes), table.shape)
+    )
+    if not fits or not table.size or table.dtype.kind not in "fiu":
+        rows, columns = count or "images", classes or "classes"
+        shape = f"[{rows}, {columns}]"
+        raise ValueError(
+            f"{name} must be numbers of shape {shape} and not empty, one row an image, "
+            f"got {table.dtype} of shape {table.shape}"
+        )
+    table = table.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        totals = table.sum(axis=1)
+    for wrong, what in [
+        (~np.isfinite(table).all(axis=1), "are not finite"),
+        ((table < 0).any(axis=1), "hold a negative number (logits? take the softmax first)"),
+        (~(np.abs(totals - 1) <= 1e-3), "do not sum to one (logits? take the softmax first)"),
+    ]:
         if wrong.any():
             row = int(wrong.argmax())
-            raise ValueError(f"{wrong.sum()} of {len(totals)} rows of probabilities {what}; row {row} sums to {totals[row]:.4g}")
-    return probabilities
+            raise ValueError(
+                f"{wrong.sum()} of {len(totals)} rows of {name} {what}; "
+                f"row {row} sums to {totals[row]:.4g}"
+            )
+    return table
 
 # %% ../nbs/02_metrics.ipynb #cell-23
 def _check_pair(labels, predictions=None, probabilities=None, num_classes: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Labels [N] with their predictions [N] or probabilities [N, C], checked and as NumPy arrays."""
     if probabilities is not None:
-        partner, name = _check_probabilities(probabilities), "probabilities"
+        partner, name = check_probabilities(probabilities), "probabilities"
         num_classes = partner.shape[1]
     else:
         if num_classes is not None:
@@ -610,7 +635,7 @@ def apply_temperature(probabilities: Sequence[Sequence[float]] | np.ndarray, tem
     Source: Guo et al. 2017, "On Calibration of Modern Neural Networks", Eq. 9.
     """
     temperature = _check_positive(temperature, "temperature")
-    return np.exp(log_softmax(_log(_check_probabilities(probabilities)) / temperature, axis=1))
+    return np.exp(log_softmax(_log(check_probabilities(probabilities)) / temperature, axis=1))
 
 
 def fit_temperature(labels: Sequence[int] | np.ndarray, probabilities: Sequence[Sequence[float]] | np.ndarray) -> float:
@@ -659,7 +684,7 @@ def max_probability(probabilities: Sequence[Sequence[float]] | np.ndarray) -> np
 
     Source: Hendrycks and Gimpel 2017, "A Baseline for Detecting Misclassified and Out-of-Distribution Examples in Neural Networks".
     """
-    return _check_probabilities(probabilities).max(axis=1)
+    return check_probabilities(probabilities).max(axis=1)
 
 
 def negative_entropy(probabilities: Sequence[Sequence[float]] | np.ndarray) -> np.ndarray:
@@ -667,7 +692,7 @@ def negative_entropy(probabilities: Sequence[Sequence[float]] | np.ndarray) -> n
 
     probabilities: floats [N, C]. Raises ValueError for rows that are not probabilities.
     """
-    return 0.0 - entropy(_check_probabilities(probabilities), axis=1)          # 0.0 -: no minus zero
+    return 0.0 - entropy(check_probabilities(probabilities), axis=1)          # 0.0 -: no minus zero
 
 
 def negative_energy(logits: Sequence[Sequence[float]] | np.ndarray, temperature: float = 1.0) -> np.ndarray:
@@ -789,6 +814,6 @@ def epistemic_uncertainty(probabilities: Sequence | np.ndarray) -> pd.DataFrame:
     shapes = sorted({model.shape for model in models})
     if len(shapes) != 1 or len(shapes[0]) != 2:
         raise ValueError(f"probabilities must be [models, images, classes], every model's of one shape; got models of the shapes {shapes}")
-    models = [_check_probabilities(model) for model in models]
+    models = [check_probabilities(model) for model in models]
     total, aleatoric = entropy(np.mean(models, axis=0), axis=1), np.mean([entropy(model, axis=1) for model in models], axis=0)
     return pd.DataFrame({"total": total, "aleatoric": aleatoric, "epistemic": np.maximum(total - aleatoric, 0)})
