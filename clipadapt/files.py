@@ -346,11 +346,15 @@ class Array:
         object.__setattr__(self, "low", low)
         object.__setattr__(self, "below", below)
 
+    def complaint(self, array: np.ndarray, sizes: dict[str, int]) -> str | None:
+        """What is wrong with `array`, or None; `sizes` that are new to it are added."""
+        return _complaint(self, array, sizes)
+
 # %% ../nbs/00_files.ipynb #2f5a4339
 def _complaint(
     declared: Array, array: np.ndarray, sizes: dict[str, int]
 ) -> str | None:
-    """What is wrong with `array`, or None; `sizes` that are new to it are added."""
+    """See `Array.complaint`."""
     if str(array.dtype) not in declared.dtypes:
         return f"has type {array.dtype}, not {' or '.join(declared.dtypes)}"
     if not _has_shape(array.shape, declared.shape, sizes):
@@ -401,7 +405,7 @@ def check_arrays(
         raise ValueError(f"{path} is damaged ({different[0]} {what}); {remedy}")
     sizes = dict(sizes)
     for name, array in arrays.items():
-        complaint = _complaint(declared[name], array, sizes)
+        complaint = declared[name].complaint(array, sizes)
         if complaint:
             raise ValueError(f"{path} is damaged ({name} {complaint}); {remedy}")
 
