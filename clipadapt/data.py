@@ -811,7 +811,7 @@ def _class_index(classnames: list[str]) -> dict[str, int]:
 # %% ../nbs/00_data.ipynb #a7d5fd92
 def _notes(walk: _Walk, names: dict[str, str]) -> list[str]:
     """What a walk left out, joined or found empty; `names` are the class names by folder."""
-    notes = [_counted(walk.ignored, "no images and left out: {}")] if walk.ignored else []
+    notes = [_counted(walk.ignored, "left out, as they are no images: {}")] if walk.ignored else []
     empty = [printable(folder) for folder in walk.folders if folder not in names]
     if empty:
         notes.append(f"no images in the sub-folder{'s' * (len(empty) > 1)} {', '.join(empty[:10])}")
@@ -848,10 +848,10 @@ def _without_damaged(images: ImageSet, on_error: str) -> ImageSet:
     if not skipped:
         return images
     named = "\n  ".join(reason for _, reason in skipped[:5]) + ("\n  ..." if len(skipped) > 5 else "")
-    closed = f", {len(images.skipped)} folders closed" if images.skipped else ""
+    closed = f"{len(images.skipped)} folders cannot be opened, " if images.skipped else ""
     if on_error == "raise" or len(damaged) == len(images):
-        raise ValueError(f"{len(damaged)} of {len(images)} images cannot be read{closed}:\n  {named}")
-    warnings.warn(f"{len(damaged)} of {len(images)} images skipped{closed}:\n  {named}", stacklevel=4)
+        raise ValueError(f"{closed}{len(damaged)} of {len(images)} images cannot be read:\n  {named}")
+    warnings.warn(f"{closed}{len(damaged)} of {len(images)} images skipped:\n  {named}", stacklevel=4)
     kept = [i for i, reason in enumerate(reasons) if not reason]
     sound = images.subset(kept)
     sound.images = [images.images[i] for i in kept]
