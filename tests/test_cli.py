@@ -8,13 +8,16 @@ import time
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 import torch
 from click.testing import CliRunner
 
 import clipadapt
 from clipadapt import digits
+from clipadapt.adapter import read_saved
 from clipadapt.cli import METHODS, main
+from clipadapt.files import _host, read_arrays, write_arrays
 
 CLASSES = ",".join(digits("test").classnames)
 
@@ -136,7 +139,7 @@ def test_a_list_of_classes_may_be_longer_than_a_file_name(folders, tmp_path):
 def test_labels_of_sub_folders_are_read_only_when_asked(folders, tmp_path):
     for name, options in (("blind", []), ("seen", ["--use-labels"])):
         assert run("adapt", "--images", folders / "labelled", "--method", "lpclip", "--set", "views=1", "--set", "epochs=1", *options, "--out", tmp_path / name).exit_code == 0
-    blind, seen = (json.loads((tmp_path / name / "model" / "adapter.json").read_text())["fitted"]["history_"] for name in ("blind", "seen"))
+    blind, seen = (read_saved(tmp_path / name / "model")[0].fitted["history_"] for name in ("blind", "seen"))
     assert blind != seen
 
 
@@ -185,7 +188,7 @@ def test_a_folder_that_is_not_empty_is_not_touched(saved, folders, tmp_path):
     (out / "thesis.txt").unlink()
     (out / "model" / "weights.pt").write_text("mine")
     inner = run(*same, out, "--overwrite")
-    assert inner.exit_code == 1 and "model/weights.pt" in inner.stderr and (out / "model" / "adapter.json").exists()
+    assert inner.exit_code == 1 and "model/weights.pt" in inner.stderr and (out / "model" / "adapter.safetensors").exists()
     other = run("adapt", "--images", folders / "flat", "--classes", CLASSES, "--seed", 1, "--out", saved, "--resume")
     assert other.exit_code == 1 and "seed" in other.stderr
 
@@ -193,7 +196,7 @@ def test_a_folder_that_is_not_empty_is_not_touched(saved, folders, tmp_path):
 @pytest.mark.parametrize("config", [None, '{"mine": 1}'])
 def test_files_of_the_same_names_that_no_run_wrote_survive(config, folders, tmp_path):
     (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "adapter.json").write_text("mine")
+    (tmp_path / "model" / "adapter.safetensors").write_text("mine")
     (tmp_path / "report.html").write_text("mine")
     if config:
         (tmp_path / "config.json").write_text(config)
@@ -207,9 +210,10 @@ def test_drafts_of_a_killed_run_do_not_stop_the_next(saved, folders, tmp_path):
     out = tmp_path / "run"
     out.mkdir()
     (out / "config.json").write_bytes((saved / "config.json").read_bytes())
-    (out / f".predictions.csv.{'0' * 32}").write_text("half a ta")
-    (out / f".model.{'1' * 32}").mkdir()
-    (out / f".model.{'1' * 32}" / "adapter.json").write_text("{")
+    ended = f"{_host()}-{max(psutil.pids()) + 100_000}-00000000.draft"
+    (out / f".predictions.csv.{ended}").write_text("half a ta")
+    (out / f".model.{ended}").mkdir()
+    (out / f".model.{ended}" / "adapter.safetensors").write_text("half")
     for option in ("--resume", "--overwrite"):
         assert run("adapt", "--images", folders / "flat", "--classes", CLASSES, "--out", out, option).exit_code == 0, option
     assert {path.name for path in out.iterdir()} == {"model", "predictions.csv", "config.json", "record.json", "log.txt"}
@@ -229,7 +233,7 @@ def test_quiet_says_nothing_and_logs_all_the_same(folders, tmp_path):
     (["adapt", "--set", "seed=3", "--out", "x"], 1, "--seed"),
     (["adapt", "--method", "lpclip", "--set", "learning_rate=fast", "--out", "x"], 1, 'must be a number, got "fast"'),
     (["adapt", "--method", "lpclip", "--set", "strong=maybe", "--out", "x"], 1, "must be true or false"),
-    (["adapt", "--set", "templates=5", "--out", "x"], 1, "must be a word or a list, got 5"),
+    (["adapt", "--set", "templates=5", "--out", "x"], 1, "must be a word or a list of words, got 5"),
     (["adapt", "--classes", "clases.txt", "--out", "x"], 1, "no such file"), (["zero-shot", "--classes", "lists/classes"], 1, "no such file"),
     (["adapt", "--method", "lp-clip", "--out", "x"], 2, "lpclip"),
     (["predict", "--saved", "nowhere", "--out", "x.xlsx"], 1, ".csv or .json"), (["zero-shot", "--out", "."], 1, ".csv or .json"), (["caption", "--out", "x.txt"], 1, ".csv or .json"),
@@ -245,18 +249,35 @@ def test_mistakes_are_one_line(arguments, code, message, tmp_path, monkeypatch):
     assert not (tmp_path / "x").exists(), "nothing is left behind"
 
 
+def forge(saved, folder, **changes):
+    """A copy of a saved method whose record says something else, with a seal that fits."""
+    record, arrays = read_saved(saved / "model")
+    write_arrays(folder / "adapter.safetensors", arrays, record.model_copy(update=changes))
+    return folder
+
+
 def test_a_model_of_a_newer_version(saved, folders, tmp_path):
-    newer = tmp_path / "model"
-    newer.mkdir()
-    for path in (saved / "model").iterdir():
-        (newer / path.name).write_bytes(path.read_bytes())
-    record = json.loads((newer / "adapter.json").read_text())
-    (newer / "adapter.json").write_text(json.dumps({**record, "format": 99, "clipadapt": "9.0"}))
-    result = run("predict", "--saved", newer, "--images", folders / "flat")
-    assert result.exit_code == 1 and "newer clipadapt (9.0)" in result.stderr
-    (newer / "adapter.json").write_text(json.dumps({**record, "method": "Magic"}))
-    result = run("predict", "--saved", newer, "--images", folders / "flat")
+    content = (saved / "model" / "adapter.safetensors").read_bytes()
+    assert content.count(b'"format":"2"') == 1
+    (tmp_path / "adapter.safetensors").write_bytes(content.replace(b'"format":"2"', b'"format":"9"'))
+    result = run("predict", "--saved", tmp_path, "--images", folders / "flat")
+    assert result.exit_code == 1 and "newer clipadapt" in result.stderr
+    result = run("predict", "--saved", forge(saved, tmp_path, method="Magic"), "--images", folders / "flat")
     assert result.exit_code == 1 and "'Magic', which is no method" in result.stderr
+
+
+def test_a_model_that_only_a_saved_method_names_is_not_loaded(saved, folders, clip, tmp_path, monkeypatch):
+    """Another one than the listed ones can come from anybody, so somebody has to ask for it."""
+    loaded = []
+    monkeypatch.setattr("clipadapt.zeroshot.load_clip", lambda *named: loaded.append(named) or clip)
+    record, _ = read_saved(saved / "model")
+    stranger = record.clip.model_copy(update={"name": "local-dir:/tmp/it's here", "pretrained": None})
+    same = ("predict", "--saved", forge(saved, tmp_path, clip=stranger), "--images", folders / "flat")
+    refused = run(*same)
+    assert refused.exit_code == 1 and "--model 'local-dir:/tmp/it'\"'\"'s here'" in refused.stderr and not loaded
+    asked = run(*same, "--model", "local-dir:/tmp/it's here")
+    assert asked.exit_code == 0 and "loading local-dir:/tmp/it's here" in asked.stderr, asked.output
+    assert loaded == [("local-dir:/tmp/it's here", None, None)]
 
 
 def test_compare_with_and_without_labels(folders, tmp_path):

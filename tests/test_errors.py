@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from clipadapt import ImageSet, ZeroShot, digits, load_clip
+from clipadapt import ImageSet, ZeroShot, digits, files, load_clip
 from clipadapt.data import read_image
 from clipadapt.files import whole_directory, whole_file
 from clipadapt.zeroshot import builtin_directory
@@ -98,7 +98,8 @@ def test_another_process_was_faster(tmp_path):
     assert [path.name for path in tmp_path.rglob("*")] == ["model", "theirs"]
 
 
-def test_nothing_is_lost_when_a_folder_cannot_be_renamed(tmp_path, monkeypatch):
+@pytest.mark.parametrize("exchange", [True, False], ids=["exchanged", "renamed twice"])
+def test_nothing_is_lost_when_a_folder_cannot_be_renamed(tmp_path, monkeypatch, exchange):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "old").touch()
     rename = Path.rename
@@ -108,9 +109,16 @@ def test_nothing_is_lost_when_a_folder_cannot_be_renamed(tmp_path, monkeypatch):
             raise PermissionError("locked")
         return rename(path, target)
 
+    def refuse(first, second):
+        if exchange:
+            raise PermissionError("locked")
+        return False
+
     monkeypatch.setattr(Path, "rename", locked)
-    with pytest.raises(PermissionError, match="locked"), whole_directory(tmp_path / "model", replace=True) as draft:
-        (draft / "new").touch()
+    monkeypatch.setattr(files, "_exchange", refuse)
+    with pytest.raises(PermissionError, match="locked"):
+        with whole_directory(tmp_path / "model", replace=True) as draft:
+            (draft / "new").touch()
     assert [path.name for path in tmp_path.rglob("*")] == ["model", "old"]
 
 
