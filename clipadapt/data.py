@@ -64,12 +64,12 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
     image: a Pillow image of any mode, with at least one pixel; it is not changed.
 
-    The EXIF orientation is applied (where it cannot be read, the picture stays as it is),
-    transparency is laid over white, 16-bit grey (0-65535) is scaled to 0-255, and
-    floating-point grey is taken as 0-1, or as 0-255 when a value exceeds 1. Pixels that
-    hold no number (NaN, infinity: "no data" in scientific files) become black; all others
-    decide the range. Raises ValueError for integers outside 0-65535, and for an image
-    without pixels or without a single number.
+    The EXIF orientation is applied (one that cannot be read is ignored), transparency is
+    laid over white, 16-bit grey (0-65535) is scaled to 0-255, and floating-point grey is
+    taken as 0-1, or as 0-255 when a value exceeds 1. Pixels that hold no number (NaN,
+    infinity: "no data" in scientific files) become black; the others decide the range.
+    Raises ValueError for integers outside 0-65535, and for an image without pixels or
+    without a single number.
     """
     return _to_upright_rgb(_upright(image))
 
@@ -118,7 +118,7 @@ def _over_white(block: Image.Image) -> Image.Image:
 
 # %% ../nbs/00_data.ipynb #cell-16
 def _deep_to_grey(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
-    """What turns a block of numbers into 8-bit grey, by the range of the whole image."""
+    """What turns a block of numbers into 8-bit grey, by the range of the whole."""
     lowest, highest = np.inf, -np.inf
     for box in _blocks(image):
         values = np.asarray(image.crop(box))
@@ -204,8 +204,8 @@ def _count_pixels(image: Image.Image, name: str, max_pixels: int) -> int:
     if width * height > max_pixels:
         raise ValueError(
             f"{name}: {width:,} x {height:,} are {width * height:,} pixels, more than "
-            f"max_pixels={max_pixels:,}. If you trust it, pass a higher max_pixels, for "
-            "example to ImageSet.from_folder")
+            f"max_pixels={max_pixels:,}. If you trust it, pass a higher max_pixels, "
+            "for example to ImageSet.from_folder")
     return width * height
 
 # %% ../nbs/00_data.ipynb #cell-25
@@ -233,8 +233,9 @@ def _decode(file: BinaryIO, name: str, max_pixels: int) -> Image.Image:
         return _to_upright_rgb(image)
 
 # %% ../nbs/00_data.ipynb #cell-27
-_HIDDEN = set("\u00ad\u200b\u200e\u200f\u2060\ufeff"                    # take no room
-              "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # turn text around
+_HIDDEN = set(
+    "\u00ad\u200b\u200e\u200f\u2060\ufeff"                      # take no room
+    "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # turn text around
 
 
 def printable(text: str | bytes | os.PathLike) -> str:
@@ -259,8 +260,8 @@ def read_image(item, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Return one image as an upright RGB Pillow image.
 
     item: a path; a Pillow image; an array [H, W] or [H, W, 3], or a tensor [3, H, W] or
-        [H, W], of integers (0-255; uint16: 0-65535), floats (0-1) or booleans; or a file
-        that is not decoded yet: its bytes, a file opened with "rb", or a row
+        [H, W], of integers (0-255; uint16: 0-65535), floats (0-1) or booleans; or a
+        file that is not decoded yet: its bytes, a file opened with "rb", or a row
         {"bytes": ..., "path": ...} as the Hugging Face hub has them.
     max_pixels: the largest width x height of a file that is decoded.
 
@@ -321,8 +322,8 @@ def _read_file(file: BinaryIO, max_pixels: int) -> Image.Image:
     name = getattr(file, "name", None)
     name = printable(name) if isinstance(name, str) else "an open file"
     if isinstance(file, io.TextIOBase):
-        raise ValueError(f"{name}: cannot be read as an image (it is open as text; open "
-                         'it with the mode "rb")')
+        raise ValueError(f"{name}: cannot be read as an image (it is open as text; "
+                         'open it with the mode "rb")')
     return _decode(file, name, max_pixels)
 
 
@@ -347,13 +348,14 @@ def _to_array(item) -> np.ndarray:
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     if not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)):
-        raise ValueError("an image array must be [H, W] or [H, W, 3] (a tensor [3, H, W]"
-                         f" or [H, W]), this one has shape {shape}")
+        raise ValueError("an image array must be [H, W] or [H, W, 3] (a tensor "
+                         f"[3, H, W] or [H, W]), this one has shape {shape}")
     if not array.size:
         raise ValueError(f"an image of shape {shape} has no pixels")
     if array.dtype == np.uint8:
         return array
-    highest = 65535 if array.dtype == np.uint16 else 1 if array.dtype.kind in "fb" else 255
+    kind = "uint16" if array.dtype == np.uint16 else array.dtype.kind
+    highest = {"uint16": 65535, "f": 1, "b": 1}.get(kind, 255)
     if not (0 <= array.min() and array.max() <= highest):
         raise ValueError(
             f"{array.dtype} images must lie in 0-{highest} (before any normalisation), "
@@ -377,20 +379,20 @@ def _numbers(item) -> np.ndarray:
     except Exception:  # NumPy and PyTorch raise what they like, too
         pass
     raise ValueError(
-        f"{reprlib.repr(item)} is no image: give a path, a Pillow image, an array [H, W] "
-        "or [H, W, 3], a tensor [3, H, W], or the bytes of an image file")
+        f"{reprlib.repr(item)} is no image: give a path, a Pillow image, an array "
+        "[H, W] or [H, W, 3], a tensor [3, H, W], or the bytes of an image file")
 
 # %% ../nbs/00_data.ipynb #cell-39
 def check_classnames(classnames: Iterable[str] | str | Path) -> list[str]:
     """Return class names as a list of distinct, visible strings, in Unicode's form NFC.
 
-    classnames: names in the order of their labels, or the path of a file of them. Runs of
-        blanks are made one.
+    classnames: names in the order of their labels, or the path of a file of them. Runs
+        of blanks are made one.
 
     The file is text in UTF-8 (or UTF-16 with its mark) with one name a line. Blank lines
-    are left out, and a single line "cat,dog,rabbit" is three names. A table with a header
-    (.csv, .tsv, or columns in a text file) has its names in the column called name,
-    classname, class or label. Raises FileNotFoundError when there is no such file, and
+    are left out, and a single line "cat,dog,rabbit" is three names. A table with a
+    header (.csv, .tsv, or columns in a text file) has its names in the column called
+    name, classname, class or label. Raises FileNotFoundError when there is no such file, and
     ValueError for another table, for what is no text, for dicts and sets, and for names
     that are empty, repeated, or hold control characters.
     """
@@ -406,11 +408,11 @@ def check_classnames(classnames: Iterable[str] | str | Path) -> list[str]:
 # %% ../nbs/00_data.ipynb #cell-40
 def _in_order(classnames) -> Iterable:
     if isinstance(classnames, Mapping):
-        raise ValueError("class names are a list in the order of their labels, not a "
-                         "dict; pass list(names.values()) if its keys count 0, 1, 2, ...")
+        raise ValueError("class names are a list in the order of their labels, not a dict"
+                         "; pass list(names.values()) if its keys count 0, 1, 2, ...")
     if isinstance(classnames, (set, frozenset)):
-        raise ValueError("class names are a list in the order of their labels; a set has "
-                         "another order in every run: pass sorted(names)")
+        raise ValueError("class names are a list in the order of their labels; a set "
+                         "has another order in every run: pass sorted(names)")
     if isinstance(classnames, bytes) or not hasattr(classnames, "__iter__"):
         raise ValueError("class names are a list of text, not "
                          f"{reprlib.repr(classnames)}")
@@ -485,13 +487,13 @@ def _name_column(path: Path, header: list[str], rows: list[list[str]]) -> list[s
 def check_labels(labels: Sequence[int] | None, count: int, num_classes: int) -> np.ndarray:
     """Return labels as int64 [count], `-1` meaning unlabelled; None gives all `-1`.
 
-    labels: whole numbers [count] that count the classes from 0, in a list, an array or a
-        tensor; None when there are none.
+    labels: whole numbers [count] that count the classes from 0, in a list, an array or
+        a tensor; None when there are none.
     count: the number of images.
     num_classes: the number of classes.
 
-    Raises ValueError for a wrong length, for labels that are not integers (text, floats,
-    booleans), and for labels outside -1 ... num_classes - 1.
+    Raises ValueError for a wrong length, for labels that are not integers (text,
+    floats, booleans), and for labels outside -1 ... num_classes - 1.
     """
     if labels is None:
         return np.full(count, -1, np.int64)
@@ -500,8 +502,8 @@ def check_labels(labels: Sequence[int] | None, count: int, num_classes: int) -> 
         raise ValueError(f"{count} images need labels of shape ({count},), these have shape {array.shape}")
     if count and array.dtype.kind not in "iu":
         odd = [label for label in array.tolist() if type(label) is not int] or array
-        raise ValueError(f"labels must be integers, these are {array.dtype}, for example "
-                         f"{reprlib.repr(odd[0])}; -1 means unlabelled")
+        raise ValueError(f"labels must be integers, these are {array.dtype}, for "
+                         f"example {reprlib.repr(odd[0])}; -1 means unlabelled")
     if not num_classes and (array >= 0).any():
         raise ValueError("labels count classes, so they need class names: pass classnames, too")
     outside = np.unique(array[(array < -1) | (array >= num_classes)])
@@ -561,8 +563,8 @@ class ImageSet(torch.utils.data.Dataset):
     ignored: (path, kind) for files of a folder that are no images.
     max_pixels: the largest width x height of a file that is decoded.
 
-    The arguments are attributes, too; `labels` is int64 [N]. Raises ValueError for what is
-    no sequence, and as `check_classnames` and `check_labels` do.
+    The arguments are attributes, too; `labels` is int64 [N]. Raises ValueError for what
+    is no sequence, and as `check_classnames` and `check_labels` do.
     """
 
     def __init__(self, images: Sequence, classnames: Sequence[str] = (),
@@ -601,7 +603,7 @@ class ImageSet(torch.utils.data.Dataset):
         return self._with(images, self.labels)
 
     def _with(self, images: Sequence, labels: np.ndarray) -> ImageSet:
-        """Other images and labels under these class names, which are not checked again."""
+        """Other images and labels; the class names are not checked again."""
         other = ImageSet(images, max_pixels=self.max_pixels)
         other.classnames, other.labels = list(self.classnames), np.array(labels)
         return other
@@ -687,8 +689,8 @@ def as_imageset(images) -> ImageSet:
 
 def _check_sequence(images) -> Sequence:
     if isinstance(images, (str, bytes, bytearray, os.PathLike, Image.Image, Mapping)):
-        raise ValueError(f"one {type(images).__name__} is not a set of images; put it in a "
-                         "list, or use ImageSet.from_folder for a folder")
+        raise ValueError(f"one {type(images).__name__} is not a set of images; put it in "
+                         "a list, or use ImageSet.from_folder for a folder")
     if not (hasattr(images, "__len__") and hasattr(images, "__getitem__")):
         raise ValueError("images must be a list or another sequence, not "
                          f"{type(images).__name__}")
@@ -696,8 +698,9 @@ def _check_sequence(images) -> Sequence:
 
 # %% ../nbs/00_data.ipynb #cell-61
 _ENDINGS = {ending for endings in IMAGE_KINDS.values() for ending in endings}
-_LITTER = {"thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "__macosx", "lost+found",
-           "#recycle", "@recycle", "$recycle.bin", "system volume information"}
+_LITTER = {"thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "__macosx",
+           "lost+found", "#recycle", "@recycle", "$recycle.bin",
+           "system volume information"}
 _HIDDEN_KIND = "hidden or of the system"
 
 
@@ -728,8 +731,8 @@ def _kind_of_file(path: Path) -> str | None:
 class _Walk:
     """A walk through a folder: its images, its sub-folders, and what is left out.
 
-    `paths` are the images, sorted. `ignored` lists (path, kind) of what is no image, and
-    `skipped` (path, reason) of folders that cannot be opened.
+    `paths` are the images, sorted. `ignored` lists (path, kind) of what is no image,
+    and `skipped` (path, reason) of folders that cannot be opened.
     """
 
     def __init__(self, root: Path):
@@ -739,47 +742,48 @@ class _Walk:
         self.paths, self.ignored, self.skipped = [], [], []
         for entry in sorted(root.iterdir()):
             if not entry.is_dir():
-                self._take(entry)
+                self.take(entry)
             elif _is_litter(entry.name):
                 self.ignored.append((str(entry), _HIDDEN_KIND))
             else:
                 self.folders.append(entry.name)
-                self._enter(entry)
+                _enter(self, entry)
         if not self.paths:
-            found = _counted(self.ignored, " (but {})")
-            raise FileNotFoundError(f"{printable(root)}: no images in this folder{found}")
+            found = "no images in this folder" + _counted(self.ignored, " (but {})")
+            raise FileNotFoundError(f"{printable(root)}: {found}")
         self.paths.sort()
 
-    def _take(self, path: Path):
+    def take(self, path: Path):
         kind = _kind_of_file(path)
         if kind is None:
             self.paths.append(path)
         else:
             self.ignored.append((str(path), kind))
 
-    def _enter(self, top: Path):
-        """Take everything below a sub-folder, through links, but no folder twice."""
-        seen = {os.path.realpath(self.root)}
-        for folder, folders, names in os.walk(top, onerror=self._closed, followlinks=True):
-            if os.path.realpath(folder) in seen:
-                self.ignored.append((folder, "a link to a folder that is read anyway"))
-                folders.clear()
-                continue
-            seen.add(os.path.realpath(folder))
-            litter = [name for name in folders if _is_litter(name)]
-            self.ignored += [(os.path.join(folder, name), _HIDDEN_KIND) for name in litter]
-            folders[:] = [name for name in folders if not _is_litter(name)]
-            for name in names:
-                self._take(Path(folder, name))
-
-    def _closed(self, error: OSError):
+    def closed(self, error: OSError):
         reason = f"{printable(error.filename)}: cannot be opened ({error.strerror})"
         self.skipped.append((error.filename, reason))
 
-# %% ../nbs/00_data.ipynb #cell-64
+# %% ../nbs/00_data.ipynb #cell-63
+def _enter(walk: _Walk, top: Path):
+    """Take everything below a sub-folder, through links, but no folder twice."""
+    seen = {os.path.realpath(walk.root)}
+    for folder, folders, names in os.walk(top, onerror=walk.closed, followlinks=True):
+        if os.path.realpath(folder) in seen:
+            walk.ignored.append((folder, "a link to a folder that is read anyway"))
+            folders.clear()
+            continue
+        seen.add(os.path.realpath(folder))
+        litter = [name for name in folders if _is_litter(name)]
+        walk.ignored += [(os.path.join(folder, name), _HIDDEN_KIND) for name in litter]
+        folders[:] = [name for name in folders if not _is_litter(name)]
+        for name in names:
+            walk.take(Path(folder, name))
+
+# %% ../nbs/00_data.ipynb #cell-65
 def read_folder(root: str | Path, classnames: Sequence[str] | str | Path | None = None,
                 on_error: str = "skip", max_pixels: int = MAX_PIXELS) -> ImageSet:
-    """Images of a folder, sorted by path; every file is read once, to see that it can be.
+    """Images of a folder, sorted by path; each is read once, to see that it can be.
 
     root: the folder. Images that lie directly in it are unlabelled. Those in a
         sub-folder, however deep, belong to the class with that folder's name
@@ -793,8 +797,9 @@ def read_folder(root: str | Path, classnames: Sequence[str] | str | Path | None 
 
     What is no image by its ending (or, without one, by its content) is left out and
     listed in `.ignored`; one warning counts it, and names empty sub-folders and those
-    that become one class. Raises FileNotFoundError when there is no folder or no image in
-    it, ValueError for a sub-folder outside `classnames` and when no image can be read.
+    that become one class. Raises FileNotFoundError when there is no folder or no image
+    in it, ValueError for a sub-folder outside `classnames`, and when no image can be
+    read.
     """
     if on_error not in ("skip", "raise"):
         raise ValueError(f"on_error must be 'skip' or 'raise', not {on_error!r}")
@@ -813,25 +818,25 @@ def read_folder(root: str | Path, classnames: Sequence[str] | str | Path | None 
                       skipped=walk.skipped, ignored=walk.ignored, max_pixels=max_pixels)
     return _without_damaged(images, on_error)
 
-# %% ../nbs/00_data.ipynb #cell-65
+# %% ../nbs/00_data.ipynb #cell-66
 def _folder_labels(root: Path, folders: list, names: dict[str, str],
                    classnames: list[str]) -> list[int]:
-    """The label of each image by its sub-folder; `names` are the class names by folder."""
+    """The label of each image by its folder; `names` are class names by folder."""
     index = {}
     for label, name in enumerate(classnames):
         first = index.setdefault(_as_name(name), label)
         if first != label:
-            raise ValueError(f"the class names {classnames[first]!r} and {name!r} mean one "
-                             "sub-folder")
+            raise ValueError(f"the class names {classnames[first]!r} and {name!r} mean "
+                             "one sub-folder")
     unknown = [printable(folder) for folder, name in names.items() if name not in index]
     if unknown:
         raise ValueError(f"{printable(root)}: sub-folders that are not among the class "
                          f"names: {', '.join(unknown[:10])}")
     return [-1 if folder is None else index[names[folder]] for folder in folders]
 
-# %% ../nbs/00_data.ipynb #cell-66
+# %% ../nbs/00_data.ipynb #cell-67
 def _notes(walk: _Walk, names: dict[str, str]) -> list[str]:
-    """What a walk left out, joined or found empty; `names` are class names by folder."""
+    """What a walk left out, joined or found empty; `names`: class names by folder."""
     ignored = _counted(walk.ignored, "left out, as they are no images: {}")
     notes = [ignored] if ignored else []
     empty = [printable(folder) for folder in walk.folders if folder not in names]
@@ -857,7 +862,8 @@ def _alike(names: Iterable[str], key: Callable[[str], str]) -> list[list[str]]:
 
 def _in_words(names: list[str]) -> str:
     """'a' and 'b'; spelled out where they would look the same."""
-    look_alike = len({unicodedata.normalize("NFC", name) for name in names}) < len(names)
+    seen = {unicodedata.normalize("NFC", name) for name in names}
+    look_alike = len(seen) < len(names)
     return " and ".join(map(ascii if look_alike else repr, names))
 
 
@@ -869,25 +875,27 @@ def _counted(ignored: Sequence[tuple[str, str]], sentence: str) -> str:
         parts.append(f"{sum(count for _, count in kinds[8:])} others")
     return sentence.format(", ".join(parts)) if parts else ""
 
-# %% ../nbs/00_data.ipynb #cell-68
+# %% ../nbs/00_data.ipynb #cell-69
 def _without_damaged(images: ImageSet, on_error: str) -> ImageSet:
+    paths = images.images
     with ThreadPoolExecutor() as pool:
         check = partial(_damage, max_pixels=images.max_pixels)
-        results = pool.map(check, images.images)
-        reasons = list(tqdm(results, "checking images", len(images), unit="image", delay=2))
-    damaged = [(str(path), reason) for path, reason in zip(images.images, reasons) if reason]
+        results = pool.map(check, paths)
+        reasons = list(tqdm(results, "checking images", len(paths), unit="image", delay=2))
+    damaged = [(str(path), reason) for path, reason in zip(paths, reasons) if reason]
     skipped = images.skipped + damaged
     if not skipped:
         return images
     named = "\n  ".join(reason for _, reason in skipped[:5]) + ("\n  ..." if len(skipped) > 5 else "")
-    count = f"{len(images.skipped)} folders cannot be opened, " if images.skipped else ""
-    count += f"{len(damaged)} of {len(images)} images"
+    count = f"{len(damaged)} of {len(images)} images"
+    if images.skipped:
+        count = f"{len(images.skipped)} folders cannot be opened, {count}"
     if on_error == "raise" or len(damaged) == len(images):
         raise ValueError(f"{count} cannot be read:\n  {named}")
     warnings.warn(f"{count} skipped:\n  {named}", stacklevel=4)
     kept = [i for i, reason in enumerate(reasons) if not reason]
     sound = images.subset(kept)
-    sound.images = [images.images[i] for i in kept]
+    sound.images = [paths[i] for i in kept]
     sound.skipped, sound.ignored = skipped, images.ignored
     return sound
 
@@ -898,7 +906,7 @@ def _damage(path: Path, max_pixels: int) -> str | None:
     except (ValueError, FileNotFoundError) as error:
         return str(error)
 
-# %% ../nbs/00_data.ipynb #cell-73
+# %% ../nbs/00_data.ipynb #cell-74
 DIGIT_NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 
 
@@ -920,7 +928,7 @@ def digits(split: str = "train") -> ImageSet:
     images = np.stack([np.asarray(Image.fromarray(scan).resize((32, 32), Image.Resampling.BICUBIC)) for scan in pixels])
     return ImageSet(images, DIGIT_NAMES, labels[indices].astype(np.int64))
 
-# %% ../nbs/00_data.ipynb #cell-77
+# %% ../nbs/00_data.ipynb #cell-78
 def show_images(images: Sequence, titles: Sequence[str] = (), columns: int = 8, size: float = 1.1):
     """Draw images (anything `read_image` reads) in a grid, with titles above the first ones; returns the matplotlib figure."""
     import matplotlib.pyplot as plt
@@ -939,7 +947,7 @@ def show_images(images: Sequence, titles: Sequence[str] = (), columns: int = 8, 
         axis.set_title(title, fontsize=8)
     return figure
 
-# %% ../nbs/00_data.ipynb #cell-79
+# %% ../nbs/00_data.ipynb #cell-80
 @cache
 def dataset_facts() -> dict[str, dict]:
     """What `datasets.json` knows of each public data set: `classnames`, `templates`, `aliases`, `source`."""
@@ -957,7 +965,7 @@ TORCHVISION_SPLITS = {  # constructor arguments of the parts that make up train,
     "DTD": _WITH_VALIDATION, "Flowers102": _WITH_VALIDATION, "FGVCAircraft": _TRAINVAL, "OxfordIIITPet": _TRAINVAL,
     "EuroSAT": _WHOLE, "Caltech101": _WHOLE, "SUN397": _WHOLE}
 
-# %% ../nbs/00_data.ipynb #cell-81
+# %% ../nbs/00_data.ipynb #cell-82
 def read_torchvision(name: str, root: str | Path, split: str = "train", download: bool = True) -> ImageSet:
     """The `"train"` or `"test"` split of a torchvision data set (see `TORCHVISION_SPLITS`), stored under `root`.
 
@@ -986,7 +994,7 @@ def _open_torchvision(name: str, root: str | Path, options: dict, download: bool
             raise ConnectionError(f"could not download {name}: {error}. To work offline, copy the data to {root} and pass download=False") from error
         raise FileNotFoundError(f"{name} is not complete under {root}: {error}") from error
 
-# %% ../nbs/00_data.ipynb #cell-83
+# %% ../nbs/00_data.ipynb #cell-84
 def _torchvision_labels(name: str, part) -> np.ndarray:
     """Labels int64 [N] of a torchvision data set, counted by the class names in `datasets.json`."""
     if name == "GTSRB":  # the folder of a training image is its class
@@ -1012,7 +1020,7 @@ def _torchvision_labels(name: str, part) -> np.ndarray:
 def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", " ", name.lower()).strip()
 
-# %% ../nbs/00_data.ipynb #cell-85
+# %% ../nbs/00_data.ipynb #cell-86
 def _fixed_split(part, labels: np.ndarray, split: str) -> np.ndarray:
     """Indices of our own 80 : 20 split, stratified by class, seed 0, independent of the order of files on disk."""
     from sklearn.model_selection import StratifiedKFold
@@ -1038,7 +1046,7 @@ class _TorchvisionImages(Sequence):
         with _naming(f"image {index} of the data set"):
             return self.items[index][0]
 
-# %% ../nbs/00_data.ipynb #cell-90
+# %% ../nbs/00_data.ipynb #cell-91
 def read_hub(name: str, split: str = "train", image_column: str | None = None, label_column: str | None = None,
              max_pixels: int = MAX_PIXELS, **options) -> ImageSet:
     """One split of a Hugging Face data set, by its name on the hub or a local folder; needs `clipadapt[hub]`.
@@ -1064,7 +1072,7 @@ def read_hub(name: str, split: str = "train", image_column: str | None = None, l
         raise ValueError(f"{name!r} has no image column{f' {image_column!r}' if image_column else ''}; its columns are {', '.join(columns)}")
     if label_column is not None and not isinstance(columns.get(label_column), datasets.ClassLabel):
         raise ValueError(f"{name!r} has no column {label_column!r} of class labels; its columns are {columns}")
-    if isinstance(columns[image_column], datasets.Image):  # as files, decoded by our rules
+    if isinstance(columns[image_column], datasets.Image):  # as files; we decode them
         table = table.cast_column(image_column, datasets.Image(decode=False))
     images = _Column(table.select_columns(image_column), image_column, name, max_pixels)
     if label_column is None:
@@ -1072,7 +1080,7 @@ def read_hub(name: str, split: str = "train", image_column: str | None = None, l
     return ImageSet(images, [known.replace("_", " ") for known in columns[label_column].names], table[label_column][:],
                     max_pixels=max_pixels)
 
-# %% ../nbs/00_data.ipynb #cell-92
+# %% ../nbs/00_data.ipynb #cell-93
 class _Column(Sequence):
     """One column of images of a Hugging Face table, decoded when asked for."""
 
@@ -1091,7 +1099,7 @@ class _Column(Sequence):
         except Exception as error:  # a damaged table raises what it likes, too
             raise ValueError(f"row {index} of {self.name}: {error}") from error
 
-# %% ../nbs/00_data.ipynb #cell-96
+# %% ../nbs/00_data.ipynb #cell-97
 def weak_view(size: int, flip: bool = True) -> Callable[[Image.Image, np.random.Generator], Image.Image]:
     """A mild random transform, `transform(image, rng)`: a crop of 75-100 % of the area at `size` pixels, mirrored half the time if `flip`."""
     return partial(_weak, size=size, flip=flip)
@@ -1104,7 +1112,7 @@ def _weak(image: Image.Image, rng: np.random.Generator, size: int, flip: bool) -
     image = image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + width, top + height))
     return ImageOps.mirror(image) if flip and rng.random() < 0.5 else image
 
-# %% ../nbs/00_data.ipynb #cell-98
+# %% ../nbs/00_data.ipynb #cell-99
 def _shift(image: Image.Image, matrix: tuple) -> Image.Image:
     return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
 
@@ -1125,7 +1133,7 @@ DISTORTIONS = {  # name: (image, strength from -1 to 1) -> image
     "brightness": lambda image, s: ImageEnhance.Brightness(image).enhance(1 + 0.9 * s),
     "sharpness": lambda image, s: ImageEnhance.Sharpness(image).enhance(1 + 0.9 * s)}
 
-# %% ../nbs/00_data.ipynb #cell-101
+# %% ../nbs/00_data.ipynb #cell-102
 def strong_view(size: int, flip: bool = True, operations: int = 2, magnitude: float = 9, cutout: float = 0.5) -> Callable[[Image.Image, np.random.Generator], Image.Image]:
     """A harsh random transform, `transform(image, rng)`: a weak view, RandAugment, then Cutout.
 
