@@ -303,7 +303,10 @@ def _run_files(folder: Path) -> list[Path]:
         some = ", ".join(sorted(map(str, foreign))[:3])
         raise ValueError(f"{folder} holds other things than a run ({some}); choose another --out")
     if whole:
-        _read_config(folder / "config.json")
+        try:
+            _read_config(folder / "config.json")
+        except ValueError as error:
+            raise ValueError(f"{error}; choose another --out, or delete {folder}") from error
     return [folder / name for name in whole]
 
 # %% ../nbs/16_cli.ipynb #new-config
@@ -338,7 +341,9 @@ def _complaint(error) -> str:
     place = ".".join(map(str, first["loc"]))
     if place in ("out", "overwrite", "resume"):
         return f"{place} is given on the command line, never by a file"
-    return f"{place}: {first['msg']}"
+    if first["type"] == "extra_forbidden":
+        return f"{place} is no option of this command"
+    return f"{place}: {first['msg'].removeprefix('Value error, ')}"
 
 # %% ../nbs/16_cli.ipynb #new-schema
 def _text(value) -> str:
@@ -557,6 +562,8 @@ class _UserPath(click.ParamType):
     name = "path"
 
     def convert(self, value: str, parameter, context) -> str:
+        if not value:
+            self.fail("it is empty")
         if value != "~" and not value.startswith("~/"):
             return value
         path = os.path.expanduser(value)
