@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import base64
 import io
+import json
+import math
 import re
 import tempfile
 import time
@@ -33,11 +35,12 @@ from .baselines import FLYP, ReCLIP
 from .captions import AttributeCaptioner
 from .coreg import CoReg
 from .data import ImageSet, check_classnames, check_count, digits, show_images
-from .files import whole_file
+from .files import Array, check_arrays, hash_parts, whole_file
 from .features import FeatureStore, StoredCLIP, fit_facts, hash_images
 from .grip import FPL, GRIP, IFPL
 from .latteclip import LatteCLIP
 from .lpclip import LPCLIP
+from .metrics import label_text, label_texts
 from .retrieval import NearestNeighbours, Prototypes
 from .robustness import CORRUPTIONS, Corrupted
 from .training import Checkpoint
@@ -64,45 +67,129 @@ class Run:
     error: str | None = None
 
 
-def run_method(name: str, method: Adapter, train: ImageSet, test: ImageSet, seed: int = 0) -> Run:
-    """Fit a copy of `method` with `seed` on `train` without labels and predict `test` once; an error becomes that of the run.
+def run_method(
+    name: str, method: Adapter, train: ImageSet, test: ImageSet, seed: int = 0
+) -> Run:
+    """Fit a copy of `method` with `seed` on `train` without labels, predict `test` once.
 
-    Seed 0 reads the images in their order, any other one in an order of its own.
+    name: what the run is called.
+    method: any method, unfitted; it stays as it is.
+    train, test: images; seed 0 reads those of `train` in their order, any other one in an
+        order of its own.
+
+    An error, or answers that are no probabilities, becomes the error of the run.
     """
     method, start = clone(method).set_params(seed=seed), time.perf_counter()
     try:
         method.fit(_in_order(train, seed))
         seconds = time.perf_counter() - start
-        return Run(name, method, method.predict_proba(test), seconds, seed)
+        probabilities = method.predict_proba(test)
+        metrics.check_probabilities(probabilities, len(test), len(method.classnames))
+        return Run(name, method, probabilities, seconds, seed)
     except Exception as error:
-        warnings.warn(f"{name} with seed {seed} failed ({type(error).__name__}: {error}); the other methods go on", stacklevel=2)
-        return Run(name, method, None, np.nan, seed, f"{type(error).__name__}: {error}")
+        reason = f"{type(error).__name__}: {error}"
+        message = f"{name} with seed {seed} failed ({reason}); the other methods go on"
+        warnings.warn(message, stacklevel=2)
+        return Run(name, method, None, np.nan, seed, reason)
 
 
 def _in_order(images: ImageSet, seed: int) -> ImageSet:
-    return images.subset(np.random.default_rng(seed).permutation(len(images))) if seed else images
+    if not seed:
+        return images
+    return images.subset(np.random.default_rng(seed).permutation(len(images)))
 
 # %% ../nbs/15_compare.ipynb #cell-12
-def _kept_run(name: str, method: Adapter, train: ImageSet, test: ImageSet, seed: int, folder: Path, test_hash: str) -> Run:
-    """The run as `folder` keeps it, or made and kept now; a failed one is not kept, so that it is tried again."""
-    method = clone(method).set_params(seed=seed)
+def _file_stem(name: str, seed: int) -> str:
+    """The part of a run's file name that no other run has, on any file system."""
+    readable = re.sub("[^A-Za-z0-9]+", "-", name)[:40].strip("-") or "method"
+    digest = hash_parts(name.encode("utf-8", "surrogatepass")).hex()[:8]
+    return f"{readable}-{digest}-{seed}"
+
+
+def _kept_run(
+    name: str,
+    method: Adapter,
+    train: ImageSet,
+    test: ImageSet,
+    seed: int,
+    folder: Path,
+    test_hash: str,
+) -> Run:
+    """The run as `folder` keeps it, or made and kept now.
+
+    A failed one is not kept, so that it is tried again.
+    """
+    method, stem = clone(method).set_params(seed=seed), _file_stem(name, seed)
     facts = {**fit_facts(method, _in_order(train, seed)), "test images": test_hash}
-    checkpoint = Checkpoint(folder / f"{re.sub('[^A-Za-z0-9.]+', '-', name)}-{seed}.safetensors", facts)
-    if kept := checkpoint.load():
-        return Run(name, method, kept[0]["probabilities"], kept[1]["seconds"], seed)
-    run = run_method(name, method, train, test, seed)
-    if not run.error:
-        checkpoint.save({"probabilities": run.probabilities}, {"seconds": run.seconds})
+    file = Checkpoint(folder / f"{stem}.safetensors", facts)
+    kept = file.load()
+    if kept:
+        size = len(test), len(check_classnames(method.classnames))
+        _check_kept(*kept, file.path, size)
+        run = Run(name, method, kept[0]["probabilities"], kept[1]["seconds"], seed)
+    else:
+        resumable = _with_checkpoint(method, folder / stem, facts)
+        run = run_method(name, resumable, train, test, seed)
+        if run.error:
+            return run
+        file.save({"probabilities": run.probabilities}, {"seconds": run.seconds})
+        run.method.set_params(**method.get_params(deep=False))
+    for path in folder.glob(f"{stem}-*.checkpoint*"):
+        path.unlink(missing_ok=True)
     return run
 
 
-def run_all(methods: Mapping[str, Adapter] | Sequence[Adapter], train: ImageSet, test: ImageSet, seeds: Sequence[int] = (0,),
-            folder: str | Path | None = None) -> list[Run]:
-    """The runs behind `compare`, method by method and seed by seed, with the fitted methods and their probabilities.
+def _with_checkpoint(method: Adapter, stem: Path, facts: dict) -> Adapter:
+    """A copy of `method` that writes a checkpoint beside the run's file, if it can.
 
-    `folder` keeps each run as soon as it is done, and gives back those it has. A method that fails is reported and does not stop the others. `test` may
-    be without labels. Raises ValueError when there is no method, when every one fails, and when `folder` holds runs of the same name on other images or
-    with other parameters.
+    The name of that file stands for the `facts`, so that a method with other parameters
+    begins anew instead of finding a checkpoint that is not its own.
+    """
+    if "checkpoint" not in method.get_params(deep=False) or method.checkpoint is not None:
+        return method
+    text = json.dumps(facts, sort_keys=True, default=lambda value: value.tolist())
+    path = stem.with_name(f"{stem.name}-{hash_parts(text).hex()[:8]}.checkpoint.safetensors")
+    return clone(method).set_params(checkpoint=str(path))
+
+
+def _check_kept(
+    arrays: Mapping[str, np.ndarray], record: Mapping, path: Path, size: tuple[int, int]
+) -> None:
+    """ValueError, naming the file, unless it holds the probabilities of a run."""
+    remedy = "delete it to make the run again"
+    declared = {"probabilities": Array("float32", *size, low=0)}
+    check_arrays(arrays, declared, {}, path, remedy)
+    seconds = record.get("seconds")
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
+        raise ValueError(f"{path} is damaged (seconds: {seconds!r:.40}); {remedy}")
+    if not 0 <= seconds < math.inf:
+        raise ValueError(f"{path} is damaged (seconds: {seconds!r}); {remedy}")
+    try:
+        metrics.check_probabilities(arrays["probabilities"])
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); {remedy}") from error
+
+# %% ../nbs/15_compare.ipynb #cell-13
+def run_all(
+    methods: Mapping[str, Adapter] | Sequence[Adapter],
+    train: ImageSet,
+    test: ImageSet,
+    seeds: Sequence[int] = (0,),
+    folder: str | Path | None = None,
+) -> list[Run]:
+    """The runs behind `compare`, with the fitted methods and their probabilities.
+
+    methods: a dict from names to methods, or a list of methods, named by their class.
+    train: the images to fit on; their labels are not read.
+    test: the images to ask about; they may be without labels.
+    seeds: whole numbers from 0, each a run of every method.
+    folder: keeps each run as soon as it is done, and gives back those it has; a method that
+        can go on from a checkpoint has it there, too, until its run is done.
+
+    Returns the runs method by method and seed by seed. A method that fails is reported and
+    does not stop the others. Raises ValueError when there is no method, when every one
+    fails, and when `folder` holds runs of the same name on other images or with other
+    parameters; OSError when the disk of `folder` is full.
     """
     named = _named(methods)
     todo = [(name, method, check_count(seed, "a seed", 0)) for name, method in named.items() for seed in seeds]
@@ -117,14 +204,35 @@ def run_all(methods: Mapping[str, Adapter] | Sequence[Adapter], train: ImageSet,
 
 def _named(methods: Mapping[str, Adapter] | Sequence[Adapter]) -> dict[str, Adapter]:
     """Methods by name: those of a dict, or the name of the class."""
-    if isinstance(methods, (Adapter, str)) or not isinstance(methods, (Mapping, Sequence)):
+    listed = isinstance(methods, (Mapping, Sequence))
+    if not listed or isinstance(methods, (Adapter, str, bytes)):
         raise ValueError("compare needs a list or dict of methods")
-    named = dict(methods) if isinstance(methods, Mapping) else {type(method).__name__: method for method in methods}
+    if isinstance(methods, Mapping):
+        named = dict(methods)
+    else:
+        named = {type(method).__name__: method for method in methods}
     if not named or len(named) < len(methods):
-        raise ValueError("give at least one method, and a dict of names when two are of the same class")
+        raise ValueError(
+            "give at least one method, and a dict of names when two are of the same class"
+        )
+    for name, method in named.items():
+        _check_named(name, method)
     return named
 
-# %% ../nbs/15_compare.ipynb #cell-17
+
+def _check_named(name: str, method: Adapter) -> None:
+    """ValueError unless this is a method with a name."""
+    if not isinstance(name, str) or not name.strip():
+        raise ValueError(f"the name of a method must be a text, not {name!r:.80}")
+    if isinstance(method, type):
+        raise ValueError(
+            f"{name} is a class; make a method of it first: "
+            f"{method.__name__}(clip, classnames)"
+        )
+    if not isinstance(method, Adapter):
+        raise ValueError(f"{name} is no method, but a {type(method).__name__}")
+
+# %% ../nbs/15_compare.ipynb #cell-18
 def tabulate(runs: Sequence[Run], test: ImageSet) -> pd.DataFrame:
     """A table with a row a method, in the order given, of means over its seeds; `gain` is the accuracy above that of the first ZeroShot (NaN without one).
 
@@ -161,7 +269,13 @@ def _check_labelled(test: ImageSet) -> None:
 def _succeeded(runs: Sequence[Run], test: ImageSet) -> list[Run]:
     """The runs that did not fail; ValueError when there is nothing to score them against."""
     _check_labelled(test)
-    return [run for run in runs if not run.error]
+    for run in runs:
+        if not isinstance(run, Run) or not isinstance(run.name, str):
+            raise ValueError(f"give a list of runs with names, as run_all does, not {run!r:.80}")
+    succeeded = [run for run in runs if not run.error]
+    if not succeeded:
+        raise ValueError("there is no run that succeeded")
+    return succeeded
 
 
 def _baseline(runs: Sequence[Run]) -> str | None:
@@ -179,45 +293,79 @@ def compare(methods: Mapping[str, Adapter] | Sequence[Adapter], train: ImageSet,
     _check_labelled(test)
     return tabulate(run_all(methods, train, test, seeds, folder), test)
 
-# %% ../nbs/15_compare.ipynb #cell-21
+# %% ../nbs/15_compare.ipynb #cell-22
 def plot_accuracies(runs: Sequence[Run], test: ImageSet, axes: Axes | None = None) -> Axes:
     """Dot plot of the accuracy of every run, best method on top, its mean as a bar, that of zero-shot dashed; the title gives the lead of the best.
 
     Returns the matplotlib Axes. Raises ValueError as `tabulate` does.
     """
     table = tabulate(runs, test).dropna(subset="accuracy").sort_values("accuracy", ascending=False, kind="stable")
-    dots = pd.DataFrame([{"method": run.name, "accuracy (%)": 100 * _figures(run, test)["accuracy"]} for run in _succeeded(runs, test)])
+    names = dict(zip(table["method"], label_texts(table["method"])))
+    dots = pd.DataFrame([{"method": names[run.name], "accuracy (%)": 100 * _figures(run, test)["accuracy"]} for run in _succeeded(runs, test)])
     axes = metrics._axes(axes, (7, 0.36 * len(table) + 1.5))
-    sns.stripplot(dots, x="accuracy (%)", y="method", order=table["method"], color="#4c72b0", size=6, alpha=0.7, jitter=False, ax=axes)
+    sns.stripplot(dots, x="accuracy (%)", y="method", order=list(names.values()), color="#4c72b0", size=6, alpha=0.7, jitter=False, ax=axes)
     axes.vlines(100 * table["accuracy"], np.arange(len(table)) - 0.3, np.arange(len(table)) + 0.3, color="black")
     if _baseline(runs):
         axes.axvline(100 * table.set_index("method")["accuracy"][_baseline(runs)], color="grey", linestyle="--", zorder=0)
     axes.set(xlabel=f"accuracy on {len(test)} test images (%); dots: seeds, bar: mean, dashed: zero-shot", ylabel="")
-    axes.set_title(_lead(table))
+    metrics._set_title(axes, _lead(table))
     return axes
 
 
 def _lead(table: pd.DataFrame) -> str:
     """The sentence that names the best method of a sorted table and how far it is ahead."""
-    best = table.iloc[0]
-    lead = f", {100 * (best['accuracy'] - table.iloc[1]['accuracy']):.1f} points ahead of {table.iloc[1]['method']}" if len(table) > 1 else ""
-    return f"{best['method']}: {100 * best['accuracy']:.1f} %{lead}"
+    best, lead = table.iloc[0], ""
+    if len(table) > 1:
+        second = table.iloc[1]
+        points = 100 * (best["accuracy"] - second["accuracy"])
+        lead = f", {points:.1f} points ahead of {label_text(second['method'])}"
+    return f"{label_text(best['method'])}: {100 * best['accuracy']:.1f} %{lead}"
+
+# %% ../nbs/15_compare.ipynb #cell-26
+_MANY, _FEW = 40, 30        # of more classes than that, so many are drawn
 
 
-# %% ../nbs/15_compare.ipynb #cell-25
-def plot_classes(runs: Sequence[Run], test: ImageSet, axes: Axes | None = None) -> Axes:
-    """Heat map of the accuracy of every class (columns) with every method (rows), means over the seeds; the title names the lowest cell.
+def plot_classes(
+    runs: Sequence[Run], test: ImageSet, axes: Axes | None = None
+) -> Axes:
+    """Heat map of the accuracy of every class (columns) with every method (rows).
 
-    Returns the matplotlib Axes. Raises ValueError as `tabulate` does.
+    runs: as `run_all` gives them; a cell is the mean over the seeds.
+    test: the labelled images that the runs were asked about. Of more than 40 classes the 30
+        with the lowest cells are drawn.
+    axes: where to draw; None makes a new figure.
+
+    The title names the lowest cell. Returns the matplotlib Axes. Raises ValueError as
+    `tabulate` does.
     """
-    rows = pd.DataFrame([{"method": run.name, **_per_class(run, test)} for run in _succeeded(runs, test)])
-    shares = 100 * rows.groupby("method", sort=False).mean()
-    axes = metrics._axes(axes, (max(5, 0.62 * shares.shape[1] + 2.5), 0.36 * len(shares) + 1.6))
-    sns.heatmap(shares, annot=shares.shape[1] <= 20, fmt=".0f", vmin=0, vmax=100, cmap="viridis", cbar_kws={"label": "accuracy (%)"}, ax=axes)
-    axes.set(xlabel="class", ylabel="")
-    (method, name), lowest = shares.stack().idxmin(), np.nanmin(shares)
-    axes.set_title(f"Lowest: {method} is right in {lowest:.0f} % of “{name}”")
+    shares, which = _class_shares(runs, test), ""
+    if shares.shape[1] > _MANY:
+        which = f" (the {_FEW} with the lowest cells, of {shares.shape[1]:,})"
+        lowest = np.argsort(shares.min().to_numpy(), kind="stable")[:_FEW]
+        shares = shares.iloc[:, np.sort(lowest)]
+    cells = shares.to_numpy()
+    row, column = np.unravel_index(np.nanargmin(cells), cells.shape)
+    method, name = label_text(shares.index[row]), label_text(shares.columns[column])
+    size = max(5, 0.62 * cells.shape[1] + 2.5), 0.36 * len(cells) + 1.6
+    axes = metrics._axes(axes, size)
+    drawn = pd.DataFrame(cells, label_texts(shares.index), label_texts(shares.columns))
+    sns.heatmap(
+        drawn, annot=cells.shape[1] <= 20, fmt=".0f", vmin=0, vmax=100, cmap="viridis",
+        cbar_kws={"label": "accuracy (%)"}, ax=axes,
+    )
+    axes.set(xlabel=f"class{which}", ylabel="")
+    right = f"{cells[row, column]:.0f} %"
+    metrics._set_title(axes, f"Lowest: {method} is right in {right} of “{name}”")
     return axes
+
+
+def _class_shares(runs: Sequence[Run], test: ImageSet) -> pd.DataFrame:
+    """Accuracy in per cent, a row a method and a column a class, means over the seeds."""
+    seeds: dict[str, list] = {}
+    for run in _succeeded(runs, test):
+        seeds.setdefault(run.name, []).append(_per_class(run, test))
+    means = {name: pd.DataFrame(rows).mean() for name, rows in seeds.items()}
+    return 100 * pd.DataFrame(list(means.values()), list(means))
 
 
 def _per_class(run: Run, test: ImageSet) -> dict[str, float]:
@@ -225,7 +373,7 @@ def _per_class(run: Run, test: ImageSet) -> dict[str, float]:
     names = check_classnames(run.method.classnames)
     return dict(zip(names, metrics.per_class_accuracy(run.method.true_labels(test), run.probabilities.argmax(1), len(names))))
 
-# %% ../nbs/15_compare.ipynb #cell-28
+# %% ../nbs/15_compare.ipynb #cell-29
 def changes(runs: Sequence[Run], test: ImageSet) -> pd.DataFrame:
     """Shares (0-1) of the test images that each method mended (wrong in zero-shot, now right) and broke (right, now wrong), means over the seeds.
 
@@ -249,8 +397,9 @@ def plot_changes(runs: Sequence[Run], test: ImageSet, axes: Axes | None = None) 
     shares = 100 * changes(runs, test)
     shares = shares.loc[(shares["mended"] - shares["broken"]).sort_values(ascending=False, kind="stable").index]
     axes = metrics._axes(axes, (7, 0.36 * len(shares) + 1.6))
-    axes.barh(shares.index, shares["mended"], color="#55a868", label="mended: wrong before, right now")
-    axes.barh(shares.index, -shares["broken"], color="#c44e52", label="broken: right before, wrong now")
+    names = label_texts(shares.index)
+    axes.barh(names, shares["mended"], color="#55a868", label="mended: wrong before, right now")
+    axes.barh(names, -shares["broken"], color="#c44e52", label="broken: right before, wrong now")
     axes.axvline(0, color="black")
     axes.xaxis.set_major_formatter(lambda value, _: f"{abs(value):g}")
     axes.invert_yaxis()
@@ -258,10 +407,15 @@ def plot_changes(runs: Sequence[Run], test: ImageSet, axes: Axes | None = None) 
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.35 if len(shares) < 5 else -0.14), ncols=2, frameon=False)
     if len(shares):
         careful = shares["broken"].idxmin()
-        axes.set_title(f"{careful} breaks least: {shares['broken'][careful]:.1f} % of the images, and mends {shares['mended'][careful]:.1f} %")
+        broken, mended = shares.loc[careful, ["broken", "mended"]]
+        metrics._set_title(
+            axes,
+            f"{label_text(careful)} breaks least: {broken:.1f} % of the images, "
+            f"and mends {mended:.1f} %",
+        )
     return axes
 
-# %% ../nbs/15_compare.ipynb #cell-33
+# %% ../nbs/15_compare.ipynb #cell-34
 def plot_cost(runs: Sequence[Run], test: ImageSet, axes: Axes | None = None) -> Axes:
     """Accuracy against the seconds that `fit` took (logarithmic), a labelled point a method; those that no other beats in both are joined, and named in the title.
 
@@ -273,14 +427,15 @@ def plot_cost(runs: Sequence[Run], test: ImageSet, axes: Axes | None = None) -> 
     axes.plot(front["seconds"], 100 * front["accuracy"], color="#dd8452", zorder=2)
     axes.scatter(table["seconds"], 100 * table["accuracy"], color="#4c72b0", zorder=3)
     for row in table.itertuples():
-        axes.annotate(row.method, (row.seconds, 100 * row.accuracy), xytext=(5, 4), textcoords="offset points", fontsize=9)
+        axes.annotate(label_text(row.method), (row.seconds, 100 * row.accuracy), xytext=(5, 4), textcoords="offset points", fontsize=9)
     axes.set_xscale("log")
     axes.margins(x=0.15, y=0.1)
     axes.set(xlabel="seconds to fit (logarithmic)", ylabel=f"accuracy on {len(test)} test images (%)")
-    axes.set_title(f"Nothing is both quicker and better than {', '.join(front['method'])}")
+    names = ", ".join(label_texts(front["method"]))
+    metrics._set_title(axes, f"Nothing is both quicker and better than {names}")
     return axes
 
-# %% ../nbs/15_compare.ipynb #cell-36
+# %% ../nbs/15_compare.ipynb #cell-37
 def redraw(runs: Sequence[Run], test: ImageSet, draws: int = 1000, seed: int = 0) -> pd.DataFrame:
     """Accuracies (0-1) in `draws` bootstrap samples of the test images and of each method's seeds: a row a draw, a column a method.
 
@@ -344,11 +499,16 @@ def _reservations(table: pd.DataFrame, chosen: str, test: ImageSet) -> list[str]
         notes.append("One seed says nothing of the spread over seeds; run three.")
     return [*notes, f"The {len(test)} test images have chosen, so expect slightly less on new ones."]
 
-# %% ../nbs/15_compare.ipynb #cell-41
+# %% ../nbs/15_compare.ipynb #cell-42
 def report(runs: Sequence[Run], train: ImageSet, test: ImageSet, path: str | Path, table: pd.DataFrame | None = None) -> Path:
-    """Write a self-contained HTML report of `runs` to `path`, whole or not at all, and return the path.
+    """Write a self-contained HTML report of `runs` to `path`, whole or not at all.
 
-    `table` is that of `tabulate` by default; further numeric columns of it are shown as shares. Raises ValueError as `tabulate` does.
+    runs: as `run_all` gives them.
+    train, test: the images that they were fitted on, and asked about (labelled).
+    path: the file; it is returned.
+    table: that of `tabulate` by default; further numeric columns are shown as shares.
+
+    Raises ValueError as `tabulate` does, and OSError when the disk is full.
     """
     from jinja2 import Environment
 
@@ -362,17 +522,17 @@ def report(runs: Sequence[Run], train: ImageSet, test: ImageSet, path: str | Pat
         clip=runs[0].method.clip, fingerprint=runs[0].method.clip.fingerprint, date=time.strftime("%Y-%m-%d %H:%M"),
         versions={name: version(name) for name in ("clipadapt", "torch", "open_clip_torch", "numpy")})
     with whole_file(path) as draft:
-        draft.write_text(page, encoding="utf-8")
+        draft.write_text(page, encoding="utf-8", errors="backslashreplace")
     return Path(path)
 
 
 KNOWN_COLUMNS = ("method", "accuracy", "gain", "mean_class_accuracy", "worst_class_accuracy", "ece", "seconds", "accuracy_std", "seeds", "error")
 
-# %% ../nbs/15_compare.ipynb #cell-43
+# %% ../nbs/15_compare.ipynb #cell-44
 def _overview(runs: Sequence[Run], test: ImageSet) -> list[tuple[str, str]]:
     """The pictures that compare the methods, with their titles."""
     plots = [plot_accuracies, plot_classes, plot_cost] + ([plot_changes] if _baseline(runs) and len({run.name for run in runs}) > 1 else [])
-    return [(_picture(axes.figure), axes.get_title()) for axes in (plot(runs, test) for plot in plots)]
+    return [_with_title(plot(runs, test)) for plot in plots]
 
 
 def _section(run: Run, test: ImageSet) -> dict:
@@ -385,14 +545,23 @@ def _section(run: Run, test: ImageSet) -> dict:
         "confidence": metrics.plot_confidence(labels, run.probabilities)}
     params = {name: value for name, value in run.method.get_params(deep=False).items() if name not in run.method.unsaved}
     return {"name": run.name, "params": params, "accuracies": _per_class(run, test),
-            "plots": {name: (_picture(axes.figure), axes.get_title()) for name, axes in plots.items()}}
+            "plots": {name: _with_title(axes) for name, axes in plots.items()}}
 
 
 def _examples(test: ImageSet):
     """The first two images of up to ten classes."""
     classes = [c for c in range(len(test.classnames)) if (test.labels == c).any()][:10]
     rows = [[test[int(np.flatnonzero(test.labels == c)[k % (test.labels == c).sum()])][0] for c in classes] for k in range(2)]
-    return show_images(sum(rows, []), [test.classnames[c] for c in classes], columns=len(classes))
+    figure = show_images(sum(rows, []), columns=len(classes))
+    for axis, c in zip(figure.axes, classes):
+        axis.set_title(label_text(test.classnames[c], 16), fontsize=8)
+    return figure
+
+
+def _with_title(axes: Axes) -> tuple[str, str]:
+    """A plot as `_picture` gives it, and its title as plain text."""
+    title = axes.get_title().replace(r"\$", "$").replace("\n", " ")
+    return _picture(axes.figure), title
 
 
 def _picture(figure) -> str:
@@ -402,7 +571,7 @@ def _picture(figure) -> str:
     plt.close(figure)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
-# %% ../nbs/15_compare.ipynb #cell-50
+# %% ../nbs/15_compare.ipynb #cell-51
 def corruption_accuracies(runs: Sequence[Run], test: ImageSet, severity: int = 5) -> pd.DataFrame:
     """Accuracy (0-1) of each run on `test` under each of the fifteen corruptions of `clipadapt.robustness`: a row a run (by name), a column a corruption.
 
@@ -416,7 +585,7 @@ def corruption_accuracies(runs: Sequence[Run], test: ImageSet, severity: int = 5
             accuracies[name] = {key: method.score(images) for key, method in methods.items()}
     return pd.DataFrame(accuracies)
 
-# %% ../nbs/15_compare.ipynb #cell-53
+# %% ../nbs/15_compare.ipynb #cell-54
 def small_methods(clip: CLIP, classnames: Sequence[str]) -> list[Adapter]:
     """Every method of the course, unfitted, with the settings that suit a thousand small images and the built-in CLIP."""
     settings = {ZeroShot: {}, NearestNeighbours: {}, Prototypes: {}, FPL: grip.SMALL, IFPL: grip.SMALL, GRIP: grip.SMALL, CoReg: coreg.SMALL,

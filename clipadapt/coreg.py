@@ -6,8 +6,13 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import io
+import itertools
 import json
 import os
+import random
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +30,7 @@ from .adapter import Adapter
 from .data import ImageSet, check_count, check_labels, seeded
 from .files import whole_file
 from .features import VIEWS, fit_facts, named_view
+from .prompts import own_draws
 from .pseudolabels import DegenerateMixtureWarning, clean_posterior, ratio_candidates, top_k_candidates, union_candidates
 from .retrieval import iterate_prototypes
 from .training import Checkpoint, Recipe, module_numbers, restore_training, set_module_numbers, train_epoch, train_epochs, training_state
@@ -267,7 +273,7 @@ class PromptedHead(nn.Module):
         super().__init__()
         text = average_prompts(encode_prompts(clip, classnames, templates))
         self.tower, self.scale = tower or nn.Identity(), clip.logit_scale
-        self.weight = nn.Parameter(F.normalize(text + 0.1 * F.normalize(torch.randn_like(text), dim=1), dim=1))
+        self.weight = nn.Parameter(F.normalize(text + 0.1 * F.normalize(torch.randn(text.shape), dim=1), dim=1))
         self.projection = nn.Linear(text.shape[1], embedding)
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -326,6 +332,7 @@ def draw_views(views: int, count: int, rng: np.random.Generator) -> Tensor:
 
 # %% ../nbs/10_coreg.ipynb #cell-48
 WINDOW = 5
+_WARNING_FILTERS = threading.Lock()     # there is one list of filters for all threads
 
 
 class Split(NamedTuple):
@@ -363,6 +370,35 @@ class _Network:
         for copied, parameter in zip(self.key.parameters(), self.student.parameters()):
             copied.lerp_(parameter, 1 - momentum)
 
+
+def _random_state(device: torch.device) -> tuple:
+    """The global random state, as something that can be compared."""
+    tensors = [torch.get_rng_state()]
+    if device.type == "cuda":
+        tensors.append(torch.cuda.get_rng_state(device))
+    numpy_state = [part if isinstance(part, (str, int, float)) else part.tobytes()
+                   for part in np.random.get_state()]
+    return random.getstate(), *numpy_state, *(tensor.numpy().tobytes() for tensor in tensors)
+
+
+def _draws(network: nn.Module, inputs: Tensor) -> bool:
+    """Whether a network in training draws random numbers, as dropout does."""
+    with seeded(0), torch.no_grad():
+        before = _random_state(inputs.device)
+        network(torch.cat([inputs, inputs]))
+        return _random_state(inputs.device) != before
+
+
+def _seeding(loss: Callable[[Tensor], Tensor], seed: int) -> Callable[[Tensor], Tensor]:
+    """The same loss for a network that draws: step i draws as after `seed` + i, and holds the lock of `seeded`."""
+    steps = itertools.count(seed)
+
+    def seeding_loss(batch: Tensor) -> Tensor:
+        with seeded(next(steps)):
+            return loss(batch)
+
+    return seeding_loss
+
 # %% ../nbs/10_coreg.ipynb #cell-50
 class _Run:
     """One fit: the images as the students see them, what they are annotated with, and the two networks."""
@@ -376,8 +412,11 @@ class _Run:
         self.recipe = Recipe(method.epochs, method.batch_size, method.learning_rate, method.momentum, method.weight_decay, warmup=0)
         self.views = method._read(images, method.views or 0, first=method.seed * (method.views or 0))
         students = method._new_students(self.views[0])
-        dim, num_classes = _check_student(students[0], as_inputs(self.views[0, :2], self.device), len(method.classnames_))
+        inputs = as_inputs(self.views[0, :2], self.device)
+        dim, num_classes = _check_student(students[0], inputs, len(method.classnames_))
         self.networks = [_Network(student, self.recipe, self.count, num_classes, dim) for student in students]
+        built_in = method.student in ("resnet", "head")
+        self.draws = not built_in and _draws(self.networks[0].key, inputs)
         self.bank = torch.zeros(num_classes, dim, device=self.device)
         self.splits: list[Split] = []
 
@@ -387,10 +426,11 @@ class _Run:
         clean, losses = float(torch.stack([split.clean > 0.5 for split in self.splits]).float().mean()) if ready else None, []
         for index, network in enumerate(self.networks):
             rng = np.random.default_rng((method.seed, number, index))
-            torch.manual_seed(int(rng.integers(2**31)))
+            seed = int(rng.integers(2**31))
             views, drawn = self._draw(rng, 2 * number + index)
             loss = self.self_training(network, self.networks[1 - index], self.splits[1 - index if method.co_pseudolabels else index],
                                       views, drawn, number, rng) if ready else self.warm_up(network, views, drawn)
+            loss = _seeding(loss, seed) if self.draws else loss
             batches = torch.from_numpy(rng.permutation(self.count)).tensor_split(-(-self.count // method.batch_size))
             network.student.train()
             self.networks[1 - index].student.eval()
@@ -439,7 +479,7 @@ class _Run:
 
     def split(self, network: _Network) -> Split:
         """Who is clean, by a mixture fitted to the losses of the last epochs; labelled images always are, with their label."""
-        with warnings.catch_warnings():
+        with _WARNING_FILTERS, warnings.catch_warnings():
             warnings.simplefilter("ignore", DegenerateMixtureWarning)
             clean = torch.from_numpy(clean_posterior(network.losses.mean(0)))
         return Split(torch.where(self.labelled, 1.0, clean), F.normalize(network.probabilities * self.annotation, p=1, dim=1))
@@ -610,8 +650,7 @@ class CoReg(Adapter):
         channels_last = self.student == "resnet" or self.clip.device.type == "cuda"     # for other networks the crash that _Block avoids
         students, layout = [], torch.channels_last if channels_last else torch.contiguous_format
         for index in range(2):
-            with seeded(2 * self.seed + index):
-                network = self._new_network()
+            network = self._new_network(2 * self.seed + index)
             if self.student == "head":
                 colours = torch.zeros(1), torch.ones(1)
             elif self.student == "clip":
@@ -623,15 +662,23 @@ class CoReg(Adapter):
             students.append(Student(network, *colours).to(self.clip.device, memory_format=layout))
         return students
 
-    def _new_network(self) -> nn.Module:
-        num_classes = len(self.classnames_)
+    def _new_network(self, seed: int) -> nn.Module:
+        """A network whose start is drawn from `seed`."""
         if callable(self.student):
-            return self.student(num_classes)
+            with seeded(seed), own_draws(seed):     # others' networks may draw from anywhere
+                return self.student(len(self.classnames_))
+        with own_draws(seed):
+            return self._built_in_network()
+
+    def _built_in_network(self) -> nn.Module:
+        options = self.options or {}
         if self.student == "resnet":
             stages = max(1, self.image_size_.bit_length() - 2)
-            return SmallResNet(num_classes, **{"depth": [2] * stages, **(self.options or {})})
-        tower = copy.deepcopy(self.clip.model.visual).float().requires_grad_(True) if self.student == "clip" else None
-        return PromptedHead(self.clip, self.classnames_, self.templates, tower, **(self.options or {}))
+            return SmallResNet(len(self.classnames_), **{"depth": [2] * stages, **options})
+        tower = None
+        if self.student == "clip":
+            tower = copy.deepcopy(self.clip.model.visual).float().requires_grad_(True)
+        return PromptedHead(self.clip, self.classnames_, self.templates, tower, **options)
 
     def _fitted_students(self) -> list[Student]:
         """Both networks, ready to answer; after `load` they are made again from their numbers."""
@@ -651,19 +698,27 @@ class CoReg(Adapter):
     def export(self, path: str | Path, format: str = "torchscript", network: int = 0) -> Path:
         """Write one student to `path`, and what it reads and answers to a file of the same name ending in .json; return `path`.
 
+        Each of the two files is written whole or not at all, the description last. It holds the SHA-256 of the
+        student's file, by which a description of another file can be told (where a process was killed between the two).
+
         The file needs neither clipadapt nor CLIP (but for the student "head", which reads CLIP features). `format` is "torchscript"
         (`torch.jit.load`) or "onnx" (any ONNX runtime); `network` is 0 or 1. Raises NotFittedError before `fit`, ValueError for another format or
-        network, and ImportError when the packages that write ONNX are missing.
+        network, ImportError when the packages that write ONNX are missing, and OSError, naming the file, when the disk is full or refuses.
         """
         self._check_fitted()
         if format not in EXPORTERS or network not in (0, 1):
             raise ValueError(f"format must be one of {', '.join(map(repr, EXPORTERS))} and network 0 or 1, not {format!r} and {network!r}")
         path, student = Path(path), copy.deepcopy(self._fitted_students()[network]).cpu().to(memory_format=torch.contiguous_format)
-        example = torch.rand(2, self.clip.embed_dim) if self.student == "head" else torch.rand(2, 3, self.image_size_, self.image_size_)
-        with whole_file(path) as draft, torch.no_grad():
-            EXPORTERS[format](_Answer(student), example, draft)
+        shape = (self.clip.embed_dim,) if self.student == "head" else (3, self.image_size_, self.image_size_)
+        example = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad(), _WARNING_FILTERS, warnings.catch_warnings():
+            warnings.simplefilter("ignore")     # tracing is deprecated, but what it writes is read by every PyTorch there is
+            content = EXPORTERS[format](_Answer(student).eval(), example)
+        with whole_file(path) as draft:
+            draft.write_bytes(content)
+        description = {**self._description(format), "sha256": hashlib.sha256(content).hexdigest()}
         with whole_file(path.with_suffix(".json")) as draft:
-            draft.write_text(json.dumps(self._description(format), indent=1), encoding="utf-8")
+            draft.write_text(json.dumps(description, indent=1), encoding="utf-8")
         return path
 
     def _description(self, format: str) -> dict:
@@ -688,22 +743,22 @@ class _Answer(nn.Module):
         return self.student(inputs)[0].softmax(1)
 
 
-def _to_torchscript(answer: nn.Module, example: Tensor, path: Path) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")     # tracing is deprecated, but what it writes is read by every PyTorch there is
-        torch.jit.save(torch.jit.trace(answer.eval(), example), str(path))
+def _to_torchscript(answer: nn.Module, example: Tensor) -> bytes:
+    content = io.BytesIO()          # on a full disk PyTorch would end the process
+    torch.jit.save(torch.jit.trace(answer, example), content)
+    return content.getvalue()
 
 
-def _to_onnx(answer: nn.Module, example: Tensor, path: Path) -> None:
+def _to_onnx(answer: nn.Module, example: Tensor) -> bytes:
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ImportError("writing ONNX needs two packages more: pip install onnx onnxscript") from error
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(answer.eval(), (example,), str(path), input_names=["input"], output_names=["probabilities"], dynamo=True,
-                          dynamic_shapes=({0: torch.export.Dim("batch")},), external_data=False, verbose=False)
+    program = torch.onnx.export(
+        answer, (example,), input_names=["input"], output_names=["probabilities"],
+        dynamo=True, dynamic_shapes=({0: torch.export.Dim("batch")},), verbose=False)
+    return program.model_proto.SerializeToString()
 
 
 EXPORTERS = {"torchscript": _to_torchscript, "onnx": _to_onnx}

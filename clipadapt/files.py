@@ -48,7 +48,7 @@ _ON_THE_DISK = {
     errno.ENAMETOOLONG: "the name is too long",
 }
 
-
+# %% ../nbs/00_files.ipynb #2ac9308b
 @contextmanager
 def explained(location: str | Path, what: str = "") -> Iterator[None]:
     """Turn the errors of a disk that is full or refuses to write into one sentence.
@@ -91,9 +91,10 @@ _A_DAY = 24 * 60 * 60       # seconds
 
 
 def _host() -> str:
-    """Eight digits for this computer, and for the container in which we count processes."""
+    """Eight digits for this computer and the container in which processes count."""
     namespace = Path("/proc/self/ns/pid")       # Linux: each container may count anew
-    parts = [socket.gethostname(), str(namespace.stat().st_ino if namespace.exists() else 0)]
+    number = namespace.stat().st_ino if namespace.exists() else 0
+    parts = [socket.gethostname(), str(number)]
     return hashlib.blake2b(" ".join(parts).encode(), digest_size=4).hexdigest()
 
 
@@ -104,13 +105,13 @@ def _draft_of(target: Path) -> Path:
 
 
 def draft_target(path: str | Path) -> str | None:
-    """The name of the file or folder that `path` is a draft of; None when it is none."""
+    """The name of the file or folder that `path` is a draft of; None if it is none."""
     found = _DRAFT.fullmatch(Path(path).name)
     return found["name"] if found else None
 
-
+# %% ../nbs/00_files.ipynb #a80efabc
 def _is_abandoned(draft: Path) -> bool:
-    """Whether the process that began this draft is gone; for another host: a day old."""
+    """Whether the process that began it is gone; for another host: a day old."""
     found = _DRAFT.fullmatch(draft.name)
     if found["host"] == _host():
         return not psutil.pid_exists(int(found["process"]))
@@ -118,7 +119,7 @@ def _is_abandoned(draft: Path) -> bool:
 
 
 def remove_drafts(folder: str | Path) -> None:
-    """Remove the drafts in `folder` (not below it) that killed processes left behind."""
+    """Remove the drafts in `folder` (not below) that killed processes left behind."""
     for path in Path(folder).glob(".*.draft"):
         try:
             if draft_target(path) and _is_abandoned(path):
@@ -169,7 +170,8 @@ def _finish(path: Path, mode: int) -> None:
 # %% ../nbs/00_files.ipynb #cell-17
 def _exchange(first: Path, second: Path) -> bool:
     """Swap two paths in one step; False where the system cannot."""
-    here, swap = -100, 2        # AT_FDCWD and RENAME_EXCHANGE of Linux; RENAME_SWAP of macOS
+    # AT_FDCWD and RENAME_EXCHANGE of Linux; RENAME_SWAP of macOS has the same number
+    here, swap = -100, 2
     paths = os.fsencode(first), os.fsencode(second)
     library = ctypes.CDLL(None) if sys.platform in ("linux", "darwin") else None
     if hasattr(library, "renameat2"):
@@ -205,8 +207,8 @@ def whole_directory(target: str | Path, replace: bool = False) -> Iterator[Path]
     replace: whether a folder that is there by then is replaced (in one step where the
         system can) or kept, because another process was faster.
 
-    When the block does not end well the draft vanishes, and what was there stays. Raises
-    OSError, naming `target`, when the disk is full or refuses (see `explained`).
+    When the block does not end well the draft vanishes, and what was there stays.
+    Raises OSError, naming `target`, when the disk is full or refuses (see `explained`).
     """
     target = Path(target).absolute()
     with explained(target):
@@ -287,7 +289,8 @@ def parse_record(
     try:
         return schema.model_validate_json(text, strict=True)
     except ValidationError as error:
-        raise ValueError(f"{path} is damaged ({_first_complaint(error)}); {remedy}") from error
+        reason = _first_complaint(error)
+        raise ValueError(f"{path} is damaged ({reason}); {remedy}") from error
 
 
 def _first_complaint(error: ValidationError) -> str:
@@ -295,7 +298,7 @@ def _first_complaint(error: ValidationError) -> str:
     place = ".".join(map(str, first["loc"]))
     return f"{place}: {first['msg']}" if place else first["msg"]
 
-
+# %% ../nbs/00_files.ipynb #0b1f3319
 def read_record(
     path: str | Path, schema: type[AnyRecord], remedy: str = "make it again"
 ) -> AnyRecord:
@@ -343,34 +346,41 @@ class Array:
         object.__setattr__(self, "low", low)
         object.__setattr__(self, "below", below)
 
-    def complaint(self, array: np.ndarray, sizes: dict[str, int]) -> str | None:
-        """What is wrong with `array`, or None; `sizes` that are new to it are added."""
-        if str(array.dtype) not in self.dtypes:
-            return f"has type {array.dtype}, not {' or '.join(self.dtypes)}"
-        if not self._has_shape(array.shape, sizes):
-            known = [f"{name}={sizes[name]}" for name in self.shape if name in sizes]
-            where = f" with {', '.join(known)}" if known else ""
-            return f"has shape {array.shape}, not {list(self.shape)}{where}"
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            return "has values that are not finite"
-        below = sizes.get(self.below, self.below)
-        if array.size and self.low is not None and array.min() < self.low:
-            return f"has values below {self.low}"
-        if array.size and below is not None and array.max() >= below:
-            return f"has values of {below} or more"
-        return None
+# %% ../nbs/00_files.ipynb #2f5a4339
+def _complaint(
+    declared: Array, array: np.ndarray, sizes: dict[str, int]
+) -> str | None:
+    """What is wrong with `array`, or None; `sizes` that are new to it are added."""
+    if str(array.dtype) not in declared.dtypes:
+        return f"has type {array.dtype}, not {' or '.join(declared.dtypes)}"
+    if not _has_shape(array.shape, declared.shape, sizes):
+        known = [f"{name}={sizes[name]}" for name in declared.shape if name in sizes]
+        where = f" with {', '.join(known)}" if known else ""
+        return f"has shape {array.shape}, not {list(declared.shape)}{where}"
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        return "has values that are not finite"
+    below = sizes.get(declared.below, declared.below)
+    if array.size and declared.low is not None and array.min() < declared.low:
+        return f"has values below {declared.low}"
+    if array.size and below is not None and array.max() >= below:
+        return f"has values of {below} or more"
+    return None
 
-    def _has_shape(self, shape: tuple[int, ...], sizes: dict[str, int]) -> bool:
-        """Whether a shape is as declared; the names that it binds are added to `sizes`."""
-        if len(shape) != len(self.shape):
+
+def _has_shape(
+    shape: tuple[int, ...], declared: tuple[int | str, ...], sizes: dict[str, int]
+) -> bool:
+    """Whether a shape is as declared; names that it binds are added to `sizes`."""
+    if len(shape) != len(declared):
+        return False
+    for wanted, size in zip(declared, shape):
+        if isinstance(wanted, str):
+            wanted = sizes.setdefault(wanted, size)
+        if size != wanted:
             return False
-        for wanted, size in zip(self.shape, shape):
-            known = sizes.setdefault(wanted, size) if isinstance(wanted, str) else wanted
-            if size != known:
-                return False
-        return True
+    return True
 
-
+# %% ../nbs/00_files.ipynb #c94d7a34
 def check_arrays(
     arrays: Mapping[str, np.ndarray],
     declared: Mapping[str, Array],
@@ -391,7 +401,7 @@ def check_arrays(
         raise ValueError(f"{path} is damaged ({different[0]} {what}); {remedy}")
     sizes = dict(sizes)
     for name, array in arrays.items():
-        complaint = declared[name].complaint(array, sizes)
+        complaint = _complaint(declared[name], array, sizes)
         if complaint:
             raise ValueError(f"{path} is damaged ({name} {complaint}); {remedy}")
 
@@ -401,7 +411,7 @@ _HEADER = {"format", "clipadapt", "record", "hash"}
 
 
 def hash_parts(*parts: bytes | str) -> bytes:
-    """16 bytes that stand for `parts`; where one part ends and the next begins matters."""
+    """16 bytes that stand for `parts`; where one ends and the next begins matters."""
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
         part = part.encode() if isinstance(part, str) else part
@@ -419,7 +429,7 @@ def _seal(arrays: Mapping[str, np.ndarray], record: str) -> str:
         parts.append(hashlib.blake2b(content, digest_size=16).digest())
     return hash_parts(record, *parts).hex()
 
-
+# %% ../nbs/00_files.ipynb #21cbd298
 def write_arrays(
     path: str | Path, arrays: Mapping[str, np.ndarray], record: Record
 ) -> None:
@@ -451,9 +461,10 @@ def read_arrays(
     schema: the class of the record, which must fit.
     remedy: what to do about a bad file, for the message.
 
-    Raises FileNotFoundError when there is no such file, and ValueError, naming it, when it
-    is damaged, something else, or was written by a newer clipadapt. A file that passes
-    holds, bit for bit, what was written; what its arrays must be is for `check_arrays`.
+    Raises FileNotFoundError when there is no such file, and ValueError, naming it, when
+    it is damaged, something else, or was written by a newer clipadapt. A file that
+    passes holds, bit for bit, what was written; what its arrays must be is for
+    `check_arrays`.
     """
     path = Path(path)
     if not path.is_file():
@@ -473,18 +484,20 @@ def read_arrays(
         raise ValueError(f"{path} is damaged ({reason}); {remedy}")
     return arrays, parse_record(header["record"], schema, path, remedy)
 
-
+# %% ../nbs/00_files.ipynb #5d582a5d
 def _check_header(path: Path, header: dict[str, str], remedy: str) -> None:
     """ValueError unless the header of a file is one that this version can read."""
     if not _HEADER <= set(header):
         raise ValueError(f"{path} is no file of clipadapt, or a damaged one; {remedy}")
     if header["format"].isdecimal() and int(header["format"]) > _FORMAT:
         raise ValueError(
-            f"{path} was written by a newer clipadapt ({header['clipadapt'][:20]}); this is "
-            f"{version('clipadapt')}, please upgrade"
+            f"{path} was written by a newer clipadapt ({header['clipadapt'][:20]}); "
+            f"this is {version('clipadapt')}, please upgrade"
         )
     if header["format"] != str(_FORMAT):
-        raise ValueError(f"{path} has a format that this clipadapt does not read; {remedy}")
+        raise ValueError(
+            f"{path} has a format that this clipadapt does not read; {remedy}"
+        )
 
 # %% ../nbs/00_files.ipynb #cell-34
 _FORMULA = re.compile(r"[=+\-@\t\r]")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from .adapter import Adapter
 from .data import ImageSet, check_count
 from .features import named_view
+from .prompts import own_draws
 from .training import Recipe, minimise
 from .zeroshot import CLIP, average_prompts, encode_prompts
 
@@ -60,15 +61,17 @@ def weighted_cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor) -> 
     return (weights * F.cross_entropy(logits.float(), targets, reduction="none")).mean()
 
 
-def linear_layer(class_features: Tensor, logit_scale: float, init: str = "text") -> nn.Linear:
-    """A student of C classes on D features. "text": CLIP's zero-shot classifier, W = logit_scale * class_features [C, D] and b = 0; "random": PyTorch's own start.
+def linear_layer(class_features: Tensor, logit_scale: float, init: str = "text", seed: int = 0) -> nn.Linear:
+    """A student of C classes on D features. "text": CLIP's zero-shot classifier, W = logit_scale * class_features [C, D] and b = 0; "random": PyTorch's own start,
+    drawn from `seed`.
 
     Raises ValueError for another `init`.
     """
     if init not in INITS:
         raise ValueError(f"init must be one of {', '.join(map(repr, INITS))}, not {init!r}")
     classes, dim = class_features.shape
-    layer = nn.Linear(dim, classes)
+    with own_draws(seed):
+        layer = nn.Linear(dim, classes)
     if init == "text":
         with torch.no_grad():
             layer.weight.copy_(logit_scale * class_features)
@@ -130,7 +133,7 @@ class LPCLIP(Adapter):
         check_count(1 if self.views is None else self.views, "views (None makes new ones in every epoch)")
         recipe = Recipe(max(1, self.epochs), self.batch_size, self.learning_rate, self.momentum, self.weight_decay, self.warmup)
         class_features, scale = average_prompts(encode_prompts(self.clip, self.classnames_, self.templates)), self.clip.logit_scale
-        layer = linear_layer(class_features, scale, self.init).to(self.clip.device)
+        layer = linear_layer(class_features, scale, self.init, self.seed).to(self.clip.device)
         weak = self.clip.encode_image(named_view(images, "weak 0", self.clip.image_size, self.flip))
         targets, confidences = teach(weak, class_features, scale, self.temperature)
         known = torch.from_numpy(labels >= 0)

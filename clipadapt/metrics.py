@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import textwrap
+import unicodedata
 from collections.abc import Sequence
 from numbers import Real
 
@@ -23,12 +24,13 @@ from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 from .data import check_classnames, check_count
 
 # %% auto #0
-__all__ = ['accuracy', 'confusion', 'plot_confusion', 'per_class_accuracy', 'mean_class_accuracy', 'worst_class',
-           'plot_per_class', 'harmonic_mean', 'plot_harmonic_mean', 'calibration_bins', 'bin_scores',
-           'expected_calibration_error', 'plot_reliability', 'plot_confidence', 'negative_log_likelihood',
-           'plot_likelihood', 'adaptive_calibration_error', 'brier_score', 'apply_temperature', 'fit_temperature',
-           'max_probability', 'negative_entropy', 'negative_energy', 'detection', 'plot_detection', 'risk_coverage',
-           'area_under_risk_coverage', 'plot_risk_coverage', 'epistemic_uncertainty']
+__all__ = ['check_probabilities', 'accuracy', 'confusion', 'label_text', 'label_texts', 'plot_confusion', 'per_class_accuracy',
+           'mean_class_accuracy', 'worst_class', 'plot_per_class', 'harmonic_mean', 'plot_harmonic_mean',
+           'calibration_bins', 'bin_scores', 'expected_calibration_error', 'plot_reliability', 'plot_confidence',
+           'negative_log_likelihood', 'plot_likelihood', 'adaptive_calibration_error', 'brier_score',
+           'apply_temperature', 'fit_temperature', 'max_probability', 'negative_entropy', 'negative_energy',
+           'detection', 'plot_detection', 'risk_coverage', 'area_under_risk_coverage', 'plot_risk_coverage',
+           'epistemic_uncertainty']
 
 # %% ../nbs/02_metrics.ipynb #cell-13
 def _array(values) -> np.ndarray:
@@ -62,27 +64,51 @@ def _check_classes(values, num_classes: int | None = None, name: str = "labels")
     return values.astype(np.int64)
 
 # %% ../nbs/02_metrics.ipynb #cell-22
-def _check_probabilities(probabilities) -> np.ndarray:
-    """`probabilities` as float64 [N, C], finite, not negative, rows summing to one, or a ValueError."""
-    probabilities = _array(probabilities)
-    if probabilities.ndim != 2 or not probabilities.size or probabilities.dtype.kind not in "fiu":
-        raise ValueError("probabilities must be numbers of shape [images, classes] and not empty, "
-                         f"got {probabilities.dtype} of shape {probabilities.shape}")
-    probabilities = probabilities.astype(np.float64)
-    totals = probabilities.sum(axis=1)
-    for wrong, what in [(~np.isfinite(probabilities).all(axis=1), "are not finite"),
-                        ((probabilities < 0).any(axis=1), "hold a negative number (logits? take the softmax first)"),
-                        (~(np.abs(totals - 1) <= 1e-3), "do not sum to one (logits? take the softmax first)")]:
+def check_probabilities(
+    probabilities,
+    count: int | None = None,
+    classes: int | None = None,
+    name: str = "probabilities",
+) -> np.ndarray:
+    """`probabilities` as float64 [N, C], or a ValueError that says what is wrong.
+
+    probabilities: numbers [N, C], array or tensor: finite, not negative, and each row
+        sums to one within 0.001.
+    count, classes: what N and C must be; None for anything from 1.
+    name: what to call them in the message.
+    """
+    table = _array(probabilities)
+    fits = table.ndim == 2 and all(
+        wanted in (None, size) for wanted, size in zip((count, classes), table.shape)
+    )
+    if not fits or not table.size or table.dtype.kind not in "fiu":
+        rows, columns = count or "images", classes or "classes"
+        shape = f"[{rows}, {columns}]"
+        raise ValueError(
+            f"{name} must be numbers of shape {shape} and not empty, one row an image, "
+            f"got {table.dtype} of shape {table.shape}"
+        )
+    table = table.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        totals = table.sum(axis=1)
+    for wrong, what in [
+        (~np.isfinite(table).all(axis=1), "are not finite"),
+        ((table < 0).any(axis=1), "hold a negative number (logits? take the softmax first)"),
+        (~(np.abs(totals - 1) <= 1e-3), "do not sum to one (logits? take the softmax first)"),
+    ]:
         if wrong.any():
             row = int(wrong.argmax())
-            raise ValueError(f"{wrong.sum()} of {len(totals)} rows of probabilities {what}; row {row} sums to {totals[row]:.4g}")
-    return probabilities
+            raise ValueError(
+                f"{wrong.sum()} of {len(totals)} rows of {name} {what}; "
+                f"row {row} sums to {totals[row]:.4g}"
+            )
+    return table
 
 # %% ../nbs/02_metrics.ipynb #cell-23
 def _check_pair(labels, predictions=None, probabilities=None, num_classes: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Labels [N] with their predictions [N] or probabilities [N, C], checked and as NumPy arrays."""
     if probabilities is not None:
-        partner, name = _check_probabilities(probabilities), "probabilities"
+        partner, name = check_probabilities(probabilities), "probabilities"
         num_classes = partner.shape[1]
     else:
         if num_classes is not None:
@@ -126,9 +152,62 @@ def _axes(axes: Axes | None, figsize: tuple[float, float]) -> Axes:
 def _set_title(axes: Axes, title: str) -> None:
     """Set a title, broken into lines no longer than the axes are wide."""
     inches = axes.get_position().width * axes.figure.get_figwidth()
-    axes.set_title(textwrap.fill(title, max(20, int(13 * inches))), fontsize=12)
+    width = max(20, int(13 * inches))
+    axes.set_title(textwrap.fill(title, width, break_long_words=False), fontsize=12)
 
 # %% ../nbs/02_metrics.ipynb #cell-36
+_UNDRAWN = {"Cc": "\ufffd", "Cs": "\ufffd", "Cf": ""}     # control, half a sign, format
+_JOINERS = "\u200c\u200d"                             # format signs that words need
+
+
+def _one_line(name: str) -> str:
+    """`name` without line breaks, tabs, and signs that no font can draw."""
+    return "".join(
+        sign if sign in _JOINERS else _UNDRAWN.get(unicodedata.category(sign), sign)
+        for sign in " ".join(str(name).split())
+    )
+
+
+def _shortened(name: str, most: int, end: str = "") -> str:
+    """`name` and `end` in `most` letters; what is left out is left out in the middle."""
+    if len(name) + len(end) <= most:
+        return name + end
+    room = most - len(end)
+    return f"{name[:room // 2]}…{name[len(name) - (room - room // 2 - 1):]}{end}"
+
+
+def _literal(name: str) -> str:
+    """`name` so that matplotlib draws it sign by sign, in legends, too."""
+    return ("\u200b" if name.startswith("_") else "") + name.replace("$", r"\$")
+
+
+def label_text(name: str, most: int = 30) -> str:
+    """A name of a class, method or file as matplotlib should get it.
+
+    name: any text.
+    most: letters to show; of a longer name the middle becomes "…", since names often
+        differ at their ends.
+
+    Returns one line that is drawn literally: dollar signs start no formula, and a legend
+    does not leave out a name that begins with an underscore.
+    """
+    return _literal(_shortened(_one_line(name), most))
+
+
+def label_texts(names: Sequence[str], most: int = 30) -> list[str]:
+    """`label_text` of several names; those that would look alike get a number."""
+    shown: dict[str, None] = {}
+    for name in map(_one_line, names):
+        short, number = _shortened(name, most), 2
+        while short in shown:
+            short, number = _shortened(name, most, f" ({number})"), number + 1
+        shown[short] = None
+    return [_literal(short) for short in shown]
+
+# %% ../nbs/02_metrics.ipynb #cell-39
+_MANY, _FEW = 100, 30       # of more classes than that, so many are drawn
+
+
 def _legible(classnames: Sequence[str], most: int = 40) -> tuple[np.ndarray, Sequence[str]]:
     """Positions and names of the classes to write at an axis: all, or every n-th so that there are at most `most`."""
     step = -(-len(classnames) // most)
@@ -139,55 +218,112 @@ def _percent(fraction: float, digits: int = 0) -> str:
     """0.187 -> '19 %'"""
     return f"{100 * fraction:.{digits}f} %"
 
-# %% ../nbs/02_metrics.ipynb #cell-39
-def _confusion_title(shares: np.ndarray, counts: np.ndarray, classnames: Sequence[str]) -> str:
-    """The sentence that names the largest off-diagonal share of a row-normalised confusion matrix."""
+# %% ../nbs/02_metrics.ipynb #cell-42
+def _confusion_title(
+    shares: np.ndarray, counts: np.ndarray, classnames: Sequence[str]
+) -> str:
+    """The sentence that names the largest off-diagonal share.
+
+    shares, counts: of the same cells, one row a true class, float and int [C, C].
+    """
     errors = np.nan_to_num(shares * (1 - np.eye(len(shares))))
     true, predicted = np.unravel_index(errors.argmax(), errors.shape)
     if errors[true, predicted] == 0:
         return "Nothing is confused: every image is on the diagonal"
-    return (f"{_percent(errors[true, predicted])} of the “{classnames[true]}” images are called "
-            f"“{classnames[predicted]}” ({counts[true, predicted]} of {counts[true].sum()})")
+    share, count = errors[true, predicted], counts[true, predicted]
+    return (
+        f"{_percent(share)} of the “{label_text(classnames[true])}” images are called "
+        f"“{label_text(classnames[predicted])}” ({count} of {round(count / share)})"
+    )
 
-# %% ../nbs/02_metrics.ipynb #cell-41
+# %% ../nbs/02_metrics.ipynb #cell-44
 def _cell_texts(shares: np.ndarray) -> np.ndarray:
     """What to write into the cells of a row-normalised confusion matrix: per cent without a sign."""
     return np.array([["" if not share > 0 else "<1" if share < 0.005 else f"{100 * share:.0f}" for share in row] for row in shares])
 
-# %% ../nbs/02_metrics.ipynb #cell-43
-def plot_confusion(labels: Sequence[int] | np.ndarray, predictions: Sequence[int] | np.ndarray,
-                   classnames: Sequence[str], axes: Axes | None = None) -> Axes:
-    """Heat map of the confusion matrix, each row in per cent of its true class; the title names the largest confusion.
+# %% ../nbs/02_metrics.ipynb #cell-46
+def _most_confused(labels: np.ndarray, predictions: np.ndarray, count: int) -> np.ndarray:
+    """Up to `count` classes, ascending: those of the largest confusions, by share."""
+    wrong = labels != predictions
+    pairs, times = np.unique(
+        np.stack([labels[wrong], predictions[wrong]]), axis=1, return_counts=True
+    )
+    shares = times / np.bincount(labels)[pairs[0]]
+    classes = pairs[:, np.argsort(-shares, kind="stable")].T.ravel()
+    found, first = np.unique(np.append(classes, labels), return_index=True)
+    return np.sort(found[np.argsort(first)][:count])
 
-    labels, predictions: integers [N] in [0, C); classnames: C distinct names. Rows of classes without an image stay blank.
-    Returns the matplotlib Axes. Raises ValueError as `confusion` and `clipadapt.data.check_classnames` do.
+
+def plot_confusion(
+    labels: Sequence[int] | np.ndarray,
+    predictions: Sequence[int] | np.ndarray,
+    classnames: Sequence[str],
+    axes: Axes | None = None,
+) -> Axes:
+    """Heat map of the confusion matrix, each row in per cent of its true class.
+
+    labels, predictions: integers [N] in [0, C).
+    classnames: C distinct names. Of more than 100 classes the 30 with the largest
+        confusions are drawn. Rows of classes without an image stay blank.
+    axes: where to draw; None makes a new figure.
+
+    The title names the largest confusion. Returns the matplotlib Axes. Raises ValueError as
+    `confusion` and `clipadapt.data.check_classnames` do.
     """
     classnames = check_classnames(classnames)
-    counts = confusion(labels, predictions, len(classnames))
-    shares = counts / np.where(counts.any(axis=1), counts.sum(axis=1), np.nan)[:, None]
-    side = float(np.clip(0.5 * len(classnames) + 2, 3.6, 12))
+    labels, predictions = _check_pair(labels, predictions, num_classes=len(classnames))
+    drawn, which = np.arange(len(classnames)), ""
+    if len(classnames) > _MANY:
+        drawn = _most_confused(labels, predictions, _FEW)
+        which = f" ({len(drawn)} of {len(classnames):,}, those most confused)"
+    counts, shares = _cells(labels, predictions, drawn)
+    names = [classnames[c] for c in drawn]
+    side = float(np.clip(0.5 * len(names) + 2, 3.6, 12))
     axes = _axes(axes, (side + 1.4, side))
-    sns.heatmap(100 * shares, annot=_cell_texts(shares) if len(classnames) <= 20 else None, fmt="", cmap="Blues", vmin=0, vmax=100,
-                square=True, cbar_kws={"label": "images of the true class (%)"}, ax=axes)
-    places, names = _legible(classnames)
-    axes.set_xticks(places + 0.5, names, rotation=0 if sum(map(len, names)) <= 30 else 90)
-    axes.set_yticks(places + 0.5, names, rotation=0)
-    axes.set(xlabel="predicted class", ylabel="true class")
-    _set_title(axes, _confusion_title(shares, counts, classnames))
+    _heat(axes, shares, label_texts(names))
+    axes.set(xlabel=f"predicted class{which}", ylabel="true class")
+    _set_title(axes, _confusion_title(shares, counts, names))
     return axes
 
-# %% ../nbs/02_metrics.ipynb #cell-48
+
+def _cells(
+    labels: np.ndarray, predictions: np.ndarray, classes: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns of the confusion matrix: counts, and shares of the true class."""
+    place = np.full(max(labels.max(), predictions.max(), classes.max()) + 1, -1)
+    place[classes] = np.arange(len(classes))
+    rows, columns = place[labels], place[predictions]
+    both = (rows >= 0) & (columns >= 0)
+    counts = confusion(rows[both], columns[both], len(classes))
+    totals = np.bincount(rows[rows >= 0], minlength=len(classes))
+    return counts, counts / np.where(totals > 0, totals, np.nan)[:, None]
+
+
+def _heat(axes: Axes, shares: np.ndarray, names: list[str]) -> None:
+    """Draw a row-normalised confusion matrix with `names` on both axes."""
+    texts = _cell_texts(shares) if len(names) <= 20 else None
+    scale = {"label": "images of the true class (%)"}
+    sns.heatmap(
+        100 * shares, annot=texts, fmt="", cmap="Blues", vmin=0, vmax=100, square=True,
+        cbar_kws=scale, ax=axes,
+    )
+    places, names = _legible(names)
+    axes.set_xticks(places + 0.5, names, rotation=0 if sum(map(len, names)) <= 30 else 90)
+    axes.set_yticks(places + 0.5, names, rotation=0)
+
+# %% ../nbs/02_metrics.ipynb #cell-51
 def per_class_accuracy(labels: Sequence[int] | np.ndarray, predictions: Sequence[int] | np.ndarray, num_classes: int) -> np.ndarray:
     """Accuracy of each class: of the images that belong to it, the fraction that is predicted so.
 
     labels, predictions: integers [N] in [0, num_classes). Returns float64 [num_classes] in [0, 1], nan for a class without an image.
     Raises ValueError as `confusion` does.
     """
-    counts = confusion(labels, predictions, num_classes)
-    totals = counts.sum(axis=1)
-    return np.where(totals > 0, np.diag(counts) / np.maximum(totals, 1), np.nan)
+    labels, predictions = _check_pair(labels, predictions, num_classes=num_classes)
+    totals = np.bincount(labels, minlength=num_classes)
+    right = np.bincount(labels[labels == predictions], minlength=num_classes)
+    return np.where(totals > 0, right / np.maximum(totals, 1), np.nan)
 
-# %% ../nbs/02_metrics.ipynb #cell-51
+# %% ../nbs/02_metrics.ipynb #cell-54
 def mean_class_accuracy(labels: Sequence[int] | np.ndarray, predictions: Sequence[int] | np.ndarray, num_classes: int) -> float:
     """Mean of the per-class accuracies, every class weighing the same however many images it has.
 
@@ -196,7 +332,7 @@ def mean_class_accuracy(labels: Sequence[int] | np.ndarray, predictions: Sequenc
     """
     return float(np.nanmean(per_class_accuracy(labels, predictions, num_classes)))
 
-# %% ../nbs/02_metrics.ipynb #cell-54
+# %% ../nbs/02_metrics.ipynb #cell-57
 def worst_class(labels: Sequence[int] | np.ndarray, predictions: Sequence[int] | np.ndarray,
                 classnames: Sequence[str]) -> tuple[str, float]:
     """The class with the lowest accuracy, as a pair (name, accuracy); the first if several are equally low.
@@ -209,36 +345,54 @@ def worst_class(labels: Sequence[int] | np.ndarray, predictions: Sequence[int] |
     worst = int(np.nanargmin(accuracies))
     return classnames[worst], float(accuracies[worst])
 
-# %% ../nbs/02_metrics.ipynb #cell-58
+# %% ../nbs/02_metrics.ipynb #cell-61
 def _per_class_title(accuracies: np.ndarray, classnames: Sequence[str]) -> str:
     """The sentence that names the worst and the best class."""
     worst, best = int(np.nanargmin(accuracies)), int(np.nanargmax(accuracies))
     if accuracies[worst] == accuracies[best]:
         return f"Every class is right in {_percent(accuracies[best])} of its images"
-    return (f"“{classnames[worst]}” is right in {_percent(accuracies[worst])} of its images, "
-            f"“{classnames[best]}” in {_percent(accuracies[best])}")
+    return (f"“{label_text(classnames[worst])}” is right in {_percent(accuracies[worst])} of its images, "
+            f"“{label_text(classnames[best])}” in {_percent(accuracies[best])}")
 
-# %% ../nbs/02_metrics.ipynb #cell-59
-def plot_per_class(labels: Sequence[int] | np.ndarray, predictions: Sequence[int] | np.ndarray,
-                   classnames: Sequence[str], axes: Axes | None = None) -> Axes:
-    """Bars of the accuracy of each class, best on top, with the mean as a dashed line; the title names worst and best.
+# %% ../nbs/02_metrics.ipynb #cell-62
+def plot_per_class(
+    labels: Sequence[int] | np.ndarray,
+    predictions: Sequence[int] | np.ndarray,
+    classnames: Sequence[str],
+    axes: Axes | None = None,
+) -> Axes:
+    """Bars of the accuracy of each class, best on top; dashed: the mean of all classes.
 
-    labels, predictions: integers [N] in [0, C); classnames: C distinct names. Classes without an image come last, without a bar.
-    Returns the matplotlib Axes. Raises ValueError as `confusion` and `clipadapt.data.check_classnames` do.
+    labels, predictions: integers [N] in [0, C).
+    classnames: C distinct names. Of more than 100 classes the 30 lowest are drawn.
+        Classes without an image come last, without a bar.
+    axes: where to draw; None makes a new figure.
+
+    The title names the worst and the best class. Returns the matplotlib Axes. Raises
+    ValueError as `confusion` and `clipadapt.data.check_classnames` do.
     """
     classnames = check_classnames(classnames)
     accuracies = per_class_accuracy(labels, predictions, len(classnames))
-    mean, order = float(np.nanmean(accuracies)), np.argsort(-accuracies, kind="stable")     # nan sorts last
-    axes = _axes(axes, (7, float(np.clip(0.32 * len(classnames) + 1.3, 2.6, 16))))
-    sns.barplot(x=100 * accuracies[order], y=np.arange(len(order)), orient="h", color="#4c72b0", saturation=1, ax=axes)
-    axes.patches[int(np.isfinite(accuracies).sum()) - 1].set_facecolor("#c44e52")
+    mean, known = float(np.nanmean(accuracies)), int(np.isfinite(accuracies).sum())
+    order, which = np.argsort(-accuracies, kind="stable"), ""      # nan sorts last
+    if len(order) > _MANY:
+        order = order[max(0, known - _FEW):known]
+        which = f" (the {len(order)} lowest of {len(classnames):,})"
+    height = float(np.clip(0.32 * len(order) + 1.3, 2.6, 16))
+    axes = _axes(axes, (7, height))
+    sns.barplot(
+        x=100 * accuracies[order], y=np.arange(len(order)), orient="h", color="#4c72b0",
+        saturation=1, ax=axes,
+    )
+    axes.patches[min(known, len(order)) - 1].set_facecolor("#c44e52")
     axes.axvline(100 * mean, color="black", linestyle="--")
-    axes.set_yticks(*_legible([classnames[c] for c in order]))
-    axes.set(xlabel=f"accuracy (%); dashed: mean of the classes, {_percent(mean)}", ylabel="class", xlim=(0, 100))
+    axes.set_yticks(*_legible(label_texts([classnames[c] for c in order])))
+    dashed = f"accuracy (%); dashed: mean of the classes, {_percent(mean)}"
+    axes.set(xlabel=dashed, ylabel=f"class{which}", xlim=(0, 100))
     _set_title(axes, _per_class_title(accuracies, classnames))
     return axes
 
-# %% ../nbs/02_metrics.ipynb #cell-63
+# %% ../nbs/02_metrics.ipynb #cell-66
 def harmonic_mean(a: float, b: float) -> float:
     """Harmonic mean 2ab / (a + b) of two accuracies, for instance of seen and unseen classes; 0 when both are 0.
 
@@ -250,7 +404,7 @@ def harmonic_mean(a: float, b: float) -> float:
             raise ValueError(f"harmonic_mean takes accuracies in [0, 1], got {value!r}: divide per cent by 100")
     return float(2 * a * b / (a + b)) if a + b > 0 else 0.0
 
-# %% ../nbs/02_metrics.ipynb #cell-66
+# %% ../nbs/02_metrics.ipynb #cell-69
 def _harmonic_title(seen: float, unseen: float) -> str:
     """The sentence that gives both accuracies, their harmonic mean, and what the imbalance costs."""
     harmonic = harmonic_mean(seen, unseen)
@@ -258,7 +412,7 @@ def _harmonic_title(seen: float, unseen: float) -> str:
     cost = "as high as" if not points else "1 point below" if points == 1 else f"{points} points below"
     return f"Seen {_percent(seen)}, unseen {_percent(unseen)}: harmonic mean {_percent(harmonic)}, {cost} the ordinary mean"
 
-# %% ../nbs/02_metrics.ipynb #cell-67
+# %% ../nbs/02_metrics.ipynb #cell-70
 def plot_harmonic_mean(seen: float, unseen: float, axes: Axes | None = None) -> Axes:
     """Bars of the accuracy on seen and on unseen classes and of their harmonic mean, the ordinary mean as a dashed line.
 
@@ -275,13 +429,13 @@ def plot_harmonic_mean(seen: float, unseen: float, axes: Axes | None = None) -> 
     _set_title(axes, _harmonic_title(seen, unseen))
     return axes
 
-# %% ../nbs/02_metrics.ipynb #cell-74
+# %% ../nbs/02_metrics.ipynb #cell-77
 def _confidence(labels, probabilities) -> tuple[np.ndarray, np.ndarray]:
     """Confidence [N] (largest probability) and whether the class that has it is right [N], checked."""
     labels, probabilities = _check_pair(labels, probabilities=probabilities)
     return probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
 
-# %% ../nbs/02_metrics.ipynb #cell-75
+# %% ../nbs/02_metrics.ipynb #cell-78
 def calibration_bins(labels: Sequence[int] | np.ndarray, probabilities: Sequence[Sequence[float]] | np.ndarray,
                      bins: int = 15) -> pd.DataFrame:
     """Table of the reliability diagram: images sorted into `bins` intervals (lower, upper] of confidence.
@@ -304,7 +458,7 @@ def bin_scores(scores: np.ndarray, right: np.ndarray, bins: int = 10) -> pd.Data
     return pd.DataFrame({"lower": edges[:-1], "upper": edges[1:], "count": count,
                          "confidence": total / divisor, "accuracy": correct / divisor})
 
-# %% ../nbs/02_metrics.ipynb #cell-80
+# %% ../nbs/02_metrics.ipynb #cell-83
 def expected_calibration_error(labels: Sequence[int] | np.ndarray, probabilities: Sequence[Sequence[float]] | np.ndarray,
                                bins: int = 15) -> float:
     """Mean gap between confidence and accuracy over `bins` equal bins of confidence, weighted by their images.
@@ -318,7 +472,7 @@ def expected_calibration_error(labels: Sequence[int] | np.ndarray, probabilities
     gaps = (table.accuracy - table.confidence).abs()
     return float(np.average(gaps, weights=table["count"]))
 
-# %% ../nbs/02_metrics.ipynb #cell-86
+# %% ../nbs/02_metrics.ipynb #cell-89
 def _reliability_title(table: pd.DataFrame) -> str:
     """The sentence that says over- or under-confident, by how much, and the ECE."""
     weights = table["count"]
@@ -327,7 +481,7 @@ def _reliability_title(table: pd.DataFrame) -> str:
     verdict = "Over-confident" if sure > right + 0.01 else "Under-confident" if sure < right - 0.01 else "About as sure as right"
     return f"{verdict}: {_percent(sure)} sure, {_percent(right)} right, ECE {_percent(ece, 1)}"
 
-# %% ../nbs/02_metrics.ipynb #cell-87
+# %% ../nbs/02_metrics.ipynb #cell-90
 def plot_reliability(labels: Sequence[int] | np.ndarray, probabilities: Sequence[Sequence[float]] | np.ndarray,
                      bins: int = 15, axes: Axes | None = None) -> Axes:
     """Reliability diagram (Guo et al. 2017, Figure 1): accuracy against confidence, one point per bin, larger for more images.
@@ -348,7 +502,7 @@ def plot_reliability(labels: Sequence[int] | np.ndarray, probabilities: Sequence
     _set_title(axes, _reliability_title(table))
     return axes
 
-# %% ../nbs/02_metrics.ipynb #cell-94
+# %% ../nbs/02_metrics.ipynb #cell-97
 def _confidence_title(confidence: np.ndarray, right: np.ndarray) -> str:
     """The sentence that gives the mean confidence of wrong and of right answers."""
     if right.all():
@@ -358,7 +512,7 @@ def _confidence_title(confidence: np.ndarray, right: np.ndarray) -> str:
     return (f"Wrong answers carry {_percent(confidence[~right].mean())} confidence on average, "
             f"right ones {_percent(confidence[right].mean())}")
 
-# %% ../nbs/02_metrics.ipynb #cell-95
+# %% ../nbs/02_metrics.ipynb #cell-98
 def plot_confidence(labels: Sequence[int] | np.ndarray, probabilities: Sequence[Sequence[float]] | np.ndarray,
                     bins: int = 15, axes: Axes | None = None) -> Axes:
     """Histograms of confidence (the largest probability) for right and for wrong answers, each in per cent of its kind.
@@ -378,14 +532,14 @@ def plot_confidence(labels: Sequence[int] | np.ndarray, probabilities: Sequence[
     _set_title(axes, _confidence_title(confidence, right))
     return axes
 
-# %% ../nbs/02_metrics.ipynb #cell-101
+# %% ../nbs/02_metrics.ipynb #cell-104
 def _losses(labels, probabilities) -> np.ndarray:
     """-ln(probability of the true class) of each image, float64 [N], checked."""
     labels, probabilities = _check_pair(labels, probabilities=probabilities)
     of_the_truth = probabilities[np.arange(len(labels)), labels]
     return -np.log(np.clip(of_the_truth, np.finfo(np.float64).eps, 1)) + 0.0          # + 0.0: no minus zero
 
-# %% ../nbs/02_metrics.ipynb #cell-102
+# %% ../nbs/02_metrics.ipynb #cell-105
 def negative_log_likelihood(labels: Sequence[int] | np.ndarray, probabilities: Sequence[Sequence[float]] | np.ndarray) -> float:
     """Mean of -ln(probability of the true class), in nats: 0 is perfect, ln C is a blind guess among C classes.
 
@@ -394,7 +548,7 @@ def negative_log_likelihood(labels: Sequence[int] | np.ndarray, probabilities: S
     """
     return float(_losses(labels, probabilities).mean())
 
-# %% ../nbs/02_metrics.ipynb #cell-105
+# %% ../nbs/02_metrics.ipynb #cell-108
 def _likelihood_title(losses: np.ndarray) -> str:
     """The sentence that gives the mean loss and how much of it the worst tenth of the images carries."""
     if not losses.any():
@@ -403,7 +557,7 @@ def _likelihood_title(losses: np.ndarray) -> str:
     worst = "10 % of the images carry" if len(losses) >= 10 else "image carries"
     return f"NLL {losses.mean():.2f} nats: the worst {worst} {_percent(share)} of it"
 
-# %% ../nbs/02_metrics.ipynb #cell-106
+# %% ../nbs/02_metrics.ipynb #cell-109
 def plot_likelihood(labels: Sequence[int] | np.ndarray, probabilities: Sequence[Sequence[float]] | np.ndarray,
                     axes: Axes | None = None) -> Axes:
     """Histograms over -ln(probability of the true class): of the images, and of what they add to the negative log-likelihood.
@@ -424,7 +578,7 @@ def plot_likelihood(labels: Sequence[int] | np.ndarray, probabilities: Sequence[
     _set_title(axes, _likelihood_title(losses))
     return axes
 
-# %% ../nbs/02_metrics.ipynb #cell-114
+# %% ../nbs/02_metrics.ipynb #cell-117
 def _sorted_hits(labels, probabilities) -> tuple[np.ndarray, np.ndarray]:
     """Confidences in falling order and whether they are right, float64 [N] each; images of equal confidence share their mean accuracy."""
     confidence, right = _confidence(labels, probabilities)
@@ -433,7 +587,7 @@ def _sorted_hits(labels, probabilities) -> tuple[np.ndarray, np.ndarray]:
     order = np.sort(group)
     return -values[order], mean[order]
 
-# %% ../nbs/02_metrics.ipynb #cell-115
+# %% ../nbs/02_metrics.ipynb #cell-118
 def adaptive_calibration_error(labels: Sequence[int] | np.ndarray, probabilities: Sequence[Sequence[float]] | np.ndarray,
                                bins: int = 15) -> float:
     """Mean gap between confidence and accuracy over `bins` bins of equally many images (give or take one), weighted by their images.
@@ -449,7 +603,7 @@ def adaptive_calibration_error(labels: Sequence[int] | np.ndarray, probabilities
     parts = np.array_split(np.arange(len(right)), min(bins, len(right)))
     return float(sum(abs((confidence[part] - right[part]).sum()) for part in parts) / len(right))
 
-# %% ../nbs/02_metrics.ipynb #cell-118
+# %% ../nbs/02_metrics.ipynb #cell-121
 def brier_score(labels: Sequence[int] | np.ndarray, probabilities: Sequence[Sequence[float]] | np.ndarray) -> float:
     """Mean over the images of the sum over the classes of (probability - truth)², 0 (perfect) to 2 (certain and never right).
 
@@ -460,7 +614,7 @@ def brier_score(labels: Sequence[int] | np.ndarray, probabilities: Sequence[Sequ
     truth = np.eye(probabilities.shape[1])[labels]
     return float(((probabilities - truth) ** 2).sum(axis=1).mean())
 
-# %% ../nbs/02_metrics.ipynb #cell-121
+# %% ../nbs/02_metrics.ipynb #cell-124
 def _log(probabilities: np.ndarray) -> np.ndarray:
     """Logarithms of probabilities [N, C]; what float32 has rounded to zero counts as 1e-38, its smallest number."""
     return np.log(np.clip(probabilities, 1e-38, None))
@@ -481,7 +635,7 @@ def apply_temperature(probabilities: Sequence[Sequence[float]] | np.ndarray, tem
     Source: Guo et al. 2017, "On Calibration of Modern Neural Networks", Eq. 9.
     """
     temperature = _check_positive(temperature, "temperature")
-    return np.exp(log_softmax(_log(_check_probabilities(probabilities)) / temperature, axis=1))
+    return np.exp(log_softmax(_log(check_probabilities(probabilities)) / temperature, axis=1))
 
 
 def fit_temperature(labels: Sequence[int] | np.ndarray, probabilities: Sequence[Sequence[float]] | np.ndarray) -> float:
@@ -513,7 +667,7 @@ def fit_temperature(labels: Sequence[int] | np.ndarray, probabilities: Sequence[
         raise ValueError(f"there is no best temperature between 0.01 and 100: {problem}")
     return float(np.exp(found))
 
-# %% ../nbs/02_metrics.ipynb #cell-124
+# %% ../nbs/02_metrics.ipynb #cell-127
 def _check_numbers(values, name: str, shape: str) -> np.ndarray:
     """`values` as float64, finite, not empty and with as many axes as `shape` names, or a ValueError."""
     values = _array(values)
@@ -530,7 +684,7 @@ def max_probability(probabilities: Sequence[Sequence[float]] | np.ndarray) -> np
 
     Source: Hendrycks and Gimpel 2017, "A Baseline for Detecting Misclassified and Out-of-Distribution Examples in Neural Networks".
     """
-    return _check_probabilities(probabilities).max(axis=1)
+    return check_probabilities(probabilities).max(axis=1)
 
 
 def negative_entropy(probabilities: Sequence[Sequence[float]] | np.ndarray) -> np.ndarray:
@@ -538,7 +692,7 @@ def negative_entropy(probabilities: Sequence[Sequence[float]] | np.ndarray) -> n
 
     probabilities: floats [N, C]. Raises ValueError for rows that are not probabilities.
     """
-    return 0.0 - entropy(_check_probabilities(probabilities), axis=1)          # 0.0 -: no minus zero
+    return 0.0 - entropy(check_probabilities(probabilities), axis=1)          # 0.0 -: no minus zero
 
 
 def negative_energy(logits: Sequence[Sequence[float]] | np.ndarray, temperature: float = 1.0) -> np.ndarray:
@@ -550,7 +704,7 @@ def negative_energy(logits: Sequence[Sequence[float]] | np.ndarray, temperature:
     logits, temperature = _check_numbers(logits, "logits", "[images, classes]"), _check_positive(temperature, "temperature")
     return temperature * logsumexp(logits / temperature, axis=1)
 
-# %% ../nbs/02_metrics.ipynb #cell-127
+# %% ../nbs/02_metrics.ipynb #cell-130
 def detection(inside: Sequence[float] | np.ndarray, outside: Sequence[float] | np.ndarray, rate: float = 0.95) -> dict[str, float]:
     """How well a score tells images of known classes from others: a dict of auroc, aupr and fpr95, all in 0-1.
 
@@ -577,7 +731,7 @@ def _threshold(truth: np.ndarray, scores: np.ndarray, rate: float = 0.95) -> tup
     first = (true_positive >= _check_positive(rate, "rate", 1) - 1e-12).argmax()
     return float(thresholds[first]), float(false_positive[first])
 
-# %% ../nbs/02_metrics.ipynb #cell-129
+# %% ../nbs/02_metrics.ipynb #cell-132
 def plot_detection(inside: Sequence[float] | np.ndarray, outside: Sequence[float] | np.ndarray, name: str = "outside",
                    axes: Axes | None = None) -> Axes:
     """Histograms of a score for images of known classes and for others, each in per cent of its kind; dashed: where 95 % of the known pass.
@@ -586,7 +740,7 @@ def plot_detection(inside: Sequence[float] | np.ndarray, outside: Sequence[float
     Raises ValueError as `detection` does.
     """
     figures, (truth, scores) = detection(inside, outside), _scores_of_both(inside, outside)
-    axes = _axes(axes, (7, 3.6))
+    axes, name = _axes(axes, (7, 3.6)), label_text(name)
     edges = np.linspace(scores.min(), scores.max(), 31)
     if not (np.diff(edges) > 0).all():                                          # all scores alike
         edges = scores[0] + max(1, abs(scores[0])) * np.linspace(-0.5, 0.5, 31)
@@ -598,7 +752,7 @@ def plot_detection(inside: Sequence[float] | np.ndarray, outside: Sequence[float
     _set_title(axes, f"{_percent(figures['fpr95'])} of “{name}” pass where 95 % of the known do; AUROC {figures['auroc']:.2f}")
     return axes
 
-# %% ../nbs/02_metrics.ipynb #cell-135
+# %% ../nbs/02_metrics.ipynb #cell-138
 def risk_coverage(labels: Sequence[int] | np.ndarray, probabilities: Sequence[Sequence[float]] | np.ndarray) -> pd.DataFrame:
     """The share of wrong answers (risk) among the most confident k of N images, for k = 1 ... N: columns coverage (k / N) and risk, 0-1.
 
@@ -618,7 +772,7 @@ def area_under_risk_coverage(labels: Sequence[int] | np.ndarray, probabilities: 
     """
     return float(risk_coverage(labels, probabilities)["risk"].mean())
 
-# %% ../nbs/02_metrics.ipynb #cell-137
+# %% ../nbs/02_metrics.ipynb #cell-140
 def _risk_title(table: pd.DataFrame) -> str:
     """The sentence that says at which coverage the risk is half of what it is for all images."""
     risk, half = table["risk"].iloc[-1], table["coverage"][table["risk"] <= table["risk"].iloc[-1] / 2 + 1e-12]
@@ -628,7 +782,7 @@ def _risk_title(table: pd.DataFrame) -> str:
         return f"No coverage halves the risk of {_percent(risk)}"
     return f"Answering the surest {_percent(half.iloc[-1], 0 if half.iloc[-1] >= 0.01 else 2)} halves the risk of {_percent(risk)}"
 
-# %% ../nbs/02_metrics.ipynb #cell-138
+# %% ../nbs/02_metrics.ipynb #cell-141
 def plot_risk_coverage(labels: Sequence[int] | np.ndarray, probabilities: Sequence[Sequence[float]] | np.ndarray, axes: Axes | None = None) -> Axes:
     """Risk against coverage; dashed: the best order there could be (all errors last), dotted: a random order.
 
@@ -646,7 +800,7 @@ def plot_risk_coverage(labels: Sequence[int] | np.ndarray, probabilities: Sequen
     _set_title(axes, _risk_title(table / 100))
     return axes
 
-# %% ../nbs/02_metrics.ipynb #cell-142
+# %% ../nbs/02_metrics.ipynb #cell-145
 def epistemic_uncertainty(probabilities: Sequence | np.ndarray) -> pd.DataFrame:
     """Uncertainty of an ensemble about each image, in nats: columns total, aleatoric and epistemic, total = aleatoric + epistemic.
 
@@ -660,6 +814,6 @@ def epistemic_uncertainty(probabilities: Sequence | np.ndarray) -> pd.DataFrame:
     shapes = sorted({model.shape for model in models})
     if len(shapes) != 1 or len(shapes[0]) != 2:
         raise ValueError(f"probabilities must be [models, images, classes], every model's of one shape; got models of the shapes {shapes}")
-    models = [_check_probabilities(model) for model in models]
+    models = [check_probabilities(model) for model in models]
     total, aleatoric = entropy(np.mean(models, axis=0), axis=1), np.mean([entropy(model, axis=1) for model in models], axis=0)
     return pd.DataFrame({"total": total, "aleatoric": aleatoric, "epistemic": np.maximum(total - aleatoric, 0)})

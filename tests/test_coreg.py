@@ -1,4 +1,5 @@
 """CoReg: losses against loops over hundreds of random batches, half precision, killed and resumed fits, students, exports, and bad input."""
+import hashlib
 import json
 import math
 import os
@@ -214,6 +215,40 @@ np.save("answers.npy", answers.detach().numpy())
 """
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
     assert np.allclose(np.load(tmp_path / "answers.npy"), expected, atol=1e-5)
+
+
+FULL = """
+import json, resource, signal, sys
+from pathlib import Path
+from clipadapt import CoReg, digits, load_clip
+from clipadapt.coreg import SMALL
+images = digits("train").subset(range(12))
+method = CoReg(load_clip(device="cpu"), images.classnames, **{**SMALL, "epochs": 1, "views": 2}).fit(images)
+folder = Path(sys.argv[1])
+method.export(folder / "small.pt")
+before = [path.read_bytes() for path in sorted(folder.iterdir())]
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+try:
+    method.export(folder / "small.pt", network=1)
+except OSError as error:
+    print(error)
+assert [path.read_bytes() for path in sorted(folder.iterdir())] == before
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on the size of files")
+def test_an_export_to_a_full_disk_is_one_sentence_and_the_old_one_stays(tmp_path):
+    found = subprocess.run([sys.executable, "-c", FULL, str(tmp_path)], capture_output=True, text=True)
+    assert found.returncode == 0, found
+    assert found.stdout.startswith(f"{tmp_path / 'small.pt'} cannot be written: it would be larger"), found
+    assert found.stdout.count("\n") == 1
+
+
+def test_a_description_says_which_file_it_describes(clip, images, tmp_path):
+    path = CoReg(clip, images.classnames, **SHORT).fit(images).export(tmp_path / "small.pt")
+    described = json.loads((tmp_path / "small.json").read_text())
+    assert described["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def test_onnx_round_trip(clip, images, test_images, tmp_path):
