@@ -275,7 +275,7 @@ def _folder_name(name: str) -> str:
 
 # %% ../nbs/16_cli.ipynb #new-runfiles
 WRITTEN = re.compile(
-    r"(model/adapter|runs/[\w.-]+|checkpoint[\w.-]*)\.safetensors|model/adapter\.json"
+    r"model/adapter\.(safetensors|json)|(runs/[\w.-]+|checkpoint)\.safetensors(\.previous)?"
     r"|(config|record|table)\.json|(predictions|table)\.csv|log\.txt|report\.html"
 )
 
@@ -752,6 +752,8 @@ def adapt(context, images, classes, model, pretrained, device, out, overwrite, r
 
 def _adapt_in(folder: Path, out: str, method, pool, labels, probabilities: bool) -> None:
     """Fit the method, and write all that a run folder holds."""
+    from clipadapt.training import Checkpoint
+
     checkpoint = folder / "checkpoint.safetensors"
     if "checkpoint" in method.get_params():
         method.set_params(checkpoint=str(checkpoint))
@@ -762,7 +764,7 @@ def _adapt_in(folder: Path, out: str, method, pool, labels, probabilities: bool)
     method.save(folder / "model")
     _write_table(folder / "predictions.csv", _predictions(method, pool, probabilities))
     _write_json(folder / "record.json", _record(method.clip, images=pool, seconds=round(seconds, 3)))
-    checkpoint.unlink(missing_ok=True)
+    Checkpoint(checkpoint, {}).delete()
     logger.info("fitted in %.1f s; wrote %s", seconds, out)
     _report_accuracy(method, pool)
 
@@ -946,8 +948,10 @@ def encode(context, images, model, pretrained, device, out, overwrite) -> None:
     features = np.ascontiguousarray(FeatureStore().encode(clip, pool), dtype=np.float32)
     with whole_file(target) as draft:
         if target.suffix.lower() == ".npy":
-            with draft.open("wb") as file:
-                np.save(file, features)
+            with draft.open("wb") as file:      # np.save hides which error the disk had
+                header = np.lib.format.header_data_from_array_1_0(features)
+                np.lib.format.write_array_header_1_0(file, header)
+                file.write(features.data)
         else:
             save_file({"features": features}, draft)
     _write_json(target.with_suffix(".json"), {**_record(clip, images=pool), "names": _names(pool)})
