@@ -243,8 +243,11 @@ def _read_images(folder: str | None, names: list[str] | None, split: str = "trai
         )
     names = names or images.classnames
     labels = _labels(images, names, folder or "the handwriting")
-    read = ImageSet(images.images, names, labels, skipped=images.skipped)
     skipped = len(images.skipped)
+    read = ImageSet(
+        images.images, names, labels, skipped=images.skipped, ignored=images.ignored,
+        max_pixels=images.max_pixels,
+    )
     logger.info(
         "%d images, %d of them labelled, %d classes%s",
         len(read), (read.labels >= 0).sum(), len(names),
@@ -257,21 +260,19 @@ def _labels(images, names: list[str], where: str):
     """Labels counted by `names`; none when a sub-folder is not among them."""
     import numpy as np
 
-    number = {_folder_name(name): c for c, name in enumerate(names)}
-    others = [name for name in images.classnames if _folder_name(name) not in number]
+    from clipadapt.data import _as_name, _class_index
+
+    if not images.classnames:
+        return None
+    index, folders = _class_index(names), [*map(_as_name, images.classnames)]
+    others = [name for name in folders if name not in index]
     if others:
         logger.info(
             "the sub-folders of %s are not the classes (%s%s), so its images count as "
             "unlabelled", where, ", ".join(others[:3]), ", ..." if len(others) > 3 else "",
         )
         return None
-    numbers = [number[_folder_name(name)] for name in images.classnames]
-    return np.array([*numbers, -1])[images.labels]
-
-
-def _folder_name(name: str) -> str:
-    """Underscores in names of folders are blanks."""
-    return " ".join(name.replace("_", " ").split())
+    return np.array([*map(index.get, folders), -1])[images.labels]
 
 # %% ../nbs/16_cli.ipynb #new-runfiles
 WRITTEN = re.compile(
@@ -544,7 +545,7 @@ def _record(clip, **more) -> dict:
     from clipadapt.features import hash_images
 
     packages = ("clipadapt", "torch", "open_clip_torch", "scikit-learn", "numpy", "faiss-gpu" if sys.platform == "linux" else "faiss-cpu")
-    hashes = {name: {"count": len(value), "hash": hash_images(value), "skipped": value.skipped} if hasattr(value, "skipped") else value for name, value in more.items()}
+    hashes = {name: {"count": len(value), "hash": hash_images(value), "skipped": value.skipped, "ignored": value.ignored} if hasattr(value, "skipped") else value for name, value in more.items()}
     return {"versions": {"python": sys.version.split()[0], **{name: _version(name) for name in packages}},
             "clip": {"name": clip.name, "pretrained": clip.pretrained, "fingerprint": clip.fingerprint}, "date": time.strftime("%Y-%m-%d %H:%M:%S"), **hashes}
 
