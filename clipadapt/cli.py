@@ -60,7 +60,7 @@ class _Commands(click.Group):
                 raise
             raise click.ClickException(_shown(sentence)) from error
 
-
+# %% ../nbs/16_cli.ipynb #sp1
 def _sentence(error: Exception) -> str | None:
     """What to say of an error that the input or the system causes; None for a bug."""
     name, module = type(error).__name__, type(error).__module__
@@ -132,7 +132,7 @@ def _say(text: str) -> None:
     with suppress(OSError):
         click.echo(_shown(text), err=True)
 
-
+# %% ../nbs/16_cli.ipynb #sp2
 def _print(text: str) -> None:
     """Results on the standard output: unchanged, except on a screen."""
     try:
@@ -255,7 +255,7 @@ def _read_images(folder: str | None, names: list[str] | None, split: str = "trai
     )
     return read
 
-
+# %% ../nbs/16_cli.ipynb #sp3
 def _labels(images, names: list[str], where: str):
     """Labels counted by `names`; none when a sub-folder is not among them."""
     import numpy as np
@@ -408,7 +408,7 @@ def _working_folder(target: Path, options: dict, overwrite: bool, resume: bool) 
     shutil.rmtree(beside, ignore_errors=True)
     return beside
 
-
+# %% ../nbs/16_cli.ipynb #sp4
 def _changed(folder: Path, options: dict) -> list[str]:
     """The names of the options that are not those of the run in `folder`."""
     before = _read_config(folder / "config.json")
@@ -451,7 +451,7 @@ def _run_folder(out: str, options: dict, overwrite: bool, resume: bool) -> Itera
     if folder != target:
         _take_place(folder, target)
 
-
+# %% ../nbs/16_cli.ipynb #sp5
 def _forget(folder: Path, is_new: bool) -> None:
     """Remove a run that failed, unless it holds more than its options and its log."""
     log, config = folder / "log.txt", folder / "config.json"
@@ -556,7 +556,7 @@ def _version(package: str) -> str | None:
     except ImportError:         # PackageNotFoundError
         return None
 
-# %% ../nbs/16_cli.ipynb #new-options
+# %% ../nbs/16_cli.ipynb #x1
 class _UserPath(click.ParamType):
     """A path; ~ at its beginning is the home directory, also where no shell has seen it."""
 
@@ -572,7 +572,7 @@ class _UserPath(click.ParamType):
             self.fail(f"{value}: there is no home directory here; give the whole path")
         return path
 
-
+# %% ../nbs/16_cli.ipynb #x2
 METHODS = ("zero-shot", "nearest-neighbours", "prototypes", "fpl", "ifpl", "grip", "coreg", "latteclip", "lpclip", "flyp", "reclip")
 PATH, SEED = _UserPath(), click.IntRange(0, 2**32 - 1)
 IMAGES = click.option("--images", type=PATH, metavar="DIR", help="Folder of images: flat, or a sub-folder a class.  [default: the handwriting]")
@@ -622,7 +622,7 @@ def _run_options(context: click.Context) -> dict:
     paths = {name: os.path.abspath(options[name]) for name, test in there.items() if options.get(name) and test(options[name])}
     return {"command": context.info_name, **options, **paths}
 
-
+# %% ../nbs/16_cli.ipynb #sp6
 def _load_model(model: str | None, pretrained: str | None, device: str | None):
     """The CLIP of a command. Which one it is is said, for a config may have named it."""
     from clipadapt.zeroshot import load_clip
@@ -658,7 +658,7 @@ def _is_number(value) -> bool:
 def _is_list(value, test: Callable) -> bool:
     return isinstance(value, list) and all(map(test, value))
 
-
+# %% ../nbs/16_cli.ipynb #sp7
 _KINDS = {
     "bool": (lambda value: isinstance(value, bool), "true or false"),
     "int": (lambda value: _is_number(value) and isinstance(value, int), "a whole number"),
@@ -709,7 +709,7 @@ def _numbers(value) -> Iterator[int | float]:
     elif _is_number(value):
         yield value
 
-
+# %% ../nbs/16_cli.ipynb #sp8
 def _configure(method, settings: Sequence[str]):
     """Set parameters given as name=value. Raises ValueError for a name that the method does not have and for a value of the wrong kind."""
     known = sorted(set(method.get_params(deep=False)) - {"clip", "classnames", "checkpoint", "captioner", "seed"})
@@ -769,7 +769,7 @@ def _adapt_in(folder: Path, out: str, method, pool, labels, probabilities: bool)
     logger.info("fitted in %.1f s; wrote %s", seconds, out)
     _report_accuracy(method, pool)
 
-
+# %% ../nbs/16_cli.ipynb #sp9
 def _kept(what: str, folder: Path, out: str) -> str:
     """What to say of a run that is interrupted."""
     again = "--resume" if folder == Path(out) else "--overwrite --resume"
@@ -830,7 +830,7 @@ def predict(images, saved, model, pretrained, device, out, overwrite, probabilit
     _write_result(target, _predictions(method, pool, probabilities))
     _report_accuracy(method, pool)
 
-
+# %% ../nbs/16_cli.ipynb #sp10
 def _model_of(wanted, saved, model: str | None, pretrained: str | None, device: str | None):
     """The CLIP that was asked for, or else the one that a saved method names, if known."""
     from clipadapt.zeroshot import is_known
@@ -982,7 +982,7 @@ def caption_command(context, images, captioner, prompt, out, overwrite) -> None:
     table = pd.DataFrame({"image": _names(pool), "caption": captions.texts}, dtype=object)
     _write_result(target, table)
 
-
+# %% ../nbs/16_cli.ipynb #sp11
 @main.command("demo")
 @_options(QUIET)
 @click.option("--out", type=PATH, metavar="DIR", default="runs/demo", show_default=True)
