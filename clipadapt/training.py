@@ -170,12 +170,13 @@ def set_module_numbers(module: torch.nn.Module, numbers: np.ndarray) -> None:
     """
     state = {name: tensor for name, tensor in module.state_dict().items() if tensor.is_floating_point()}
     sizes = [tensor.numel() for tensor in state.values()]
-    complaint = Array("float32|float64", sum(sizes)).complaint(np.asarray(numbers), {})
-    if complaint:
-        raise ValueError(
-            f"a {type(module).__name__} of {sum(sizes)} numbers cannot take an array that "
-            f"{complaint}"
-        )
+    check_arrays(
+        {"their array": np.asarray(numbers)},
+        {"their array": Array("float32|float64", sum(sizes))},
+        {},
+        f"what is known of the numbers of a {type(module).__name__}",
+        "it belongs to another one",
+    )
     parts = torch.from_numpy(np.array(numbers)).split(sizes)
     module.load_state_dict({name: part.view(tensor.shape) for (name, tensor), part in zip(state.items(), parts)}, strict=False)
 
