@@ -285,12 +285,18 @@ WRITTEN = re.compile(
 )
 
 
-def _written_name(path: Path) -> str:
-    """The name of a file of a run; for a draft, the name that it would have got."""
-    parts = (re.sub(r"^\.(.+)\.replaced$", r"\1", part) for part in path.parts)
-    return "/".join(draft_target(part) or part for part in parts)
+def _is_ours(name: Path) -> bool:
+    """Whether a run writes a file of this name, or a draft of one."""
+    path = ""
+    for part in name.parts:
+        target = draft_target(part)
+        path += target or re.sub(r"^\.(.+)\.replaced$", r"\1", part)
+        if target and WRITTEN.fullmatch(path):      # a draft may be a folder of its own
+            return True
+        path += "/"
+    return WRITTEN.fullmatch(path.removesuffix("/")) is not None
 
-
+# %% ../nbs/16_cli.ipynb #sq1
 def _run_files(folder: Path) -> list[Path]:
     """The files of the run in `folder`, drafts left out; none for a new folder.
 
@@ -302,7 +308,7 @@ def _run_files(folder: Path) -> list[Path]:
         path.relative_to(folder) for path in folder.rglob("*")
         if path.is_symlink() or not path.is_dir()
     ]
-    foreign = [name for name in names if not WRITTEN.fullmatch(_written_name(name))]
+    foreign = [name for name in names if not _is_ours(name)]
     whole = [name for name in names if not any(map(draft_target, name.parts))]
     if whole and not foreign and Path("config.json") not in whole:
         foreign = whole
@@ -769,7 +775,7 @@ def adapt(context, images, classes, model, pretrained, device, out, overwrite, r
         context.find_root().obj = _kept("What is done is kept", folder, out)
         _adapt_in(folder, out, chosen, pool, pool.labels if use_labels else None, probabilities)
 
-
+# %% ../nbs/16_cli.ipynb #sq2
 def _adapt_in(folder: Path, out: str, method, pool, labels, probabilities: bool) -> None:
     """Fit the method, and write all that a run folder holds."""
     from clipadapt.training import Checkpoint
