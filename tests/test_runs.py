@@ -132,16 +132,15 @@ def test_a_run_that_is_killed_while_it_replaces_another_one(exchange, images, wh
     (tmp_path / "at").mkdir()
     out, points = tmp_path / "at" / "run", 0
     assert not killed(None, images, out, *FIRST)
-    while killed(points, images, out, *SECOND, "--overwrite"):
+    while killed(points, images, out, *(new := (SECOND, FIRST)[points % 2]), "--overwrite"):
         aside = out.with_name(".run.replaced")
         assert content(out if out.exists() or exchange else aside) in whole
-        options = [("--overwrite", "--resume"), ("--overwrite",)][points % 2]
-        assert not killed(None, images, out, *SECOND, *options), points
-        assert content(out) == whole[1]
+        options = [("--overwrite", "--resume"), ("--overwrite",)][points // 2 % 2]
+        assert not killed(None, images, out, *new, *options), points
+        assert content(out) == whole[1 - points % 2]
         clean(out.parent, "run")
-        assert not killed(None, images, out, *FIRST, "--overwrite")
         points += 1
-    assert points > 15 and content(out) == whole[1]
+    assert points > 15 and content(out) == whole[1 - points % 2]
 
 
 def test_a_run_that_is_killed_again_and_again(images, whole, tmp_path):
