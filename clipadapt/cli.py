@@ -280,7 +280,7 @@ def _labels(images, names: list[str], where: str):
 # %% ../nbs/16_cli.ipynb #new-runfiles
 WRITTEN = re.compile(
     r"model/adapter\.(safetensors|json)"
-    r"|(runs/[\w.-]+|checkpoint)\.safetensors(\.previous)?"
+    r"|(runs/[\w.-]+|checkpoint(\.previous)?)\.safetensors"
     r"|(config|record|table)\.json|(predictions|table)\.csv|log\.txt|report\.html"
 )
 
