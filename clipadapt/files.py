@@ -31,8 +31,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 # %% auto #0
-__all__ = ['AnyRecord', 'explained', 'draft_target', 'remove_drafts', 'whole_file', 'whole_directory', 'replace_directory',
-           'recover_directory', 'Record', 'parse_record', 'read_record', 'write_record', 'Array', 'check_arrays',
+__all__ = ['AnyRecord', 'explained', 'draft_target', 'remove_drafts', 'whole_file', 'recover_directory', 'whole_directory',
+           'replace_directory', 'Record', 'parse_record', 'read_record', 'write_record', 'Array', 'check_arrays',
            'hash_parts', 'write_arrays', 'save_arrays', 'read_arrays', 'safe_for_spreadsheets', 'csv_text']
 
 # %% ../nbs/00_files.ipynb #cell-8
@@ -198,6 +198,15 @@ def _take_place(draft: Path, target: Path) -> None:
         raise
     _remove(_aside(target))
 
+# %% ../nbs/00_files.ipynb #new-recover
+def recover_directory(target: str | Path) -> None:
+    """Tidy up after a process that died while it replaced the folder `target`."""
+    target = Path(target).absolute()
+    if target.exists():
+        _remove(_aside(target))
+    elif _aside(target).exists():
+        _aside(target).rename(target)
+
 # %% ../nbs/00_files.ipynb #cell-18
 @contextmanager
 def whole_directory(target: str | Path, replace: bool = False) -> Iterator[Path]:
@@ -254,15 +263,6 @@ def replace_directory(target: str | Path, finished: str | Path) -> None:
                 _finish(path, path.stat().st_mode)
         recover_directory(target)
         _place(finished, target, replace=True)
-
-
-def recover_directory(target: str | Path) -> None:
-    """Tidy up after a process that died while it replaced the folder `target`."""
-    target = Path(target).absolute()
-    if target.exists():
-        _remove(_aside(target))
-    elif _aside(target).exists():
-        _aside(target).rename(target)
 
 # %% ../nbs/00_files.ipynb #cell-22
 class Record(BaseModel):
@@ -346,11 +346,15 @@ class Array:
         object.__setattr__(self, "low", low)
         object.__setattr__(self, "below", below)
 
+    def complaint(self, array: np.ndarray, sizes: dict[str, int]) -> str | None:
+        """What is wrong with `array`, or None; `sizes` that are new to it are added."""
+        return _complaint(self, array, sizes)
+
 # %% ../nbs/00_files.ipynb #2f5a4339
 def _complaint(
     declared: Array, array: np.ndarray, sizes: dict[str, int]
 ) -> str | None:
-    """What is wrong with `array`, or None; `sizes` that are new to it are added."""
+    """See `Array.complaint`."""
     if str(array.dtype) not in declared.dtypes:
         return f"has type {array.dtype}, not {' or '.join(declared.dtypes)}"
     if not _has_shape(array.shape, declared.shape, sizes):
@@ -401,7 +405,7 @@ def check_arrays(
         raise ValueError(f"{path} is damaged ({different[0]} {what}); {remedy}")
     sizes = dict(sizes)
     for name, array in arrays.items():
-        complaint = _complaint(declared[name], array, sizes)
+        complaint = declared[name].complaint(array, sizes)
         if complaint:
             raise ValueError(f"{path} is damaged ({name} {complaint}); {remedy}")
 
@@ -531,12 +535,13 @@ def safe_for_spreadsheets(table: pd.DataFrame) -> pd.DataFrame:
     table: any table; its texts, column names included, get a leading single quote where
         they begin with = + - @, a tab or a carriage return. Numbers stay as they are.
     """
-    safe = table.rename(columns=_no_formula)
-    for place, kind in enumerate(safe.dtypes):
+    safe = table.copy()
+    safe.columns = pd.Index(map(_no_formula, table.columns), dtype=object)
+    for place, kind in enumerate(table.dtypes):
         if not pd.api.types.is_numeric_dtype(kind):
-            texts = [_no_formula(cell) for cell in safe.iloc[:, place]]
             # As objects: pandas' own texts are UTF-8, and names of files need not be.
-            safe.isetitem(place, pd.Series(texts, safe.index, dtype=object))
+            cells = [_no_formula(cell) for cell in table.iloc[:, place]]
+            safe.isetitem(place, pd.Series(cells, table.index, dtype=object))
     return safe
 
 
@@ -548,7 +553,7 @@ def csv_text(table: pd.DataFrame) -> str:
     """A table as CSV without its index: safe for spreadsheets, each row on a line.
 
     table: any table. Its texts stand in quotation marks where they have to, and all of
-        them do when one holds a carriage return, which pandas would take for a row's end.
+        them do when one holds a carriage return, which pandas takes for a row's end.
     """
     text = safe_for_spreadsheets(table).to_csv(index=False, lineterminator="\n")
     if "\r" in text:

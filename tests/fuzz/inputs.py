@@ -154,8 +154,13 @@ class CommandLine(Target):
         """Call the command in this process."""
         return CliRunner().invoke(main, [str(argument) for argument in arguments], prog_name="clipadapt", color=True)
 
-    def attempt(self, dice: random.Random, folder: Path) -> None:
+    def enter(self, folder: Path) -> None:
+        """Work in `folder`, which is at home, too: nothing leads out of it."""
         os.chdir(folder)
+        os.environ["HOME"] = str(folder)
+
+    def attempt(self, dice: random.Random, folder: Path) -> None:
+        self.enter(folder)
         command = dice.choice([*main.commands, "adapt", "predict", "zero-shot", "encode"])
         if command == "demo":
             command = "adapt"
@@ -202,7 +207,7 @@ class Config(CommandLine):
     name = "config"
 
     def attempt(self, dice: random.Random, folder: Path) -> None:
-        os.chdir(folder)
+        self.enter(folder)
         precious = folder / "precious"
         precious.mkdir()
         (precious / "photo.txt").write_text("mine")

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 BLOCK = 250             # inputs that one process takes; a new one starts without what they left
-SECONDS = 30            # for one input; longer counts as a hang
+SECONDS = 60            # for one input, also on a busy machine; longer counts as a hang
 MEMORY = 1536 * 2**20   # bytes that a process may take beyond what it began with
 LONGEST_MESSAGE = 2000  # characters
 

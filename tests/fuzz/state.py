@@ -1,10 +1,11 @@
-"""Targets for what lies on a disk: saved methods and indexes, checkpoints, feature rows."""
+"""Targets for what lies on a disk: models, saved methods, indexes, checkpoints, rows."""
 import json
 import random
 import shutil
 from pathlib import Path
 
 import numpy as np
+from open_clip.model import CLIP as OpenCLIP
 from safetensors import safe_open
 from safetensors.numpy import save
 from sklearn.base import clone
@@ -169,6 +170,9 @@ def stop_after(method, images, saves: int) -> None:
         Checkpoint.save = original
 
 
+RARE = {"LatteCLIP": 0.02, "FLYP": 0.02, "CoReg": 0.1}     # checkpoints of up to 50 MB
+
+
 class Checkpoints(Target):
     """Checkpoints of interrupted fits, damaged and forged, with and without what came before.
 
@@ -194,8 +198,10 @@ class Checkpoints(Target):
 
     def attempt(self, dice: random.Random, folder: Path) -> None:
         names = sorted(self.seeds)
-        method, sealed, earlier, expected = self.seeds[dice.choice(names)]
-        other = self.seeds[dice.choice(names)][1].content
+        weights = [RARE.get(name, 1) for name in names]
+        name, another = dice.choices(names, weights, k=2)
+        method, sealed, earlier, expected = self.seeds[name]
+        other = self.seeds[another][1].content
         forged = dice.random() < 0.5
         content = sealed.forged(dice) if forged else sealed.damaged(dice, other)
         (folder / "run.safetensors").write_bytes(content)
@@ -262,3 +268,38 @@ class Rows(Target):
             path.write_text(text, encoding="utf-8", errors="replace")
         else:
             path.write_bytes(mutate_bytes(dice, content, b"", 200) if content else b"x")
+
+
+SMALL_MODEL = {
+    "embed_dim": 8,
+    "vision_cfg": {"image_size": 16, "patch_size": 8, "width": 16, "layers": 1, "head_width": 8},
+    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 8, "heads": 1, "layers": 1}}
+
+
+class ModelFolders(Target):
+    """Model folders with other settings and damaged weights.
+
+    What is accepted is a model: unit features of an image and of a text, or an error.
+    """
+
+    name = "models"
+
+    def prepare(self, folder: Path) -> None:
+        model = OpenCLIP(**SMALL_MODEL)
+        weights = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+        self.weights = save(weights)
+        self.settings = {"model_cfg": SMALL_MODEL, "preprocess_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "interpolation": "bicubic"}}
+        self.image = some_images(1)
+
+    def attempt(self, dice: random.Random, folder: Path) -> None:
+        text, weights = json.dumps(self.settings), self.weights
+        if dice.random() < 0.7:
+            text = json_text(dice, mutate_json(dice, self.settings))
+        else:
+            weights = mutate_bytes(dice, weights, b"", 4000)
+        (folder / "open_clip_config.json").write_text(text, encoding="utf-8", errors="replace")
+        (folder / "open_clip_model.safetensors").write_bytes(weights)
+        clip = load_clip(f"local-dir:{folder}", device="cpu")
+        for features in (clip.encode_image(self.image), clip.encode_text(["a cat"])):
+            if not abs(features.norm(dim=1) - 1).max() < 1e-3:
+                raise Wrong("a model gives features that are not of unit length")
