@@ -74,7 +74,7 @@ class Sealed:
         return save(arrays, header)
 
     def damaged(self, dice: random.Random, other: bytes) -> bytes:
-        """The file with some bytes changed, or with another record under its old hash."""
+        """The file with bytes changed, or with another record under its old hash."""
         if dice.random() < 0.2:
             text = json_text(dice, mutate_json(dice, self.record))
             return save(
