@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, ClassVar, get_type_hints
 
 import numpy as np
-import open_clip
 import torch
 from pydantic import ConfigDict, JsonValue, PydanticUserError, TypeAdapter, ValidationError
 from sklearn.base import BaseEstimator
@@ -22,10 +21,10 @@ from .data import ImageSet, as_imageset, check_classnames, check_labels
 from .files import (
     Array, Record, check_arrays, draft_target, read_arrays, write_arrays)
 from .zeroshot import (
-    CLIP, average_prompts, encode_prompts, load_clip, zero_shot_probabilities)
+    CLIP, average_prompts, encode_prompts, is_known, load_clip, zero_shot_probabilities)
 
 # %% auto #0
-__all__ = ['SavedClip', 'SavedMethod', 'Declared', 'Saved', 'check_declared', 'read_saved', 'is_known', 'translate_labels',
+__all__ = ['SavedClip', 'SavedMethod', 'Declared', 'Saved', 'own_file', 'check_declared', 'read_saved', 'translate_labels',
            'Adapter', 'ZeroShot']
 
 # %% ../nbs/03_adapter.ipynb #cell-10
@@ -105,7 +104,7 @@ class Saved(Declared):
         (arrays and plain JSON, as declared); OSError for a disk that is full or refuses.
         """
         self._check_fitted()
-        path = _place(Path(directory))
+        path = own_file(Path(directory), _FILE, [_EARLIER], "a saved method")
         arrays, record = self._record()
         _check_saveable(self, arrays, record)
         write_arrays(path, arrays, record)
@@ -155,17 +154,24 @@ def _as_json(values: Mapping[str, Any]) -> dict[str, JsonValue]:
     return plain
 
 
-def _place(directory: Path) -> Path:
-    """The file of a method in `directory`; ValueError when that holds anything else."""
-    kept = {_FILE, _EARLIER}
-    if directory.is_file() or directory.is_dir() and any(
-        path.name not in kept and draft_target(path) != _FILE
-        for path in directory.iterdir()
-    ):
+def own_file(directory: Path, name: str, earlier: Sequence[str], what: str) -> Path:
+    """The path of the file `name` in a folder that is for this file alone.
+
+    directory: the folder; it need not be there.
+    earlier: names of files that earlier versions wrote in its place.
+    what: what the file holds, for the message.
+
+    Raises ValueError when `directory` is a file, or holds anything else. Drafts that a
+    killed process left do not count.
+    """
+    def is_foreign(path: Path) -> bool:
+        return path.name not in (name, *earlier) and draft_target(path) != name
+
+    if directory.is_file() or directory.is_dir() and any(map(is_foreign, directory.iterdir())):
         raise ValueError(
-            f"{directory} holds something else than a saved method; choose another folder"
+            f"{directory} holds something else than {what}; choose another folder"
         )
-    return directory / _FILE
+    return directory / name
 
 # %% ../nbs/03_adapter.ipynb #cell-14
 def check_declared(
@@ -282,8 +288,8 @@ def _check_names(names: JsonValue) -> None:
     """ValueError unless `names` are class names as `fit` keeps them."""
     if not isinstance(names, list) or not names:
         raise ValueError("it has no class names")
-    if not all(isinstance(name, str) for name in names) or check_classnames(names) != names:
-        raise ValueError("its class names are no class names")
+    if check_classnames(names) != names:
+        raise ValueError("its class names are not written as fit writes them")
 
 # %% ../nbs/03_adapter.ipynb #new-35-22
 @contextmanager
@@ -319,13 +325,6 @@ def _check_method(kind: type[Saved], record: SavedMethod, path: Path) -> None:
     _check_params(kind, record.params, path, _REMEDY)
 
 # %% ../nbs/03_adapter.ipynb #new-36-23
-def is_known(name: str | None, pretrained: str | None) -> bool:
-    """Whether a CLIP is the built-in one, or one that OpenCLIP itself lists."""
-    if name is None:
-        return pretrained is None
-    return pretrained in open_clip.list_pretrained_tags_by_model(name)
-
-
 def _fitting_clip(clip: CLIP | None, wanted: SavedClip, path: Path) -> CLIP:
     """`clip`, or the one that a file names if that can be trusted.
 

@@ -27,8 +27,9 @@ from typing import Annotated, Optional
 import click
 from click.core import ParameterSource
 
-from .files import (
-    Record, csv_text, draft_target, explained, recover_directory, replace_directory, whole_file)
+from clipadapt.files import (
+    Record, csv_text, draft_target, explained, recover_directory, replace_directory,
+    whole_file)
 
 # %% auto #0
 __all__ = ['logger', 'WRITTEN', 'METHODS', 'PATH', 'SEED', 'IMAGES', 'CLASSES', 'NAMED', 'DEVICE', 'MODEL', 'RUN', 'TABLE',
@@ -60,7 +61,7 @@ class _Commands(click.Group):
                 raise
             raise click.ClickException(_shown(sentence)) from error
 
-
+# %% ../nbs/16_cli.ipynb #sp1
 def _sentence(error: Exception) -> str | None:
     """What to say of an error that the input or the system causes; None for a bug."""
     name, module = type(error).__name__, type(error).__module__
@@ -70,7 +71,7 @@ def _sentence(error: Exception) -> str | None:
             "another --model, or --device cpu"
         )
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
-        return "the memory is full; give fewer images, or a smaller --set batch_size=..."
+        return "the memory is full; give fewer images, or a smaller batch_size"
     if isinstance(error, OverflowError):
         return f"a number is too large ({error})"
     if name == "SafetensorError" or module == "sqlite3":
@@ -112,7 +113,8 @@ def main(quiet: bool) -> None:
     warnings.showwarning = show
 
 # %% ../nbs/16_cli.ipynb #new-screen
-_UNSEEN = re.compile(   # control characters, changes of direction, bytes that are no UTF-8
+# Control characters, changes of direction, bytes that are no UTF-8.
+_UNSEEN = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 
@@ -132,7 +134,7 @@ def _say(text: str) -> None:
     with suppress(OSError):
         click.echo(_shown(text), err=True)
 
-
+# %% ../nbs/16_cli.ipynb #sp2
 def _print(text: str) -> None:
     """Results on the standard output: unchanged, except on a screen."""
     try:
@@ -238,13 +240,16 @@ def _read_images(folder: str | None, names: list[str] | None, split: str = "trai
     images = ImageSet.from_folder(folder) if folder else digits(split)
     if not names and not images.classnames:
         raise ValueError(
-            f"{folder} has no sub-folders to take class names from: give --classes a,b,c "
-            "or a file with one name a line"
+            f"{folder} has no sub-folders to take class names from: give --classes "
+            "a,b,c or a file with one name a line"
         )
     names = names or images.classnames
     labels = _labels(images, names, folder or "the handwriting")
-    read = ImageSet(images.images, names, labels, skipped=images.skipped)
     skipped = len(images.skipped)
+    read = ImageSet(
+        images.images, names, labels, skipped=images.skipped, ignored=images.ignored,
+        max_pixels=images.max_pixels,
+    )
     logger.info(
         "%d images, %d of them labelled, %d classes%s",
         len(read), (read.labels >= 0).sum(), len(names),
@@ -252,40 +257,46 @@ def _read_images(folder: str | None, names: list[str] | None, split: str = "trai
     )
     return read
 
-
+# %% ../nbs/16_cli.ipynb #sp3
 def _labels(images, names: list[str], where: str):
     """Labels counted by `names`; none when a sub-folder is not among them."""
     import numpy as np
 
-    number = {_folder_name(name): c for c, name in enumerate(names)}
-    others = [name for name in images.classnames if _folder_name(name) not in number]
+    from clipadapt.data import _as_name, _class_index
+
+    if not images.classnames:
+        return None
+    index, folders = _class_index(names), [*map(_as_name, images.classnames)]
+    others = [name for name in folders if name not in index]
     if others:
+        some = ", ".join(others[:3] + ["..."] * (len(others) > 3))
         logger.info(
-            "the sub-folders of %s are not the classes (%s%s), so its images count as "
-            "unlabelled", where, ", ".join(others[:3]), ", ..." if len(others) > 3 else "",
+            "the sub-folders of %s are not the classes (%s), so its images count as "
+            "unlabelled", where, some,
         )
         return None
-    numbers = [number[_folder_name(name)] for name in images.classnames]
-    return np.array([*numbers, -1])[images.labels]
-
-
-def _folder_name(name: str) -> str:
-    """Underscores in names of folders are blanks."""
-    return " ".join(name.replace("_", " ").split())
+    return np.array([*map(index.get, folders), -1])[images.labels]
 
 # %% ../nbs/16_cli.ipynb #new-runfiles
 WRITTEN = re.compile(
-    r"(model/adapter|runs/[\w.-]+|checkpoint[\w.-]*)\.safetensors|model/adapter\.json"
+    r"model/adapter\.(safetensors|json)"
+    r"|(runs/[\w.-]+|checkpoint(\.previous)?)\.safetensors"
     r"|(config|record|table)\.json|(predictions|table)\.csv|log\.txt|report\.html"
 )
 
 
-def _written_name(path: Path) -> str:
-    """The name of a file of a run; for a draft, the name that it would have got."""
-    parts = (re.sub(r"^\.(.+)\.replaced$", r"\1", part) for part in path.parts)
-    return "/".join(draft_target(part) or part for part in parts)
+def _is_ours(name: Path) -> bool:
+    """Whether a run writes a file of this name, or a draft of one."""
+    path = ""
+    for part in name.parts:
+        target = draft_target(part)
+        path += target or re.sub(r"^\.(.+)\.replaced$", r"\1", part)
+        if target and WRITTEN.fullmatch(path):      # a draft may be a folder of its own
+            return True
+        path += "/"
+    return WRITTEN.fullmatch(path.removesuffix("/")) is not None
 
-
+# %% ../nbs/16_cli.ipynb #sq1
 def _run_files(folder: Path) -> list[Path]:
     """The files of the run in `folder`, drafts left out; none for a new folder.
 
@@ -293,22 +304,30 @@ def _run_files(folder: Path) -> list[Path]:
     """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; choose another --out")
-    inside = [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
-    names = [path.relative_to(folder) for path in inside]
-    foreign = [name for name in names if not WRITTEN.fullmatch(_written_name(name))]
+    names = [
+        path.relative_to(folder) for path in folder.rglob("*")
+        if path.is_symlink() or not path.is_dir()
+    ]
+    foreign = [name for name in names if not _is_ours(name)]
     whole = [name for name in names if not any(map(draft_target, name.parts))]
     if whole and not foreign and Path("config.json") not in whole:
         foreign = whole
     if foreign:
         some = ", ".join(sorted(map(str, foreign))[:3])
-        raise ValueError(f"{folder} holds other things than a run ({some}); choose another --out")
+        raise ValueError(
+            f"{folder} holds other things than a run ({some}); choose another --out"
+        )
     if whole:
-        _read_config(folder / "config.json")
+        try:
+            _read_config(folder / "config.json")
+        except ValueError as error:
+            remedy = f"choose another --out, or delete {folder}"
+            raise ValueError(f"{error}; {remedy}") from error
     return [folder / name for name in whole]
 
 # %% ../nbs/16_cli.ipynb #new-config
 def _read_config(path: str | Path) -> dict:
-    """The options that a run keeps in its config.json. Raises ValueError for another file."""
+    """The options that a run keeps in its config.json, or ValueError for another file."""
     from pydantic import ValidationError
 
     try:
@@ -320,13 +339,16 @@ def _read_config(path: str | Path) -> dict:
             raise ValueError("it names no command")
         _config_schema(command).model_validate(options)
     except RecursionError as error:
-        raise ValueError(f"{path} is no config.json of a run (too deeply nested)") from error
+        raise _no_config(path, "too deeply nested") from error
     except ValidationError as error:
-        raise ValueError(f"{path} is no config.json of a run ({_complaint(error)})") from error
+        raise _no_config(path, _complaint(error)) from error
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ValueError(f"{path} is no config.json of a run ({reason})") from error
+        raise _no_config(path, getattr(error, "strerror", None) or error) from error
     return options
+
+
+def _no_config(path: str | Path, reason) -> ValueError:
+    return ValueError(f"{path} is no config.json of a run ({reason})")
 
 
 _LONGEST = 1_000_000        # bytes; nobody names a million classes on a command line
@@ -338,18 +360,20 @@ def _complaint(error) -> str:
     place = ".".join(map(str, first["loc"]))
     if place in ("out", "overwrite", "resume"):
         return f"{place} is given on the command line, never by a file"
-    return f"{place}: {first['msg']}"
+    if first["type"] == "extra_forbidden":
+        return f"{place} is no option of this command"
+    return f"{place}: {first['msg'].removeprefix('Value error, ')}"
 
 # %% ../nbs/16_cli.ipynb #new-schema
 def _text(value) -> str:
-    """Any text, file names that are no UTF-8 included, which pydantic's own `str` refuses."""
+    """Any text, also a file name that is no UTF-8, which pydantic's own `str` refuses."""
     if not isinstance(value, str):
         raise ValueError("should be text")
     return value
 
 
 def _config_schema(command: str):
-    """What the config.json of `command` may hold; what it leaves out has its default."""
+    """What the config.json of `command` may hold; what is left out has its default."""
     from pydantic import PlainValidator, create_model
 
     text = Annotated[str, PlainValidator(_text)]
@@ -384,25 +408,25 @@ def _working_folder(target: Path, options: dict, overwrite: bool, resume: bool) 
         return target
     if not overwrite and not resume:
         raise ValueError(
-            f"{target} is not empty; choose another --out, go on with --resume, or replace "
-            "its run with --overwrite"
+            f"{target} is not empty; choose another --out, go on with --resume, or "
+            "replace its run with --overwrite"
         )
     if not overwrite:
         _check_unchanged(target, options)
         return target
     if resume and begun and not _changed(beside, options):
         return beside
-    if resume and old and not _changed(target, options):     # it has taken its place already
+    if resume and old and not _changed(target, options):    # it took its place already
         shutil.rmtree(beside, ignore_errors=True)
         return target
     if resume and begun:
         _check_unchanged(beside, options)
     if os.path.ismount(target) or not os.access(beside.parent, os.W_OK):
-        raise ValueError(f"{target} cannot be replaced as a whole; choose a folder inside it")
+        raise ValueError(f"{target} cannot be replaced; choose a folder inside it")
     shutil.rmtree(beside, ignore_errors=True)
     return beside
 
-
+# %% ../nbs/16_cli.ipynb #sp4
 def _changed(folder: Path, options: dict) -> list[str]:
     """The names of the options that are not those of the run in `folder`."""
     before = _read_config(folder / "config.json")
@@ -413,18 +437,20 @@ def _check_unchanged(folder: Path, options: dict) -> None:
     changed = ", ".join(_changed(folder, options))
     if changed:
         raise ValueError(
-            f"{folder} was begun with other options ({changed}); repeat them, start anew "
-            "with --overwrite and without --resume, or choose another --out"
+            f"{folder} was begun with other options ({changed}); repeat them, start "
+            "anew with --overwrite and without --resume, or choose another --out"
         )
 
 # %% ../nbs/16_cli.ipynb #new-runfolder
 @contextmanager
-def _run_folder(out: str, options: dict, overwrite: bool, resume: bool) -> Iterator[Path]:
+def _run_folder(
+    out: str, options: dict, overwrite: bool, resume: bool
+) -> Iterator[Path]:
     """Yield the folder that a run is made in; its options and its log are kept there.
 
-    A run that replaces another one is made beside it and takes its place at the end. A run
-    that fails before anything of value was written leaves nothing. Raises ValueError when
-    something would be lost.
+    A run that replaces another one is made beside it and takes its place at the end. A
+    run that fails before anything of value was written leaves nothing. Raises ValueError
+    when something would be lost.
     """
     target, options = Path(out), json.loads(json.dumps(options))
     folder = _working_folder(target, options, overwrite, resume)
@@ -445,7 +471,7 @@ def _run_folder(out: str, options: dict, overwrite: bool, resume: bool) -> Itera
     if folder != target:
         _take_place(folder, target)
 
-
+# %% ../nbs/16_cli.ipynb #sp5
 def _forget(folder: Path, is_new: bool) -> None:
     """Remove a run that failed, unless it holds more than its options and its log."""
     log, config = folder / "log.txt", folder / "config.json"
@@ -453,7 +479,7 @@ def _forget(folder: Path, is_new: bool) -> None:
     if files <= {log, config}:
         with suppress(OSError):
             log.unlink(missing_ok=True)
-            config.unlink(missing_ok=True)      # last: without it the log is not known as ours
+            config.unlink(missing_ok=True)      # last: it says that the log is ours
             if is_new:
                 shutil.rmtree(folder)
 
@@ -468,7 +494,7 @@ def _take_place(folder: Path, target: Path) -> None:
 
 # %% ../nbs/16_cli.ipynb #new-tables
 def _json_bytes(content) -> bytes:
-    r"""JSON in UTF-8. A byte of a file name that is no UTF-8 becomes \udcXX, as in Python."""
+    r"""JSON in UTF-8; bytes of file names that are not become \udcXX, as in Python."""
     text = json.dumps(content, indent=1, ensure_ascii=False, default=str)
     return text.encode("utf-8", "backslashreplace")
 
@@ -481,7 +507,8 @@ def _write_json(path: Path, content) -> None:
 def _rows(table) -> list[dict]:
     """A table as dicts for JSON, NaN as null."""
     plain = table.astype(object).where(table.notna(), None)
-    return [dict(zip(plain.columns, row)) for row in plain.itertuples(index=False, name=None)]
+    rows = plain.itertuples(index=False, name=None)
+    return [dict(zip(plain.columns, row)) for row in rows]
 
 
 def _write_table(path: Path | None, table) -> None:
@@ -500,18 +527,20 @@ def _check_file(
 ) -> Path | None:
     """The path of a result.
 
-    Raises ValueError, before any work is done, when it is a folder, ends in something else,
-    cannot be written, or is there already, it or the file `beside` it.
+    Raises ValueError, before any work is done, when it is a folder, ends in something
+    else, or is there already, it or the file `beside` it; OSError when it cannot be made.
     """
     if out is None:
         return None
     target = Path(out)
     if target.suffix.lower() not in endings or target.is_dir():
-        raise ValueError(f"--out must be a file that ends in {' or '.join(endings)}, got {out}")
+        kinds = " or ".join(endings)
+        raise ValueError(f"--out must be a file that ends in {kinds}, got {out}")
     for path in [target, *([target.with_suffix(beside)] if beside else [])]:
         if path.exists() and not overwrite:
             raise ValueError(
-                f"{path} is there already; choose another --out, or replace it with --overwrite"
+                f"{path} is there already; choose another --out, or replace it with "
+                "--overwrite"
             )
     _check_place(target)
     return target
@@ -522,9 +551,9 @@ def _check_place(target: Path) -> None:
     above = next(folder for folder in target.absolute().parents if folder.exists())
     with explained(target):
         if not above.is_dir():
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(target))
+            raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(target))
         if not os.access(above, os.W_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(target))
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES), str(target))
 
 
 def _write_result(target: Path | None, table) -> None:
@@ -539,7 +568,7 @@ def _record(clip, **more) -> dict:
     from clipadapt.features import hash_images
 
     packages = ("clipadapt", "torch", "open_clip_torch", "scikit-learn", "numpy", "faiss-gpu" if sys.platform == "linux" else "faiss-cpu")
-    hashes = {name: {"count": len(value), "hash": hash_images(value), "skipped": value.skipped} if hasattr(value, "skipped") else value for name, value in more.items()}
+    hashes = {name: {"count": len(value), "hash": hash_images(value), "skipped": value.skipped, "ignored": value.ignored} if hasattr(value, "skipped") else value for name, value in more.items()}
     return {"versions": {"python": sys.version.split()[0], **{name: _version(name) for name in packages}},
             "clip": {"name": clip.name, "pretrained": clip.pretrained, "fingerprint": clip.fingerprint}, "date": time.strftime("%Y-%m-%d %H:%M:%S"), **hashes}
 
@@ -550,13 +579,15 @@ def _version(package: str) -> str | None:
     except ImportError:         # PackageNotFoundError
         return None
 
-# %% ../nbs/16_cli.ipynb #new-options
+# %% ../nbs/16_cli.ipynb #x1
 class _UserPath(click.ParamType):
-    """A path; ~ at its beginning is the home directory, also where no shell has seen it."""
+    """A path; ~ at its beginning is the home directory, as in a shell."""
 
     name = "path"
 
     def convert(self, value: str, parameter, context) -> str:
+        if not value:
+            self.fail("it is empty")
         if value != "~" and not value.startswith("~/"):
             return value
         path = os.path.expanduser(value)
@@ -564,7 +595,7 @@ class _UserPath(click.ParamType):
             self.fail(f"{value}: there is no home directory here; give the whole path")
         return path
 
-
+# %% ../nbs/16_cli.ipynb #x2
 METHODS = ("zero-shot", "nearest-neighbours", "prototypes", "fpl", "ifpl", "grip", "coreg", "latteclip", "lpclip", "flyp", "reclip")
 PATH, SEED = _UserPath(), click.IntRange(0, 2**32 - 1)
 IMAGES = click.option("--images", type=PATH, metavar="DIR", help="Folder of images: flat, or a sub-folder a class.  [default: the handwriting]")
@@ -614,15 +645,16 @@ def _run_options(context: click.Context) -> dict:
     paths = {name: os.path.abspath(options[name]) for name, test in there.items() if options.get(name) and test(options[name])}
     return {"command": context.info_name, **options, **paths}
 
-
+# %% ../nbs/16_cli.ipynb #sp6
 def _load_model(model: str | None, pretrained: str | None, device: str | None):
     """The CLIP of a command. Which one it is is said, for a config may have named it."""
     from clipadapt.zeroshot import load_clip
 
     if model:
         source = click.get_current_context().get_parameter_source("model")
-        named = ", which --config names" if source == ParameterSource.DEFAULT_MAP else ""
-        logger.info("loading %s%s%s", model, f" ({pretrained})" if pretrained else "", named)
+        by_file = source == ParameterSource.DEFAULT_MAP
+        tag = f" ({pretrained})" if pretrained else ""
+        logger.info("loading %s%s%s", model, tag, ", which --config names" * by_file)
     return load_clip(model, pretrained, device)
 
 
@@ -650,16 +682,17 @@ def _is_number(value) -> bool:
 def _is_list(value, test: Callable) -> bool:
     return isinstance(value, list) and all(map(test, value))
 
-
+# %% ../nbs/16_cli.ipynb #sp7
 _KINDS = {
     "bool": (lambda value: isinstance(value, bool), "true or false"),
-    "int": (lambda value: _is_number(value) and isinstance(value, int), "a whole number"),
+    "int": (lambda value: type(value) is int, "a whole number"),
     "float": (_is_number, "a number"),
     "str": (lambda value: isinstance(value, str), "a word"),
     "dict": (lambda value: isinstance(value, dict), "an object"),
     "None": (lambda value: value is None, "null"),
     "Sequence[str]": (
-        lambda value: _is_list(value, lambda one: isinstance(one, str)), "a list of words"
+        lambda value: _is_list(value, lambda one: isinstance(one, str)),
+        "a list of words",
     ),
     "Sequence[float]": (lambda value: _is_list(value, _is_number), "a list of numbers"),
 }
@@ -671,9 +704,8 @@ def _check_value(method, name: str, value) -> None:
     kinds = [_KINDS[kind] for kind in annotation.split(" | ") if kind in _KINDS]
     if not any(test(value) for test, _ in kinds):
         words = " or ".join(words for _, words in kinds)
-        raise ValueError(
-            f"{name} of {type(method).__name__} must be {words}, got {json.dumps(value):.80}"
-        )
+        what = f"{name} of {type(method).__name__}"
+        raise ValueError(f"{what} must be {words}, got {json.dumps(value):.80}")
 
 # %% ../nbs/16_cli.ipynb #new-configure
 def _parse_value(setting: str, value: str):
@@ -686,8 +718,9 @@ def _parse_value(setting: str, value: str):
     except (ValueError, RecursionError) as error:
         raise ValueError(f"--set {setting:.60}: too many digits or brackets") from error
     for number in numbers:
-        if not math.isfinite(number) or (isinstance(number, int) and abs(number) >= 2**31):
-            raise ValueError(f"--set {setting:.60}: numbers must be finite and below 2^31")
+        too_large = isinstance(number, int) and abs(number) >= 2**31
+        if too_large or not math.isfinite(number):
+            raise ValueError(f"--set {setting:.60}: numbers must be finite, below 2^31")
     return value
 
 
@@ -701,7 +734,7 @@ def _numbers(value) -> Iterator[int | float]:
     elif _is_number(value):
         yield value
 
-
+# %% ../nbs/16_cli.ipynb #sp8
 def _configure(method, settings: Sequence[str]):
     """Set parameters given as name=value. Raises ValueError for a name that the method does not have and for a value of the wrong kind."""
     known = sorted(set(method.get_params(deep=False)) - {"clip", "classnames", "checkpoint", "captioner", "seed"})
@@ -742,9 +775,11 @@ def adapt(context, images, classes, model, pretrained, device, out, overwrite, r
         context.find_root().obj = _kept("What is done is kept", folder, out)
         _adapt_in(folder, out, chosen, pool, pool.labels if use_labels else None, probabilities)
 
-
+# %% ../nbs/16_cli.ipynb #sq2
 def _adapt_in(folder: Path, out: str, method, pool, labels, probabilities: bool) -> None:
     """Fit the method, and write all that a run folder holds."""
+    from clipadapt.training import Checkpoint
+
     checkpoint = folder / "checkpoint.safetensors"
     if "checkpoint" in method.get_params():
         method.set_params(checkpoint=str(checkpoint))
@@ -755,11 +790,11 @@ def _adapt_in(folder: Path, out: str, method, pool, labels, probabilities: bool)
     method.save(folder / "model")
     _write_table(folder / "predictions.csv", _predictions(method, pool, probabilities))
     _write_json(folder / "record.json", _record(method.clip, images=pool, seconds=round(seconds, 3)))
-    checkpoint.unlink(missing_ok=True)
+    Checkpoint(checkpoint, {}).delete()
     logger.info("fitted in %.1f s; wrote %s", seconds, out)
     _report_accuracy(method, pool)
 
-
+# %% ../nbs/16_cli.ipynb #sp9
 def _kept(what: str, folder: Path, out: str) -> str:
     """What to say of a run that is interrupted."""
     again = "--resume" if folder == Path(out) else "--overwrite --resume"
@@ -777,12 +812,14 @@ def _predictions(method, images, probabilities: bool = False):
 
     The column of a class is called "NAME (class)" where its name is taken.
     """
+    import numpy as np
     import pandas as pd
 
     answers = method.predict_proba(images).astype(float)
+    names = np.array(method.classnames_, dtype=object)
     columns = {
         "image": pd.Series(_names(images), dtype=object),
-        "prediction": pd.Series([method.classnames_[c] for c in answers.argmax(1)], dtype=object),
+        "prediction": pd.Series(names[answers.argmax(1)], dtype=object),
         "confidence": answers.max(1).round(4),
     }
     for name, column in zip(method.classnames_ if probabilities else (), answers.T):
@@ -820,19 +857,23 @@ def predict(images, saved, model, pretrained, device, out, overwrite, probabilit
     _write_result(target, _predictions(method, pool, probabilities))
     _report_accuracy(method, pool)
 
-
-def _model_of(wanted, saved, model: str | None, pretrained: str | None, device: str | None):
-    """The CLIP that was asked for, or else the one that a saved method names, if known."""
+# %% ../nbs/16_cli.ipynb #sp10
+def _model_of(
+    wanted, saved, model: str | None, pretrained: str | None, device: str | None
+):
+    """The CLIP that was asked for, else the one that a saved method names, if known."""
     from clipadapt.zeroshot import is_known
 
     if model or pretrained:
         return _load_model(model, pretrained, device)
     if not is_known(wanted.name, wanted.pretrained):
-        tag = f" --pretrained {shlex.quote(wanted.pretrained)}" if wanted.pretrained else ""
+        words = f"--model {shlex.quote(wanted.name or '')}"
+        if wanted.pretrained:
+            words += f" --pretrained {shlex.quote(wanted.pretrained)}"
         raise ValueError(
-            f"{saved} asks for the model {wanted.name}, which is none of those that OpenCLIP "
-            "lists. A model can come from anywhere; if you trust this one, repeat the command "
-            f"with --model {shlex.quote(wanted.name)}{tag}"
+            f"{saved} asks for the model {wanted.name}, which is none of those that "
+            "OpenCLIP lists. A model can come from anywhere; if you trust this one, repeat "
+            f"the command with {words}"
         )
     return _load_model(wanted.name, wanted.pretrained, device)
 
@@ -885,7 +926,7 @@ def compare(context, images, classes, model, pretrained, device, out, overwrite,
 
 # %% ../nbs/16_cli.ipynb #new-compare2
 def _method_names(methods: str) -> list[str]:
-    """The names in "a,b,c", or all. Raises ValueError for no name, unknown and repeated ones."""
+    """The names in "a,b,c", or all. ValueError for no, unknown and repeated names."""
     if methods == "all":
         return list(METHODS)
     wanted = [name.strip() for name in methods.split(",") if name.strip()]
@@ -895,7 +936,8 @@ def _method_names(methods: str) -> list[str]:
         if wanted.count(name) > 1:
             raise ValueError(f"--methods names {name} more than once")
     if not wanted:
-        raise ValueError(f"--methods {methods!r} names no method; there are {', '.join(METHODS)}")
+        known = ", ".join(METHODS)
+        raise ValueError(f"--methods {methods!r} names no method; there are {known}")
     return wanted
 
 
@@ -911,9 +953,9 @@ def _compare_in(folder: Path, methods: dict, pool, asked, seeds: int) -> None:
         _write_table(folder / name, table)
     if labelled:
         report(runs, pool, asked, folder / "report.html")
-    advice = recommend(runs, asked) if labelled else recommend_without_labels(runs, asked)
+    advice = recommend if labelled else recommend_without_labels
     rounded = table.to_string(index=False, float_format="{:.3f}".format)
-    _print(f"{rounded}\n\n{advice}\n")
+    _print(f"{rounded}\n\n{advice(runs, asked)}\n")
 
 # %% ../nbs/16_cli.ipynb #new-encode
 @main.command()
@@ -939,8 +981,10 @@ def encode(context, images, model, pretrained, device, out, overwrite) -> None:
     features = np.ascontiguousarray(FeatureStore().encode(clip, pool), dtype=np.float32)
     with whole_file(target) as draft:
         if target.suffix.lower() == ".npy":
-            with draft.open("wb") as file:
-                np.save(file, features)
+            with draft.open("wb") as file:      # np.save hides which error the disk had
+                header = np.lib.format.header_data_from_array_1_0(features)
+                np.lib.format.write_array_header_1_0(file, header)
+                file.write(features.data)
         else:
             save_file({"features": features}, draft)
     _write_json(target.with_suffix(".json"), {**_record(clip, images=pool), "names": _names(pool)})
@@ -970,7 +1014,7 @@ def caption_command(context, images, captioner, prompt, out, overwrite) -> None:
     table = pd.DataFrame({"image": _names(pool), "caption": captions.texts}, dtype=object)
     _write_result(target, table)
 
-
+# %% ../nbs/16_cli.ipynb #sp11
 @main.command("demo")
 @_options(QUIET)
 @click.option("--out", type=PATH, metavar="DIR", default="runs/demo", show_default=True)

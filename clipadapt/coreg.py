@@ -27,14 +27,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 from .adapter import Adapter
-from .data import ImageSet, check_count, check_labels, seeded
-from .files import whole_file
+from .data import ImageSet, check_classnames, check_count, check_labels, seeded
+from .files import Array, whole_file
 from .features import VIEWS, fit_facts, named_view
 from .prompts import own_draws
 from .pseudolabels import DegenerateMixtureWarning, clean_posterior, ratio_candidates, top_k_candidates, union_candidates
 from .retrieval import iterate_prototypes
-from .training import Checkpoint, Recipe, module_numbers, restore_training, set_module_numbers, train_epoch, train_epochs, training_state
-from .zeroshot import CLIP, average_prompts, encode_prompts
+from .training import Checkpoint, Recipe, module_numbers, restore_training, set_module_numbers, state_part, train_epoch, train_epochs, training_state
+from .zeroshot import CLIP, average_prompts, check_templates, encode_prompts
 
 # %% auto #0
 __all__ = ['ANNOTATIONS', 'WINDOW', 'STUDENTS', 'SMALL', 'EXPORTERS', 'partial_labels', 'as_inputs', 'candidates_left',
@@ -47,6 +47,11 @@ __all__ = ['ANNOTATIONS', 'WINDOW', 'STUDENTS', 'SMALL', 'EXPORTERS', 'partial_l
 ANNOTATIONS = ("union", "top-k", "ratio", "mean", "prototypes")
 
 
+def _check_annotation(annotation: str) -> None:
+    if annotation not in ANNOTATIONS:
+        raise ValueError(f"annotation must be one of {', '.join(map(repr, ANNOTATIONS))}, not {annotation!r}")
+
+
 def partial_labels(image_features: Tensor, prompt_features: Tensor, logit_scale: float, annotation: str = "union", k: int = 3,
                    ratio: float = 0.1) -> np.ndarray:
     """What a template ensemble says of each image, float32 [N, C]: 1 for a candidate class and 0 for the others.
@@ -56,8 +61,7 @@ def partial_labels(image_features: Tensor, prompt_features: Tensor, logit_scale:
     highest, "ratio" those at least `ratio` times the highest, "mean" the probabilities themselves. "prototypes" (ours, not the paper's) first
     moves the averaged prompts into the images by `iterate_prototypes` (chapter 6), and takes the `k` highest. Raises ValueError for another one.
     """
-    if annotation not in ANNOTATIONS:
-        raise ValueError(f"annotation must be one of {', '.join(map(repr, ANNOTATIONS))}, not {annotation!r}")
+    _check_annotation(annotation)
     if annotation == "prototypes":
         prototypes, *_ = iterate_prototypes(image_features, average_prompts(prompt_features).numpy())
         prompt_features, annotation = torch.from_numpy(prototypes)[None], "top-k"
@@ -358,9 +362,18 @@ class _Network:
         return {**training_state(self.student, self.optimiser), **{f"said.{name}": tensor.cpu().numpy() for name, tensor in said.items()}}
 
     def restore(self, state: dict[str, np.ndarray]) -> None:
-        """Take over what `state` returned."""
+        """Take over what `state` returned, or raise ValueError for the state of another run."""
         restore_training(self.student, self.optimiser, state)
-        said = {name.removeprefix("said."): torch.from_numpy(array) for name, array in state.items() if name.startswith("said.")}
+        count, num_classes = self.probabilities.shape
+        declared = {
+            "embeddings": Array("float32", "M", self.queue.embeddings.shape[1]),
+            "classes": Array("int64", "M", low=0, below=num_classes),
+            "clean": Array("bool", "M"),
+            "probabilities": Array("float32", count, num_classes),
+            "losses": Array("float32", "epochs", count),
+        }
+        arrays = state_part(state, declared, prefix="said.", exact=True)
+        said = {name: torch.from_numpy(array) for name, array in arrays.items()}
         self.queue = Queue(*(said[name].to(self.queue.embeddings.device) for name in Queue._fields))
         self.probabilities, self.losses = said["probabilities"], said["losses"]
 
@@ -409,7 +422,7 @@ class _Run:
         annotation = method._annotate(images) if candidates is None else check_candidates(candidates, len(images), len(method.classnames_))
         self.annotation = torch.from_numpy(complete_annotation(annotation, labels))
         self.labelled, self.prior = torch.from_numpy(labels >= 0), _check_prior(method.prior, len(method.classnames_))
-        self.recipe = Recipe(method.epochs, method.batch_size, method.learning_rate, method.momentum, method.weight_decay, warmup=0)
+        self.recipe = method._recipe()
         self.views = method._read(images, method.views or 0, first=method.seed * (method.views or 0))
         students = method._new_students(self.views[0])
         inputs = as_inputs(self.views[0, :2], self.device)
@@ -539,8 +552,9 @@ class _Run:
         return {**states, "bank": self.bank.cpu().numpy()}
 
     def restore(self, arrays: dict[str, np.ndarray]) -> None:
-        """Take over what `state` returned."""
-        self.bank = torch.from_numpy(arrays["bank"]).to(self.device)
+        """Take over what `state` returned, or raise ValueError for the state of another run."""
+        own = state_part(arrays, {"bank": Array("float32", *self.bank.shape)})
+        self.bank = torch.from_numpy(own["bank"]).to(self.device)
         for i, network in enumerate(self.networks):
             network.restore({name[2:]: array for name, array in arrays.items() if name.startswith(f"{i}.")})
         self.splits = [self.split(network) for network in self.networks]
@@ -580,6 +594,14 @@ class CoReg(Adapter):
     """
 
     unsaved = ("clip", "classnames", "checkpoint")
+    fitted = {
+        "weights_": Array("float32", 2, "P"),
+        "image_size_": int,
+        "candidates_": Array("bool", "N", "C"),
+        "losses_": Array("float32", 2, "N"),
+        "clean_": Array("float32", 2, "N"),
+        "history_": list[dict],
+    }
 
     def __init__(self, clip: CLIP, classnames: Sequence[str], *, student: str | Callable[[int], nn.Module] = "resnet", options: dict | None = None,
                  image_size: int | None = None, views: int | None = 8, flip: bool = True, templates: str | Sequence[str] = "neutral27",
@@ -612,12 +634,52 @@ class CoReg(Adapter):
             del self._candidates, self._on_epoch
 
     def _fit(self, images: ImageSet, labels: np.ndarray) -> None:
-        _check_numbers(self)
+        self._check_parameters()
         self.image_size_ = self._size(images)
         checkpoint = Checkpoint(self.checkpoint, self._facts(images, labels) if self.checkpoint else {})
         run = _Run(self, images, labels, self._candidates)
         self.candidates_ = (run.annotation > 0).numpy()
         train_epochs(self, run, self.epochs, checkpoint)
+
+    def _check_parameters(self) -> None:
+        """Raise ValueError for the first parameter out of range."""
+        _check_numbers(self)
+        _check_annotation(self.annotation)
+        check_templates(self.templates)
+        _check_prior(self.prior, len(check_classnames(self.classnames)))
+        if not callable(self.student):
+            _check_options(self.student, self.options or {})
+        self._recipe()
+
+    def _recipe(self) -> Recipe:
+        return Recipe(self.epochs, self.batch_size, self.learning_rate, self.momentum, self.weight_decay, warmup=0)
+
+    def _check_loaded(self) -> None:
+        self._check_parameters()
+        fixed = self.clip.image_size if self.student in ("head", "clip") else self.image_size
+        if self.image_size_ != (fixed or self.image_size_) or not 8 <= self.image_size_ <= (fixed or 32):
+            raise ValueError(f"image_size_ is {self.image_size_}, which does not fit the parameters")
+        if not callable(self.student):
+            self._check_weights()
+
+    def _check_weights(self) -> None:
+        """ValueError unless there are as many weights as the students have, which are made without memory."""
+        size, embed_dim = self.image_size_, self.clip.embed_dim
+        try:
+            if self.student == "resnet":
+                with torch.device("meta"):
+                    network, inputs = self._built_in_network(), torch.empty(2, 3, size, size)
+                wanted = 6 + _count_numbers(network)        # 6: the colours' mean and deviation
+                network(inputs)
+            else:
+                tower = _count_numbers(self.clip.model.visual) if self.student == "clip" else 0
+                embedding = (self.options or {}).get("embedding", 128)
+                colours = 6 if self.student == "clip" else 2
+                wanted = colours + tower + len(self.classnames_) * embed_dim + (embed_dim + 1) * embedding
+        except Exception as error:      # whatever a stranger's options make of it
+            raise ValueError(f"the options make no student: {error}") from error
+        if self.weights_.shape[1] != wanted:
+            raise ValueError(f"weights_ has {self.weights_.shape[1]} numbers for each student, they have {wanted}")
 
     def _show(self, run: _Run) -> None:
         """Put the state of a run where `predict` and users find it."""
@@ -786,6 +848,27 @@ def _check_prior(prior: Sequence[float] | None, num_classes: int) -> Tensor | No
     return prior / prior.sum()
 
 
+_OPTIONS = {"resnet": ("width", "depth", "stride", "embedding"), "head": ("embedding",), "clip": ("embedding",)}
+_DEEPEST, _LARGEST = 1000, 2048         # blocks in all, and pixels a side
+
+
+def _check_options(student: str, options: dict) -> None:
+    """ValueError unless `options` are parameters of a student that is built in."""
+    known = _OPTIONS[student]
+    if not isinstance(options, dict) or not set(options) <= set(known):
+        raise ValueError(f"options must be a dict with some of {', '.join(map(repr, known))}, not {options!r:.80}")
+    for name in set(options) - {"depth"}:
+        check_count(options[name], name)
+    depth = options.get("depth", [1])
+    if not isinstance(depth, (list, tuple)) or not depth or sum(check_count(blocks, "depth") for blocks in depth) > _DEEPEST:
+        raise ValueError(f"depth must be a list of numbers of blocks, {_DEEPEST} in all at most, not {depth!r:.80}")
+
+
+def _count_numbers(module: nn.Module) -> int:
+    """How many numbers `module_numbers` gives of a module."""
+    return sum(tensor.numel() for tensor in module.state_dict().values() if tensor.is_floating_point())
+
+
 def _check_numbers(method: CoReg) -> None:
     """ValueError for the first parameter out of range."""
     if isinstance(method.student, nn.Module):
@@ -795,6 +878,8 @@ def _check_numbers(method: CoReg) -> None:
     for name, lowest in {"epochs": 1, "warmup_epochs": 1, "batch_size": 1, "views": 1, "image_size": 8, "queue": 0, "ramp": 0, "delay": 0}.items():
         if getattr(method, name) is not None or name not in ("views", "image_size"):
             check_count(getattr(method, name), name, lowest)
+    if (method.image_size or 0) > _LARGEST:
+        raise ValueError(f"image_size must be at most {_LARGEST} pixels, got {method.image_size}")
     for name in ("confidence_penalty", "mixup", "unlabelled_weight", "prototypes", "contrast"):
         if not 0 <= getattr(method, name) < float("inf"):
             raise ValueError(f"{name} must be a number from 0, not {getattr(method, name)!r}")

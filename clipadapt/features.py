@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 
 from .data import ImageSet, _Selection, _View, as_imageset, check_classnames, check_count, read_image, strong_view, weak_view
 from .files import Record, explained, hash_parts, read_record, remove_drafts, whole_file, write_record
-from .zeroshot import CLIP, _ahead, _batches, cache_directory
+from .zeroshot import CLIP, _ahead, _batches, _name, cache_directory
 
 # %% auto #0
 __all__ = ['FORMAT', 'VIEWS', 'hash_each', 'hash_images', 'hash_preprocessing', 'clip_facts', 'fit_facts', 'Facts', 'Manifest',
@@ -237,28 +237,18 @@ def _write_shard(
     write_record(folder / "manifest.json", manifest)
 
 # %% ../nbs/04_features.ipynb #cell-29
-def _name(images: ImageSet, index: int) -> str:
-    """What to call an image in a message: its position, and its file when it has one."""
-    position, items = index, images.images
-    while isinstance(items, (_Selection, _View)):
-        position = int(items.indices[position]) if isinstance(items, _Selection) else position
-        items = items.items
-    item = items[position]
-    return f"image {index} ({item})" if isinstance(item, (str, Path)) else f"image {index}"
-
-
 def _encode_rows(clip: CLIP, images: ImageSet, rows: range, batch_size: int, progress: tqdm) -> np.ndarray:
     """Features [len(rows), D] of some rows. Raises ValueError, naming the image, for values that are not finite."""
     features = []
-    for batch in clip.encode_batches(images.subset(rows), batch_size):
-        features.append(batch.numpy())
-        progress.update(len(batch))
-    features = np.concatenate(features)
-    broken = np.flatnonzero(~np.isfinite(features).all(1))
-    if len(broken):
-        raise ValueError(f"{_name(images, rows[broken[0]])} has features that are not finite, and {len(broken) - 1} more of {len(rows)} images have; "
-                         "leave them out, or use a higher precision")
-    return features
+    try:
+        for batch in clip.encode_batches(images.subset(rows), batch_size):
+            features.append(batch.numpy())
+            progress.update(len(batch))
+    except ValueError as error:
+        if rows.start and str(error).startswith("image "):      # it counted from the first row
+            raise ValueError(f"of the images from number {rows.start} on, {error}") from error
+        raise
+    return np.concatenate(features)
 
 # %% ../nbs/04_features.ipynb #cell-31
 _STORE = "the feature store"

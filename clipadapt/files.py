@@ -33,7 +33,7 @@ from safetensors.numpy import save_file
 # %% auto #0
 __all__ = ['AnyRecord', 'explained', 'draft_target', 'remove_drafts', 'whole_file', 'recover_directory', 'whole_directory',
            'replace_directory', 'Record', 'parse_record', 'read_record', 'write_record', 'Array', 'check_arrays',
-           'hash_parts', 'write_arrays', 'read_arrays', 'safe_for_spreadsheets', 'csv_text']
+           'hash_parts', 'write_arrays', 'save_arrays', 'read_arrays', 'safe_for_spreadsheets', 'csv_text']
 
 # %% ../nbs/00_files.ipynb #cell-8
 _ON_THE_DISK = {
@@ -454,7 +454,29 @@ def write_arrays(
         "hash": _seal(arrays, text),
     }
     with whole_file(path) as draft:
-        save_file(arrays, draft, metadata=header)
+        save_arrays(arrays, draft, header)
+
+# %% ../nbs/00_files.ipynb #new-47-38
+def save_arrays(
+    arrays: Mapping[str, np.ndarray],
+    draft: Path,
+    metadata: dict[str, str] | None = None,
+) -> None:
+    """safetensors' `save_file` for a draft of `whole_file`, with nothing left by a kill.
+
+    arrays, metadata: as for `save_file`.
+    draft: what `whole_file` yields.
+
+    safetensors first writes a file with a name of its own beside its target. Here that
+    is in a folder which is itself a draft, so it is swept when its process has died.
+    """
+    room = _draft_of(draft.with_name(draft_target(draft) or draft.name))
+    try:
+        room.mkdir()
+        save_file(arrays, room / "arrays", metadata=metadata)
+        (room / "arrays").replace(draft)
+    finally:
+        _remove(room)
 
 # %% ../nbs/00_files.ipynb #cell-29
 def read_arrays(
@@ -513,12 +535,13 @@ def safe_for_spreadsheets(table: pd.DataFrame) -> pd.DataFrame:
     table: any table; its texts, column names included, get a leading single quote where
         they begin with = + - @, a tab or a carriage return. Numbers stay as they are.
     """
-    safe = table.rename(columns=_no_formula)
-    for place, kind in enumerate(safe.dtypes):
+    safe = table.copy()
+    safe.columns = pd.Index(map(_no_formula, table.columns), dtype=object)
+    for place, kind in enumerate(table.dtypes):
         if not pd.api.types.is_numeric_dtype(kind):
-            texts = [_no_formula(cell) for cell in safe.iloc[:, place]]
             # As objects: pandas' own texts are UTF-8, and names of files need not be.
-            safe.isetitem(place, pd.Series(texts, safe.index, dtype=object))
+            cells = [_no_formula(cell) for cell in table.iloc[:, place]]
+            safe.isetitem(place, pd.Series(cells, table.index, dtype=object))
     return safe
 
 

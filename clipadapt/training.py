@@ -170,12 +170,13 @@ def set_module_numbers(module: torch.nn.Module, numbers: np.ndarray) -> None:
     """
     state = {name: tensor for name, tensor in module.state_dict().items() if tensor.is_floating_point()}
     sizes = [tensor.numel() for tensor in state.values()]
-    complaint = Array("float32|float64", sum(sizes)).complaint(np.asarray(numbers), {})
-    if complaint:
-        raise ValueError(
-            f"a {type(module).__name__} of {sum(sizes)} numbers cannot take an array that "
-            f"{complaint}"
-        )
+    check_arrays(
+        {"their array": np.asarray(numbers)},
+        {"their array": Array("float32|float64", sum(sizes))},
+        {},
+        f"what is known of the numbers of a {type(module).__name__}",
+        "it belongs to another one",
+    )
     parts = torch.from_numpy(np.array(numbers)).split(sizes)
     module.load_state_dict({name: part.view(tensor.shape) for (name, tensor), part in zip(state.items(), parts)}, strict=False)
 
@@ -285,7 +286,7 @@ class _Generations:
 
     def __init__(self, path: str | Path):
         self.path, self._sound = Path(path), False
-        self.previous = self.path.with_name(f"{self.path.name}.previous")
+        self.previous = self.path.with_stem(f"{self.path.stem}.previous")
 
     def write(self, arrays: Mapping[str, np.ndarray], run: SavedRun) -> None:
         """Write a new generation; there is a whole one at any moment."""
@@ -334,8 +335,8 @@ def _changed(before: Mapping[str, JsonValue], now: Mapping[str, JsonValue]) -> l
 class Checkpoint:
     """What a run needs to go on after a round: arrays and a JSON record in a file.
 
-    path: the file; None keeps nothing. The round before is kept beside it, in a file whose
-        name ends in ".previous".
+    path: the file; None keeps nothing. The round before is kept beside it: that of
+        run.safetensors in run.previous.safetensors.
     facts: plain values that say what the run depends on; a file with others is refused.
 
     Raises ValueError for a folder, and for facts that are not plain.
