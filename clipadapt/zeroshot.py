@@ -134,8 +134,8 @@ def _name(images: ImageSet, index: int) -> str:
 
 def _check_finite(features: torch.Tensor, name: Callable[[int], str]) -> None:
     """Raise ValueError, with `name(row)` of the first bad row, unless all features [B, D] are finite."""
-    broken = (~features.isfinite()).any(1).nonzero().flatten().tolist()
-    if broken:
+    if not features.sum().isfinite():
+        broken = (~features.isfinite()).any(1).nonzero().flatten().tolist()
         raise ValueError(f"{name(broken[0])} has features that are not finite, and {len(broken) - 1} more of {len(features)} encoded with it have; "
                          "leave it out, use precision='float32', or load the model again: its weights may be damaged")
 

@@ -147,7 +147,12 @@ def test_a_method_that_declares_nothing_is_saved_and_loaded(tmp_path, clip, trai
     Free(clip, train.classnames).fit(train).save(tmp_path / "model")
     loaded = Free.load(tmp_path / "model", clip)
     assert loaded.notes_ == {"any": ["thing", None]} and loaded.prior_.tolist() == [1] * 3
-    forge(tmp_path / "model", arrays={"prior_": np.array([1, np.inf])})
+    record, arrays = read_saved(tmp_path / "model")
+    for name in ("clip", "predict", "__class__", "no name_"):
+        write_arrays(tmp_path / "model" / FILE, {**arrays, name: np.ones(3)}, record)
+        with pytest.raises(ValueError, match=f"{name} does not belong there"):
+            Free.load(tmp_path / "model", clip)
+    write_arrays(tmp_path / "model" / FILE, {**arrays, "prior_": np.array([1, np.inf])}, record)
     with pytest.raises(ValueError, match="prior_ has values that are not finite"):
         Free.load(tmp_path / "model", clip)
 
