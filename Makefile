@@ -4,6 +4,9 @@
 PYTHON ?= python3
 BIN    := .venv/bin
 WORKERS ?= 2
+INPUTS ?= 20000
+KILLS ?= 90
+SEED ?= 0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Small models gain nothing from a second thread, and lose much when something else is running.
 alone := OMP_NUM_THREADS=1
@@ -11,7 +14,7 @@ alone := OMP_NUM_THREADS=1
 checksums = find clipadapt nbs solutions -name .ipynb_checkpoints -prune -o \( -name '*.py' -o -name '*.ipynb' \) -print | sort | xargs cksum
 
 .NOTPARALLEL:
-.PHONY: demo test test-browser sync notebooks solutions unit slow bench export readme lab docs clean help
+.PHONY: demo test test-browser sync notebooks solutions unit fuzz soak slow bench export readme lab docs clean help
 
 help:           ## list the targets
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -35,7 +38,13 @@ solutions: .venv/ready-dev   ## run the solutions of every chapter
 	$(alone) $(BIN)/nbdev_test --path solutions --n_workers $(WORKERS) --do_print
 
 unit: .venv/ready-dev   ## the tests that a notebook cannot hold
-	$(alone) $(BIN)/python -m pytest -q tests
+	$(alone) $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile tests
+
+fuzz: .venv/ready-dev   ## 20,000 odd inputs for everything that comes from outside (INPUTS=, SEED=); about a quarter of an hour
+	$(alone) $(BIN)/python -m tests.fuzz --inputs $(INPUTS) --seed $(SEED) --workers $(WORKERS)
+
+soak: .venv/ready-dev   ## kill processes at random moments and see whether they go on bit for bit (KILLS=, SEED=); about five minutes
+	$(alone) $(BIN)/python -m tests.soak --kills $(KILLS) --seed $(SEED)
 
 test-browser: .venv/ready-dev   ## drive the widgets in JupyterLab with a Chromium (CHROMIUM=/path/to/it)
 	@$(BIN)/python -m pip install --quiet --editable '.[browser]'

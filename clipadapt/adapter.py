@@ -6,130 +6,375 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from importlib.metadata import version
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, ClassVar, get_type_hints
 
 import numpy as np
 import torch
-from safetensors.numpy import load_file, save_file
+from pydantic import ConfigDict, JsonValue, PydanticUserError, TypeAdapter, ValidationError
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 
-from .data import ImageSet, as_imageset, check_classnames, check_labels, seeded
-from .files import whole_directory
-from .zeroshot import CLIP, average_prompts, encode_prompts, load_clip, zero_shot_probabilities
+from .data import ImageSet, as_imageset, check_classnames, check_labels
+from .files import (
+    Array, Record, check_arrays, draft_target, read_arrays, write_arrays)
+from .zeroshot import (
+    CLIP, average_prompts, encode_prompts, is_known, load_clip, zero_shot_probabilities)
 
 # %% auto #0
-__all__ = ['FORMAT', 'FILES', 'Saved', 'read_saved', 'translate_labels', 'Adapter', 'ZeroShot']
+__all__ = ['SavedClip', 'SavedMethod', 'Declared', 'Saved', 'own_file', 'check_declared', 'read_saved', 'translate_labels',
+           'Adapter', 'ZeroShot']
 
 # %% ../nbs/03_adapter.ipynb #cell-10
-FORMAT = 1
-FILES = {"adapter.json", "adapter.safetensors"}
+_FILE = "adapter.safetensors"
+_REMEDY = "save it again"
 
 
-class Saved(BaseEstimator):
-    """Saving and loading, for estimators with the parameters `clip` and `classnames`.
+class SavedClip(Record):
+    """Which CLIP a saved method was fitted with, and the hash of its weights."""
 
-    `unsaved` names parameters that are not written; a loaded method has their defaults.
+    name: str | None
+    pretrained: str | None
+    fingerprint: str
+
+
+class SavedMethod(Record):
+    """What a saved method says of itself, beside its arrays."""
+
+    model_config = ConfigDict(ser_json_inf_nan="constants")
+
+    method: str
+    clip: SavedClip
+    params: dict[str, JsonValue]
+    fitted: dict[str, JsonValue]
+
+# %% ../nbs/03_adapter.ipynb #new-29-12
+class Declared(BaseEstimator):
+    """What can be saved of an estimator with the parameters `clip` and `classnames`.
+
+    unsaved: names of parameters that are not written; a loaded method has their defaults.
+    fitted: what `fit` leaves behind beside `classnames_`: attributes by name, each an
+        `Array`, in which C is the number of classes and D the length of a feature, or the
+        type of a plain value, such as `int` or `list[dict]`. A class that does not declare
+        anything itself may leave more behind than it inherits: numbers that are finite.
+    optional: names of attributes in `fitted` that need not be there.
     """
 
-    unsaved = ("clip", "classnames")
+    unsaved: ClassVar[tuple[str, ...]] = ("clip", "classnames")
+    fitted: ClassVar[dict[str, Any]] = {}
+    optional: ClassVar[tuple[str, ...]] = ()
+
+    def _check_loaded(self) -> None:
+        """Raise ValueError for what a declaration cannot say: a hook for subclasses."""
+
+    def _record(self) -> tuple[dict[str, np.ndarray], SavedMethod]:
+        """What is saved: arrays by attribute name, and everything else as JSON."""
+        fitted = {name: value for name, value in vars(self).items() if _is_fitted_name(name)}
+        arrays = {
+            name: np.asarray(value, order="C")
+            for name, value in fitted.items() if isinstance(value, np.ndarray)
+        }
+        plain = {name: value for name, value in fitted.items() if name not in arrays}
+        params = self.get_params(deep=False)
+        return arrays, SavedMethod(
+            method=type(self).__name__,
+            clip=SavedClip(
+                name=self.clip.name,
+                pretrained=self.clip.pretrained,
+                fingerprint=self.clip.fingerprint,
+            ),
+            params=_as_json({name: params[name] for name in set(params) - set(self.unsaved)}),
+            fitted=_as_json(plain),
+        )
+
+# %% ../nbs/03_adapter.ipynb #new-31-14
+class Saved(Declared):
+    """Saving and loading, for estimators with the parameters `clip` and `classnames`."""
 
     def save(self, directory: str | Path) -> None:
-        """Write the fitted method to `directory` (adapter.json and adapter.safetensors), whole or not at all.
+        """Write the fitted method to one file in `directory`, whole or not at all.
 
-        The CLIP itself is not stored, only its name and fingerprint. A method saved there before is replaced. Raises
-        NotFittedError before `fit`, and ValueError when `directory` holds anything else or a parameter or fitted
-        attribute is neither an array nor plain JSON.
+        directory: is made if need be; a method that was saved there is replaced in one
+            step. The CLIP is not stored, only its name and fingerprint.
+
+        Raises NotFittedError before `fit`; ValueError when `directory` holds anything
+        else, and when a parameter or fitted attribute is not what `load` would accept
+        (arrays and plain JSON, as declared); OSError for a disk that is full or refuses.
         """
         self._check_fitted()
-        directory = Path(directory)
-        if directory.exists() and (directory.is_file() or {path.name for path in directory.iterdir()} - FILES):
-            raise ValueError(f"{directory} holds something else than a saved method; choose another folder")
+        path = own_file(Path(directory), _FILE, [_EARLIER], "a saved method")
         arrays, record = self._record()
-        with whole_directory(directory, replace=True) as draft:
-            save_file(arrays, draft / "adapter.safetensors")
-            (draft / "adapter.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+        _check_saveable(self, arrays, record)
+        write_arrays(path, arrays, record)
+        path.with_name(_EARLIER).unlink(missing_ok=True)
 
     @classmethod
     def load(cls, directory: str | Path, clip: CLIP | None = None) -> Saved:
-        """Read a method that `save` wrote. `clip` is the model it was fitted with; None loads that model by its name.
+        """Read a method that `save` wrote.
 
-        Raises FileNotFoundError when there is none, ValueError when it is damaged, another method's, or written by a
-        newer clipadapt, or when `clip` has other weights.
+        directory: the folder it is in.
+        clip: the model it was fitted with. None loads that model by its name, if it is
+            the built-in one or one that OpenCLIP itself lists.
+
+        Raises FileNotFoundError when there is no saved method; ValueError when it is
+        damaged, another class's, or written by another generation of clipadapt, when
+        `clip` has other weights, and when only the file vouches for its model.
         """
+        path = Path(directory) / _FILE
         record, arrays = read_saved(Path(directory))
-        if record["method"] != cls.__name__:
-            raise ValueError(f"{directory} holds a {record['method']}, not a {cls.__name__}: use {record['method']}.load")
-        clip = _fitting_clip(clip, record["clip"], Path(directory))
-        method = cls(clip, record["fitted"]["classnames_"], **record["params"])
-        vars(method).update(record["fitted"] | arrays)
+        _check_method(cls, record, path)
+        clip = _fitting_clip(clip, record.clip, path)
+        method = cls(clip, record.fitted["classnames_"], **record.params)
+        _check_state(method, arrays, record.fitted, path, _REMEDY)
+        vars(method).update(record.fitted | arrays)
+        with _blaming(path):
+            method._check_loaded()
         return method
 
-    def _record(self) -> tuple[dict, dict]:
-        """What is saved: arrays by attribute name, and everything else as JSON."""
-        fitted = {name: value for name, value in vars(self).items() if name.endswith("_")}
-        arrays = {name: np.asarray(value, order="C") for name, value in fitted.items() if isinstance(value, np.ndarray)}
-        plain = {name: value for name, value in fitted.items() if name not in arrays}
-        params = {name: value for name, value in self.get_params(deep=False).items() if name not in self.unsaved}
-        for name, value in {**params, **plain}.items():
-            if not _is_json(value):
-                raise ValueError(f"{name}={value!r:.80} cannot be saved: parameters are numbers, strings, lists or None; fitted attributes also arrays")
-        clip = {"name": self.clip.name, "pretrained": self.clip.pretrained, "fingerprint": self.clip.fingerprint}
-        return arrays, {"format": FORMAT, "method": type(self).__name__, "clipadapt": version("clipadapt"),
-                        "clip": clip, "params": params, "fitted": plain}
-
 # %% ../nbs/03_adapter.ipynb #cell-12
-def _is_json(value) -> bool:
-    try:
-        return json.loads(json.dumps(value)) == (list(value) if isinstance(value, tuple) else value)
-    except (TypeError, ValueError):
-        return False
+_JSON = TypeAdapter(JsonValue)
+_EARLIER = "adapter.json"       # what clipadapt 0.1 wrote beside the arrays
+
+
+def _as_json(values: Mapping[str, Any]) -> dict[str, JsonValue]:
+    """Values by name as plain JSON, tuples made lists, or ValueError for other things."""
+    plain = {}
+    for name, value in values.items():
+        value = list(value) if isinstance(value, tuple) else value
+        try:
+            plain[name] = _JSON.validate_python(value, strict=True)
+            json.dumps(plain[name], ensure_ascii=False).encode()
+        except ValueError as error:
+            raise ValueError(
+                f"{name}={value!r:.80} cannot be saved: parameters are numbers, strings, "
+                "lists or None; fitted attributes also arrays"
+            ) from error
+    return plain
+
+
+def own_file(directory: Path, name: str, earlier: Sequence[str], what: str) -> Path:
+    """The path of the file `name` in a folder that is for this file alone.
+
+    directory: the folder; it need not be there.
+    earlier: names of files that earlier versions wrote in its place.
+    what: what the file holds, for the message.
+
+    Raises ValueError when `directory` is a file, or holds anything else. Drafts that a
+    killed process left do not count.
+    """
+    def is_foreign(path: Path) -> bool:
+        return path.name not in (name, *earlier) and draft_target(path) != name
+
+    if directory.is_file() or directory.is_dir() and any(map(is_foreign, directory.iterdir())):
+        raise ValueError(
+            f"{directory} holds something else than {what}; choose another folder"
+        )
+    return directory / name
 
 # %% ../nbs/03_adapter.ipynb #cell-14
-def read_saved(directory: Path) -> tuple[dict, dict]:
-    """The record and the arrays of a saved method, or an error that says what is wrong with the folder."""
-    if not (directory / "adapter.json").is_file():
-        raise FileNotFoundError(f"{directory} holds no saved method (there is no adapter.json in it)")
+def check_declared(
+    arrays: Mapping[str, np.ndarray],
+    values: Mapping[str, JsonValue],
+    declared: Mapping[str, Any],
+    sizes: Mapping[str, int],
+    path: str | Path,
+    remedy: str,
+) -> None:
+    """Raise ValueError, naming the file, unless its content is as declared.
+
+    arrays, values: what was read, by name.
+    declared: for each name an `Array`, or the type of a plain value. All of them must be
+        there, and nothing else.
+    sizes: the sizes in an `Array` that are known beforehand, by name.
+    path, remedy: for the message: where it comes from, and what to do about it.
+    """
+    kinds = {name: kind for name, kind in declared.items() if isinstance(kind, Array)}
+    check_arrays(arrays, kinds, sizes, path, remedy)
+    types = {name: kind for name, kind in declared.items() if name not in kinds}
+    different = sorted(set(values) ^ set(types))
+    if different:
+        what = "is missing" if different[0] in types else "does not belong there"
+        raise ValueError(f"{path} is damaged ({different[0]!r:.80} {what}); {remedy}")
+    for name, value in values.items():
+        try:
+            _adapter(types[name]).validate_json(json.dumps(value), strict=True)
+        except ValidationError as error:
+            reason = error.errors(include_url=False, include_input=False)[0]["msg"]
+            raise ValueError(f"{path} is damaged ({name}: {reason}); {remedy}") from error
+
+
+def _adapter(kind: Any) -> TypeAdapter:
+    """What judges values of a type; of a type that pydantic does not know, nothing does."""
     try:
-        record = json.loads((directory / "adapter.json").read_text(encoding="utf-8"))
-        newer = record["format"] > FORMAT
-        arrays = {} if newer else load_file(directory / "adapter.safetensors")
-        complete = newer or {"method", "clip", "params", "fitted"} <= set(record)
-    except Exception as error:  # cut-off JSON, a damaged or missing array file
-        raise ValueError(f"the saved method in {directory} is damaged ({type(error).__name__}: {error}); save it again") from error
-    if newer:
-        raise ValueError(f"{directory} was saved by a newer clipadapt ({record.get('clipadapt')}); this is {version('clipadapt')}, please upgrade")
-    if not complete:
-        raise ValueError(f"the saved method in {directory} is damaged (adapter.json is incomplete); save it again")
+        return TypeAdapter(kind)
+    except PydanticUserError:
+        return _JSON
+
+# %% ../nbs/03_adapter.ipynb #new-32-19
+def _check_params(
+    kind: type[Declared], params: Mapping[str, JsonValue], path: str | Path, remedy: str
+) -> None:
+    """ValueError unless `params` are those of the class and have the annotated types."""
+    try:
+        hints = get_type_hints(kind.__init__)
+    except NameError:       # types that exist for type checkers only
+        hints = {}
+    names = set(kind._get_param_names()) - set(kind.unsaved)
+    declared = {name: hints.get(name, Any) for name in names}
+    check_declared({}, params, declared, {}, path, remedy)
+
+
+def _check_state(
+    method: Declared,
+    arrays: Mapping[str, np.ndarray],
+    values: Mapping[str, JsonValue],
+    path: str | Path,
+    remedy: str,
+) -> None:
+    """ValueError unless fitted arrays and plain values are what the class declares."""
+    kind, found = type(method), set(arrays) | set(values)
+    declared = {
+        name: what for name, what in kind.fitted.items()
+        if name in found or name not in kind.optional
+    }
+    declared["classnames_"] = list[str]
+    if "fitted" not in vars(kind):
+        free = {name for name in found - set(declared) if _is_fitted_name(name)}
+        declared |= {name: Any for name in free & set(values)}
+        declared |= _any_numbers({name: arrays[name] for name in free & set(arrays)})
+    sizes = {"C": len(values["classnames_"])}
+    if any("D" in what.shape for what in declared.values() if isinstance(what, Array)):
+        sizes["D"] = method.clip.embed_dim
+    check_declared(arrays, values, declared, sizes, path, remedy)
+
+
+def _any_numbers(arrays: Mapping[str, np.ndarray]) -> dict[str, Array]:
+    """Declarations that take these arrays as they are, if they hold finite numbers."""
+    return {
+        name: Array(str(array.dtype), *array.shape)
+        for name, array in arrays.items() if array.dtype.kind in "biuf"
+    }
+
+
+def _is_fitted_name(name: str) -> bool:
+    return name.isidentifier() and name.endswith("_") and not name.startswith("_")
+
+# %% ../nbs/03_adapter.ipynb #new-34-21
+def read_saved(directory: str | Path) -> tuple[SavedMethod, dict[str, np.ndarray]]:
+    """The record and the arrays of a saved method, for those who want to look into one.
+
+    directory: the folder that `save` wrote to.
+
+    Raises FileNotFoundError when there is no saved method in it, and ValueError when it
+    is damaged, has no class names, or was written by another generation of clipadapt.
+    """
+    path = Path(directory) / _FILE
+    try:
+        arrays, record = read_arrays(path, SavedMethod, _REMEDY)
+    except (FileNotFoundError, ValueError) as error:
+        if path.with_name(_EARLIER).is_file():
+            raise ValueError(
+                f"{directory} was written by an earlier clipadapt, whose files are not read "
+                "any more; fit the method and save it again"
+            ) from error
+        if isinstance(error, ValueError):
+            raise
+        raise FileNotFoundError(
+            f"{directory} holds no saved method (there is no {_FILE} in it)"
+        ) from None
+    with _blaming(path):
+        _check_names(record.fitted.get("classnames_"))
     return record, arrays
 
 
-def _fitting_clip(clip: CLIP | None, wanted: dict, directory: Path) -> CLIP:
-    """`clip`, or the one that `wanted` names; ValueError unless its weights are those the method was fitted with."""
-    clip = clip or load_clip(wanted["name"], wanted["pretrained"])
-    if clip.fingerprint != wanted["fingerprint"]:
-        raise ValueError(f"{directory} was fitted with another CLIP ({wanted['name'] or 'built-in or your own'}, {wanted['pretrained'] or 'no tag'}); "
-                         f"this is {clip}. Pass the right one as clip=")
+def _check_names(names: JsonValue) -> None:
+    """ValueError unless `names` are class names as `fit` keeps them."""
+    if not isinstance(names, list) or not names:
+        raise ValueError("it has no class names")
+    if check_classnames(names) != names:
+        raise ValueError("its class names are not written as fit writes them")
+
+# %% ../nbs/03_adapter.ipynb #new-35-22
+@contextmanager
+def _blaming(path: Path) -> Iterator[None]:
+    """Say of every ValueError in the block that the file is damaged."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); {_REMEDY}") from error
+
+
+def _check_saveable(
+    method: Saved, arrays: Mapping[str, np.ndarray], record: SavedMethod
+) -> None:
+    """ValueError unless `load` would accept what is about to be saved."""
+    remedy = "see what the class declares in `fitted` and in the types of its parameters"
+    try:
+        _check_params(type(method), record.params, "a parameter", remedy)
+        _check_state(method, arrays, record.fitted, "what fit left behind", remedy)
+        method._check_loaded()
+    except ValueError as error:
+        kind = type(method).__name__
+        raise ValueError(f"this {kind} cannot be saved: {error}") from error
+
+
+def _check_method(kind: type[Saved], record: SavedMethod, path: Path) -> None:
+    """ValueError unless a record is one of this class, with the parameters it has."""
+    if record.method != kind.__name__:
+        raise ValueError(
+            f"{path} holds a {record.method!r:.80}, not a {kind.__name__}: load it with "
+            "its own class"
+        )
+    _check_params(kind, record.params, path, _REMEDY)
+
+# %% ../nbs/03_adapter.ipynb #new-36-23
+def _fitting_clip(clip: CLIP | None, wanted: SavedClip, path: Path) -> CLIP:
+    """`clip`, or the one that a file names if that can be trusted.
+
+    ValueError unless its weights are those that the method was fitted with.
+    """
+    if clip is None and not is_known(wanted.name, wanted.pretrained):
+        call = f"load_clip({wanted.name!r:.200}, {wanted.pretrained!r:.200})"
+        raise ValueError(
+            f"{path} asks for a CLIP that is neither built in nor one of OpenCLIP's own: "
+            f"{call}. A file is not obeyed in that: load the model yourself if you trust "
+            "it, and pass it as clip="
+        )
+    clip = clip or load_clip(wanted.name, wanted.pretrained)
+    if clip.fingerprint != wanted.fingerprint:
+        name = f"{wanted.name or 'built-in or your own'!s:.80}"
+        raise ValueError(
+            f"{path} was fitted with another CLIP ({name}, "
+            f"{wanted.pretrained or 'no tag'!s:.80}); this is {clip}. Pass the right one "
+            "as clip="
+        )
     return clip
 
 # %% ../nbs/03_adapter.ipynb #cell-16
-def translate_labels(images: ImageSet, y: Sequence[int] | None, classnames: list[str]) -> np.ndarray:
-    """Labels int64 [N] counted by `classnames`: `y`, or the labels of `images` translated by class name when y is None.
+def translate_labels(
+    images: ImageSet, y: Sequence[int] | None, classnames: Sequence[str]
+) -> np.ndarray:
+    """Labels int64 [N] counted by `classnames`.
 
-    Raises ValueError when `images` has a class outside `classnames`, and for a `y` beside images that count their
-    classes otherwise.
+    images: the N images that the labels belong to.
+    y: labels, int [N]; None translates those of `images` by class name.
+    classnames: the names that the answer counts.
+
+    Raises ValueError when `images` has a class outside `classnames`, and for a `y` beside
+    images that count their classes otherwise.
     """
-    theirs = images.classnames
+    ours, theirs = check_classnames(classnames), check_classnames(images.classnames)
     if y is not None:
-        if theirs and theirs != classnames:
+        if theirs and theirs != ours:
             raise ValueError("these images count their classes in another order than this method; pass y=method.true_labels(images)")
-        return check_labels(y, len(images), len(classnames))
-    unknown = [name for name in theirs if name not in classnames]
+        return check_labels(y, len(images), len(ours))
+    numbers = {name: number for number, name in enumerate(ours)}
+    unknown = [name for name in theirs if name not in numbers]
     if unknown:
         raise ValueError(f"the images have classes that this method does not know: {', '.join(unknown[:5])}")
-    return np.array([*map(classnames.index, theirs), -1])[images.labels]
+    return np.array([*(numbers[name] for name in theirs), -1])[images.labels]
 
 # %% ../nbs/03_adapter.ipynb #cell-19
 class Adapter(Saved):
@@ -137,8 +382,12 @@ class Adapter(Saved):
 
     A subclass stores its parameters in `__init__` untouched and implements `_fit(images, labels)` (an ImageSet
     without labels; int64 [N], -1 = unlabelled; the class names are in `classnames_` by then) and
-    `_predict_logits(images)` (float tensor [N, C]), or `_predict_proba` where there are no logits. Everything it learns goes into attributes that end in an underscore: arrays
-    and plain JSON values. Random numbers drawn in `_fit` come from `seed` and leave the global random state alone.
+    `_predict_logits(images)` (float tensor [N, C]), or `_predict_proba` where there are no logits. Everything it
+    learns goes into attributes that end in an underscore, arrays and plain JSON values, which `fitted` declares.
+
+    Random numbers drawn in `_fit` come from `np.random.default_rng(self.seed)` or from
+    `torch.Generator().manual_seed(self.seed)`. What takes no generator, such as the initialisation of layers,
+    stands in a short block `with seeded(self.seed):`. Then fits in several threads do not disturb each other.
     """
 
     def __init__(self, clip: CLIP, classnames: Sequence[str], *, seed: int = 0):
@@ -159,19 +408,25 @@ class Adapter(Saved):
         labels = check_labels(None, len(images), 0) if y is None else self.true_labels(images, y)
         self.classnames_ = classnames
         try:
-            with seeded(self.seed):
-                self._fit(images.unlabelled(), labels)
+            self._fit(images.unlabelled(), labels)
         except BaseException:  # interrupted: not fitted
             del self.classnames_
             raise
         return self
 
     def predict_proba(self, X) -> np.ndarray:
-        """Class probabilities of the images `X`, float32 [N, C]. Raises NotFittedError before `fit`."""
+        """Class probabilities of the images `X`, float32 [N, C].
+
+        Raises NotFittedError before `fit`, ValueError when a probability is not finite.
+        """
         return self._ask(self._predict_proba, X)
 
     def predict_logits(self, X) -> np.ndarray:
-        """Logits of the images `X`, float32 [N, C], whose softmax is `predict_proba`. Raises ValueError for a method without logits (one that votes)."""
+        """Logits of the images `X`, float32 [N, C], whose softmax is `predict_proba`.
+
+        Raises ValueError for a method without logits (one that votes), and as
+        `predict_proba` does.
+        """
         return self._ask(self._predict_logits, X)
 
     def predict(self, X) -> np.ndarray:
@@ -199,7 +454,15 @@ class Adapter(Saved):
         """What `answer` says of the images `X`, without their labels, float32 [N, C]."""
         self._check_fitted()
         images = as_imageset(X)
-        return np.asarray(answer(images.unlabelled()), np.float32) if len(images) else np.empty((0, len(self.classnames_)), np.float32)
+        if not len(images):
+            return np.empty((0, len(self.classnames_)), np.float32)
+        answers = np.asarray(answer(images.unlabelled()), np.float32)
+        if not (answers < np.inf).all():        # also False for NaN; a logit may be -inf
+            raise ValueError(
+                f"this {type(self).__name__} answers with numbers that are not finite: is "
+                "its CLIP damaged, or was it trained with too high a learning rate?"
+            )
+        return answers
 
     def _predict_logits(self, images: ImageSet) -> torch.Tensor:
         raise ValueError(f"this {type(self).__name__} has no logits, only probabilities: use predict_proba")
@@ -219,6 +482,8 @@ class ZeroShot(Adapter):
     them in `"embedding"` or in `"probability"` space. Fitted: `prompt_features_`, float32 [T, C, D].
     """
 
+    fitted = {"prompt_features_": Array("float32", "T", "C", "D")}
+
     def __init__(self, clip: CLIP, classnames: Sequence[str], *, templates: str | Sequence[str] = "single",
                  ensemble: str = "embedding", seed: int = 0):
         super().__init__(clip, classnames, seed=seed)
@@ -229,6 +494,12 @@ class ZeroShot(Adapter):
         if self.ensemble not in ("embedding", "probability"):
             raise ValueError(f"ensemble must be 'embedding' or 'probability', not {self.ensemble!r}")
         self.prompt_features_ = (average_prompts(features)[None] if self.ensemble == "embedding" else features).numpy()
+
+    def _check_loaded(self) -> None:
+        if not len(self.prompt_features_):
+            raise ValueError("there are no prompt features")
+        if self.ensemble == "embedding" and len(self.prompt_features_) > 1:
+            raise ValueError("prompts averaged as embeddings are one a class")
 
     def _predict_proba(self, images: ImageSet) -> torch.Tensor:
         features = self.clip.encode_image(images)

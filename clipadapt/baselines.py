@@ -16,8 +16,12 @@ from torch import Tensor, nn
 from .adapter import Adapter
 from .data import ImageSet, check_count, check_labels
 from .features import fit_facts
-from .finetuning import FineTuned, TextTable, TowerTraining, contrastive_loss, finetuning_view, trainable_copy
-from .training import Checkpoint, Recipe, module_numbers, restore_training, set_module_numbers, train_epoch, train_epochs, training_state
+from .files import Array
+from .finetuning import (
+    FineTuned, TextTable, TowerTraining, check_numbers, contrastive_loss, finetuning_view, trainable_copy)
+from clipadapt.training import (
+    Checkpoint, Recipe, module_numbers, restore_training, set_module_numbers, state_part, train_epoch, train_epochs,
+    training_state)
 from .zeroshot import CLIP, average_prompts, check_templates
 
 # %% auto #0
@@ -36,8 +40,7 @@ def class_directions(class_features: Tensor, projection: str | None = "span", cu
     class differs in; None takes every direction there is. With one class there is nothing to tell apart, and every direction is taken.
     ReCLIP (arXiv 2308.03793), section 3.1. Raises ValueError for another shape or projection, and when no direction is left.
     """
-    if projection not in PROJECTIONS:
-        raise ValueError(f"projection must be one of {', '.join(map(repr, PROJECTIONS))}, not {projection!r}")
+    _check_projection(projection, cut)
     features = _check_features(class_features, "class_features").double().cpu()
     if len(features) == 1 or projection is None:
         return torch.eye(features.shape[1])
@@ -53,6 +56,12 @@ def projection_matrix(class_features: Tensor, projection: str | None = "span", c
     """The projection onto `class_directions`, symmetric float32 [D, D]."""
     directions = class_directions(class_features, projection, cut, first)
     return directions @ directions.T
+
+
+def _check_projection(projection: str | None, cut: int | None) -> None:
+    if projection not in PROJECTIONS:
+        raise ValueError(f"projection must be one of {', '.join(map(repr, PROJECTIONS))}, not {projection!r}")
+    check_count(1 if cut is None else cut, "cut")
 
 
 def _check_features(features: Tensor, name: str) -> Tensor:
@@ -89,14 +98,18 @@ def neighbour_graph(features: Tensor, k: int = 20) -> csr_array:
     return csr_array(scale @ affinity @ scale)
 
 # %% ../nbs/14_baselines.ipynb #cell-15
+def _check_alpha(alpha: float) -> None:
+    if not 0 <= alpha < 1:
+        raise ValueError(f"alpha must be at least 0 and below 1, got {alpha!r}")
+
+
 def diffuse(graph: csr_array, seeds: np.ndarray, alpha: float = 0.99, tolerance: float = 1e-6, iterations: int = 1000) -> np.ndarray:
     """Solve (I - alpha graph) X = seeds for all columns at once by conjugate gradients; float64 [M, S].
 
     `graph` is that of `neighbour_graph`, so the matrix is positive definite for 0 <= alpha < 1. A column is done when its residual is `tolerance` times
     its seeds, or after `iterations`. What no seed can reach stays exactly 0. Raises ValueError for another alpha.
     """
-    if not 0 <= alpha < 1:
-        raise ValueError(f"alpha must be at least 0 and below 1, got {alpha!r}")
+    _check_alpha(alpha)
     solution, residual, direction = np.zeros_like(seeds), seeds.copy(), seeds.copy()
     size = (residual**2).sum(0)
     goal = tolerance**2 * size
@@ -175,8 +188,8 @@ class _Run:
 
     def __init__(self, method: ReCLIP, images: ImageSet, labels: np.ndarray):
         self.method, self.images, self.labels, self.classes = method, images, labels, len(method.classnames_)
-        self.epochs = min(100, len(images) // 5000 + 2) if method.epochs is None else check_count(method.epochs, "epochs", 0)
-        self.recipe = Recipe(max(1, self.epochs), method.batch_size, method.learning_rate, method.momentum, method.weight_decay, warmup=0)
+        self.epochs = min(100, len(images) // 5000 + 2) if method.epochs is None else method.epochs
+        self.recipe = method._recipe(self.epochs)
         self.tuned = trainable_copy(method.clip)
         self.tuned.model.requires_grad_(False)
         self.norms = {tower: layer_norms(self.tuned.model, tower).requires_grad_(True) for tower in ("text", "image")}
@@ -240,8 +253,12 @@ class _Run:
         return {**states, "pseudolabels": self.pseudolabels, "classifiers": self.classifiers.numpy()}
 
     def restore(self, arrays: dict[str, np.ndarray]) -> None:
-        """Take over what `state` returned."""
-        self.pseudolabels, self.classifiers = arrays["pseudolabels"], torch.from_numpy(arrays["classifiers"])
+        """Take over what `state` returned, or raise ValueError for the state of another run."""
+        own = state_part(arrays, {
+            "pseudolabels": Array("int64", 2, len(self.images), low=0, below=self.classes),
+            "classifiers": Array("float32", 2, *self.zero_shot.shape),
+        })
+        self.pseudolabels, self.classifiers = own["pseudolabels"], torch.from_numpy(own["classifiers"])
         for tower, norms in self.norms.items():
             own = {name.removeprefix(f"{tower}."): array for name, array in arrays.items() if name.startswith(f"{tower}.")}
             restore_training(norms, self.optimisers[tower], own)
@@ -269,6 +286,13 @@ class ReCLIP(Adapter):
     """
 
     unsaved = ("clip", "classnames", "checkpoint")
+    fitted = {
+        "layer_norms_": Array("float32", "P"),
+        "text_classifier_": Array("float32", "C", "D"),
+        "image_classifier_": Array("float32", "C", "D"),
+        "pseudolabels_": Array("int64", 2, "N", low=0, below="C"),
+        "history_": list[dict],
+    }
 
     def __init__(self, clip: CLIP, classnames: Sequence[str], *, templates: str | Sequence[str] = "single", k: int = 20, alpha: float = 0.99,
                  projection: str | None = "span", cut: int | None = None, epochs: int | None = None, batch_size: int | None = 64,
@@ -291,7 +315,23 @@ class ReCLIP(Adapter):
         finally:
             del self._on_epoch
 
+    def _check_parameters(self) -> None:
+        """Raise ValueError for the first parameter out of range."""
+        self._recipe(check_count(0 if self.epochs is None else self.epochs, "epochs", 0))
+        check_templates(self.templates)
+        check_count(self.k, "k")
+        _check_alpha(self.alpha)
+        _check_projection(self.projection, self.cut)
+
+    def _recipe(self, epochs: int) -> Recipe:
+        return Recipe(max(1, epochs), self.batch_size, self.learning_rate, self.momentum, self.weight_decay, warmup=0)
+
+    def _check_loaded(self) -> None:
+        self._check_parameters()
+        check_numbers("layer_norms_", self.layer_norms_, layer_norms(self.clip.model, "image"))
+
     def _fit(self, images: ImageSet, labels: np.ndarray) -> None:
+        self._check_parameters()
         run = _Run(self, images, labels)
         checkpoint = Checkpoint(self.checkpoint, fit_facts(self, images, labels=labels) if self.checkpoint else {})
         train_epochs(self, run, run.epochs + 1, checkpoint)
@@ -319,10 +359,9 @@ class _FlypRun:
     """One fit of FLYP: the towers in training, the prompts, and the labels that the images are trained on."""
 
     def __init__(self, method: FLYP, images: ImageSet, labels: np.ndarray):
-        recipe = Recipe(method.epochs, method.batch_size, method.learning_rate, method.momentum, method.weight_decay, method.warmup, "adamw", per_step=True)
         view = finetuning_view(method.clip.image_size, method.view == "colour") if method.view else None
         self.method, self.images, self.labels, self.classes = method, images, torch.from_numpy(labels), len(method.classnames_)
-        self.training = TowerTraining(method.clip, images, recipe, view=view, seed=method.seed)
+        self.training = TowerTraining(method.clip, images, method._recipe(), view=view, seed=method.seed)
         self.table = TextTable(self.training.clip, _fill_templates(method.templates, method.classnames_))
         self.zero_shot = self.label(method.clip.encode_image(images), torch.arange(len(images)))
         self.used = self.zero_shot.clone()
@@ -352,8 +391,9 @@ class _FlypRun:
         return {**self.training.state(), "used": self.used.numpy()}
 
     def restore(self, arrays: dict[str, np.ndarray]) -> None:
-        """Take over what `state` returned."""
-        self.used = torch.from_numpy(arrays["used"])
+        """Take over what `state` returned, or raise ValueError for the state of another run."""
+        used = Array("int64", len(self.images), low=0, below=self.classes)
+        self.used = torch.from_numpy(state_part(arrays, {"used": used})["used"])
         self.training.restore(arrays)
 
 # %% ../nbs/14_baselines.ipynb #cell-46
@@ -375,6 +415,7 @@ class FLYP(FineTuned):
     """
 
     unsaved = ("clip", "classnames", "checkpoint")
+    fitted = {**FineTuned.fitted, "pseudolabels_": Array("int64", "N", low=0, below="C")}
 
     def __init__(self, clip: CLIP, classnames: Sequence[str], *, refresh: str = "step", templates: str | Sequence[str] = "single",
                  view: str | None = "crop", alpha: float = 1.0, epochs: int = 50, batch_size: int | None = 512, learning_rate: float = 1e-7,
@@ -397,10 +438,23 @@ class FLYP(FineTuned):
         finally:
             del self._on_epoch
 
-    def _fit(self, images: ImageSet, labels: np.ndarray) -> None:
+    def _check_parameters(self) -> None:
+        """Raise ValueError for the first parameter out of range."""
         if self.refresh not in REFRESH or self.view not in VIEWS or not 0 <= self.alpha <= 1:
             raise ValueError(f"refresh must be one of {', '.join(map(repr, REFRESH))}, view one of {', '.join(map(repr, VIEWS))}, and alpha lie in 0 ... 1; "
                              f"not {self.refresh!r}, {self.view!r}, {self.alpha!r}")
+        self._recipe()
+        check_templates(self.templates)
+
+    def _recipe(self) -> Recipe:
+        return Recipe(self.epochs, self.batch_size, self.learning_rate, self.momentum, self.weight_decay, self.warmup, "adamw", per_step=True)
+
+    def _check_loaded(self) -> None:
+        super()._check_loaded()
+        self._check_parameters()
+
+    def _fit(self, images: ImageSet, labels: np.ndarray) -> None:
+        self._check_parameters()
         run = _FlypRun(self, images, labels)
         checkpoint = Checkpoint(self.checkpoint, fit_facts(self, images, labels=labels) if self.checkpoint else {})
         train_epochs(self, run, self.epochs, checkpoint)

@@ -6,8 +6,13 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import io
+import itertools
 import json
 import os
+import random
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,13 +27,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 from .adapter import Adapter
-from .data import ImageSet, check_count, check_labels, seeded
-from .files import whole_file
+from .data import ImageSet, check_classnames, check_count, check_labels, seeded
+from .files import Array, whole_file
 from .features import VIEWS, fit_facts, named_view
+from .prompts import own_draws
 from .pseudolabels import DegenerateMixtureWarning, clean_posterior, ratio_candidates, top_k_candidates, union_candidates
 from .retrieval import iterate_prototypes
-from .training import Checkpoint, Recipe, module_numbers, restore_training, set_module_numbers, train_epoch, train_epochs, training_state
-from .zeroshot import CLIP, average_prompts, encode_prompts
+from .training import Checkpoint, Recipe, module_numbers, restore_training, set_module_numbers, state_part, train_epoch, train_epochs, training_state
+from .zeroshot import CLIP, average_prompts, check_templates, encode_prompts
 
 # %% auto #0
 __all__ = ['ANNOTATIONS', 'WINDOW', 'STUDENTS', 'SMALL', 'EXPORTERS', 'partial_labels', 'as_inputs', 'candidates_left',
@@ -41,6 +47,11 @@ __all__ = ['ANNOTATIONS', 'WINDOW', 'STUDENTS', 'SMALL', 'EXPORTERS', 'partial_l
 ANNOTATIONS = ("union", "top-k", "ratio", "mean", "prototypes")
 
 
+def _check_annotation(annotation: str) -> None:
+    if annotation not in ANNOTATIONS:
+        raise ValueError(f"annotation must be one of {', '.join(map(repr, ANNOTATIONS))}, not {annotation!r}")
+
+
 def partial_labels(image_features: Tensor, prompt_features: Tensor, logit_scale: float, annotation: str = "union", k: int = 3,
                    ratio: float = 0.1) -> np.ndarray:
     """What a template ensemble says of each image, float32 [N, C]: 1 for a candidate class and 0 for the others.
@@ -50,8 +61,7 @@ def partial_labels(image_features: Tensor, prompt_features: Tensor, logit_scale:
     highest, "ratio" those at least `ratio` times the highest, "mean" the probabilities themselves. "prototypes" (ours, not the paper's) first
     moves the averaged prompts into the images by `iterate_prototypes` (chapter 6), and takes the `k` highest. Raises ValueError for another one.
     """
-    if annotation not in ANNOTATIONS:
-        raise ValueError(f"annotation must be one of {', '.join(map(repr, ANNOTATIONS))}, not {annotation!r}")
+    _check_annotation(annotation)
     if annotation == "prototypes":
         prototypes, *_ = iterate_prototypes(image_features, average_prompts(prompt_features).numpy())
         prompt_features, annotation = torch.from_numpy(prototypes)[None], "top-k"
@@ -267,7 +277,7 @@ class PromptedHead(nn.Module):
         super().__init__()
         text = average_prompts(encode_prompts(clip, classnames, templates))
         self.tower, self.scale = tower or nn.Identity(), clip.logit_scale
-        self.weight = nn.Parameter(F.normalize(text + 0.1 * F.normalize(torch.randn_like(text), dim=1), dim=1))
+        self.weight = nn.Parameter(F.normalize(text + 0.1 * F.normalize(torch.randn(text.shape), dim=1), dim=1))
         self.projection = nn.Linear(text.shape[1], embedding)
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -326,6 +336,7 @@ def draw_views(views: int, count: int, rng: np.random.Generator) -> Tensor:
 
 # %% ../nbs/10_coreg.ipynb #cell-48
 WINDOW = 5
+_WARNING_FILTERS = threading.Lock()     # there is one list of filters for all threads
 
 
 class Split(NamedTuple):
@@ -351,9 +362,18 @@ class _Network:
         return {**training_state(self.student, self.optimiser), **{f"said.{name}": tensor.cpu().numpy() for name, tensor in said.items()}}
 
     def restore(self, state: dict[str, np.ndarray]) -> None:
-        """Take over what `state` returned."""
+        """Take over what `state` returned, or raise ValueError for the state of another run."""
         restore_training(self.student, self.optimiser, state)
-        said = {name.removeprefix("said."): torch.from_numpy(array) for name, array in state.items() if name.startswith("said.")}
+        count, num_classes = self.probabilities.shape
+        declared = {
+            "embeddings": Array("float32", "M", self.queue.embeddings.shape[1]),
+            "classes": Array("int64", "M", low=0, below=num_classes),
+            "clean": Array("bool", "M"),
+            "probabilities": Array("float32", count, num_classes),
+            "losses": Array("float32", "epochs", count),
+        }
+        arrays = state_part(state, declared, prefix="said.", exact=True)
+        said = {name: torch.from_numpy(array) for name, array in arrays.items()}
         self.queue = Queue(*(said[name].to(self.queue.embeddings.device) for name in Queue._fields))
         self.probabilities, self.losses = said["probabilities"], said["losses"]
 
@@ -362,6 +382,35 @@ class _Network:
         """The momentum copy moves a little towards the student."""
         for copied, parameter in zip(self.key.parameters(), self.student.parameters()):
             copied.lerp_(parameter, 1 - momentum)
+
+
+def _random_state(device: torch.device) -> tuple:
+    """The global random state, as something that can be compared."""
+    tensors = [torch.get_rng_state()]
+    if device.type == "cuda":
+        tensors.append(torch.cuda.get_rng_state(device))
+    numpy_state = [part if isinstance(part, (str, int, float)) else part.tobytes()
+                   for part in np.random.get_state()]
+    return random.getstate(), *numpy_state, *(tensor.numpy().tobytes() for tensor in tensors)
+
+
+def _draws(network: nn.Module, inputs: Tensor) -> bool:
+    """Whether a network in training draws random numbers, as dropout does."""
+    with seeded(0), torch.no_grad():
+        before = _random_state(inputs.device)
+        network(torch.cat([inputs, inputs]))
+        return _random_state(inputs.device) != before
+
+
+def _seeding(loss: Callable[[Tensor], Tensor], seed: int) -> Callable[[Tensor], Tensor]:
+    """The same loss for a network that draws: step i draws as after `seed` + i, and holds the lock of `seeded`."""
+    steps = itertools.count(seed)
+
+    def seeding_loss(batch: Tensor) -> Tensor:
+        with seeded(next(steps)):
+            return loss(batch)
+
+    return seeding_loss
 
 # %% ../nbs/10_coreg.ipynb #cell-50
 class _Run:
@@ -373,11 +422,14 @@ class _Run:
         annotation = method._annotate(images) if candidates is None else check_candidates(candidates, len(images), len(method.classnames_))
         self.annotation = torch.from_numpy(complete_annotation(annotation, labels))
         self.labelled, self.prior = torch.from_numpy(labels >= 0), _check_prior(method.prior, len(method.classnames_))
-        self.recipe = Recipe(method.epochs, method.batch_size, method.learning_rate, method.momentum, method.weight_decay, warmup=0)
+        self.recipe = method._recipe()
         self.views = method._read(images, method.views or 0, first=method.seed * (method.views or 0))
         students = method._new_students(self.views[0])
-        dim, num_classes = _check_student(students[0], as_inputs(self.views[0, :2], self.device), len(method.classnames_))
+        inputs = as_inputs(self.views[0, :2], self.device)
+        dim, num_classes = _check_student(students[0], inputs, len(method.classnames_))
         self.networks = [_Network(student, self.recipe, self.count, num_classes, dim) for student in students]
+        built_in = method.student in ("resnet", "head")
+        self.draws = not built_in and _draws(self.networks[0].key, inputs)
         self.bank = torch.zeros(num_classes, dim, device=self.device)
         self.splits: list[Split] = []
 
@@ -387,10 +439,11 @@ class _Run:
         clean, losses = float(torch.stack([split.clean > 0.5 for split in self.splits]).float().mean()) if ready else None, []
         for index, network in enumerate(self.networks):
             rng = np.random.default_rng((method.seed, number, index))
-            torch.manual_seed(int(rng.integers(2**31)))
+            seed = int(rng.integers(2**31))
             views, drawn = self._draw(rng, 2 * number + index)
             loss = self.self_training(network, self.networks[1 - index], self.splits[1 - index if method.co_pseudolabels else index],
                                       views, drawn, number, rng) if ready else self.warm_up(network, views, drawn)
+            loss = _seeding(loss, seed) if self.draws else loss
             batches = torch.from_numpy(rng.permutation(self.count)).tensor_split(-(-self.count // method.batch_size))
             network.student.train()
             self.networks[1 - index].student.eval()
@@ -439,7 +492,7 @@ class _Run:
 
     def split(self, network: _Network) -> Split:
         """Who is clean, by a mixture fitted to the losses of the last epochs; labelled images always are, with their label."""
-        with warnings.catch_warnings():
+        with _WARNING_FILTERS, warnings.catch_warnings():
             warnings.simplefilter("ignore", DegenerateMixtureWarning)
             clean = torch.from_numpy(clean_posterior(network.losses.mean(0)))
         return Split(torch.where(self.labelled, 1.0, clean), F.normalize(network.probabilities * self.annotation, p=1, dim=1))
@@ -499,8 +552,9 @@ class _Run:
         return {**states, "bank": self.bank.cpu().numpy()}
 
     def restore(self, arrays: dict[str, np.ndarray]) -> None:
-        """Take over what `state` returned."""
-        self.bank = torch.from_numpy(arrays["bank"]).to(self.device)
+        """Take over what `state` returned, or raise ValueError for the state of another run."""
+        own = state_part(arrays, {"bank": Array("float32", *self.bank.shape)})
+        self.bank = torch.from_numpy(own["bank"]).to(self.device)
         for i, network in enumerate(self.networks):
             network.restore({name[2:]: array for name, array in arrays.items() if name.startswith(f"{i}.")})
         self.splits = [self.split(network) for network in self.networks]
@@ -540,6 +594,14 @@ class CoReg(Adapter):
     """
 
     unsaved = ("clip", "classnames", "checkpoint")
+    fitted = {
+        "weights_": Array("float32", 2, "P"),
+        "image_size_": int,
+        "candidates_": Array("bool", "N", "C"),
+        "losses_": Array("float32", 2, "N"),
+        "clean_": Array("float32", 2, "N"),
+        "history_": list[dict],
+    }
 
     def __init__(self, clip: CLIP, classnames: Sequence[str], *, student: str | Callable[[int], nn.Module] = "resnet", options: dict | None = None,
                  image_size: int | None = None, views: int | None = 8, flip: bool = True, templates: str | Sequence[str] = "neutral27",
@@ -572,12 +634,52 @@ class CoReg(Adapter):
             del self._candidates, self._on_epoch
 
     def _fit(self, images: ImageSet, labels: np.ndarray) -> None:
-        _check_numbers(self)
+        self._check_parameters()
         self.image_size_ = self._size(images)
         checkpoint = Checkpoint(self.checkpoint, self._facts(images, labels) if self.checkpoint else {})
         run = _Run(self, images, labels, self._candidates)
         self.candidates_ = (run.annotation > 0).numpy()
         train_epochs(self, run, self.epochs, checkpoint)
+
+    def _check_parameters(self) -> None:
+        """Raise ValueError for the first parameter out of range."""
+        _check_numbers(self)
+        _check_annotation(self.annotation)
+        check_templates(self.templates)
+        _check_prior(self.prior, len(check_classnames(self.classnames)))
+        if not callable(self.student):
+            _check_options(self.student, self.options or {})
+        self._recipe()
+
+    def _recipe(self) -> Recipe:
+        return Recipe(self.epochs, self.batch_size, self.learning_rate, self.momentum, self.weight_decay, warmup=0)
+
+    def _check_loaded(self) -> None:
+        self._check_parameters()
+        fixed = self.clip.image_size if self.student in ("head", "clip") else self.image_size
+        if self.image_size_ != (fixed or self.image_size_) or not 8 <= self.image_size_ <= (fixed or 32):
+            raise ValueError(f"image_size_ is {self.image_size_}, which does not fit the parameters")
+        if not callable(self.student):
+            self._check_weights()
+
+    def _check_weights(self) -> None:
+        """ValueError unless there are as many weights as the students have, which are made without memory."""
+        size, embed_dim = self.image_size_, self.clip.embed_dim
+        try:
+            if self.student == "resnet":
+                with torch.device("meta"):
+                    network, inputs = self._built_in_network(), torch.empty(2, 3, size, size)
+                wanted = 6 + _count_numbers(network)        # 6: the colours' mean and deviation
+                network(inputs)
+            else:
+                tower = _count_numbers(self.clip.model.visual) if self.student == "clip" else 0
+                embedding = (self.options or {}).get("embedding", 128)
+                colours = 6 if self.student == "clip" else 2
+                wanted = colours + tower + len(self.classnames_) * embed_dim + (embed_dim + 1) * embedding
+        except Exception as error:      # whatever a stranger's options make of it
+            raise ValueError(f"the options make no student: {error}") from error
+        if self.weights_.shape[1] != wanted:
+            raise ValueError(f"weights_ has {self.weights_.shape[1]} numbers for each student, they have {wanted}")
 
     def _show(self, run: _Run) -> None:
         """Put the state of a run where `predict` and users find it."""
@@ -610,8 +712,7 @@ class CoReg(Adapter):
         channels_last = self.student == "resnet" or self.clip.device.type == "cuda"     # for other networks the crash that _Block avoids
         students, layout = [], torch.channels_last if channels_last else torch.contiguous_format
         for index in range(2):
-            with seeded(2 * self.seed + index):
-                network = self._new_network()
+            network = self._new_network(2 * self.seed + index)
             if self.student == "head":
                 colours = torch.zeros(1), torch.ones(1)
             elif self.student == "clip":
@@ -623,15 +724,23 @@ class CoReg(Adapter):
             students.append(Student(network, *colours).to(self.clip.device, memory_format=layout))
         return students
 
-    def _new_network(self) -> nn.Module:
-        num_classes = len(self.classnames_)
+    def _new_network(self, seed: int) -> nn.Module:
+        """A network whose start is drawn from `seed`."""
         if callable(self.student):
-            return self.student(num_classes)
+            with seeded(seed), own_draws(seed):     # others' networks may draw from anywhere
+                return self.student(len(self.classnames_))
+        with own_draws(seed):
+            return self._built_in_network()
+
+    def _built_in_network(self) -> nn.Module:
+        options = self.options or {}
         if self.student == "resnet":
             stages = max(1, self.image_size_.bit_length() - 2)
-            return SmallResNet(num_classes, **{"depth": [2] * stages, **(self.options or {})})
-        tower = copy.deepcopy(self.clip.model.visual).float().requires_grad_(True) if self.student == "clip" else None
-        return PromptedHead(self.clip, self.classnames_, self.templates, tower, **(self.options or {}))
+            return SmallResNet(len(self.classnames_), **{"depth": [2] * stages, **options})
+        tower = None
+        if self.student == "clip":
+            tower = copy.deepcopy(self.clip.model.visual).float().requires_grad_(True)
+        return PromptedHead(self.clip, self.classnames_, self.templates, tower, **options)
 
     def _fitted_students(self) -> list[Student]:
         """Both networks, ready to answer; after `load` they are made again from their numbers."""
@@ -651,19 +760,27 @@ class CoReg(Adapter):
     def export(self, path: str | Path, format: str = "torchscript", network: int = 0) -> Path:
         """Write one student to `path`, and what it reads and answers to a file of the same name ending in .json; return `path`.
 
+        Each of the two files is written whole or not at all, the description last. It holds the SHA-256 of the
+        student's file, by which a description of another file can be told (where a process was killed between the two).
+
         The file needs neither clipadapt nor CLIP (but for the student "head", which reads CLIP features). `format` is "torchscript"
         (`torch.jit.load`) or "onnx" (any ONNX runtime); `network` is 0 or 1. Raises NotFittedError before `fit`, ValueError for another format or
-        network, and ImportError when the packages that write ONNX are missing.
+        network, ImportError when the packages that write ONNX are missing, and OSError, naming the file, when the disk is full or refuses.
         """
         self._check_fitted()
         if format not in EXPORTERS or network not in (0, 1):
             raise ValueError(f"format must be one of {', '.join(map(repr, EXPORTERS))} and network 0 or 1, not {format!r} and {network!r}")
         path, student = Path(path), copy.deepcopy(self._fitted_students()[network]).cpu().to(memory_format=torch.contiguous_format)
-        example = torch.rand(2, self.clip.embed_dim) if self.student == "head" else torch.rand(2, 3, self.image_size_, self.image_size_)
-        with whole_file(path) as draft, torch.no_grad():
-            EXPORTERS[format](_Answer(student), example, draft)
+        shape = (self.clip.embed_dim,) if self.student == "head" else (3, self.image_size_, self.image_size_)
+        example = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad(), _WARNING_FILTERS, warnings.catch_warnings():
+            warnings.simplefilter("ignore")     # tracing is deprecated, but what it writes is read by every PyTorch there is
+            content = EXPORTERS[format](_Answer(student).eval(), example)
+        with whole_file(path) as draft:
+            draft.write_bytes(content)
+        description = {**self._description(format), "sha256": hashlib.sha256(content).hexdigest()}
         with whole_file(path.with_suffix(".json")) as draft:
-            draft.write_text(json.dumps(self._description(format), indent=1), encoding="utf-8")
+            draft.write_text(json.dumps(description, indent=1), encoding="utf-8")
         return path
 
     def _description(self, format: str) -> dict:
@@ -688,22 +805,22 @@ class _Answer(nn.Module):
         return self.student(inputs)[0].softmax(1)
 
 
-def _to_torchscript(answer: nn.Module, example: Tensor, path: Path) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")     # tracing is deprecated, but what it writes is read by every PyTorch there is
-        torch.jit.save(torch.jit.trace(answer.eval(), example), str(path))
+def _to_torchscript(answer: nn.Module, example: Tensor) -> bytes:
+    content = io.BytesIO()          # on a full disk PyTorch would end the process
+    torch.jit.save(torch.jit.trace(answer, example), content)
+    return content.getvalue()
 
 
-def _to_onnx(answer: nn.Module, example: Tensor, path: Path) -> None:
+def _to_onnx(answer: nn.Module, example: Tensor) -> bytes:
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ImportError("writing ONNX needs two packages more: pip install onnx onnxscript") from error
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(answer.eval(), (example,), str(path), input_names=["input"], output_names=["probabilities"], dynamo=True,
-                          dynamic_shapes=({0: torch.export.Dim("batch")},), external_data=False, verbose=False)
+    program = torch.onnx.export(
+        answer, (example,), input_names=["input"], output_names=["probabilities"],
+        dynamo=True, dynamic_shapes=({0: torch.export.Dim("batch")},), verbose=False)
+    return program.model_proto.SerializeToString()
 
 
 EXPORTERS = {"torchscript": _to_torchscript, "onnx": _to_onnx}
@@ -731,6 +848,27 @@ def _check_prior(prior: Sequence[float] | None, num_classes: int) -> Tensor | No
     return prior / prior.sum()
 
 
+_OPTIONS = {"resnet": ("width", "depth", "stride", "embedding"), "head": ("embedding",), "clip": ("embedding",)}
+_DEEPEST, _LARGEST = 1000, 2048         # blocks in all, and pixels a side
+
+
+def _check_options(student: str, options: dict) -> None:
+    """ValueError unless `options` are parameters of a student that is built in."""
+    known = _OPTIONS[student]
+    if not isinstance(options, dict) or not set(options) <= set(known):
+        raise ValueError(f"options must be a dict with some of {', '.join(map(repr, known))}, not {options!r:.80}")
+    for name in set(options) - {"depth"}:
+        check_count(options[name], name)
+    depth = options.get("depth", [1])
+    if not isinstance(depth, (list, tuple)) or not depth or sum(check_count(blocks, "depth") for blocks in depth) > _DEEPEST:
+        raise ValueError(f"depth must be a list of numbers of blocks, {_DEEPEST} in all at most, not {depth!r:.80}")
+
+
+def _count_numbers(module: nn.Module) -> int:
+    """How many numbers `module_numbers` gives of a module."""
+    return sum(tensor.numel() for tensor in module.state_dict().values() if tensor.is_floating_point())
+
+
 def _check_numbers(method: CoReg) -> None:
     """ValueError for the first parameter out of range."""
     if isinstance(method.student, nn.Module):
@@ -740,6 +878,8 @@ def _check_numbers(method: CoReg) -> None:
     for name, lowest in {"epochs": 1, "warmup_epochs": 1, "batch_size": 1, "views": 1, "image_size": 8, "queue": 0, "ramp": 0, "delay": 0}.items():
         if getattr(method, name) is not None or name not in ("views", "image_size"):
             check_count(getattr(method, name), name, lowest)
+    if (method.image_size or 0) > _LARGEST:
+        raise ValueError(f"image_size must be at most {_LARGEST} pixels, got {method.image_size}")
     for name in ("confidence_penalty", "mixup", "unlabelled_weight", "prototypes", "contrast"):
         if not 0 <= getattr(method, name) < float("inf"):
             raise ValueError(f"{name} must be a number from 0, not {getattr(method, name)!r}")

@@ -5,29 +5,38 @@
 # %% ../nbs/00_data.ipynb #cell-6
 from __future__ import annotations
 
+import csv
+import io
 import json
+import os
 import random
 import re
+import reprlib
+import stat
 import threading
+import unicodedata
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache, partial
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
+from typing import BinaryIO
 from urllib.error import URLError
 
 import numpy as np
 import torch
-from PIL import Image, ImageEnhance, ImageOps
+from PIL import ExifTags, Image, ImageEnhance, ImageFile, ImageOps
 from tqdm.auto import tqdm
 
 # %% auto #0
-__all__ = ['torchvision', 'DIGIT_NAMES', 'TORCHVISION_SPLITS', 'DISTORTIONS', 'to_rgb', 'read_image', 'check_classnames',
-           'check_labels', 'check_count', 'seeded', 'ImageSet', 'as_imageset', 'read_folder', 'digits', 'show_images',
-           'dataset_facts', 'read_torchvision', 'read_hub', 'weak_view', 'strong_view']
+__all__ = ['torchvision', 'IMAGE_KINDS', 'MAX_PIXELS', 'DIGIT_NAMES', 'TORCHVISION_SPLITS', 'DISTORTIONS', 'to_rgb', 'printable',
+           'read_image', 'check_classnames', 'check_labels', 'check_count', 'seeded', 'ImageSet', 'as_imageset',
+           'read_folder', 'digits', 'show_images', 'dataset_facts', 'read_torchvision', 'read_hub', 'weak_view',
+           'strong_view']
 
 # %% ../nbs/00_data.ipynb #cell-8
 def _import_torchvision():
@@ -44,104 +53,457 @@ def _import_torchvision():
 torchvision = _import_torchvision()
 
 # %% ../nbs/00_data.ipynb #cell-12
+_TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
+          4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
+          6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+          8: Image.Transpose.ROTATE_90}
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """Return `image` upright and in mode RGB (8 bits a channel), whatever its mode was.
 
-    The EXIF orientation is applied, transparency is laid over white, 16-bit grey (0-65535) is scaled to 0-255, and
-    floating-point grey is taken as 0-1, or as 0-255 when a value exceeds 1. Raises ValueError for integers outside 0-65535.
+    image: a Pillow image of any mode, with at least one pixel; it is not changed.
+
+    The EXIF orientation is applied (one that cannot be read is ignored), transparency is
+    laid over white, 16-bit grey (0-65535) is scaled to 0-255, and floating-point grey is
+    taken as 0-1, or as 0-255 when a value exceeds 1. Pixels that hold no number (NaN,
+    infinity: "no data" in scientific files) become black; the others decide the range.
+    Raises ValueError for integers outside 0-65535, and for an image without pixels or
+    without a single number.
     """
-    image = ImageOps.exif_transpose(image)
+    return _to_upright_rgb(_upright(image))
+
+# %% ../nbs/00_data.ipynb #cell-13
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    except Exception:  # whatever a damaged note raises: the picture itself may be good
+        turn = None
+    return image if turn is None else image.transpose(turn)
+
+
+def _to_upright_rgb(image: Image.Image) -> Image.Image:
+    if not (image.width and image.height):
+        raise ValueError("it has no pixels")
     if image.mode[0] in "IF":
-        image = Image.fromarray(_to_eight_bits(np.asarray(image)))
-    elif image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+        image = _by_blocks(image, _deep_to_grey(image))
+    elif image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
+        image = _by_blocks(image, _over_white)
+    else:
+        image = image.convert("RGB")
+    image.info = {}  # the orientation has been applied, so its note must not stay
+    return image
+
+# %% ../nbs/00_data.ipynb #cell-15
+def _blocks(image: Image.Image, side: int = 1024) -> Iterator[tuple]:
+    """Boxes (left, top, right, bottom) that cover an image."""
+    for top in range(0, image.height, side):
+        for left in range(0, image.width, side):
+            right, bottom = min(left + side, image.width), min(top + side, image.height)
+            yield left, top, right, bottom
 
 
-def _to_eight_bits(values: np.ndarray) -> np.ndarray:
-    if values.dtype.kind == "f":
-        return (values * (255 if values.max() <= 1 else 1)).round().clip(0, 255).astype(np.uint8)
-    if values.min() < 0 or values.max() > 65535:
-        raise ValueError(f"grey values must lie in 0 ... 65535, these run from {values.min()} to {values.max()}")
-    return (values // 257).astype(np.uint8)
+def _by_blocks(image: Image.Image, convert: Callable) -> Image.Image:
+    """`convert(block)` of every block of `image`, put together as RGB."""
+    result = Image.new("RGB", image.size)
+    for box in _blocks(image):
+        result.paste(convert(image.crop(box)), box)
+    return result
+
+
+def _over_white(block: Image.Image) -> Image.Image:
+    block = block.convert("RGBA")
+    white = Image.new("RGBA", block.size, "white")
+    return Image.alpha_composite(white, block).convert("RGB")
 
 # %% ../nbs/00_data.ipynb #cell-16
-def read_image(item: str | Path | Image.Image | np.ndarray | torch.Tensor) -> Image.Image:
+def _deep_to_grey(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
+    """What turns a block of numbers into 8-bit grey, by the range of the whole."""
+    lowest, highest = np.inf, -np.inf
+    for box in _blocks(image):
+        values = np.asarray(image.crop(box))
+        values = values[np.isfinite(values)]
+        if values.size:
+            lowest, highest = min(lowest, values.min()), max(highest, values.max())
+    if lowest > highest:
+        raise ValueError("none of its values is a number")
+    if image.mode != "F" and (lowest < 0 or highest > 65535):
+        raise ValueError("grey values must lie in 0 ... 65535, these run from "
+                         f"{lowest:.0f} to {highest:.0f}")
+    return partial(_to_grey, factor=255 if highest <= 1 else 1)
+
+
+def _to_grey(block: Image.Image, factor: int) -> Image.Image:
+    values = np.asarray(block)
+    if block.mode != "F":
+        return Image.fromarray((values // 257).astype(np.uint8))
+    values = np.where(np.isfinite(values), values, 0) * factor
+    return Image.fromarray(values.round().clip(0, 255).astype(np.uint8))
+
+# %% ../nbs/00_data.ipynb #cell-20
+IMAGE_KINDS = {  # Pillow's name of a format: the endings of its files
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"), "PNG": (".png", ".apng"),
+    "WEBP": (".webp",), "AVIF": (".avif", ".avifs"), "TIFF": (".tif", ".tiff"),
+    "BMP": (".bmp",), "GIF": (".gif",), "PPM": (".pbm", ".pgm", ".ppm", ".pnm", ".pfm"),
+    "JPEG2000": (".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"),
+    "HEIF": (".heic", ".heics", ".heif", ".heifs", ".hif")}
+
+
+@cache
+def _readable_kinds() -> tuple[str, ...]:
+    """Those of `IMAGE_KINDS` for which this computer has a decoder."""
+    try:
+        import pillow_heif
+        pillow_heif.register_heif_opener()
+    except ImportError:
+        pass
+    Image.init()
+    return tuple(kind for kind in IMAGE_KINDS if kind in Image.OPEN)
+
+# %% ../nbs/00_data.ipynb #cell-21
+def _open(file: BinaryIO) -> Image.Image:
+    """The picture in `file`, of an allowed kind; only its header has been read."""
+    with _without_pillows_limit():
+        try:
+            return Image.open(file, formats=_readable_kinds())
+        except Image.UnidentifiedImageError:
+            file.seek(0)
+            reason = f"it holds none of {', '.join(IMAGE_KINDS)}"
+            if file.read(12)[4:] in _HEIC_STARTS and "HEIF" not in _readable_kinds():
+                reason = "HEIC needs a decoder: pip install pillow-heif"
+            raise ValueError(reason) from None
+
+
+_HEIC_STARTS = {b"ftyp" + brand for brand in (
+    b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")}
+
+# %% ../nbs/00_data.ipynb #cell-23
+MAX_PIXELS = 100_000_000  # width x height; larger pictures are refused by default
+_LARGE = 50_000_000       # from here on, pictures are decoded one at a time
+_ALONE = threading.Lock()
+if hasattr(os, "register_at_fork"):  # a child must not inherit a lock that nobody opens
+    os.register_at_fork(before=_ALONE.acquire, after_in_parent=_ALONE.release,
+                        after_in_child=_ALONE.release)
+
+
+@contextmanager
+def _without_pillows_limit() -> Iterator[None]:
+    with _ALONE:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
+def _count_pixels(image: Image.Image, name: str, max_pixels: int) -> int:
+    """The pixels that decoding `image` makes. Raises ValueError for too many."""
+    tags = getattr(image, "tag_v2", {})  # a TIFF may come in tiles, larger than itself
+    tile = tags.get(322, 0), tags.get(323, 0)
+    width, height = max(image.size, tile, key=lambda sides: sides[0] * sides[1])
+    if width * height > max_pixels:
+        raise ValueError(
+            f"{name}: {width:,} x {height:,} are {width * height:,} pixels, more than "
+            f"max_pixels={max_pixels:,}. If you trust it, pass a higher max_pixels, "
+            "for example to ImageSet.from_folder")
+    return width * height
+
+# %% ../nbs/00_data.ipynb #cell-25
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Whatever goes wrong in this block becomes a ValueError about the image `name`."""
+    try:
+        yield
+    except MemoryError:
+        raise ValueError(f"{name}: there is not enough memory to decode it") from None
+    except Exception as error:
+        reason = printable(str(error)) or type(error).__name__
+        raise ValueError(f"{name}: cannot be read as an image ({reason})") from error
+
+
+def _decode(file: BinaryIO, name: str, max_pixels: int) -> Image.Image:
+    """The picture in `file` in RGB: limit first, then pixels, then everything else."""
+    with _naming(name):
+        image = _open(file)
+    pixels = _count_pixels(image, name, max_pixels)
+    alone = _without_pillows_limit if pixels > _LARGE else nullcontext
+    with _naming(name), alone():
+        image.load()
+        image = _upright(image)
+        return _to_upright_rgb(image)
+
+# %% ../nbs/00_data.ipynb #cell-27
+_HIDDEN = set(
+    "\u00ad\u200b\u200e\u200f\u2060\ufeff"                      # take no room
+    "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # turn text around
+
+
+def printable(text: str | bytes | os.PathLike) -> str:
+    """Text for people: what cannot be seen or written is spelled out, as in caf\\xe9.
+
+    text: a message, a file name or a path. Spelled out are control characters (which a
+        terminal obeys), invisible characters, and bytes that are no UTF-8.
+    """
+    text = os.fsdecode(text)
+    return text if text.isprintable() else "".join(map(_spelled_out, text))
+
+
+def _spelled_out(character: str) -> str:
+    if 0xDC80 <= ord(character) <= 0xDCFF:  # how Python holds a byte that is no UTF-8
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    if character in _HIDDEN or unicodedata.category(character) in ("Cc", "Cs"):
+        return character.encode("unicode_escape", "surrogatepass").decode()
+    return character
+
+# %% ../nbs/00_data.ipynb #cell-29
+def read_image(item, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Return one image as an upright RGB Pillow image.
 
-    `item` is a path, a Pillow image, an array [H, W] or [H, W, 3], or a tensor [3, H, W]; arrays and tensors are
-    integers (0-255; uint16: 0-65535), floats (0-1) or booleans. Raises FileNotFoundError for a missing file and ValueError for one that cannot be read.
+    item: a path; a Pillow image; an array [H, W] or [H, W, 3], or a tensor [3, H, W] or
+        [H, W], of integers (0-255; uint16: 0-65535), floats (0-1) or booleans; or a
+        file that is not decoded yet: its bytes, a file opened with "rb", or a row
+        {"bytes": ..., "path": ...} as the Hugging Face hub has them.
+    max_pixels: the largest width x height of a file that is decoded.
+
+    Files are opened by what they hold, and only if that is one of `IMAGE_KINDS`; of
+    several frames the first is read. Raises FileNotFoundError for a missing file, and
+    ValueError, with the name of the image, for whatever cannot be read.
     """
-    if isinstance(item, (str, Path)):
-        try:
-            with Image.open(item) as image:
-                return to_rgb(image)
-        except FileNotFoundError:
-            raise FileNotFoundError(f"{item}: no such image file") from None
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise ValueError(f"{item}: cannot be read as an image ({error})") from error
+    if isinstance(item, Mapping) and {"bytes", "path"} & set(item):
+        item = _undecoded(item)
+    if isinstance(item, (str, os.PathLike)):
+        return _read_path(item, max_pixels)
+    if isinstance(item, (bytes, bytearray)):
+        return _decode(io.BytesIO(item), f"an image of {len(item):,} bytes", max_pixels)
+    if hasattr(item, "read"):
+        return _read_file(item, max_pixels)
     if isinstance(item, Image.Image):
-        return to_rgb(item)
+        return _read_pillow(item, max_pixels)
     return to_rgb(Image.fromarray(_to_array(item)))
 
+# %% ../nbs/00_data.ipynb #cell-30
+def _read_path(path: str | os.PathLike, max_pixels: int) -> Image.Image:
+    name = printable(path)
+    name = name if len(name) <= 500 else name[:200] + "..."
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise ValueError("it is a folder or a device, not a file; folders are for "
+                             "ImageSet.from_folder")
+        file = open(path, "rb")
+    except FileNotFoundError:
+        download = "; download it first" if "://" in name else ""
+        raise FileNotFoundError(f"{name}: no such image file{download}") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"{name}: cannot be read as an image ({reason})") from None
+    with file:
+        return _decode(file, name, max_pixels)
 
-def _to_array(item: np.ndarray | torch.Tensor) -> np.ndarray:
+# %% ../nbs/00_data.ipynb #cell-31
+def _undecoded(row: Mapping):
+    """What a row of the Hugging Face hub holds: the bytes of a file, or its path."""
+    content, path = row.get("bytes"), row.get("path")
+    if content is None and path is None:
+        raise ValueError("a row without an image: both its bytes and its path are None")
+    if content is None:
+        return path
+    return _Named(content, printable(path)) if isinstance(path, str) else content
+
+
+class _Named(io.BytesIO):
+    """Bytes that know the file they came from."""
+
+    def __init__(self, content: bytes, name: str):
+        super().__init__(content)
+        self.name = name
+
+
+def _read_file(file: BinaryIO, max_pixels: int) -> Image.Image:
+    name = getattr(file, "name", None)
+    name = printable(name) if isinstance(name, str) else "an open file"
+    if isinstance(file, io.TextIOBase):
+        raise ValueError(f"{name}: cannot be read as an image (it is open as text; "
+                         'open it with the mode "rb")')
+    return _decode(file, name, max_pixels)
+
+
+def _read_pillow(image: Image.Image, max_pixels: int) -> Image.Image:
+    """A Pillow image in RGB; one that is not decoded yet keeps the rules for files."""
+    waiting = isinstance(image, ImageFile.ImageFile) and bool(image.tile)
+    if waiting or isinstance(image, ImageFile.StubImageFile):
+        if image.format not in {*IMAGE_KINDS, "MPO"}:
+            raise ValueError(f"a Pillow image of the format {image.format} is not "
+                             "decoded here; if you trust it, call its load() first")
+        _count_pixels(image, "a Pillow image", max_pixels)
+    with _naming("a Pillow image"):
+        return to_rgb(image)
+
+# %% ../nbs/00_data.ipynb #cell-32
+def _to_array(item) -> np.ndarray:
     """One array or tensor as uint8 [H, W] or [H, W, 3]."""
-    array = item.detach().cpu().numpy().transpose(1, 2, 0) if isinstance(item, torch.Tensor) else np.asarray(item)
+    array = _numbers(item)
+    shape = array.shape
+    if isinstance(item, torch.Tensor) and array.ndim == 3:
+        array = array.transpose(1, 2, 0)
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     if not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)):
-        raise ValueError(f"an image array must be [H, W] or [H, W, 3] (a tensor [3, H, W]), this one has shape {tuple(item.shape)}")
+        raise ValueError("an image array must be [H, W] or [H, W, 3] (a tensor "
+                         f"[3, H, W] or [H, W]), this one has shape {shape}")
+    if not array.size:
+        raise ValueError(f"an image of shape {shape} has no pixels")
     if array.dtype == np.uint8:
         return array
-    highest = 1 if array.dtype.kind in "fb" else 65535 if array.dtype == np.uint16 else 255
+    kind = "uint16" if array.dtype == np.uint16 else array.dtype.kind
+    highest = {"uint16": 65535, "f": 1, "b": 1}.get(kind, 255)
     if not (0 <= array.min() and array.max() <= highest):
-        raise ValueError(f"{array.dtype} images must lie in 0-{highest} (before any normalisation), "
-                         f"these values run from {array.min():.3g} to {array.max():.3g}")
-    return (array / highest * 255).round().astype(np.uint8)
+        raise ValueError(
+            f"{array.dtype} images must lie in 0-{highest} (before any normalisation), "
+            f"these values run from {array.min():.3g} to {array.max():.3g}")
+    result = np.empty(array.shape, np.uint8)
+    for row, values in zip(result, array):  # row by row: no copy of the whole in floats
+        row[...] = (values / highest * 255).round()
+    return result
 
-# %% ../nbs/00_data.ipynb #cell-20
-def check_classnames(classnames: Sequence[str] | str | Path) -> list[str]:
-    """Return class names as a list of distinct, non-empty strings, runs of blanks made one.
+# %% ../nbs/00_data.ipynb #cell-33
+def _numbers(item) -> np.ndarray:
+    """A tensor or whatever NumPy takes for an array of numbers, as an array."""
+    try:
+        if isinstance(item, torch.Tensor):
+            item = item.detach().cpu()
+            array = (item.float() if item.dtype == torch.bfloat16 else item).numpy()
+        else:
+            array = np.asarray(item)
+        if array.dtype.kind in "uifb" and array.ndim:
+            return array.astype(np.float32) if array.dtype == np.float16 else array
+    except Exception:  # NumPy and PyTorch raise what they like, too
+        pass
+    raise ValueError(
+        f"{reprlib.repr(item)} is no image: give a path, a Pillow image, an array "
+        "[H, W] or [H, W, 3], a tensor [3, H, W], or the bytes of an image file")
 
-    A path is read as a UTF-8 text file with one name a line (blank lines are left out). Raises FileNotFoundError when
-    that file is missing, ValueError for a file that is no such text and for an empty or repeated name.
+# %% ../nbs/00_data.ipynb #cell-39
+def check_classnames(classnames: Iterable[str] | str | Path) -> list[str]:
+    """Return class names as a list of distinct, visible strings, in Unicode's form NFC.
+
+    classnames: names in the order of their labels, or the path of a file of them. Runs
+        of blanks are made one.
+
+    The file is text in UTF-8 (or UTF-16 with its mark) with one name a line. Blank lines
+    are left out, and a single line "cat,dog,rabbit" is three names. A table with a
+    header (.csv, .tsv, or columns in a text file) has its names in the column called
+    name, classname, class or label. Raises FileNotFoundError when there is no such file, and
+    ValueError for another table, for what is no text, for dicts and sets, and for names
+    that are empty, repeated, or hold control characters.
     """
-    if isinstance(classnames, (str, Path)):
-        classnames = _read_classnames(classnames)
-    names = [" ".join(str(name).split()) for name in classnames]
-    if "" in names:
-        raise ValueError(f"class {names.index('')} has an empty name")
-    repeated = sorted({name for name in names if names.count(name) > 1})
+    if isinstance(classnames, (str, os.PathLike)):
+        classnames = _read_classnames(Path(classnames))
+    names = [_check_name(name, c) for c, name in enumerate(_in_order(classnames))]
+    repeated = sorted(name for name, times in Counter(names).items() if times > 1)
     if repeated:
-        raise ValueError(f"class names must be distinct; repeated: {', '.join(repeated)}")
+        shown = ", ".join(repeated[:10]) + (", ..." if len(repeated) > 10 else "")
+        raise ValueError(f"class names must be distinct; repeated: {shown}")
     return names
 
+# %% ../nbs/00_data.ipynb #cell-40
+def _in_order(classnames) -> Iterable:
+    if isinstance(classnames, Mapping):
+        raise ValueError("class names are a list in the order of their labels, not a dict"
+                         "; pass list(names.values()) if its keys count 0, 1, 2, ...")
+    if isinstance(classnames, (set, frozenset)):
+        raise ValueError("class names are a list in the order of their labels; a set "
+                         "has another order in every run: pass sorted(names)")
+    if isinstance(classnames, bytes) or not hasattr(classnames, "__iter__"):
+        raise ValueError("class names are a list of text, not "
+                         f"{reprlib.repr(classnames)}")
+    return classnames
 
-def _read_classnames(path: str | Path) -> list[str]:
+
+def _check_name(name, position: int) -> str:
+    if not isinstance(name, str):
+        raise ValueError(f"class {position} must be text, not {reprlib.repr(name)}")
+    name = " ".join(name.split())
+    if not name:
+        raise ValueError(f"class {position} has an empty name")
+    if not name.isprintable() and printable(name) != name:
+        raise ValueError(f"class {position} holds characters that cannot be seen: "
+                         f"{printable(name)[:200]}")
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
+
+# %% ../nbs/00_data.ipynb #cell-42
+_NAME_COLUMNS = ("name", "classname", "class_name", "class name", "class", "label")
+
+
+def _read_classnames(path: Path) -> list[str]:
+    lines = [line for line in _read_text(path).splitlines() if line.strip()]
+    if not lines:
+        return []
+    if lines[0].lstrip()[0] in "[{":
+        raise ValueError(f"class list {path} looks like JSON; write one name a line")
+    separator = max("\t;,", key=lines[0].count)
+    first, *others = csv.reader(lines, delimiter=separator)
+    header = [cell.strip().casefold() for cell in first]
+    table = path.suffix.lower() in (".csv", ".tsv")
+    if set(header) & set(_NAME_COLUMNS) and others and (table or len(header) > 1):
+        return _name_column(path, header, others)
+    if not others:
+        return first
+    if table and max(len(row) for row in [first, *others]) == 1:
+        return [row[0] for row in [first, *others]]
+    numbered = all(re.match(r"\s*\d+\s*[,;]", line) for line in lines)
+    if table or numbered or "\t" in lines[0]:
+        raise ValueError(
+            f"class list {path} has several columns, and its first line calls none of "
+            "them name, class or label; add such a line, or write one name a line")
+    return lines
+
+# %% ../nbs/00_data.ipynb #cell-43
+def _read_text(path: Path) -> str:
     try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+        content = path.read_bytes()
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(
+            f"there is no class list {printable(path)[:80]!r} to read; give a list of "
+            "names, or a text file with one name a line") from error
+    try:
+        utf16 = content[:2] in (b"\xff\xfe", b"\xfe\xff")
+        return content.decode("utf-16" if utf16 else "utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"class list {path} is not UTF-8 text: {error}") from error
-    except OSError as error:
-        raise FileNotFoundError(f"there is no class list {str(path)[:80]!r} to read; give a list of names, "
-                                "or a text file with one name a line") from error
-    return [line for line in lines if line.strip()]
+        name = printable(path)
+        raise ValueError(f"class list {name} is not UTF-8 text: {error}") from error
 
-# %% ../nbs/00_data.ipynb #cell-22
+
+def _name_column(path: Path, header: list[str], rows: list[list[str]]) -> list[str]:
+    """The names of a table: the first of `_NAME_COLUMNS` that is not all numbers."""
+    for column in _NAME_COLUMNS:
+        if column in header:
+            place = header.index(column)
+            names = [row[place] if place < len(row) else "" for row in rows]
+            if not all(name.strip().isdigit() for name in names):
+                return names
+    raise ValueError(f"class list {path} has only numbers where its names should be")
+
+# %% ../nbs/00_data.ipynb #cell-45
 def check_labels(labels: Sequence[int] | None, count: int, num_classes: int) -> np.ndarray:
     """Return labels as int64 [count], `-1` meaning unlabelled; None gives all `-1`.
 
-    Raises ValueError for a wrong length, for labels that are not integers, and for labels outside -1 ... num_classes - 1.
+    labels: whole numbers [count] that count the classes from 0, in a list, an array or
+        a tensor; None when there are none.
+    count: the number of images.
+    num_classes: the number of classes.
+
+    Raises ValueError for a wrong length, for labels that are not integers (text,
+    floats, booleans), and for labels outside -1 ... num_classes - 1.
     """
     if labels is None:
         return np.full(count, -1, np.int64)
-    array = np.asarray(labels)
+    array = _label_array(labels)
     if array.shape != (count,):
         raise ValueError(f"{count} images need labels of shape ({count},), these have shape {array.shape}")
     if count and array.dtype.kind not in "iu":
-        raise ValueError(f"labels must be integers, these are {array.dtype}")
+        odd = [label for label in array.tolist() if type(label) is not int] or array
+        raise ValueError(f"labels must be integers, these are {array.dtype}, for "
+                         f"example {reprlib.repr(odd[0])}; -1 means unlabelled")
     if not num_classes and (array >= 0).any():
         raise ValueError("labels count classes, so they need class names: pass classnames, too")
     outside = np.unique(array[(array < -1) | (array >= num_classes)])
@@ -149,14 +511,23 @@ def check_labels(labels: Sequence[int] | None, count: int, num_classes: int) -> 
         raise ValueError(f"labels must lie in 0 ... {num_classes - 1} (or be -1 for unlabelled), found {outside[:5].tolist()}")
     return array.astype(np.int64)
 
-# %% ../nbs/00_data.ipynb #cell-23
+
+def _label_array(labels) -> np.ndarray:
+    try:
+        labels = labels.detach().cpu() if isinstance(labels, torch.Tensor) else labels
+        return np.asarray(labels)
+    except Exception:  # rows of different lengths, tensors of a kind that NumPy lacks
+        raise ValueError("labels must be one integer an image, not "
+                         f"{reprlib.repr(labels)}") from None
+
+# %% ../nbs/00_data.ipynb #cell-46
 def check_count(value: int, name: str, lowest: int = 1) -> int:
     """Return a whole number as int. Raises ValueError, calling it `name`, for anything else (booleans, floats) and below `lowest`."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < lowest:
         raise ValueError(f"{name} must be a {'positive ' if lowest == 1 else ''}whole number{f' from {lowest}' if lowest not in (0, 1) else ''}, got {value!r}")
     return int(value)
 
-# %% ../nbs/00_data.ipynb #cell-26
+# %% ../nbs/00_data.ipynb #cell-49
 _GLOBAL_RANDOM_STATE = threading.RLock()
 
 
@@ -181,20 +552,29 @@ def seeded(seed: int) -> Iterator[None]:
             np.random.set_state(numpy_state)
 
 
-# %% ../nbs/00_data.ipynb #cell-29
+# %% ../nbs/00_data.ipynb #cell-52
 class ImageSet(torch.utils.data.Dataset):
     """Images with class names and labels, decoded one at a time when asked for.
 
-    `images` is a sequence of anything `read_image` reads. `labels` is int64 [N] with -1 for unlabelled images (all
-    of them when None). `classnames` are the C names that the labels count; they may be empty for unlabelled images.
-    `skipped` lists (path, reason) for files that could not be read.
+    images: a sequence of N of anything `read_image` reads.
+    classnames: the C names that the labels count; may be empty for unlabelled images.
+    labels: int [N], -1 for unlabelled images; None for all of them.
+    skipped: (path, reason) for files that could not be read.
+    ignored: (path, kind) for files of a folder that are no images.
+    max_pixels: the largest width x height of a file that is decoded.
+
+    The arguments are attributes, too; `labels` is int64 [N]. Raises ValueError for what
+    is no sequence, and as `check_classnames` and `check_labels` do.
     """
 
-    def __init__(self, images: Sequence, classnames: Sequence[str] = (), labels: Sequence[int] | None = None, *, skipped: Sequence = ()):
-        self.images = images
+    def __init__(self, images: Sequence, classnames: Sequence[str] = (),
+                 labels: Sequence[int] | None = None, *, skipped: Sequence = (),
+                 ignored: Sequence = (), max_pixels: int = MAX_PIXELS):
+        self.images = _check_sequence(images)
         self.classnames = check_classnames(classnames)
         self.labels = check_labels(labels, len(images), len(self.classnames))
-        self.skipped = list(skipped)
+        self.skipped, self.ignored = list(skipped), list(ignored)
+        self.max_pixels = check_count(max_pixels, "max_pixels")
 
     def __len__(self) -> int:
         return len(self.images)
@@ -203,7 +583,7 @@ class ImageSet(torch.utils.data.Dataset):
         if not -len(self) <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")
         index = int(index) % len(self)
-        return read_image(self.images[index]), int(self.labels[index])
+        return _read_nth(self.images, index, self.max_pixels), int(self.labels[index])
 
     def __repr__(self) -> str:
         return f"ImageSet({len(self)} images, {(self.labels >= 0).sum()} labelled, {len(self.classnames)} classes)"
@@ -211,20 +591,29 @@ class ImageSet(torch.utils.data.Dataset):
     def subset(self, indices: Sequence[int]) -> ImageSet:
         """The images at `indices` (integers, or a boolean mask [N]), in that order, with their labels."""
         indices = np.arange(len(self))[np.asarray(indices, dtype=None if len(indices) else int)]
-        return ImageSet(_Selection(self.images, indices), self.classnames, self.labels[indices])
+        return self._with(_Selection(self.images, indices), self.labels[indices])
 
     def unlabelled(self) -> ImageSet:
         """The same images with every label forgotten."""
-        return ImageSet(self.images, self.classnames)
+        return self._with(self.images, np.full(len(self), -1, np.int64))
 
     def view(self, transform: Callable[[Image.Image, np.random.Generator], Image.Image], seed: int = 0) -> ImageSet:
         """The same images seen through `transform(image, rng)`; image i of this set gets a generator made from (`seed`, i) alone."""
-        return ImageSet(_View(self.images, transform, seed), self.classnames, self.labels)
+        images = _View(self.images, transform, seed, self.max_pixels)
+        return self._with(images, self.labels)
+
+    def _with(self, images: Sequence, labels: np.ndarray) -> ImageSet:
+        """Other images and labels; the class names are not checked again."""
+        other = ImageSet(images, max_pixels=self.max_pixels)
+        other.classnames, other.labels = list(self.classnames), np.array(labels)
+        return other
 
     @classmethod
-    def from_folder(cls, root: str | Path, classnames: Sequence[str] | str | Path | None = None, on_error: str = "skip") -> ImageSet:
+    def from_folder(cls, root: str | Path,
+                    classnames: Sequence[str] | str | Path | None = None,
+                    on_error: str = "skip", max_pixels: int = MAX_PIXELS) -> ImageSet:
         """Images of a folder: see `read_folder`."""
-        return read_folder(root, classnames, on_error)
+        return read_folder(root, classnames, on_error, max_pixels)
 
     @classmethod
     def from_arrays(cls, images, labels: Sequence[int] | None = None, classnames: Sequence[str] = ()) -> ImageSet:
@@ -241,7 +630,7 @@ class ImageSet(torch.utils.data.Dataset):
         """One split of a Hugging Face data set: see `read_hub`."""
         return read_hub(name, split, **options)
 
-# %% ../nbs/00_data.ipynb #cell-31
+# %% ../nbs/00_data.ipynb #cell-54
 class _Selection(Sequence):
     """Some elements of another sequence, fetched when asked for."""
 
@@ -258,16 +647,30 @@ class _Selection(Sequence):
 class _View(Sequence):
     """Images seen through a random transform whose numbers depend on the seed and the position only."""
 
-    def __init__(self, items: Sequence, transform: Callable, seed: int):
+    def __init__(self, items: Sequence, transform: Callable, seed: int,
+                 max_pixels: int = MAX_PIXELS):
         self.items, self.transform, self.seed = items, transform, seed
+        self.max_pixels = max_pixels
 
     def __len__(self) -> int:
         return len(self.items)
 
     def __getitem__(self, index: int) -> Image.Image:
-        return self.transform(read_image(self.items[index]), np.random.default_rng([self.seed, index]))
+        image = _read_nth(self.items, index, self.max_pixels)
+        return self.transform(image, np.random.default_rng([self.seed, index]))
 
-# %% ../nbs/00_data.ipynb #cell-33
+
+def _read_nth(items: Sequence, index: int, max_pixels: int) -> Image.Image:
+    """Image `index` of a sequence; an error gives its number, where it has no path."""
+    item = items[index]
+    try:
+        return read_image(item, max_pixels)
+    except ValueError as error:
+        if isinstance(item, (str, os.PathLike)):
+            raise
+        raise ValueError(f"image {index}: {error}") from error
+
+# %% ../nbs/00_data.ipynb #cell-56
 def as_imageset(images) -> ImageSet:
     """Return `images` as an ImageSet: an ImageSet itself, a list of paths or Pillow images, or an array or tensor of images.
 
@@ -279,72 +682,231 @@ def as_imageset(images) -> ImageSet:
     if isinstance(images, (np.ndarray, torch.Tensor)):
         if images.ndim != 4 and (images.ndim != 3 or isinstance(images, torch.Tensor)):
             raise ValueError(f"images must be a batch, [N, 3, H, W] or [N, H, W(, 3)]; these have shape {tuple(images.shape)}")
-    elif isinstance(images, (str, Path, Image.Image)):
-        raise ValueError(f"one {type(images).__name__} is not a set of images; put it in a list, or use ImageSet.from_folder for a folder")
-    elif not isinstance(images, Sequence):
+    elif not isinstance(images, (Sequence, os.PathLike, Image.Image, Mapping)):
         raise ValueError(f"images must be an ImageSet, a list of paths or Pillow images, or a tensor [N, 3, H, W], not {type(images).__name__}")
     return ImageSet(images)
 
-# %% ../nbs/00_data.ipynb #cell-38
+
+def _check_sequence(images) -> Sequence:
+    if isinstance(images, (str, bytes, bytearray, os.PathLike, Image.Image, Mapping)):
+        raise ValueError(f"one {type(images).__name__} is not a set of images; put it in "
+                         "a list, or use ImageSet.from_folder for a folder")
+    if not (hasattr(images, "__len__") and hasattr(images, "__getitem__")):
+        raise ValueError("images must be a list or another sequence, not "
+                         f"{type(images).__name__}")
+    return images
+
+# %% ../nbs/00_data.ipynb #cell-61
+_ENDINGS = {ending for endings in IMAGE_KINDS.values() for ending in endings}
+_LITTER = {"thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "__macosx",
+           "lost+found", "#recycle", "@recycle", "$recycle.bin",
+           "system volume information"}
+_HIDDEN_KIND = "hidden or of the system"
+
+
 def _as_name(folder: str) -> str:
-    return " ".join(folder.replace("_", " ").split())
+    """The class name of a folder: blanks for underscores, visible, in the form NFC."""
+    name = printable(" ".join(folder.replace("_", " ").split()) or folder)
+    return unicodedata.normalize("NFC", name)
 
 
-def _image_paths(root: Path) -> list[Path]:
-    if not root.is_dir():
-        raise FileNotFoundError(f"{root}: no such folder")
-    extensions = {extension for extension, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in extensions
-                   and path.is_file() and not any(part.startswith(".") for part in path.relative_to(root).parts))
-    if not paths:
-        raise FileNotFoundError(f"{root}: no images in this folder (looked for .jpg, .png, .webp, .tif and whatever else Pillow reads)")
-    return paths
+def _is_litter(name: str) -> bool:
+    return name.startswith(".") or name.casefold() in _LITTER
 
-# %% ../nbs/00_data.ipynb #cell-40
-def read_folder(root: str | Path, classnames: Sequence[str] | str | Path | None = None, on_error: str = "skip") -> ImageSet:
-    """Images of a folder, in sorted order of their paths; every file is opened once, to see that it can be read.
 
-    Images that lie directly in `root` are unlabelled. Those in a sub-folder, however deep, belong to the class with
-    that folder's name (underscores read as blanks). `classnames` (a list, or a file with one name a line) sets the
-    classes and their order; without it they are the sub-folders, sorted.
+def _kind_of_file(path: Path) -> str | None:
+    """What a file is that is no image, in a word; None for what should be an image."""
+    if _is_litter(path.name):
+        return _HIDDEN_KIND
+    if path.suffix:
+        ending = path.suffix.lower()
+        return None if ending in _ENDINGS else printable(ending)[:20]
+    try:
+        with open(path, "rb") as file:
+            _open(file)
+    except Exception:  # no ending, and no image by its content
+        return "without an ending"
 
-    Damaged images are left out with a warning and listed in `.skipped` (`on_error="skip"`), or raise ValueError
-    (`"raise"`). Raises FileNotFoundError when there is no folder or no image in it, ValueError for a sub-folder
-    outside `classnames` and when no image can be read.
+# %% ../nbs/00_data.ipynb #cell-62
+class _Walk:
+    """A walk through a folder: its images, its sub-folders, and what is left out.
+
+    `paths` are the images, sorted. `ignored` lists (path, kind) of what is no image,
+    and `skipped` (path, reason) of folders that cannot be opened.
+    """
+
+    def __init__(self, root: Path):
+        if not root.is_dir():
+            raise FileNotFoundError(f"{printable(root)}: no such folder")
+        self.root, self.folders = root, []
+        self.paths, self.ignored, self.skipped = [], [], []
+        for entry in sorted(root.iterdir()):
+            if not entry.is_dir():
+                self.take(entry)
+            elif _is_litter(entry.name):
+                self.ignored.append((str(entry), _HIDDEN_KIND))
+            else:
+                self.folders.append(entry.name)
+                _enter(self, entry)
+        if not self.paths:
+            found = "no images in this folder" + _counted(self.ignored, " (but {})")
+            raise FileNotFoundError(f"{printable(root)}: {found}")
+        self.paths.sort()
+
+    def take(self, path: Path):
+        kind = _kind_of_file(path)
+        if kind is None:
+            self.paths.append(path)
+        else:
+            self.ignored.append((str(path), kind))
+
+    def closed(self, error: OSError):
+        reason = f"{printable(error.filename)}: cannot be opened ({error.strerror})"
+        self.skipped.append((error.filename, reason))
+
+# %% ../nbs/00_data.ipynb #cell-63
+def _enter(walk: _Walk, top: Path):
+    """Take everything below a sub-folder, through links, but no folder twice."""
+    seen = {os.path.realpath(walk.root)}
+    for folder, folders, names in os.walk(top, onerror=walk.closed, followlinks=True):
+        if os.path.realpath(folder) in seen:
+            walk.ignored.append((folder, "a link to a folder that is read anyway"))
+            folders.clear()
+            continue
+        seen.add(os.path.realpath(folder))
+        litter = [name for name in folders if _is_litter(name)]
+        walk.ignored += [(os.path.join(folder, name), _HIDDEN_KIND) for name in litter]
+        folders[:] = [name for name in folders if not _is_litter(name)]
+        for name in names:
+            walk.take(Path(folder, name))
+
+# %% ../nbs/00_data.ipynb #cell-65
+def read_folder(root: str | Path, classnames: Sequence[str] | str | Path | None = None,
+                on_error: str = "skip", max_pixels: int = MAX_PIXELS) -> ImageSet:
+    """Images of a folder, sorted by path; each is read once, to see that it can be.
+
+    root: the folder. Images that lie directly in it are unlabelled. Those in a
+        sub-folder, however deep, belong to the class with that folder's name
+        (underscores read as blanks). Links to folders are followed.
+    classnames: sets the classes and their order (a list, or a file: see
+        `check_classnames`). Without it they are the sub-folders with images, sorted.
+    on_error: "skip" leaves damaged images out, with a warning, and lists them in
+        `.skipped`; "raise" raises ValueError.
+    max_pixels: the largest width x height of a file that is decoded; larger ones count
+        as damaged.
+
+    What is no image by its ending (or, without one, by its content) is left out and
+    listed in `.ignored`; one warning counts it, and names empty sub-folders and those
+    that become one class. Raises FileNotFoundError when there is no folder or no image
+    in it, ValueError for a sub-folder outside `classnames`, and when no image can be
+    read.
     """
     if on_error not in ("skip", "raise"):
         raise ValueError(f"on_error must be 'skip' or 'raise', not {on_error!r}")
-    paths = _image_paths(Path(root))
-    folders = [path.relative_to(root).parts[0] if path.parent != Path(root) else "" for path in paths]
-    classnames = check_classnames(sorted({_as_name(folder) for folder in folders if folder}) if classnames is None else classnames)
-    index = {"": -1, **{_as_name(name): c for c, name in enumerate(classnames)}}
-    unknown = sorted({folder for folder in folders if _as_name(folder) not in index})
-    if unknown:
-        raise ValueError(f"{root}: sub-folders that are not among the class names: {', '.join(unknown[:10])}")
-    return _without_damaged(ImageSet(paths, classnames, [index[_as_name(folder)] for folder in folders] if classnames else None), on_error)
+    check_count(max_pixels, "max_pixels")
+    walk = _Walk(Path(root))
+    parts = [path.relative_to(root).parts for path in walk.paths]
+    folders = [part[0] if len(part) > 1 else None for part in parts]
+    names = {folder: _as_name(folder) for folder in sorted(set(folders) - {None})}
+    if classnames is None:
+        classnames = sorted(set(names.values()))
+    classnames = check_classnames(classnames)
+    labels = _folder_labels(walk.root, folders, names, classnames)
+    if notes := _notes(walk, names):
+        warnings.warn(f"{printable(root)}: " + "; ".join(notes), stacklevel=3)
+    images = ImageSet(walk.paths, classnames, labels if classnames else None,
+                      skipped=walk.skipped, ignored=walk.ignored, max_pixels=max_pixels)
+    return _without_damaged(images, on_error)
 
-# %% ../nbs/00_data.ipynb #cell-42
+# %% ../nbs/00_data.ipynb #cell-66
+def _folder_labels(root: Path, folders: list, names: dict[str, str],
+                   classnames: list[str]) -> list[int]:
+    """The label of each image by its folder; `names` are class names by folder."""
+    index = {}
+    for label, name in enumerate(classnames):
+        first = index.setdefault(_as_name(name), label)
+        if first != label:
+            raise ValueError(f"the class names {classnames[first]!r} and {name!r} mean "
+                             "one sub-folder")
+    unknown = [printable(folder) for folder, name in names.items() if name not in index]
+    if unknown:
+        raise ValueError(f"{printable(root)}: sub-folders that are not among the class "
+                         f"names: {', '.join(unknown[:10])}")
+    return [-1 if folder is None else index[names[folder]] for folder in folders]
+
+# %% ../nbs/00_data.ipynb #cell-67
+def _notes(walk: _Walk, names: dict[str, str]) -> list[str]:
+    """What a walk left out, joined or found empty; `names`: class names by folder."""
+    ignored = _counted(walk.ignored, "left out, as they are no images: {}")
+    notes = [ignored] if ignored else []
+    empty = [printable(folder) for folder in walk.folders if folder not in names]
+    if empty:
+        plural = "s" if len(empty) > 1 else ""
+        notes.append(f"no images in the sub-folder{plural} {', '.join(empty[:10])}")
+    for group in _alike(names, names.get):
+        notes.append(f"the sub-folders {_in_words(group)} are one class, "
+                     f"{names[group[0]]!r}")
+    for group in _alike(set(names.values()), str.casefold):
+        notes.append(f"the classes {_in_words(group)} differ in capital letters only, "
+                     "which CLIP does not see")
+    return notes
+
+
+def _alike(names: Iterable[str], key: Callable[[str], str]) -> list[list[str]]:
+    """The groups of several names that have the same `key`."""
+    groups = {}
+    for name in sorted(names):
+        groups.setdefault(key(name), []).append(name)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _in_words(names: list[str]) -> str:
+    """'a' and 'b'; spelled out where they would look the same."""
+    seen = {unicodedata.normalize("NFC", name) for name in names}
+    look_alike = len(seen) < len(names)
+    return " and ".join(map(ascii if look_alike else repr, names))
+
+
+def _counted(ignored: Sequence[tuple[str, str]], sentence: str) -> str:
+    """`sentence` around "2 .txt, 1 .mp4"; nothing where nothing is ignored."""
+    kinds = Counter(kind for _, kind in ignored).most_common()
+    parts = [f"{count} {kind}" for kind, count in kinds[:8]]
+    if kinds[8:]:
+        parts.append(f"{sum(count for _, count in kinds[8:])} others")
+    return sentence.format(", ".join(parts)) if parts else ""
+
+# %% ../nbs/00_data.ipynb #cell-69
 def _without_damaged(images: ImageSet, on_error: str) -> ImageSet:
+    paths = images.images
     with ThreadPoolExecutor() as pool:
-        reasons = list(tqdm(pool.map(_damage, images.images), "checking images", len(images), unit="image", delay=2))
-    skipped = [(str(path), reason) for path, reason in zip(images.images, reasons) if reason]
+        check = partial(_damage, max_pixels=images.max_pixels)
+        results = pool.map(check, paths)
+        reasons = list(tqdm(results, "checking images", len(paths), unit="image", delay=2))
+    damaged = [(str(path), reason) for path, reason in zip(paths, reasons) if reason]
+    skipped = images.skipped + damaged
     if not skipped:
         return images
     named = "\n  ".join(reason for _, reason in skipped[:5]) + ("\n  ..." if len(skipped) > 5 else "")
-    if on_error == "raise" or len(skipped) == len(images):
-        raise ValueError(f"{len(skipped)} of {len(images)} images cannot be read:\n  {named}")
-    warnings.warn(f"{len(skipped)} of {len(images)} images skipped:\n  {named}", stacklevel=4)
+    count = f"{len(damaged)} of {len(images)} images"
+    if images.skipped:
+        count = f"{len(images.skipped)} folders cannot be opened, {count}"
+    if on_error == "raise" or len(damaged) == len(images):
+        raise ValueError(f"{count} cannot be read:\n  {named}")
+    warnings.warn(f"{count} skipped:\n  {named}", stacklevel=4)
     kept = [i for i, reason in enumerate(reasons) if not reason]
-    return ImageSet([images.images[i] for i in kept], images.classnames, images.labels[kept] if images.classnames else None, skipped=skipped)
+    sound = images.subset(kept)
+    sound.images = [paths[i] for i in kept]
+    sound.skipped, sound.ignored = skipped, images.ignored
+    return sound
 
 
-def _damage(path: Path) -> str | None:
+def _damage(path: Path, max_pixels: int) -> str | None:
     try:
-        read_image(path)
+        read_image(path, max_pixels)
     except (ValueError, FileNotFoundError) as error:
         return str(error)
 
-# %% ../nbs/00_data.ipynb #cell-47
+# %% ../nbs/00_data.ipynb #cell-74
 DIGIT_NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 
 
@@ -366,7 +928,7 @@ def digits(split: str = "train") -> ImageSet:
     images = np.stack([np.asarray(Image.fromarray(scan).resize((32, 32), Image.Resampling.BICUBIC)) for scan in pixels])
     return ImageSet(images, DIGIT_NAMES, labels[indices].astype(np.int64))
 
-# %% ../nbs/00_data.ipynb #cell-51
+# %% ../nbs/00_data.ipynb #cell-78
 def show_images(images: Sequence, titles: Sequence[str] = (), columns: int = 8, size: float = 1.1):
     """Draw images (anything `read_image` reads) in a grid, with titles above the first ones; returns the matplotlib figure."""
     import matplotlib.pyplot as plt
@@ -385,7 +947,7 @@ def show_images(images: Sequence, titles: Sequence[str] = (), columns: int = 8, 
         axis.set_title(title, fontsize=8)
     return figure
 
-# %% ../nbs/00_data.ipynb #cell-53
+# %% ../nbs/00_data.ipynb #cell-80
 @cache
 def dataset_facts() -> dict[str, dict]:
     """What `datasets.json` knows of each public data set: `classnames`, `templates`, `aliases`, `source`."""
@@ -403,7 +965,7 @@ TORCHVISION_SPLITS = {  # constructor arguments of the parts that make up train,
     "DTD": _WITH_VALIDATION, "Flowers102": _WITH_VALIDATION, "FGVCAircraft": _TRAINVAL, "OxfordIIITPet": _TRAINVAL,
     "EuroSAT": _WHOLE, "Caltech101": _WHOLE, "SUN397": _WHOLE}
 
-# %% ../nbs/00_data.ipynb #cell-55
+# %% ../nbs/00_data.ipynb #cell-82
 def read_torchvision(name: str, root: str | Path, split: str = "train", download: bool = True) -> ImageSet:
     """The `"train"` or `"test"` split of a torchvision data set (see `TORCHVISION_SPLITS`), stored under `root`.
 
@@ -432,7 +994,7 @@ def _open_torchvision(name: str, root: str | Path, options: dict, download: bool
             raise ConnectionError(f"could not download {name}: {error}. To work offline, copy the data to {root} and pass download=False") from error
         raise FileNotFoundError(f"{name} is not complete under {root}: {error}") from error
 
-# %% ../nbs/00_data.ipynb #cell-57
+# %% ../nbs/00_data.ipynb #cell-84
 def _torchvision_labels(name: str, part) -> np.ndarray:
     """Labels int64 [N] of a torchvision data set, counted by the class names in `datasets.json`."""
     if name == "GTSRB":  # the folder of a training image is its class
@@ -458,7 +1020,7 @@ def _torchvision_labels(name: str, part) -> np.ndarray:
 def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", " ", name.lower()).strip()
 
-# %% ../nbs/00_data.ipynb #cell-59
+# %% ../nbs/00_data.ipynb #cell-86
 def _fixed_split(part, labels: np.ndarray, split: str) -> np.ndarray:
     """Indices of our own 80 : 20 split, stratified by class, seed 0, independent of the order of files on disk."""
     from sklearn.model_selection import StratifiedKFold
@@ -479,15 +1041,20 @@ class _TorchvisionImages(Sequence):
         return len(self.items)
 
     def __getitem__(self, index: int) -> Image.Image:
-        return self.items[index][0]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"image {index} of {len(self)}")
+        with _naming(f"image {index} of the data set"):
+            return self.items[index][0]
 
-# %% ../nbs/00_data.ipynb #cell-64
-def read_hub(name: str, split: str = "train", image_column: str | None = None, label_column: str | None = None, **options) -> ImageSet:
+# %% ../nbs/00_data.ipynb #cell-91
+def read_hub(name: str, split: str = "train", image_column: str | None = None, label_column: str | None = None,
+             max_pixels: int = MAX_PIXELS, **options) -> ImageSet:
     """One split of a Hugging Face data set, by its name on the hub or a local folder; needs `clipadapt[hub]`.
 
     Without `image_column` and `label_column` the first image column and the first class-label column are taken (no
-    label column: unlabelled). `options` go to `datasets.load_dataset`. Raises ValueError when there is no image column,
-    ConnectionError when the data cannot be fetched.
+    label column: unlabelled). `max_pixels` is the largest width x height that is decoded; `options` go to
+    `datasets.load_dataset`. Raises ValueError when there is no image column, ConnectionError when the data cannot be
+    fetched; an image that cannot be read is named by its row when it is asked for.
     """
     try:
         import datasets
@@ -505,25 +1072,34 @@ def read_hub(name: str, split: str = "train", image_column: str | None = None, l
         raise ValueError(f"{name!r} has no image column{f' {image_column!r}' if image_column else ''}; its columns are {', '.join(columns)}")
     if label_column is not None and not isinstance(columns.get(label_column), datasets.ClassLabel):
         raise ValueError(f"{name!r} has no column {label_column!r} of class labels; its columns are {columns}")
-    images = _Column(table.select_columns(image_column), image_column)
+    if isinstance(columns[image_column], datasets.Image):  # as files; we decode them
+        table = table.cast_column(image_column, datasets.Image(decode=False))
+    images = _Column(table.select_columns(image_column), image_column, name, max_pixels)
     if label_column is None:
-        return ImageSet(images)
-    return ImageSet(images, [known.replace("_", " ") for known in columns[label_column].names], table[label_column][:])
+        return ImageSet(images, max_pixels=max_pixels)
+    return ImageSet(images, [known.replace("_", " ") for known in columns[label_column].names], table[label_column][:],
+                    max_pixels=max_pixels)
 
-# %% ../nbs/00_data.ipynb #cell-66
+# %% ../nbs/00_data.ipynb #cell-93
 class _Column(Sequence):
-    """One column of a Hugging Face table, decoded when asked for."""
+    """One column of images of a Hugging Face table, decoded when asked for."""
 
-    def __init__(self, table, column: str):
+    def __init__(self, table, column: str, name: str, max_pixels: int):
         self.table, self.column = table, column
+        self.name, self.max_pixels = name, max_pixels
 
     def __len__(self) -> int:
         return len(self.table)
 
-    def __getitem__(self, index: int):
-        return self.table[index][self.column]
+    def __getitem__(self, index: int) -> Image.Image:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        try:
+            return read_image(self.table[int(index)][self.column], self.max_pixels)
+        except Exception as error:  # a damaged table raises what it likes, too
+            raise ValueError(f"row {index} of {self.name}: {error}") from error
 
-# %% ../nbs/00_data.ipynb #cell-70
+# %% ../nbs/00_data.ipynb #cell-97
 def weak_view(size: int, flip: bool = True) -> Callable[[Image.Image, np.random.Generator], Image.Image]:
     """A mild random transform, `transform(image, rng)`: a crop of 75-100 % of the area at `size` pixels, mirrored half the time if `flip`."""
     return partial(_weak, size=size, flip=flip)
@@ -536,7 +1112,7 @@ def _weak(image: Image.Image, rng: np.random.Generator, size: int, flip: bool) -
     image = image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + width, top + height))
     return ImageOps.mirror(image) if flip and rng.random() < 0.5 else image
 
-# %% ../nbs/00_data.ipynb #cell-72
+# %% ../nbs/00_data.ipynb #cell-99
 def _shift(image: Image.Image, matrix: tuple) -> Image.Image:
     return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
 
@@ -557,7 +1133,7 @@ DISTORTIONS = {  # name: (image, strength from -1 to 1) -> image
     "brightness": lambda image, s: ImageEnhance.Brightness(image).enhance(1 + 0.9 * s),
     "sharpness": lambda image, s: ImageEnhance.Sharpness(image).enhance(1 + 0.9 * s)}
 
-# %% ../nbs/00_data.ipynb #cell-75
+# %% ../nbs/00_data.ipynb #cell-102
 def strong_view(size: int, flip: bool = True, operations: int = 2, magnitude: float = 9, cutout: float = 0.5) -> Callable[[Image.Image, np.random.Generator], Image.Image]:
     """A harsh random transform, `transform(image, rng)`: a weak view, RandAugment, then Cutout.
 

@@ -16,20 +16,22 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import FunctionType
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from PIL import Image
+from pydantic import Field
 from tqdm.auto import tqdm
 
 from .data import ImageSet, _Selection, _View, as_imageset, check_classnames, check_count, read_image, strong_view, weak_view
-from .files import hash_parts, whole_file
-from .zeroshot import CLIP, _ahead, _batches, cache_directory
+from .files import Record, explained, hash_parts, read_record, remove_drafts, whole_file, write_record
+from .zeroshot import CLIP, _ahead, _batches, _name, cache_directory
 
 # %% auto #0
-__all__ = ['FORMAT', 'VIEWS', 'hash_each', 'hash_images', 'hash_preprocessing', 'clip_facts', 'fit_facts', 'named_view',
-           'FeatureStore', 'StoredCLIP']
+__all__ = ['FORMAT', 'VIEWS', 'hash_each', 'hash_images', 'hash_preprocessing', 'clip_facts', 'fit_facts', 'Facts', 'Manifest',
+           'named_view', 'FeatureStore', 'StoredCLIP']
 
 # %% ../nbs/04_features.ipynb #cell-12
 def _hash_item(item) -> bytes:
@@ -120,48 +122,91 @@ def fit_facts(method, images: ImageSet, **arrays: np.ndarray) -> dict:
 
 # %% ../nbs/04_features.ipynb #cell-25
 FORMAT = 1
+_Count = Annotated[int, Field(ge=1)]
 
 
-def _read_manifest(folder: Path, facts: dict) -> dict | None:
-    """The manifest in `folder`, or None when there is none for these facts that can be used."""
+class Facts(Record):
+    """All that the features of an entry depend on."""
+
+    format: int
+    images: str
+    count: _Count
+    dtype: Literal["float32", "float16"]
+    weights: str
+    model: str
+    preprocessing: str
+    precision: str
+
+
+class Manifest(Record):
+    """What is true about the array of an entry."""
+
+    facts: Facts
+    dim: _Count
+    shard_size: _Count
+    shards: list[str | None]
+
+    def rows(self, shard: int) -> range:
+        """The rows of one shard."""
+        start = shard * self.shard_size
+        return range(start, min(start + self.shard_size, self.facts.count))
+
+
+def _read_manifest(folder: Path) -> Manifest | None:
+    """The manifest in `folder`, or None when there is none or it is damaged."""
     try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        shape = (manifest["facts"]["count"], manifest["dim"])
-        complete = len(manifest["shards"]) == -(-shape[0] // manifest["shard_size"])
-        array = np.load(folder / "features.npy", mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError, KeyError, TypeError, ZeroDivisionError):  # nothing there yet, or damaged beyond the rows
+        manifest = read_record(folder / "manifest.json", Manifest)
+    except (OSError, ValueError):
         return None
-    fits = complete and manifest["facts"] == facts and array.shape == shape and array.dtype == facts["dtype"] and array.flags.c_contiguous
-    return manifest if fits else None
+    complete = len(manifest.shards) == -(-manifest.facts.count // manifest.shard_size)
+    return manifest if complete else None
 
 
-def _rows(manifest: dict, shard: int) -> range:
-    return range(shard * manifest["shard_size"], min((shard + 1) * manifest["shard_size"], manifest["facts"]["count"]))
+def _open_array(folder: Path, manifest: Manifest) -> np.ndarray | None:
+    """The array in `folder`, or None when it is not the one that the manifest describes."""
+    try:
+        array = np.lib.format.open_memmap(folder / "features.npy", mode="r")
+    except Exception:       # whatever NumPy makes of foreign bytes
+        return None
+    described = (manifest.facts.count, manifest.dim), manifest.facts.dtype
+    fits = (array.shape, array.dtype) == described and array.flags.c_contiguous
+    return array if fits else None
 
 
-def _missing(folder: Path, manifest: dict) -> list[int]:
-    """The shards that still have to be made: never written, or no longer what the manifest says."""
-    array = np.load(folder / "features.npy", mmap_mode="r", allow_pickle=False)
-    def intact(shard, known):
-        rows = _rows(manifest, shard)
-        return known and hash_parts(array[rows.start : rows.stop].tobytes()).hex() == known
-    return [shard for shard, known in enumerate(manifest["shards"]) if not intact(shard, known)]
+def _read_entry(folder: Path, facts: Facts) -> tuple[Manifest, np.ndarray] | None:
+    """Manifest and array in `folder`, or None where no use can be made of them."""
+    manifest = _read_manifest(folder)
+    if manifest is None or manifest.facts != facts:
+        return None
+    array = _open_array(folder, manifest)
+    return None if array is None else (manifest, array)
+
+
+def _missing(manifest: Manifest, array: np.ndarray) -> list[int]:
+    """The shards that have to be made: never written, or not what the manifest says."""
+    def intact(shard: int, known: str | None) -> bool:
+        rows = manifest.rows(shard)
+        content = array[rows.start : rows.stop].tobytes()
+        return known is not None and hash_parts(content).hex() == known
+    return [shard for shard, known in enumerate(manifest.shards) if not intact(shard, known)]
 
 # %% ../nbs/04_features.ipynb #cell-27
-def _create(folder: Path, facts: dict, dim: int, shard_size: int) -> dict:
-    """Reserve the space of features.npy and write a manifest without any finished shard; return it."""
+def _create(folder: Path, facts: Facts, dim: int, shard_size: int) -> Manifest:
+    """Reserve the space of features.npy and write a manifest without a finished shard."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "manifest.json").unlink(missing_ok=True)
-    header = {"descr": np.dtype(facts["dtype"]).str, "fortran_order": False, "shape": (facts["count"], dim)}
+    dtype = np.dtype(facts.dtype)
+    header = {"descr": dtype.str, "fortran_order": False, "shape": (facts.count, dim)}
     try:
         with whole_file(folder / "features.npy") as draft, open(draft, "wb") as file:
             np.lib.format.write_array_header_1_0(file, header)
-            _reserve(file, file.tell() + facts["count"] * dim * np.dtype(facts["dtype"]).itemsize)
+            _reserve(file, file.tell() + facts.count * dim * dtype.itemsize)
     except OSError:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    manifest = {"facts": facts, "dim": dim, "shard_size": shard_size, "shards": [None] * -(-facts["count"] // shard_size)}
-    _write_manifest(folder, manifest)
+    shards = [None] * -(-facts.count // shard_size)
+    manifest = Manifest(facts=facts, dim=dim, shard_size=shard_size, shards=shards)
+    write_record(folder / "manifest.json", manifest)
     return manifest
 
 
@@ -175,64 +220,47 @@ def _reserve(file, size: int) -> None:
             raise
 
 
-def _write_shard(folder: Path, manifest: dict, shard: int, features: np.ndarray) -> None:
-    """Write the rows of one shard, wait until the disk has them, and only then enter their hash in the manifest."""
-    data = features.astype(manifest["facts"]["dtype"]).tobytes()
-    offset = np.load(folder / "features.npy", mmap_mode="r", allow_pickle=False).offset
+def _write_shard(
+    folder: Path, manifest: Manifest, array: np.ndarray, shard: int, features: np.ndarray
+) -> None:
+    """Write the rows of one shard, wait until the disk has them, then enter their hash.
+
+    `array` is the memory map of the file, which says where in it a row lies.
+    """
+    data = features.astype(array.dtype).tobytes()
     with open(folder / "features.npy", "r+b") as file:
-        file.seek(offset + _rows(manifest, shard).start * manifest["dim"] * np.dtype(manifest["facts"]["dtype"]).itemsize)
+        file.seek(array.offset + manifest.rows(shard).start * array.strides[0])
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-    manifest["shards"][shard] = hash_parts(data).hex()
-    _write_manifest(folder, manifest)
-
-
-def _write_manifest(folder: Path, manifest: dict) -> None:
-    with whole_file(folder / "manifest.json") as draft:
-        draft.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    manifest.shards[shard] = hash_parts(data).hex()
+    write_record(folder / "manifest.json", manifest)
 
 # %% ../nbs/04_features.ipynb #cell-29
-def _name(images: ImageSet, index: int) -> str:
-    """What to call an image in a message: its position, and its file when it has one."""
-    position, items = index, images.images
-    while isinstance(items, (_Selection, _View)):
-        position = int(items.indices[position]) if isinstance(items, _Selection) else position
-        items = items.items
-    item = items[position]
-    return f"image {index} ({item})" if isinstance(item, (str, Path)) else f"image {index}"
-
-
 def _encode_rows(clip: CLIP, images: ImageSet, rows: range, batch_size: int, progress: tqdm) -> np.ndarray:
     """Features [len(rows), D] of some rows. Raises ValueError, naming the image, for values that are not finite."""
     features = []
-    for batch in clip.encode_batches(images.subset(rows), batch_size):
-        features.append(batch.numpy())
-        progress.update(len(batch))
-    features = np.concatenate(features)
-    broken = np.flatnonzero(~np.isfinite(features).all(1))
-    if len(broken):
-        raise ValueError(f"{_name(images, rows[broken[0]])} has features that are not finite, and {len(broken) - 1} more of {len(rows)} images have; "
-                         "leave them out, or use a higher precision")
-    return features
+    try:
+        for batch in clip.encode_batches(images.subset(rows), batch_size):
+            features.append(batch.numpy())
+            progress.update(len(batch))
+    except ValueError as error:
+        if rows.start and str(error).startswith("image "):      # it counted from the first row
+            raise ValueError(f"of the images from number {rows.start} on, {error}") from error
+        raise
+    return np.concatenate(features)
 
 # %% ../nbs/04_features.ipynb #cell-31
-@contextmanager
-def _explained(location: Path) -> Iterator[None]:
-    """Turn the error of a full, foreign or read-only disk into one that says what to do."""
-    try:
-        yield
-    except OSError as error:
-        what = "is full" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "cannot be written"
-        raise OSError(error.errno, f"the feature store {what} ({error.strerror or error}); what was finished before is kept. "
-                                   "Free some space, or choose another folder with FeatureStore(location)", str(location)) from error
+_STORE = "the feature store"
 
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Hold the lock of `folder`; when another process has it, say so and wait."""
     lock = FileLock(f"{folder}.lock")
-    with _explained(folder.parent):
+    with explained(folder.parent, _STORE):
+        if folder.parent.is_file():
+            raise NotADirectoryError(errno.ENOTDIR, "a file is in the way")
         folder.parent.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire(timeout=1)
@@ -292,42 +320,58 @@ class FeatureStore:
         digests = hash_each(images)
         facts = {"format": FORMAT, "images": hash_parts(*digests).hex(), "count": len(images), "dtype": self.dtype, **clip_facts(clip)}
         folder = self.location / hash_parts(json.dumps(facts, sort_keys=True)).hex()
-        manifest = _read_manifest(folder, facts)
-        if manifest is None or _missing(folder, manifest):
-            with _locked(folder):
-                self._fill(clip, images, digests, folder, facts)
-        return np.load(folder / "features.npy", mmap_mode="r", allow_pickle=False)
+        entry = _read_entry(folder, Facts(**facts))
+        if entry and not _missing(*entry):
+            return entry[1]
+        with _locked(folder):       # nobody clears the folder while it is filled and opened
+            return self._fill(clip, images, digests, folder, Facts(**facts))
 
-    def _fill(self, clip: CLIP, images: ImageSet, digests: list[bytes], folder: Path, facts: dict) -> None:
+    def _fill(self, clip: CLIP, images: ImageSet, digests: list[bytes], folder: Path, facts: Facts) -> np.ndarray:
         """Make every missing shard, and check that its images are still those that were hashed."""
-        with _explained(self.location):
-            manifest = _read_manifest(folder, facts) or _create(folder, facts, clip.embed_dim, self.shard_size)
-        missing = _missing(folder, manifest)
-        done = len(images) - sum(len(_rows(manifest, shard)) for shard in missing)
+        manifest, array = self._entry(folder, facts, clip.embed_dim)
+        missing = _missing(manifest, array)
+        done = len(images) - sum(len(manifest.rows(shard)) for shard in missing)
         with tqdm(total=len(images), initial=done, desc="encoding images", unit=" images", delay=2) as progress:
             for shard in missing:
-                rows = _rows(manifest, shard)
+                rows = manifest.rows(shard)
                 features = _encode_rows(clip, images, rows, self.batch_size, progress)
                 changed = [i for i, digest in zip(rows, hash_each(images.subset(rows))) if digest != digests[i]]
                 if changed:
                     raise ValueError(f"{_name(images, changed[0])} changed while it was being encoded; encode again")
-                with _explained(self.location):
-                    _write_shard(folder, manifest, shard, features)
+                with explained(self.location, _STORE):
+                    _write_shard(folder, manifest, array, shard, features)
+        return np.lib.format.open_memmap(folder / "features.npy", mode="r")
+
+    def _entry(self, folder: Path, facts: Facts, dim: int) -> tuple[Manifest, np.ndarray]:
+        """What is in `folder`, or a new entry; drafts of killed processes are removed."""
+        with explained(self.location, _STORE):
+            for other in self._folders():
+                remove_drafts(other)
+            entry = _read_entry(folder, facts)
+            if entry:
+                return entry
+            manifest = _create(folder, facts, dim, self.shard_size)
+            return manifest, np.lib.format.open_memmap(folder / "features.npy", mode="r")
 
     def entries(self) -> list[dict]:
         """What the store holds, one dict per entry: key, images, dim, dtype, precision, megabytes, complete."""
         return [entry for entry in map(_describe, self._folders()) if entry]
 
     def size(self) -> int:
-        """Bytes that the features take on disk."""
-        return sum((folder / name).stat().st_size for folder in self._folders() for name in ("features.npy", "manifest.json") if (folder / name).exists())
+        """Bytes that the features take on disk, unfinished files included."""
+        return sum(_size(path) for folder in self._folders() for path in folder.glob("*"))
 
     def clear(self) -> None:
-        """Delete all features in the store, except those that another process is just encoding."""
+        """Delete all features in the store, except those that another process is just encoding.
+
+        Features that `encode` has returned stay readable while they are in use. Empty
+        lock files remain: another process may be waiting for one.
+        """
         for folder in self._folders():
             try:
-                with FileLock(f"{folder}.lock", timeout=0):
-                    shutil.rmtree(folder)
+                with explained(self.location, _STORE), FileLock(f"{folder}.lock", timeout=0):
+                    if folder.exists():         # else another process cleared it
+                        shutil.rmtree(folder)
             except Timeout:
                 continue
 
@@ -335,15 +379,23 @@ class FeatureStore:
         return sorted(path for path in self.location.glob("*") if path.is_dir() and re.fullmatch("[0-9a-f]{32}", path.name))
 
 
+def _size(path: Path) -> int:
+    """Bytes of a file; 0 when it has just been removed."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
 def _describe(folder: Path) -> dict | None:
     """What `entries` says of one folder; None when its files are damaged (they are made again when asked for)."""
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        facts, size = manifest["facts"], (folder / "features.npy").stat().st_size
-        return {"key": folder.name[:8], "images": facts["count"], "dim": manifest["dim"], "dtype": facts["dtype"],
-                "precision": facts["precision"], "megabytes": round(size / 1e6, 3), "complete": None not in manifest["shards"]}
-    except (OSError, ValueError, KeyError, TypeError):
+    manifest = _read_manifest(folder)
+    array = None if manifest is None else _open_array(folder, manifest)
+    if array is None:
         return None
+    facts, size = manifest.facts, _size(folder / "features.npy")
+    return {"key": folder.name[:8], "images": facts.count, "dim": manifest.dim, "dtype": facts.dtype,
+            "precision": facts.precision, "megabytes": round(size / 1e6, 3), "complete": None not in manifest.shards}
 
 # %% ../nbs/04_features.ipynb #cell-51
 class StoredCLIP(CLIP):

@@ -31,9 +31,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 # %% auto #0
-__all__ = ['AnyRecord', 'explained', 'draft_target', 'remove_drafts', 'whole_file', 'whole_directory', 'Record', 'parse_record',
-           'read_record', 'write_record', 'Array', 'check_arrays', 'hash_parts', 'write_arrays', 'read_arrays',
-           'safe_for_spreadsheets', 'csv_text']
+__all__ = ['AnyRecord', 'explained', 'draft_target', 'remove_drafts', 'whole_file', 'recover_directory', 'whole_directory',
+           'replace_directory', 'Record', 'parse_record', 'read_record', 'write_record', 'Array', 'check_arrays',
+           'hash_parts', 'write_arrays', 'save_arrays', 'read_arrays', 'safe_for_spreadsheets', 'csv_text']
 
 # %% ../nbs/00_files.ipynb #cell-8
 _ON_THE_DISK = {
@@ -48,7 +48,7 @@ _ON_THE_DISK = {
     errno.ENAMETOOLONG: "the name is too long",
 }
 
-
+# %% ../nbs/00_files.ipynb #2ac9308b
 @contextmanager
 def explained(location: str | Path, what: str = "") -> Iterator[None]:
     """Turn the errors of a disk that is full or refuses to write into one sentence.
@@ -91,8 +91,11 @@ _A_DAY = 24 * 60 * 60       # seconds
 
 
 def _host() -> str:
-    """Eight digits that stand for this computer."""
-    return hashlib.blake2b(socket.gethostname().encode(), digest_size=4).hexdigest()
+    """Eight digits for this computer and the container in which processes count."""
+    namespace = Path("/proc/self/ns/pid")       # Linux: each container may count anew
+    number = namespace.stat().st_ino if namespace.exists() else 0
+    parts = [socket.gethostname(), str(number)]
+    return hashlib.blake2b(" ".join(parts).encode(), digest_size=4).hexdigest()
 
 
 def _draft_of(target: Path) -> Path:
@@ -102,13 +105,13 @@ def _draft_of(target: Path) -> Path:
 
 
 def draft_target(path: str | Path) -> str | None:
-    """The name of the file or folder that `path` is a draft of; None when it is none."""
+    """The name of the file or folder that `path` is a draft of; None if it is none."""
     found = _DRAFT.fullmatch(Path(path).name)
     return found["name"] if found else None
 
-
+# %% ../nbs/00_files.ipynb #a80efabc
 def _is_abandoned(draft: Path) -> bool:
-    """Whether the process that began this draft is gone; for another host: a day old."""
+    """Whether the process that began it is gone; for another host: a day old."""
     found = _DRAFT.fullmatch(draft.name)
     if found["host"] == _host():
         return not psutil.pid_exists(int(found["process"]))
@@ -116,7 +119,7 @@ def _is_abandoned(draft: Path) -> bool:
 
 
 def remove_drafts(folder: str | Path) -> None:
-    """Remove the drafts in `folder` (not below it) that killed processes left behind."""
+    """Remove the drafts in `folder` (not below) that killed processes left behind."""
     for path in Path(folder).glob(".*.draft"):
         try:
             if draft_target(path) and _is_abandoned(path):
@@ -167,7 +170,8 @@ def _finish(path: Path, mode: int) -> None:
 # %% ../nbs/00_files.ipynb #cell-17
 def _exchange(first: Path, second: Path) -> bool:
     """Swap two paths in one step; False where the system cannot."""
-    here, swap = -100, 2        # AT_FDCWD and RENAME_EXCHANGE of Linux; RENAME_SWAP of macOS
+    # AT_FDCWD and RENAME_EXCHANGE of Linux; RENAME_SWAP of macOS has the same number
+    here, swap = -100, 2
     paths = os.fsencode(first), os.fsencode(second)
     library = ctypes.CDLL(None) if sys.platform in ("linux", "darwin") else None
     if hasattr(library, "renameat2"):
@@ -194,6 +198,15 @@ def _take_place(draft: Path, target: Path) -> None:
         raise
     _remove(_aside(target))
 
+# %% ../nbs/00_files.ipynb #new-recover
+def recover_directory(target: str | Path) -> None:
+    """Tidy up after a process that died while it replaced the folder `target`."""
+    target = Path(target).absolute()
+    if target.exists():
+        _remove(_aside(target))
+    elif _aside(target).exists():
+        _aside(target).rename(target)
+
 # %% ../nbs/00_files.ipynb #cell-18
 @contextmanager
 def whole_directory(target: str | Path, replace: bool = False) -> Iterator[Path]:
@@ -203,15 +216,14 @@ def whole_directory(target: str | Path, replace: bool = False) -> Iterator[Path]
     replace: whether a folder that is there by then is replaced (in one step where the
         system can) or kept, because another process was faster.
 
-    When the block does not end well the draft vanishes, and what was there stays. Raises
-    OSError, naming `target`, when the disk is full or refuses (see `explained`).
+    When the block does not end well the draft vanishes, and what was there stays.
+    Raises OSError, naming `target`, when the disk is full or refuses (see `explained`).
     """
     target = Path(target).absolute()
     with explained(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         remove_drafts(target.parent)
-        if _aside(target).exists() and not target.exists():
-            _aside(target).rename(target)       # a process died between two steps
+        recover_directory(target)
         draft = _draft_of(target)
         try:
             draft.mkdir()
@@ -233,6 +245,24 @@ def _place(draft: Path, target: Path, replace: bool) -> None:
     except OSError:
         if replace or not target.is_dir():      # else another process was faster
             raise
+
+# %% ../nbs/00_files.ipynb #new-rd1
+def replace_directory(target: str | Path, finished: str | Path) -> None:
+    """Move the folder `finished` to `target`, in one step where the system can.
+
+    target: the folder to replace; it ends up removed. It need not be there.
+    finished: the folder that takes its place, on the same disk. It keeps its name until
+        the disk has all that is in it.
+
+    Raises OSError, naming `target`, when the disk refuses (see `explained`).
+    """
+    target, finished = Path(target).absolute(), Path(finished).absolute()
+    with explained(target):
+        for path in finished.rglob("*"):
+            if path.is_file():
+                _finish(path, path.stat().st_mode)
+        recover_directory(target)
+        _place(finished, target, replace=True)
 
 # %% ../nbs/00_files.ipynb #cell-22
 class Record(BaseModel):
@@ -259,7 +289,8 @@ def parse_record(
     try:
         return schema.model_validate_json(text, strict=True)
     except ValidationError as error:
-        raise ValueError(f"{path} is damaged ({_first_complaint(error)}); {remedy}") from error
+        reason = _first_complaint(error)
+        raise ValueError(f"{path} is damaged ({reason}); {remedy}") from error
 
 
 def _first_complaint(error: ValidationError) -> str:
@@ -267,7 +298,7 @@ def _first_complaint(error: ValidationError) -> str:
     place = ".".join(map(str, first["loc"]))
     return f"{place}: {first['msg']}" if place else first["msg"]
 
-
+# %% ../nbs/00_files.ipynb #0b1f3319
 def read_record(
     path: str | Path, schema: type[AnyRecord], remedy: str = "make it again"
 ) -> AnyRecord:
@@ -317,32 +348,43 @@ class Array:
 
     def complaint(self, array: np.ndarray, sizes: dict[str, int]) -> str | None:
         """What is wrong with `array`, or None; `sizes` that are new to it are added."""
-        if str(array.dtype) not in self.dtypes:
-            return f"has type {array.dtype}, not {' or '.join(self.dtypes)}"
-        if not self._has_shape(array.shape, sizes):
-            known = [f"{name}={sizes[name]}" for name in self.shape if name in sizes]
-            where = f" with {', '.join(known)}" if known else ""
-            return f"has shape {array.shape}, not {list(self.shape)}{where}"
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            return "has values that are not finite"
-        below = sizes.get(self.below, self.below)
-        if array.size and self.low is not None and array.min() < self.low:
-            return f"has values below {self.low}"
-        if array.size and below is not None and array.max() >= below:
-            return f"has values of {below} or more"
-        return None
+        return _complaint(self, array, sizes)
 
-    def _has_shape(self, shape: tuple[int, ...], sizes: dict[str, int]) -> bool:
-        """Whether a shape is as declared; the names that it binds are added to `sizes`."""
-        if len(shape) != len(self.shape):
+# %% ../nbs/00_files.ipynb #2f5a4339
+def _complaint(
+    declared: Array, array: np.ndarray, sizes: dict[str, int]
+) -> str | None:
+    """See `Array.complaint`."""
+    if str(array.dtype) not in declared.dtypes:
+        return f"has type {array.dtype}, not {' or '.join(declared.dtypes)}"
+    if not _has_shape(array.shape, declared.shape, sizes):
+        known = [f"{name}={sizes[name]}" for name in declared.shape if name in sizes]
+        where = f" with {', '.join(known)}" if known else ""
+        return f"has shape {array.shape}, not {list(declared.shape)}{where}"
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        return "has values that are not finite"
+    below = sizes.get(declared.below, declared.below)
+    if array.size and declared.low is not None and array.min() < declared.low:
+        return f"has values below {declared.low}"
+    if array.size and below is not None and array.max() >= below:
+        return f"has values of {below} or more"
+    return None
+
+
+def _has_shape(
+    shape: tuple[int, ...], declared: tuple[int | str, ...], sizes: dict[str, int]
+) -> bool:
+    """Whether a shape is as declared; names that it binds are added to `sizes`."""
+    if len(shape) != len(declared):
+        return False
+    for wanted, size in zip(declared, shape):
+        if isinstance(wanted, str):
+            wanted = sizes.setdefault(wanted, size)
+        if size != wanted:
             return False
-        for wanted, size in zip(self.shape, shape):
-            known = sizes.setdefault(wanted, size) if isinstance(wanted, str) else wanted
-            if size != known:
-                return False
-        return True
+    return True
 
-
+# %% ../nbs/00_files.ipynb #c94d7a34
 def check_arrays(
     arrays: Mapping[str, np.ndarray],
     declared: Mapping[str, Array],
@@ -373,7 +415,7 @@ _HEADER = {"format", "clipadapt", "record", "hash"}
 
 
 def hash_parts(*parts: bytes | str) -> bytes:
-    """16 bytes that stand for `parts`; where one part ends and the next begins matters."""
+    """16 bytes that stand for `parts`; where one ends and the next begins matters."""
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
         part = part.encode() if isinstance(part, str) else part
@@ -391,7 +433,7 @@ def _seal(arrays: Mapping[str, np.ndarray], record: str) -> str:
         parts.append(hashlib.blake2b(content, digest_size=16).digest())
     return hash_parts(record, *parts).hex()
 
-
+# %% ../nbs/00_files.ipynb #21cbd298
 def write_arrays(
     path: str | Path, arrays: Mapping[str, np.ndarray], record: Record
 ) -> None:
@@ -412,7 +454,29 @@ def write_arrays(
         "hash": _seal(arrays, text),
     }
     with whole_file(path) as draft:
-        save_file(arrays, draft, metadata=header)
+        save_arrays(arrays, draft, header)
+
+# %% ../nbs/00_files.ipynb #new-47-38
+def save_arrays(
+    arrays: Mapping[str, np.ndarray],
+    draft: Path,
+    metadata: dict[str, str] | None = None,
+) -> None:
+    """safetensors' `save_file` for a draft of `whole_file`, with nothing left by a kill.
+
+    arrays, metadata: as for `save_file`.
+    draft: what `whole_file` yields.
+
+    safetensors first writes a file with a name of its own beside its target. Here that
+    is in a folder which is itself a draft, so it is swept when its process has died.
+    """
+    room = _draft_of(draft.with_name(draft_target(draft) or draft.name))
+    try:
+        room.mkdir()
+        save_file(arrays, room / "arrays", metadata=metadata)
+        (room / "arrays").replace(draft)
+    finally:
+        _remove(room)
 
 # %% ../nbs/00_files.ipynb #cell-29
 def read_arrays(
@@ -423,9 +487,10 @@ def read_arrays(
     schema: the class of the record, which must fit.
     remedy: what to do about a bad file, for the message.
 
-    Raises FileNotFoundError when there is no such file, and ValueError, naming it, when it
-    is damaged, something else, or was written by a newer clipadapt. A file that passes
-    holds, bit for bit, what was written; what its arrays must be is for `check_arrays`.
+    Raises FileNotFoundError when there is no such file, and ValueError, naming it, when
+    it is damaged, something else, or was written by a newer clipadapt. A file that
+    passes holds, bit for bit, what was written; what its arrays must be is for
+    `check_arrays`.
     """
     path = Path(path)
     if not path.is_file():
@@ -445,18 +510,20 @@ def read_arrays(
         raise ValueError(f"{path} is damaged ({reason}); {remedy}")
     return arrays, parse_record(header["record"], schema, path, remedy)
 
-
+# %% ../nbs/00_files.ipynb #5d582a5d
 def _check_header(path: Path, header: dict[str, str], remedy: str) -> None:
     """ValueError unless the header of a file is one that this version can read."""
     if not _HEADER <= set(header):
         raise ValueError(f"{path} is no file of clipadapt, or a damaged one; {remedy}")
     if header["format"].isdecimal() and int(header["format"]) > _FORMAT:
         raise ValueError(
-            f"{path} was written by a newer clipadapt ({header['clipadapt'][:20]}); this is "
-            f"{version('clipadapt')}, please upgrade"
+            f"{path} was written by a newer clipadapt ({header['clipadapt'][:20]}); "
+            f"this is {version('clipadapt')}, please upgrade"
         )
     if header["format"] != str(_FORMAT):
-        raise ValueError(f"{path} has a format that this clipadapt does not read; {remedy}")
+        raise ValueError(
+            f"{path} has a format that this clipadapt does not read; {remedy}"
+        )
 
 # %% ../nbs/00_files.ipynb #cell-34
 _FORMULA = re.compile(r"[=+\-@\t\r]")
@@ -472,6 +539,7 @@ def safe_for_spreadsheets(table: pd.DataFrame) -> pd.DataFrame:
     safe.columns = pd.Index(map(_no_formula, table.columns), dtype=object)
     for place, kind in enumerate(table.dtypes):
         if not pd.api.types.is_numeric_dtype(kind):
+            # As objects: pandas' own texts are UTF-8, and names of files need not be.
             cells = [_no_formula(cell) for cell in table.iloc[:, place]]
             safe.isetitem(place, pd.Series(cells, table.index, dtype=object))
     return safe
@@ -485,7 +553,7 @@ def csv_text(table: pd.DataFrame) -> str:
     """A table as CSV without its index: safe for spreadsheets, each row on a line.
 
     table: any table. Its texts stand in quotation marks where they have to, and all of
-        them do when one holds a carriage return, which pandas would take for a row's end.
+        them do when one holds a carriage return, which pandas takes for a row's end.
     """
     text = safe_for_spreadsheets(table).to_csv(index=False, lineterminator="\n")
     if "\r" in text:

@@ -9,21 +9,25 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Annotated
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageEnhance, ImageOps
+from pydantic import Field
 from torch import Tensor
 
 from .adapter import Adapter
 from .data import ImageSet
+from .files import Array
 from .prompts import read_out, text_ends
 from .training import Recipe, module_numbers, restore_training, set_module_numbers, train_epoch, training_state
 from .zeroshot import CLIP, _warn_when_cut
 
 # %% auto #0
-__all__ = ['SMALL', 'contrastive_loss', 'TextTable', 'trainable_copy', 'finetuning_view', 'TowerTraining', 'FineTuned']
+__all__ = ['SMALL', 'contrastive_loss', 'TextTable', 'trainable_copy', 'finetuning_view', 'TowerTraining', 'check_numbers',
+           'FineTuned']
 
 # %% ../nbs/11_finetuning.ipynb #cell-8
 def contrastive_loss(image_features: Tensor, text_features: Tensor, logit_scale: float | Tensor, classes: Tensor | None = None) -> Tensor:
@@ -155,11 +159,28 @@ class TowerTraining:
         restore_training(self.clip.model, self.optimiser, arrays)
 
 # %% ../nbs/11_finetuning.ipynb #cell-20
+def check_numbers(name: str, numbers: np.ndarray, module: torch.nn.Module) -> None:
+    """ValueError, calling them `name`, unless `numbers` [P] are as many as `module_numbers` gives of `module`."""
+    wanted = sum(tensor.numel() for tensor in module.state_dict().values() if tensor.is_floating_point())
+    if len(numbers) != wanted:
+        raise ValueError(f"{name} has {len(numbers)} numbers, and this network has {wanted}")
+
+
 class FineTuned(Adapter):
     """The base of methods that fine-tune a CLIP and classify by the nearest class feature.
 
     Fitted: `image_weights_` float32 [P], all numbers of the image tower; `class_features_` float32 [C, D], unit rows; `logit_scale_`.
     """
+
+    fitted = {
+        "image_weights_": Array("float32", "P"),
+        "class_features_": Array("float32", "C", "D"),
+        "logit_scale_": Annotated[float, Field(gt=0, le=100)],
+        "history_": list[dict],
+    }
+
+    def _check_loaded(self) -> None:
+        check_numbers("image_weights_", self.image_weights_, self.clip.model.visual)
 
     def _keep(self, tuned: CLIP, class_features: Tensor) -> None:
         """Take `tuned` and class features [C, D] for the fitted model; may be called after every epoch."""

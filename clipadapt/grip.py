@@ -16,10 +16,11 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from .adapter import Adapter
 from .data import ImageSet, check_count
 from .features import fit_facts
+from .files import Array
 from .prompts import MultimodalPrompt, Prompt, TextualPrompt, VisualPrompt
-from .pseudolabels import Pseudolabels, top_k
+from .pseudolabels import POLICIES, Pseudolabels, top_k
 from .training import Checkpoint, Recipe, minimise, note
-from .zeroshot import CLIP, average_prompts, encode_prompts
+from .zeroshot import CLIP, average_prompts, check_templates, encode_prompts
 
 # %% auto #0
 __all__ = ['SETTINGS', 'PROMPTS', 'LEARNING_RATES', 'BLOCK', 'SMALL', 'learning_setting', 'loss_weights', 'two_part_loss',
@@ -29,6 +30,11 @@ __all__ = ['SETTINGS', 'PROMPTS', 'LEARNING_RATES', 'BLOCK', 'SMALL', 'learning_
 SETTINGS = ("unsupervised", "semi-supervised", "transductive")
 
 
+def _check_setting(wanted: str | None) -> None:
+    if wanted not in (None, *SETTINGS):
+        raise ValueError(f"setting must be one of {', '.join(map(repr, SETTINGS))} or None, not {wanted!r}")
+
+
 def learning_setting(labels: np.ndarray, num_classes: int, wanted: str | None = None) -> str:
     """Which of the three settings labels int64 [N] (-1 = unlabelled) mean: no label, some for every class, or some classes without any.
 
@@ -36,8 +42,7 @@ def learning_setting(labels: np.ndarray, num_classes: int, wanted: str | None = 
     """
     seen = len(np.unique(labels[labels >= 0]))
     found = SETTINGS[0] if not seen else SETTINGS[1] if seen == num_classes else SETTINGS[2]
-    if wanted not in (None, *SETTINGS):
-        raise ValueError(f"setting must be one of {', '.join(map(repr, SETTINGS))} or None, not {wanted!r}")
+    _check_setting(wanted)
     if wanted not in (None, found):
         raise ValueError(f"{wanted} learning was asked for, but {seen} of {num_classes} classes have labels, which makes it {found}")
     return found
@@ -70,20 +75,13 @@ class _Run:
     """What stays the same from round to round: who is labelled, who may get which pseudolabel, and how a prompt is trained."""
 
     def __init__(self, method: PromptSelfTraining, images: ImageSet, labels: np.ndarray):
-        if method.pool not in ("mixed", "unseen"):
-            raise ValueError(f"pool must be 'mixed' or 'unseen', not {method.pool!r}")
-        check_count(method.k, "k")
-        check_count(method.rounds, "rounds")
-        _check_weights(method.weights)
-        _check_prompt(method.prompt, method.options or {})
         num_classes = len(method.classnames_)
         self.method, self.images, self.labels = method, images, labels
         self.setting = learning_setting(labels, num_classes, method.setting)
         self.labelled, self.pool = np.flatnonzero(labels >= 0), np.flatnonzero(labels < 0)
         only_unseen = self.setting == "transductive" and method.pool == "unseen"
         self.allowed = np.setdiff1d(np.arange(num_classes), labels) if only_unseen else np.arange(num_classes)
-        rate = LEARNING_RATES[method.prompt] if method.learning_rate is None else method.learning_rate
-        self.recipe = Recipe(method.epochs, method.batch_size, rate, method.momentum, method.weight_decay, method.warmup)
+        self.recipe = method._recipe()
 
     def select(self, prompt: Prompt, inputs: torch.Tensor, k: int, first: bool) -> Pseudolabels:
         """The pseudolabels of a round, from the prompt of the last one; in the first from the zero-shot classifier."""
@@ -137,6 +135,11 @@ class PromptSelfTraining(Adapter):
     """
 
     unsaved = ("clip", "classnames", "checkpoint")
+    fitted = {
+        "prompt_": Array("float32", "P"),
+        "pseudolabels_": Array("int64", "M", 2, low=0),
+        "history_": list[dict],
+    }
 
     def __init__(self, clip: CLIP, classnames: Sequence[str], *, prompt: str = "textual", options: dict | None = None, k: int = 16,
                  rounds: int = 10, growth: Sequence[float] | None = None, policy: str = "per-class", templates: str | Sequence[str] = "single",
@@ -164,17 +167,15 @@ class PromptSelfTraining(Adapter):
         return super().fit(X, y)
 
     def _fit(self, images: ImageSet, labels: np.ndarray) -> None:
+        self._check_parameters()
         run = _Run(self, images, labels)
         sizes = self.sizes(len(run.pool), len(run.allowed)) if len(run.pool) else [0]
         checkpoint = Checkpoint(self.checkpoint, fit_facts(self, images, labels=labels) if self.checkpoint else {})
-        arrays, record = checkpoint.load() or ({}, {"round": 0, "history": []})
-        self.history_, self._prompt = record["history"], _new_prompt(self)
+        self._prompt = _new_prompt(self)
         untrained = _numbers(self._prompt)
-        if arrays:
-            self.prompt_, self.pseudolabels_ = arrays["prompt"], arrays["pseudolabels"]
-            _set_numbers(self._prompt, self.prompt_)
+        self.history_ = self._resume(checkpoint, len(images), len(sizes))
         inputs = self._prompt.prepare(images)
-        for number in range(record["round"], len(sizes)):
+        for number in range(len(self.history_), len(sizes)):
             chosen = run.select(self._prompt, inputs, sizes[number], first=number == 0)
             if self.reinit:
                 _set_numbers(self._prompt, untrained)
@@ -185,12 +186,68 @@ class PromptSelfTraining(Adapter):
             note(self.history_[-1], self._on_round(self, chosen), "on_round")
             checkpoint.save({"prompt": self.prompt_, "pseudolabels": self.pseudolabels_}, {"round": number + 1, "history": self.history_})
 
+    def _resume(self, checkpoint: Checkpoint, count: int, rounds: int) -> list[dict]:
+        """Take over what a checkpoint holds, if there is one; return its history."""
+        kept = {
+            "prompt": Array("float32", len(_numbers(self._prompt))),
+            "pseudolabels": Array("int64", "M", 2, low=0),
+        }
+        found = checkpoint.load({"round": int, "history": list[dict]}, kept)
+        if found is None:
+            return []
+        arrays, record = found
+        images, classes = arrays["pseudolabels"].T
+        if not record["round"] == len(record["history"]) <= rounds or not (
+            (images < count).all() and (classes < len(self.classnames_)).all()
+        ):
+            raise ValueError(f"the checkpoint {checkpoint.path} is damaged (its rounds or pseudolabels are "
+                             "impossible); delete it to start anew")
+        self.prompt_, self.pseudolabels_ = arrays["prompt"], arrays["pseudolabels"]
+        _set_numbers(self._prompt, self.prompt_)
+        return record["history"]
+
+    def _check_parameters(self) -> None:
+        """Raise ValueError for the first parameter out of range."""
+        if self.pool not in ("mixed", "unseen"):
+            raise ValueError(f"pool must be 'mixed' or 'unseen', not {self.pool!r}")
+        if self.policy not in POLICIES:
+            raise ValueError(f"policy must be one of {', '.join(map(repr, POLICIES))}, not {self.policy!r}")
+        check_count(self.k, "k")
+        check_count(self.rounds, "rounds")
+        check_templates(self.templates)
+        _check_setting(self.setting)
+        _check_weights(self.weights)
+        _check_prompt(self.prompt, self.options or {})
+        self._recipe()
+
+    def _recipe(self) -> Recipe:
+        rate = LEARNING_RATES[self.prompt] if self.learning_rate is None else self.learning_rate
+        return Recipe(self.epochs, self.batch_size, rate, self.momentum, self.weight_decay, self.warmup)
+
+    def _check_loaded(self) -> None:
+        self._check_parameters()
+        if (self.pseudolabels_[:, 1] >= len(self.classnames_)).any():
+            raise ValueError("pseudolabels_ has classes that do not exist")
+        _check_room(self.options or {}, len(self.prompt_))
+        try:
+            self._ready_prompt()
+        except Exception as error:      # whatever a stranger's options make of it
+            raise ValueError(f"prompt_ and the options make no prompt: {error}") from error
+
+    def _ready_prompt(self) -> Prompt:
+        """The trained prompt; after `load` it is made again from its numbers."""
+        if not hasattr(self, "_prompt"):
+            prompt = _new_prompt(self)
+            if len(_numbers(prompt)) != len(self.prompt_):
+                raise ValueError(f"{len(_numbers(prompt))} numbers are needed, not {len(self.prompt_)}")
+            _set_numbers(prompt, self.prompt_)
+            self._prompt = prompt
+        return self._prompt
+
     def _predict_logits(self, images: ImageSet) -> torch.Tensor:
-        if not hasattr(self, "_prompt"):        # loaded: the prompt is made again from its numbers
-            self._prompt = _new_prompt(self)
-            _set_numbers(self._prompt, self.prompt_)
+        prompt = self._ready_prompt()
         blocks = np.split(np.arange(len(images)), range(BLOCK, len(images), BLOCK))
-        return torch.cat([self._prompt.score(self._prompt.prepare(images.subset(block))) for block in blocks])
+        return torch.cat([prompt.score(prompt.prepare(images.subset(block))) for block in blocks])
 
 # %% ../nbs/09_grip.ipynb #cell-17
 def _nothing(method: PromptSelfTraining, pseudolabels: Pseudolabels) -> dict:
@@ -205,6 +262,11 @@ def _check_weights(weights: str | Sequence[float]) -> None:
                          f"not {weights!r}")
 
 
+def _check_growth(growth: Sequence[float] | None) -> None:
+    if growth is not None and (not len(growth) or not all(0 < share <= 1 for share in growth)):
+        raise ValueError(f"growth must be shares of the pool above 0 and up to 1, one for each round, not {growth!r}")
+
+
 def _check_prompt(prompt: str, options: dict) -> None:
     if not isinstance(options, dict):
         raise ValueError(f"options must be a dict of parameters of the prompt, not {options!r}")
@@ -213,6 +275,13 @@ def _check_prompt(prompt: str, options: dict) -> None:
     known = set(inspect.signature(PROMPTS[prompt]).parameters) - {"clip", "classnames", "seed"}
     if set(options) - known:
         raise ValueError(f"{prompt} prompts have no option {', '.join(sorted(set(options) - known))}; they have {', '.join(sorted(known))}")
+
+
+def _check_room(options: dict, numbers: int) -> None:
+    """ValueError for options of a prompt that would be far larger than its `numbers` in a file."""
+    length, width = (check_count(options.get(name, 0), name, 0) for name in ("length", "width"))
+    if max(length, width * width) > numbers:
+        raise ValueError(f"options ask for more than the {numbers} numbers of prompt_")
 
 
 def _new_prompt(method: PromptSelfTraining) -> Prompt:
@@ -234,12 +303,16 @@ def _set_numbers(prompt: Prompt, numbers: np.ndarray) -> None:
 class FPL(PromptSelfTraining):
     """Few pseudolabels: one round, the `k` best of each class (Menghini et al. 2023). `rounds` and `growth` have no effect."""
 
+    fitted = PromptSelfTraining.fitted
+
     def sizes(self, pool: int, classes: int) -> list[int]:
         return [min(self.k, pool)]
 
 
 class IFPL(PromptSelfTraining):
     """Iterated few pseudolabels: `rounds` rounds, in each the `k` best of each class under the last prompt (Menghini et al. 2023). `growth` has no effect."""
+
+    fitted = PromptSelfTraining.fitted
 
     def sizes(self, pool: int, classes: int) -> list[int]:
         return [min(self.k, pool)] * self.rounds
@@ -251,9 +324,14 @@ class GRIP(PromptSelfTraining):
     It grows in `rounds` equal steps, or by `growth`, for each round the share of the pool, above 0 and up to 1. `k` has no effect.
     """
 
+    fitted = PromptSelfTraining.fitted
+
+    def _check_parameters(self) -> None:
+        super()._check_parameters()
+        _check_growth(self.growth)
+
     def sizes(self, pool: int, classes: int) -> list[int]:
+        _check_growth(self.growth)
         if self.growth is None:
             return [max(1, number * (pool // self.rounds) // classes) for number in range(1, self.rounds + 1)]
-        if not len(self.growth) or not all(0 < share <= 1 for share in self.growth):
-            raise ValueError(f"growth must be shares of the pool above 0 and up to 1, one for each round, not {self.growth!r}")
         return [max(1, int(share * pool) // classes) for share in self.growth]

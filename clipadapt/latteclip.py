@@ -13,10 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .captions import Captioner, caption, caption_groups, draw_groups, group_prompt, image_prompt
-from .data import ImageSet, check_count
+from .data import ImageSet, check_classnames, check_count
 from .features import fit_facts
+from .files import Array
 from .finetuning import FineTuned, TextTable, TowerTraining, contrastive_loss, finetuning_view
-from .training import Checkpoint, Recipe, train_epochs
+from .training import Checkpoint, Recipe, state_part, train_epochs
 from .zeroshot import CLIP, average_prompts, check_templates, encode_prompts
 
 # %% auto #0
@@ -145,9 +146,14 @@ class _Run:
         return {**self.training.state(), "prototypes": self.prototypes.cpu().numpy(), "weights": self.weights.numpy()}
 
     def restore(self, arrays: dict[str, np.ndarray]) -> None:
-        """Take over what `state` gave."""
+        """Take over what `state` gave, or raise ValueError for the state of another run."""
         self.training.restore(arrays)
-        self.prototypes, self.weights = torch.from_numpy(arrays["prototypes"]).to(self.prototypes.device), torch.from_numpy(arrays["weights"])
+        own = state_part(arrays, {
+            "prototypes": Array("float32", *self.prototypes.shape),
+            "weights": Array("float32", *self.weights.shape),
+        })
+        self.prototypes = torch.from_numpy(own["prototypes"]).to(self.prototypes.device)
+        self.weights = torch.from_numpy(own["weights"])
 
 # %% ../nbs/12_latteclip.ipynb #cell-24
 SMALL = {"epochs": 6, "batch_size": 64, "learning_rate": 1e-4, "domain": "digit"}
@@ -179,6 +185,13 @@ class LatteCLIP(FineTuned):
     """
 
     unsaved = ("clip", "classnames", "checkpoint", "captioner")
+    fitted = {
+        **FineTuned.fitted,
+        "guesses_": Array("int64", "N", low=0, below="C"),
+        "mixer_weights_": Array("float32", "N", "K"),
+        "kinds_": list[str],
+        "missing_": dict[str, int],
+    }
 
     def __init__(self, clip: CLIP, classnames: Sequence[str], *, captioner: Captioner | None = None, domain: str = "object", group_size: int = 4,
                  texts: Sequence[str] | None = None, losses: Sequence[str] | None = None, templates: str | Sequence[str] = "single", mixer: str = "dynamic",
@@ -207,7 +220,7 @@ class LatteCLIP(FineTuned):
             del self._given, self._on_epoch
 
     def _fit(self, images: ImageSet, labels: np.ndarray) -> None:
-        _check_choices(self)
+        self._check_parameters()
         self._given = None if self._given is None else _check_captions(self._given, len(images))
         prompts = average_prompts(encode_prompts(self.clip, self.classnames_, self.templates))
         guesses = (self.clip.encode_image(images) @ prompts.T).argmax(1)
@@ -218,6 +231,20 @@ class LatteCLIP(FineTuned):
         self.guesses_, self.kinds_ = guesses.numpy(), list(run.descriptions.kinds)
         self.missing_ = {kind: sum(not text for text in texts) for kind, texts in captions.items()}
         train_epochs(self, run, self.epochs, checkpoint)
+
+    def _check_parameters(self) -> None:
+        """Raise ValueError for the first parameter out of range, before anything is asked of a captioner."""
+        _check_choices(self)
+        given = getattr(self, "_given", None) or {}
+        captions = {kind for kind in self.texts or TEXTS if kind != "class" and (self.captioner or kind in given)}
+        if len(check_classnames(self.classnames)) == 1 and captions and self.mixer == "dynamic":
+            raise ValueError("the mixer weighs a text by its gap between the best two classes, and there is only one class; use mixer='equal'")
+
+    def _check_loaded(self) -> None:
+        super()._check_loaded()
+        self._check_parameters()
+        if self.mixer_weights_.shape != (len(self.guesses_), len(self.kinds_)) or not set(self.kinds_) <= set(TEXTS):
+            raise ValueError("mixer_weights_, guesses_ and kinds_ do not belong together")
 
     def _show(self, run: _Run) -> None:
         """Put the state of a run where `predict` and users find it."""
@@ -258,7 +285,7 @@ def _recipe(method: LatteCLIP) -> Recipe:
 
 
 def _check_choices(method: LatteCLIP) -> None:
-    """ValueError for the first parameter out of range, before anything is asked of a captioner."""
+    """ValueError for the first parameter that is not one of the choices, or out of range."""
     _recipe(method)
     check_templates(method.templates)
     if not isinstance(method.captioner, (Captioner, type(None))):
@@ -274,6 +301,3 @@ def _check_choices(method: LatteCLIP) -> None:
         if not isinstance(getattr(method, name), (int, float)) or not 0 <= getattr(method, name) <= 1:
             raise ValueError(f"{name} must be a number in 0 ... 1, not {getattr(method, name)!r}")
     check_count(method.group_size, "group_size")
-    captions = {kind for kind in method.texts or TEXTS if kind != "class" and (method.captioner or kind in (method._given or {}))}
-    if len(method.classnames_) == 1 and captions and method.mixer == "dynamic":
-        raise ValueError("the mixer weighs a text by its gap between the best two classes, and there is only one class; use mixer='equal'")

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from .adapter import Adapter
 from .data import ImageSet, check_count
 from .features import named_view
+from .files import Array
+from .prompts import own_draws
 from .training import Recipe, minimise
-from .zeroshot import CLIP, average_prompts, encode_prompts
+from .zeroshot import CLIP, average_prompts, check_templates, encode_prompts
 
 # %% auto #0
 __all__ = ['INITS', 'SMALL', 'teach', 'image_weights', 'weighted_cross_entropy', 'linear_layer', 'train_linear', 'LPCLIP']
@@ -28,8 +30,7 @@ def teach(image_features: Tensor, class_features: Tensor, logit_scale: float, te
     image_features: unit rows [N, D]; class_features: unit rows [C, D]. The confidence is the highest of the probabilities
     softmax(logit_scale / temperature * cosines); a temperature above 1 lowers it and changes no label. Raises ValueError for a temperature that is not above 0.
     """
-    if not 0 < temperature < float("inf"):
-        raise ValueError(f"temperature must be a number above 0 (1 leaves CLIP's confidences as they are), got {temperature!r}")
+    _check_temperature(temperature)
     confidences, pseudolabels = (logit_scale / temperature * image_features @ class_features.T).softmax(1).max(1)
     return pseudolabels, confidences
 
@@ -42,11 +43,20 @@ def image_weights(confidences: Tensor, weighted: bool = True, threshold: float |
     weights = confidences.clone() if weighted else torch.ones_like(confidences)
     if threshold is None:
         return weights
-    if not 0 <= threshold <= 1:
-        raise ValueError(f"threshold must lie in 0 ... 1 or be None, got {threshold!r}")
+    _check_threshold(threshold)
     if len(confidences) and not (confidences >= threshold).any():
         raise ValueError(f"threshold={threshold} leaves none of the {len(confidences)} images: the highest confidence is {confidences.max():.3g}. Lower it, or use None")
     return weights * (confidences >= threshold)
+
+
+def _check_temperature(temperature: float) -> None:
+    if not 0 < temperature < float("inf"):
+        raise ValueError(f"temperature must be a number above 0 (1 leaves CLIP's confidences as they are), got {temperature!r}")
+
+
+def _check_threshold(threshold: float | None) -> None:
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise ValueError(f"threshold must lie in 0 ... 1 or be None, got {threshold!r}")
 
 # %% ../nbs/13_lpclip.ipynb #cell-16
 INITS = ("text", "random")
@@ -60,20 +70,26 @@ def weighted_cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor) -> 
     return (weights * F.cross_entropy(logits.float(), targets, reduction="none")).mean()
 
 
-def linear_layer(class_features: Tensor, logit_scale: float, init: str = "text") -> nn.Linear:
-    """A student of C classes on D features. "text": CLIP's zero-shot classifier, W = logit_scale * class_features [C, D] and b = 0; "random": PyTorch's own start.
+def linear_layer(class_features: Tensor, logit_scale: float, init: str = "text", seed: int = 0) -> nn.Linear:
+    """A student of C classes on D features. "text": CLIP's zero-shot classifier, W = logit_scale * class_features [C, D] and b = 0; "random": PyTorch's own start,
+    drawn from `seed`.
 
     Raises ValueError for another `init`.
     """
-    if init not in INITS:
-        raise ValueError(f"init must be one of {', '.join(map(repr, INITS))}, not {init!r}")
+    _check_init(init)
     classes, dim = class_features.shape
-    layer = nn.Linear(dim, classes)
+    with own_draws(seed):
+        layer = nn.Linear(dim, classes)
     if init == "text":
         with torch.no_grad():
             layer.weight.copy_(logit_scale * class_features)
             layer.bias.zero_()
     return layer
+
+
+def _check_init(init: str) -> None:
+    if init not in INITS:
+        raise ValueError(f"init must be one of {', '.join(map(repr, INITS))}, not {init!r}")
 
 
 def train_linear(features: Tensor | Callable[[int, Tensor], Tensor], targets: Tensor, weights: Tensor, layer: nn.Linear, recipe: Recipe,
@@ -117,6 +133,14 @@ class LPCLIP(Adapter):
     `history_`, the loss of each epoch. `fit` raises ValueError for parameters out of range, and for a threshold that no image reaches.
     """
 
+    fitted = {
+        "weight_": Array("float32", "C", "D"),
+        "bias_": Array("float32", "C"),
+        "pseudolabels_": Array("int64", "N", low=0, below="C"),
+        "confidences_": Array("float32", "N"),
+        "history_": list[dict[str, float]],
+    }
+
     def __init__(self, clip: CLIP, classnames: Sequence[str], *, templates: str | Sequence[str] = "single", views: int | None = 4, init: str = "text",
                  weighted: bool = True, threshold: float | None = None, strong: bool = True, temperature: float = 1.0, flip: bool = True, epochs: int = 50,
                  batch_size: int | None = 512, learning_rate: float = 1.0, momentum: float = 0.9, weight_decay: float = 0.0, warmup: float = 0, seed: int = 0):
@@ -126,19 +150,33 @@ class LPCLIP(Adapter):
         self.learning_rate, self.momentum, self.weight_decay, self.warmup = learning_rate, momentum, weight_decay, warmup
 
     def _fit(self, images: ImageSet, labels: np.ndarray) -> None:
-        check_count(self.epochs, "epochs", 0)
-        check_count(1 if self.views is None else self.views, "views (None makes new ones in every epoch)")
-        recipe = Recipe(max(1, self.epochs), self.batch_size, self.learning_rate, self.momentum, self.weight_decay, self.warmup)
+        self._check_parameters()
         class_features, scale = average_prompts(encode_prompts(self.clip, self.classnames_, self.templates)), self.clip.logit_scale
-        layer = linear_layer(class_features, scale, self.init).to(self.clip.device)
+        layer = linear_layer(class_features, scale, self.init, self.seed).to(self.clip.device)
         weak = self.clip.encode_image(named_view(images, "weak 0", self.clip.image_size, self.flip))
         targets, confidences = teach(weak, class_features, scale, self.temperature)
         known = torch.from_numpy(labels >= 0)
         targets[known], confidences[known] = torch.from_numpy(labels)[known], 1.0
         weights = image_weights(confidences, self.weighted, self.threshold)
-        losses = train_linear(self._views(images), targets, weights, layer, recipe, self.seed) if self.epochs else []
+        losses = train_linear(self._views(images), targets, weights, layer, self._recipe(), self.seed) if self.epochs else []
         self.weight_, self.bias_ = (tensor.detach().cpu().numpy() for tensor in (layer.weight, layer.bias))
         self.pseudolabels_, self.confidences_, self.history_ = targets.numpy(), confidences.numpy(), [{"loss": loss} for loss in losses]
+
+    def _check_parameters(self) -> None:
+        """Raise ValueError for the first parameter out of range."""
+        check_count(self.epochs, "epochs", 0)
+        check_count(1 if self.views is None else self.views, "views (None makes new ones in every epoch)")
+        self._recipe()
+        check_templates(self.templates)
+        _check_init(self.init)
+        _check_temperature(self.temperature)
+        _check_threshold(self.threshold)
+
+    def _check_loaded(self) -> None:
+        self._check_parameters()
+
+    def _recipe(self) -> Recipe:
+        return Recipe(max(1, self.epochs), self.batch_size, self.learning_rate, self.momentum, self.weight_decay, self.warmup)
 
     def _views(self, images: ImageSet) -> Tensor | Callable[[int, Tensor], Tensor]:
         """What the student reads: features [V, N, D], or a function that encodes a batch of the views of an epoch. The teacher's view, "weak 0", is not among them."""

@@ -13,12 +13,14 @@ import torch
 import torch.nn.functional as F
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from .data import ImageSet, as_imageset, check_classnames, check_count
 from .zeroshot import CLIP, average_prompts, encode_prompts
 
 # %% auto #0
-__all__ = ['TextTower', 'text_ends', 'read_out', 'ImageTower', 'Prompt', 'TextualPrompt', 'VisualPrompt', 'MultimodalPrompt']
+__all__ = ['TextTower', 'text_ends', 'read_out', 'ImageTower', 'Prompt', 'TextualPrompt', 'VisualPrompt', 'own_draws',
+           'MultimodalPrompt']
 
 # %% ../nbs/08_prompts.ipynb #cell-9
 def _causal_block(block: ResidualAttentionBlock, shared: torch.Tensor, own: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -254,6 +256,31 @@ class VisualPrompt(Prompt):
     def embed_classes(self) -> torch.Tensor:
         return self._classes
 
+# %% ../nbs/08_prompts.ipynb #new55005725
+_DRAWS = {"rand", "randn", "randint", "randperm", "uniform_", "normal_", "kaiming_uniform_",
+          "kaiming_normal_"}
+
+
+class own_draws(TorchFunctionMode):
+    """A block in which PyTorch draws from a generator of its own, in this thread only.
+
+    seed: what the generator starts from.
+
+    Layers that are made in the block start as they do after `torch.manual_seed(seed)`,
+    but the global random state is neither read nor changed. Only what takes a generator
+    is reached, on the CPU; dropout, for example, takes none (see `clipadapt.data.seeded`).
+    """
+
+    def __init__(self, seed: int):
+        super().__init__()
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        if getattr(function, "__name__", "") in _DRAWS and kwargs.get("generator") is None:
+            kwargs["generator"] = self.generator
+        return function(*args, **kwargs)
+
 # %% ../nbs/08_prompts.ipynb #cell-25
 class MultimodalPrompt(Prompt):
     """Textual and visual prompts of `length` vectors each, made by one transformer block (UPT, Zang et al. 2022; Menghini et al. 2023).
@@ -275,8 +302,7 @@ class MultimodalPrompt(Prompt):
         self.text_vectors = _noise((length, text_width), 0.02, seed, clip.device)
         uniform = torch.rand(length, image_width, generator=torch.Generator().manual_seed(seed + 1))
         self.image_vectors = nn.Parameter(((2 * uniform - 1) * bound).to(clip.device))
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
+        with own_draws(seed):
             self.enter = nn.ModuleList([nn.Linear(text_width, width), nn.Linear(image_width, width)])
             self.block = ResidualAttentionBlock(width, 1, act_layer=open_clip.transformer.QuickGELU)
             self.leave = nn.ModuleList([nn.Linear(width, text_width), nn.Linear(width, image_width)])

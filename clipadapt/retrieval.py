@@ -5,28 +5,26 @@
 # %% ../nbs/06_retrieval.ipynb #cell-6
 from __future__ import annotations
 
-import hashlib
-import json
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from threading import Lock
+from typing import Literal
 
 import numpy as np
 import torch
 
-from .adapter import Adapter
+from .adapter import Adapter, own_file
 from .data import ImageSet, check_count, check_labels
-from .files import whole_directory
+from .files import Array, Record, check_arrays, read_arrays, write_arrays
 from .pseudolabels import top_k
 from .zeroshot import CLIP, average_prompts, encode_prompts, zero_shot_probabilities
 
 # %% auto #0
-__all__ = ['KINDS', 'encode_queries', 'text_prototypes', 'unit_rows', 'exact_search', 'PrototypeIndex', 'image_prototypes',
-           'mix_prototypes', 'cluster_prototypes', 'update_prototypes', 'iterate_prototypes', 'Prototypes',
-           'NearestNeighbours']
+__all__ = ['KINDS', 'encode_queries', 'text_prototypes', 'unit_rows', 'exact_search', 'PrototypeIndex', 'SavedIndex',
+           'image_prototypes', 'mix_prototypes', 'cluster_prototypes', 'update_prototypes', 'iterate_prototypes',
+           'Prototypes', 'NearestNeighbours']
 
 # %% ../nbs/06_retrieval.ipynb #cell-8
 def encode_queries(clip: CLIP, queries) -> np.ndarray:
@@ -119,24 +117,31 @@ KINDS = ("exact", "ivf", "ivfpq", "hnsw")
 
 def _build(vectors: np.ndarray, kind: str, nlist: int | None, code_bytes: int | None, links: int, seed: int):
     """A FAISS index of `kind`, trained on `vectors` and still empty."""
-    import faiss
-
     count, dim = vectors.shape
-    if kind == "exact":
-        return faiss.IndexFlatIP(dim)
-    if kind == "hnsw":
-        index = faiss.IndexHNSWFlat(dim, links, faiss.METRIC_INNER_PRODUCT)
-        index.hnsw.efConstruction = 80
-        return index
+    if kind in ("exact", "hnsw"):
+        return _untrained(kind, dim, links=links)
     nlist = nlist or max(1, min(int(2 * count**0.5), count // 40))
     if not 1 <= nlist <= count:
         raise ValueError(f"nlist must lie in 1 ... {count}, the number of vectors, not {nlist}")
+    code_bytes = _code_bytes(count, dim, code_bytes) if kind == "ivfpq" else 0
+    return _trained(_untrained(kind, dim, nlist=nlist, code_bytes=code_bytes), vectors, seed)
+
+
+def _untrained(kind: str, dim: int, nlist: int = 0, code_bytes: int = 0, links: int = 0):
+    """An empty FAISS index of `kind`, before anything is learned from vectors."""
+    import faiss
+
+    metric = faiss.METRIC_INNER_PRODUCT
+    if kind == "exact":
+        return faiss.IndexFlatIP(dim)
+    if kind == "hnsw":
+        index = faiss.IndexHNSWFlat(dim, links, metric)
+        index.hnsw.efConstruction = 80
+        return index
     coarse = faiss.IndexFlatIP(dim)
     if kind == "ivf":
-        index = faiss.IndexIVFFlat(coarse, dim, nlist, faiss.METRIC_INNER_PRODUCT)
-    else:
-        index = faiss.IndexIVFPQ(coarse, dim, nlist, _code_bytes(count, dim, code_bytes), 8, faiss.METRIC_INNER_PRODUCT)
-    return _trained(index, vectors, seed)
+        return faiss.IndexIVFFlat(coarse, dim, nlist, metric)
+    return faiss.IndexIVFPQ(coarse, dim, nlist, code_bytes, 8, metric)
 
 # %% ../nbs/06_retrieval.ipynb #cell-34
 def _trained(index, vectors: np.ndarray, seed: int):
@@ -160,10 +165,6 @@ def _code_bytes(count: int, dim: int, wanted: int | None) -> int:
     return wanted
 
 # %% ../nbs/06_retrieval.ipynb #cell-36
-_FORMAT = 1
-_FILES = {"index.json", "index.faiss"}
-
-
 class PrototypeIndex:
     """Nearest neighbours by cosine among unit vectors, on FAISS: images, prototypes, or anything else in CLIP's space.
 
@@ -254,45 +255,78 @@ class PrototypeIndex:
         return self._index.search(queries, k, params=self._parameters(self._index.nlist))
 
     def save(self, directory: str | Path) -> None:
-        """Write the index to `directory` (index.json, index.faiss), whole or not at all; one saved there before is replaced.
+        """Write the index to one file in `directory`, whole or not at all.
 
-        Raises ValueError when `directory` holds anything else.
+        directory: is made if need be; an index that was saved there is replaced in one
+            step.
+
+        Raises ValueError when `directory` holds anything else, OSError for a disk that is
+        full or refuses.
         """
-        import faiss
-
-        directory = Path(directory)
-        if directory.exists() and (directory.is_file() or {path.name for path in directory.iterdir()} - _FILES):
-            raise ValueError(f"{directory} holds something else than a saved index; choose another folder")
-        with whole_directory(directory, replace=True) as draft:
-            faiss.write_index(self._index, str(draft / "index.faiss"))
-            record = {"format": _FORMAT, "clipadapt": version("clipadapt"), "kind": self.kind, "dim": self.dim, "count": len(self),
-                      "effort": int(self.effort), "blake2b": _file_hash(draft / "index.faiss")}
-            (draft / "index.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+        path = own_file(Path(directory), _FILE, _EARLIER, "a saved index")
+        arrays, facts = _taken_apart(self._index, self.kind)
+        effort = int(self.effort)
+        record = SavedIndex(
+            kind=self.kind, dim=self.dim, count=len(self), effort=effort, **facts)
+        write_arrays(path, arrays, record)
+        for name in _EARLIER:
+            path.with_name(name).unlink(missing_ok=True)
 
     @classmethod
     def load(cls, directory: str | Path, dim: int | None = None) -> PrototypeIndex:
-        """Read an index that `save` wrote; `dim` is the dimension you expect, for instance `clip.embed_dim`.
+        """Read an index that `save` wrote.
 
-        The JSON file is read first, and FAISS sees its file only when the hash agrees. That finds damage, not forgery: FAISS's
-        reader is C++ code, so load indexes of people you trust. Raises FileNotFoundError when there is none, ValueError when it
-        is damaged, foreign, written by a newer clipadapt, or of another dimension.
+        directory: the folder it is in.
+        dim: the dimension you expect, for instance `clip.embed_dim`; None takes any.
+
+        Nothing in the file is handed to FAISS before it is checked. Raises
+        FileNotFoundError when there is no index, ValueError when it is damaged, foreign,
+        written by another generation of clipadapt, or of another dimension.
         """
-        import faiss
-
-        record = _read_record(Path(directory))
-        if dim not in (None, record["dim"]):
-            raise ValueError(f"the index in {directory} has {record['dim']} dimensions, not {dim}: it was made with another CLIP")
+        arrays, record = _read_index(Path(directory))
+        if dim not in (None, record.dim):
+            raise ValueError(f"the index in {directory} has {record.dim} dimensions, not {dim}: it was made with another CLIP")
         index = object.__new__(cls)
-        try:
-            stored = faiss.read_index(str(Path(directory) / "index.faiss"))
-        except RuntimeError as error:
-            raise ValueError(f"FAISS {faiss.__version__} cannot read the index in {directory}: {error}") from error
-        index._set(stored, record["kind"], record["effort"])
-        if (index.dim, len(index)) != (record["dim"], record["count"]):
-            raise ValueError(f"the index in {directory} is damaged (its two files contradict each other); save it again")
+        index._set(_put_together(arrays, record), record.kind, record.effort)
         return index
 
 # %% ../nbs/06_retrieval.ipynb #cell-37
+_FILE = "index.safetensors"
+_EARLIER = ("index.json", "index.faiss")        # what clipadapt 0.1 wrote
+_REMEDY = "save it again"
+
+
+class SavedIndex(Record):
+    """What a saved index says of itself, beside its arrays."""
+
+    kind: Literal[KINDS]
+    dim: int
+    count: int
+    effort: int
+    nlist: int = 0
+    links: int = 0
+    entry: int = 0
+
+
+_VECTORS = {"vectors": Array("float32", "N", "D")}
+_LISTS = {
+    "centres": Array("float32", "L", "D"),
+    "lists": Array("int64", "N", low=0, below="L"),
+}
+_CONTENT = {
+    "exact": _VECTORS,
+    "ivf": _VECTORS | _LISTS,
+    "ivfpq": _LISTS | {
+        "codes": Array("uint8", "N", "B"),
+        "codebook": Array("float32", "B", 256, "piece"),
+    },
+    "hnsw": _VECTORS | {
+        "levels": Array("int32", "N", low=1),
+        "neighbours": Array("int32", "links", low=-1, below="N"),
+    },
+}
+
+# %% ../nbs/06_retrieval.ipynb #new-95-38
 def _stored(flat) -> np.ndarray:
     """The vectors of a flat FAISS index, float32 [N, D], where they are: valid until something is added."""
     import faiss
@@ -300,27 +334,154 @@ def _stored(flat) -> np.ndarray:
     return faiss.rev_swig_ptr(flat.get_xb(), flat.ntotal * flat.d).reshape(flat.ntotal, flat.d)
 
 
-def _file_hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "blake2b").hexdigest() if hasattr(hashlib, "file_digest") else hashlib.blake2b(file.read()).hexdigest()
+def _taken_apart(index, kind: str) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+    """The arrays that an index consists of, and the numbers that are not among them."""
+    import faiss
+
+    if kind == "exact":
+        return {"vectors": _stored(index)}, {}
+    if kind == "hnsw":
+        graph = index.hnsw
+        levels = faiss.vector_to_array(graph.levels)
+        neighbours = faiss.vector_to_array(graph.neighbors)
+        vectors = _stored(faiss.downcast_index(index.storage))
+        arrays = {"vectors": vectors, "levels": levels, "neighbours": neighbours}
+        return arrays, {"links": graph.nb_neighbors(1), "entry": graph.entry_point}
+    codes, lists = _list_contents(index)
+    centres = _stored(faiss.downcast_index(index.quantizer))
+    arrays = {"centres": centres, "lists": lists}
+    if kind == "ivf":
+        arrays["vectors"] = codes.view(np.float32)
+    else:
+        shape = index.pq.M, index.pq.ksub, index.pq.dsub
+        book = faiss.vector_to_array(index.pq.centroids).reshape(shape)
+        arrays |= {"codes": codes, "codebook": book}
+    return arrays, {"nlist": index.nlist}
 
 
-def _read_record(directory: Path) -> dict:
-    """The facts in index.json, after checking that index.faiss is the file they describe."""
-    if not (directory / "index.json").is_file():
-        raise FileNotFoundError(f"{directory} holds no saved index (there is no index.json in it)")
+def _list_contents(index) -> tuple[np.ndarray, np.ndarray]:
+    """Of an IVF index the codes, uint8 [N, B], and the list that each is in, int64 [N]."""
+    import faiss
+
+    codes = np.empty((index.ntotal, index.code_size), np.uint8)
+    lists = np.empty(index.ntotal, np.int64)
+    for number in range(index.nlist):
+        size = index.invlists.list_size(number)
+        if size:
+            positions = faiss.rev_swig_ptr(index.invlists.get_ids(number), size)
+            found = faiss.rev_swig_ptr(index.invlists.get_codes(number), size * codes.shape[1])
+            codes[positions], lists[positions] = found.reshape(size, -1), number
+    return codes, lists
+
+# %% ../nbs/06_retrieval.ipynb #new-96-39
+def _read_index(directory: Path) -> tuple[dict[str, np.ndarray], SavedIndex]:
+    """The arrays and the record of a saved index, when they fit each other."""
+    path = directory / _FILE
     try:
-        record = json.loads((directory / "index.json").read_text(encoding="utf-8"))
-        newer = record["format"] > _FORMAT
-        complete = newer or (record["kind"] in KINDS and {"dim", "count", "effort"} <= set(record))
-        whole = newer or (complete and record["blake2b"] == _file_hash(directory / "index.faiss"))
-    except Exception as error:  # cut-off JSON, a missing file
-        raise ValueError(f"the index in {directory} is damaged ({type(error).__name__}: {error}); save it again") from error
-    if newer:
-        raise ValueError(f"{directory} was saved by a newer clipadapt ({record.get('clipadapt')}); this is {version('clipadapt')}, please upgrade")
-    if not whole:
-        raise ValueError(f"the index in {directory} is damaged (index.faiss is not the file that index.json describes); save it again")
-    return record
+        arrays, record = read_arrays(path, SavedIndex, _REMEDY)
+    except FileNotFoundError:
+        if path.with_name(_EARLIER[0]).is_file():
+            raise ValueError(
+                f"{directory} was written by an earlier clipadapt, whose files are not read "
+                "any more; make the index and save it again"
+            ) from None
+        raise FileNotFoundError(
+            f"{directory} holds no saved index (there is no {_FILE} in it)"
+        ) from None
+    sizes = {"N": record.count, "D": record.dim, "L": record.nlist}
+    check_arrays(arrays, _CONTENT[record.kind], sizes, path, _REMEDY)
+    try:
+        _check_index(arrays, record)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); {_REMEDY}") from error
+    return arrays, record
+
+
+def _check_index(arrays: dict[str, np.ndarray], record: SavedIndex) -> None:
+    """ValueError for what the declaration of an index cannot say."""
+    for name in ("dim", "count", "effort"):
+        check_count(getattr(record, name), name)
+    if record.effort >= 2**31:
+        raise ValueError("effort is no effort that FAISS can take")
+    if "vectors" in arrays:
+        unit_rows(arrays["vectors"])
+    if "lists" in arrays:
+        check_count(record.nlist, "nlist")
+    if record.kind == "ivfpq" and arrays["codebook"].size != 256 * record.dim:
+        raise ValueError("the pieces of its codes do not make up its vectors")
+    if record.kind == "hnsw":
+        _check_graph(arrays["levels"], arrays["neighbours"], record)
+
+# %% ../nbs/06_retrieval.ipynb #new-98-41
+_FLOORS = 30        # a million vectors have about five
+
+
+def _room(levels: np.ndarray, links: int) -> np.ndarray:
+    """How many neighbours there is room for, for vectors that are on so many floors."""
+    return links * (levels.astype(np.int64) + 1)
+
+
+def _check_graph(levels: np.ndarray, neighbours: np.ndarray, record: SavedIndex) -> None:
+    """ValueError unless each link leads to a vector that is on the same floor."""
+    if not 2 <= record.links <= len(neighbours) or levels.max() > _FLOORS:
+        raise ValueError("its graph has no possible shape")
+    ends = _room(levels, record.links).cumsum()
+    if ends[-1] != len(neighbours):
+        raise ValueError("its graph has too many or too few links")
+    if not 0 <= record.entry < len(levels) or levels[record.entry] != levels.max():
+        raise ValueError("its graph is entered at the wrong place")
+    for vector in np.flatnonzero(levels > 1):
+        upper = neighbours[ends[vector] - record.links * (levels[vector] - 1):ends[vector]]
+        floors = 1 + np.arange(len(upper)) // record.links
+        if (levels[upper[upper >= 0]] <= floors[upper >= 0]).any():
+            raise ValueError("a link of its graph leads to another floor")
+
+# %% ../nbs/06_retrieval.ipynb #new-99-42
+def _put_together(arrays: dict[str, np.ndarray], record: SavedIndex):
+    """A FAISS index from its parts, which have been checked."""
+    code_bytes = arrays["codes"].shape[1] if record.kind == "ivfpq" else 0
+    index = _untrained(record.kind, record.dim, record.nlist, code_bytes, record.links)
+    if record.kind == "exact":
+        index.add(arrays["vectors"])
+    elif record.kind == "hnsw":
+        _set_graph(index, arrays, record)
+    else:
+        _set_lists(index, arrays)
+    return index
+
+
+def _set_graph(index, arrays: dict[str, np.ndarray], record: SavedIndex) -> None:
+    """Put vectors and links into an empty HNSW index."""
+    import faiss
+
+    graph, levels = index.hnsw, arrays["levels"]
+    index.storage.add(arrays["vectors"])
+    index.ntotal = len(levels)
+    offsets = np.concatenate([[0], _room(levels, record.links).cumsum()]).astype(np.uint64)
+    faiss.copy_array_to_vector(offsets, graph.offsets)
+    faiss.copy_array_to_vector(levels, graph.levels)
+    faiss.copy_array_to_vector(arrays["neighbours"], graph.neighbors)
+    graph.entry_point, graph.max_level = record.entry, int(levels.max()) - 1
+
+
+def _set_lists(index, arrays: dict[str, np.ndarray]) -> None:
+    """Put centres and vectors (or their codes) into an empty IVF index."""
+    import faiss
+
+    index.quantizer.add(arrays["centres"])
+    if "codebook" in arrays:
+        faiss.copy_array_to_vector(arrays["codebook"].ravel(), index.pq.centroids)
+    index.is_trained = True
+    codes = arrays["codes"] if "codes" in arrays else arrays["vectors"].view(np.uint8)
+    positions = np.argsort(arrays["lists"], kind="stable")
+    starts = np.searchsorted(arrays["lists"][positions], np.arange(index.nlist + 1))
+    for number, (start, end) in enumerate(zip(starts, starts[1:])):
+        ids = positions[start:end]
+        content = codes[ids]
+        if len(ids):
+            pointers = faiss.swig_ptr(ids), faiss.swig_ptr(content)
+            index.invlists.add_entries(number, len(ids), *pointers)
+    index.ntotal = len(positions)
 
 # %% ../nbs/06_retrieval.ipynb #cell-45
 def _unit_or(vectors: np.ndarray, fallback: np.ndarray) -> np.ndarray:
@@ -437,6 +598,14 @@ class Prototypes(Adapter):
     `history_`; `empty_classes_`, the names of classes without an image in the end, whose prototypes stay where they were last (also a warning).
     """
 
+    fitted = {
+        "prototypes_": Array("float32", "M", "D"),
+        "owners_": Array("int64", "M", low=0, below="C"),
+        "pseudolabels_": Array("int64", "N", low=0, below="C"),
+        "history_": list[dict],
+        "empty_classes_": list[str],
+    }
+
     def __init__(self, clip: CLIP, classnames: Sequence[str], *, templates: str | Sequence[str] = "single", momentum: float = 0.7,
                  iterations: int = 50, image_weight: float = 1.0, per_class: int = 1, seed: int = 0):
         super().__init__(clip, classnames, seed=seed)
@@ -456,6 +625,11 @@ class Prototypes(Adapter):
             order = np.argsort(owners, kind="stable")
             self.prototypes_, self.owners_ = several[order], owners[order]
         self.empty_classes_ = _report_empty(self.pseudolabels_, self.classnames_)
+
+    def _check_loaded(self) -> None:
+        unit_rows(self.prototypes_, "prototypes_")
+        if (np.diff(self.owners_) < 0).any() or len(set(self.owners_)) != len(self.classnames_):
+            raise ValueError("owners_ must rise, and name every class")
 
     def _predict_logits(self, images: ImageSet) -> torch.Tensor:
         similarities = self.clip.encode_image(images).numpy() @ self.prototypes_.T
@@ -481,6 +655,12 @@ class NearestNeighbours(Adapter):
     not in it (also a warning).
     """
 
+    fitted = {
+        "features_": Array("float32", "M", "D"),
+        "pseudolabels_": Array("int64", "M", low=0, below="C"),
+        "empty_classes_": list[str],
+    }
+
     def __init__(self, clip: CLIP, classnames: Sequence[str], *, templates: str | Sequence[str] = "single", k: int = 10,
                  per_class: int | None = None, kind: str = "exact", seed: int = 0):
         super().__init__(clip, classnames, seed=seed)
@@ -499,6 +679,10 @@ class NearestNeighbours(Adapter):
         self.features_, self.pseudolabels_ = features.numpy()[kept], classes
         self.empty_classes_ = _report_empty(classes, self.classnames_)
         self._index = PrototypeIndex(self.features_, self.kind, seed=self.seed)
+
+    def _check_loaded(self) -> None:
+        if not len(unit_rows(self.features_, "features_")):
+            raise ValueError("there are no features")
 
     def _predict_proba(self, images: ImageSet) -> np.ndarray:
         if not hasattr(self, "_index"):     # loaded: the index is made again from the memory

@@ -19,7 +19,7 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
 from .adapter import Adapter
-from .data import ImageSet, digits
+from .data import ImageSet, digits, seeded
 from .zeroshot import CLIP, hash_weights, load_clip
 
 
@@ -55,7 +55,7 @@ def _same(first: np.ndarray, second: np.ndarray, message: str, tolerance: float 
 # %% auto #0
 __all__ = ['CHECKS', 'Case', 'check_outputs', 'check_logits', 'check_order_and_subset', 'check_batch_size', 'check_input_kinds',
            'check_empty_input', 'check_unfitted', 'check_bad_labels', 'check_same_seed', 'check_parameters',
-           'check_save_and_load', 'check_nothing_touched', 'check_labels_unread', 'check_adapter']
+           'check_declaration', 'check_save_and_load', 'check_nothing_touched', 'check_labels_unread', 'check_adapter']
 
 # %% ../nbs/03_testing.ipynb #cell-8
 def check_outputs(case: Case) -> None:
@@ -130,9 +130,10 @@ def check_bad_labels(case: Case) -> None:
 
 # %% ../nbs/03_testing.ipynb #cell-14
 def check_same_seed(case: Case) -> None:
-    """fitting again, anew or on top, with the same seed gives the same result"""
+    """fitting again, anew or on top, with the same seed gives the same result, wherever the global random state is"""
     expected = case.fitted.predict_proba(case.test)
-    again = case.make().fit(case.train)
+    with seeded(1):
+        again = case.make().fit(case.train)
     _same(again.predict_proba(case.test), expected, "the same seed gives another result", 1e-6)
     _same(again.fit(case.train).predict_proba(case.test), expected, "a second fit remembers the first", 1e-6)
 
@@ -147,6 +148,15 @@ def check_parameters(case: Case) -> None:
     _require(not hasattr(clone(case.fitted), "classnames_"), "a clone must be unfitted")
     before, after = case.make().get_params(deep=False), case.fitted.get_params(deep=False)
     _require(all(after[name] is value or after[name] == value for name, value in before.items()), "fit changed a parameter")
+
+
+def check_declaration(case: Case) -> None:
+    """what fit leaves behind is what the class declares in `fitted`, if it declares anything: arrays of these types and shapes, plain values"""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            case.fitted.save(Path(folder) / "model")
+        except ValueError as error:
+            _require(False, str(error))
 
 
 def check_save_and_load(case: Case) -> None:
@@ -195,7 +205,7 @@ def check_labels_unread(case: Case) -> None:
 
 # %% ../nbs/03_testing.ipynb #cell-18
 CHECKS = [check_outputs, check_order_and_subset, check_batch_size, check_input_kinds, check_empty_input, check_unfitted, check_bad_labels,
-          check_same_seed, check_parameters, check_save_and_load, check_nothing_touched, check_labels_unread, check_logits]
+          check_same_seed, check_parameters, check_declaration, check_save_and_load, check_nothing_touched, check_labels_unread, check_logits]
 
 
 def check_adapter(method: type[Adapter], clip: CLIP | None = None, **params):

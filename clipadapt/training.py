@@ -7,23 +7,28 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from pydantic import ConfigDict, JsonValue
 from tqdm.auto import tqdm
 
+from .adapter import check_declared
 from .data import check_count
-from .files import whole_file
+from .files import (
+    Array, Record, check_arrays, parse_record, read_arrays, whole_file, write_arrays)
 
 # %% auto #0
 __all__ = ['Recipe', 'minimise', 'train_epoch', 'progress_bar', 'note', 'module_numbers', 'set_module_numbers', 'training_state',
-           'restore_training', 'Checkpoint', 'train_epochs']
+           'restore_training', 'state_part', 'SavedRun', 'Checkpoint', 'train_epochs']
 
 # %% ../nbs/07_training.ipynb #cell-8
 @dataclass(frozen=True)
@@ -134,13 +139,21 @@ def note(record: dict, extra: dict | None, callback: str) -> None:
 
     Raises ValueError for names that are taken and values that are not plain (numbers, strings, lists, None).
     """
-    try:
-        extra = json.loads(json.dumps(extra or {}, default=lambda value: value.tolist()))
-    except (TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{callback} must return a dict of plain values, or None: {error}") from error
+    extra = _plain(extra or {}, f"what {callback} returns")
     if not isinstance(extra, dict) or set(extra) & set(record):
         raise ValueError(f"{callback} must return a dict without {', '.join(record)}, or None; it returned {extra!r:.80}")
     record.update(extra)
+
+
+def _plain(values: Any, what: str) -> JsonValue:
+    """Values as plain JSON, arrays made lists; ValueError, calling them `what`, else."""
+    try:
+        return json.loads(json.dumps(values, default=lambda value: value.tolist()))
+    except (TypeError, AttributeError, ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{what} must be plain values (numbers, strings, lists, None, and dicts of "
+            f"them): {error}"
+        ) from error
 
 # %% ../nbs/07_training.ipynb #cell-21
 def module_numbers(module: torch.nn.Module) -> np.ndarray:
@@ -149,11 +162,21 @@ def module_numbers(module: torch.nn.Module) -> np.ndarray:
 
 
 def set_module_numbers(module: torch.nn.Module, numbers: np.ndarray) -> None:
-    """Put back what `module_numbers` gave. Raises ValueError for another number of numbers."""
+    """Put back what `module_numbers` gave.
+
+    numbers: float32 or float64 [P].
+
+    Raises ValueError for another shape or type, and for numbers that are not finite.
+    """
     state = {name: tensor for name, tensor in module.state_dict().items() if tensor.is_floating_point()}
     sizes = [tensor.numel() for tensor in state.values()]
-    if len(numbers) != sum(sizes):
-        raise ValueError(f"a {type(module).__name__} of {sum(sizes)} numbers cannot take {len(numbers)}")
+    check_arrays(
+        {"their array": np.asarray(numbers)},
+        {"their array": Array("float32|float64", sum(sizes))},
+        {},
+        f"what is known of the numbers of a {type(module).__name__}",
+        "it belongs to another one",
+    )
     parts = torch.from_numpy(np.array(numbers)).split(sizes)
     module.load_state_dict({name: part.view(tensor.shape) for (name, tensor), part in zip(state.items(), parts)}, strict=False)
 
@@ -164,67 +187,238 @@ def training_state(module: torch.nn.Module, optimiser: torch.optim.Optimizer) ->
     parts = {"module": module.state_dict(), "optimiser": remembered}
     return {f"{part}.{name}": torch.as_tensor(tensor).detach().cpu().numpy() for part, tensors in parts.items() for name, tensor in tensors.items()}
 
+# %% ../nbs/07_training.ipynb #new-32-22
+_SLOTS = {
+    torch.optim.SGD: ("momentum_buffer",),
+    torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"),
+}
 
-def restore_training(module: torch.nn.Module, optimiser: torch.optim.Optimizer, arrays: dict[str, np.ndarray]) -> None:
-    """Take over what `training_state` gave."""
+
+def _training_arrays(
+    module: torch.nn.Module, optimiser: torch.optim.Optimizer, names: Iterable[str]
+) -> dict[str, Array]:
+    """What `training_state` gives; `names` say which parameters have been trained."""
+    declared = {
+        f"module.{name}": Array(_dtype(tensor), *tensor.shape)
+        for name, tensor in module.state_dict().items()
+    }
+    trained = {name.split(".")[1] for name in names if name.startswith("optimiser.")}
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    for index, parameter in enumerate(parameters):
+        for slot in _SLOTS[type(optimiser)] if str(index) in trained else ():
+            kind = Array(_dtype(parameter), *parameter.shape)
+            declared[f"optimiser.{index}.{slot}"] = Array("float32") if slot == "step" else kind
+    return declared
+
+
+def _dtype(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+# %% ../nbs/07_training.ipynb #new-33-23
+def restore_training(
+    module: torch.nn.Module,
+    optimiser: torch.optim.Optimizer,
+    arrays: Mapping[str, np.ndarray],
+) -> None:
+    """Take over what `training_state` gave.
+
+    module, optimiser: as they were made for the run that goes on.
+    arrays: the state; names that begin neither with "module." nor with "optimiser." are
+        left to others.
+
+    Raises ValueError for arrays of another module or optimiser, and for numbers that are
+    not finite.
+    """
+    own = {
+        name: array for name, array in arrays.items()
+        if name.startswith(("module.", "optimiser."))
+    }
+    state_part(own, _training_arrays(module, optimiser, own), exact=True)
     remembered = {}
-    for name in (name for name in arrays if name.startswith("optimiser.")):
+    for name in (name for name in own if name.startswith("optimiser.")):
         _, index, slot = name.split(".")
-        remembered.setdefault(int(index), {})[slot] = torch.from_numpy(arrays[name])
-    module.load_state_dict({name.removeprefix("module."): torch.from_numpy(array) for name, array in arrays.items() if name.startswith("module.")})
+        remembered.setdefault(int(index), {})[slot] = torch.from_numpy(own[name])
+    module.load_state_dict({
+        name.removeprefix("module."): torch.from_numpy(array)
+        for name, array in own.items() if name.startswith("module.")
+    })
     optimiser.load_state_dict({**optimiser.state_dict(), "state": remembered})
 
-# %% ../nbs/07_training.ipynb #cell-23
-class Checkpoint:
-    """What a run needs to go on after a round: arrays and a JSON record in one file, `path`; None keeps nothing.
 
-    `facts` (plain JSON) say what the run depends on; a file with other facts is refused. Raises ValueError for a folder.
+def state_part(
+    arrays: Mapping[str, np.ndarray],
+    declared: Mapping[str, Array],
+    sizes: Mapping[str, int] | None = None,
+    *,
+    prefix: str = "",
+    exact: bool = False,
+) -> dict[str, np.ndarray]:
+    """The part of a run's state that `declared` names, after a check.
+
+    arrays: the whole state, by name.
+    declared: what each array must be, by name without the prefix.
+    sizes: sizes that are known beforehand, by name, for example {"C": 10}.
+    prefix: what the names of this part begin with in `arrays`.
+    exact: whether other names with this prefix are refused.
+
+    Raises ValueError when an array is missing or is not as declared.
+    """
+    found = {
+        name.removeprefix(prefix): array
+        for name, array in arrays.items() if name.startswith(prefix)
+    }
+    part = {name: found[name] for name in found if exact or name in declared}
+    check_arrays(part, declared, sizes or {}, "the state of a run", "start the run anew")
+    return part
+
+# %% ../nbs/07_training.ipynb #cell-23
+class SavedRun(Record):
+    """What a checkpoint says beside its arrays: what it belongs to, and how far it got."""
+
+    model_config = ConfigDict(ser_json_inf_nan="constants")
+
+    facts: dict[str, JsonValue]
+    record: dict[str, JsonValue]
+
+
+class _Generations:
+    """The newest checkpoint of a run, `path`, and beside it the one before, `previous`."""
+
+    def __init__(self, path: str | Path):
+        self.path, self._sound = Path(path), False
+        self.previous = self.path.with_stem(f"{self.path.stem}.previous")
+
+    def write(self, arrays: Mapping[str, np.ndarray], run: SavedRun) -> None:
+        """Write a new generation; there is a whole one at any moment."""
+        parse_record(run.model_dump_json(), SavedRun, "this checkpoint", "make it simpler")
+        if self._sound and self.path.is_file():     # a damaged one takes no good one's place
+            with whole_file(self.previous) as draft:
+                _duplicate(self.path, draft)
+        write_arrays(self.path, arrays, run)
+        self._sound = True
+
+    def read(self) -> tuple[dict[str, np.ndarray], SavedRun]:
+        """The newest generation that is not damaged; ValueError when both are."""
+        try:
+            found = read_arrays(self.path, SavedRun, "delete it to start anew")
+            self._sound = True
+        except ValueError as damage:
+            self._sound = False
+            try:
+                found = read_arrays(self.previous, SavedRun)
+            except (FileNotFoundError, ValueError):
+                raise damage from None
+            warnings.warn(
+                f"the checkpoint {self.path} is damaged; this run goes on from the one "
+                f"before it, {self.previous.name}", stacklevel=4)
+        return found
+
+# %% ../nbs/07_training.ipynb #new-34-26
+def _duplicate(path: Path, draft: Path) -> None:
+    """Give a file a second name, or copy it where the disk knows no second names."""
+    draft.unlink()
+    try:
+        os.link(path, draft)
+    except OSError:
+        shutil.copyfile(path, draft)
+
+
+def _changed(before: Mapping[str, JsonValue], now: Mapping[str, JsonValue]) -> list[str]:
+    """The names of facts that differ; one that is None counts as absent."""
+    def same(name: str) -> bool:
+        first, second = before.get(name), now.get(name)
+        return first == second or json.dumps(first) == json.dumps(second)      # NaN, too
+
+    return [name for name in {**before, **now} if not same(name)]
+
+# %% ../nbs/07_training.ipynb #new-35-27
+class Checkpoint:
+    """What a run needs to go on after a round: arrays and a JSON record in a file.
+
+    path: the file; None keeps nothing. The round before is kept beside it: that of
+        run.safetensors in run.previous.safetensors.
+    facts: plain values that say what the run depends on; a file with others is refused.
+
+    Raises ValueError for a folder, and for facts that are not plain.
     """
 
     def __init__(self, path: str | Path | None, facts: dict):
         if path is not None and Path(path).is_dir():
             raise ValueError(f"the checkpoint {path} must be a file, not a folder")
-        self.path, self.facts = Path(path) if path is not None else None, json.loads(json.dumps(facts, default=lambda value: value.tolist()))
+        self.path = None if path is None else Path(path)
+        self.facts = _plain(facts, "the facts of a checkpoint")
+        self._files = None if path is None else _Generations(path)
 
-    def save(self, arrays: dict[str, np.ndarray], record: dict) -> None:
-        """Write arrays and record, whole or not at all; the last checkpoint is replaced."""
-        if self.path is not None:
-            header = {"clipadapt": json.dumps({"facts": self.facts, "record": record})}
-            with whole_file(self.path) as draft:
-                save_file({name: np.asarray(array, order="C") for name, array in arrays.items()}, draft, metadata=header)
+    def save(self, arrays: Mapping[str, np.ndarray], record: dict) -> None:
+        """Write arrays and a record of plain values, whole or not at all.
 
-    def load(self) -> tuple[dict[str, np.ndarray], dict] | None:
+        Raises ValueError for other values, OSError for a disk that is full or refuses.
+        """
+        if self._files is not None:
+            record = _plain(record, "the record of a checkpoint")
+            self._files.write(arrays, SavedRun(facts=self.facts, record=record))
+
+    def load(
+        self,
+        record: Mapping[str, Any] | None = None,
+        arrays: Mapping[str, Array] | None = None,
+        sizes: Mapping[str, int] | None = None,
+    ) -> tuple[dict[str, np.ndarray], dict] | None:
         """The arrays and the record saved last, or None when there is no file.
 
-        Raises ValueError for a damaged or foreign file, and when a fact is not what it was (the fact is named).
+        record: the type of each value that must be in the record, for example
+            {"round": int, "history": list[dict]}; None takes any.
+        arrays: what each array must be, by name; None takes any.
+        sizes: sizes in `arrays` that are known beforehand, by name.
+
+        A damaged file gives the round before, with a warning. Raises ValueError when that
+        cannot be read either, when a fact is not what it was (it is named), and for a
+        content that is not as asked for.
         """
         if self.path is None or not self.path.is_file():
             return None
-        try:
-            with safe_open(self.path, "numpy") as file:
-                header = json.loads(file.metadata()["clipadapt"])
-                arrays = {name: file.get_tensor(name) for name in file.keys()}
-            saved, record = header["facts"], header["record"]
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{self.path} is no checkpoint, or a damaged one ({error}); delete it to start anew") from error
-        changed = [name for name in {**saved, **self.facts} if saved.get(name) != self.facts.get(name)]
+        found, run = self._files.read()
+        changed = _changed(run.facts, self.facts)
         if changed:
             raise ValueError(f"the checkpoint {self.path} belongs to another run: {', '.join(changed)} changed. "
                              "Choose another file, or delete it to start anew")
-        return arrays, record
+        remedy = "delete it to start anew"
+        if record is not None:
+            check_declared({}, run.record, record, {}, self.path, remedy)
+        if arrays is not None:
+            check_arrays(found, arrays, sizes or {}, self.path, remedy)
+        return found, run.record
+
+    def delete(self) -> None:
+        """Remove the file and the round before it, once they are not needed any more."""
+        if self._files is not None:
+            for path in (self.path, self._files.previous):
+                path.unlink(missing_ok=True)
 
 # %% ../nbs/07_training.ipynb #cell-26
 def train_epochs(method, run, epochs: int, checkpoint: Checkpoint) -> None:
-    """Take `run` through `epochs` epochs, from where the checkpoint left off; `method.history_` gathers a record of each.
+    """Take `run` through `epochs` epochs, from where the checkpoint left off.
 
-    `run.epoch(number)` trains for an epoch and returns the record, plain values; `run.state()` gives the arrays that the next one depends
-    on, `run.restore(arrays)` takes them over. After every epoch, and after a restore, `method._show(run)` puts what was learned where `predict` finds
-    it; `method._on_epoch(method)` may add to the record; then the checkpoint is written.
+    method: its `history_` gathers a record of each epoch. After every epoch, and after a
+        restore, `method._show(run)` puts what was learned where `predict` finds it; then
+        `method._on_epoch(method)` may add to the record.
+    run: `run.epoch(number)` trains for an epoch and returns the record, plain values;
+        `run.state()` gives the arrays that the next one depends on, `run.restore(arrays)`
+        takes them over, or raises ValueError for arrays that are not its own.
+    epochs: how many there are in all.
+    checkpoint: is written after every epoch.
+
+    Raises ValueError for a checkpoint of another run, or one that does not fit.
     """
-    arrays, record = checkpoint.load() or ({}, {"history": []})
+    arrays, record = checkpoint.load({"history": list[dict]}) or ({}, {"history": []})
     method.history_ = record["history"]
-    if arrays:
-        run.restore(arrays)
+    if method.history_:
+        try:
+            run.restore(arrays)
+        except ValueError as error:
+            raise ValueError(
+                f"the checkpoint {checkpoint.path} does not fit: {error}"
+            ) from error
         method._show(run)
     with progress_bar(range(len(method.history_), epochs), type(method).__name__) as progress:
         for number in progress:

@@ -9,13 +9,16 @@ import copy
 import difflib
 import hashlib
 import json
+import math
 import os
 import shutil
+import stat
+import tempfile
 import warnings
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from importlib.resources import files
 from pathlib import Path
 
@@ -28,12 +31,14 @@ from safetensors.torch import load_file, save_file
 from torchvision.transforms import Compose, Normalize, ToTensor
 from tqdm.auto import tqdm
 
-from .data import ImageSet, as_imageset, check_classnames, dataset_facts
-from .files import whole_directory
+from .data import ImageSet, _Selection, _View, as_imageset, check_classnames, dataset_facts
+from .files import Record, hash_parts, read_record, whole_directory, write_record
+from .modelfiles import open_model, short_reason, unreachable
 
 # %% auto #0
-__all__ = ['NEUTRAL_TEMPLATES', 'hash_weights', 'CLIP', 'load_clip', 'cache_directory', 'builtin_directory', 'expand_weights',
-           'templates', 'check_templates', 'encode_prompts', 'average_prompts', 'zero_shot_probabilities']
+__all__ = ['NEUTRAL_TEMPLATES', 'hash_weights', 'CLIP', 'is_known', 'load_clip', 'cache_directory', 'builtin_directory',
+           'expand_weights', 'templates', 'check_templates', 'encode_prompts', 'average_prompts',
+           'zero_shot_probabilities']
 
 # %% ../nbs/01_zeroshot.ipynb #cell-8
 def _split_preprocess(preprocess: Compose) -> tuple[Compose, Normalize] | None:
@@ -76,6 +81,26 @@ def _normalised(preprocess, pixels: torch.Tensor) -> torch.Tensor:
     return _split_preprocess(preprocess)[1](channels_first.float().div_(255))
 
 
+_LONG_TEXT = 5000       # characters; a tokenizer may need minutes for a word of a million
+
+
+def _shown(text) -> str:
+    return repr(text) if len(repr(text)) <= 80 else f"{repr(text)[:77]}..."
+
+
+def _check_text(text, position: int, tokenizer) -> str:
+    """The text, cut far behind what any model reads; ValueError, naming it, for what is no text."""
+    if not isinstance(text, str):
+        raise ValueError(f"text {position} is of type {type(text).__name__}, not a string: {_shown(text)}")
+    room = max(_LONG_TEXT, 20 * (getattr(tokenizer, "context_length", None) or 0))
+    if len(text) > room:
+        text = " ".join(text.split())[:room]
+    wrong = next((letter for letter in text if letter == "\0" or "\ud800" <= letter <= "\udfff"), None)
+    if wrong:
+        raise ValueError(f"text {position} holds {wrong!r}, which is no letter (a file name in another encoding?): {_shown(text)}")
+    return text
+
+
 def _warn_when_cut(texts: Sequence[str], tokenizer) -> None:
     if not hasattr(tokenizer, "encode"):
         return
@@ -95,6 +120,24 @@ def _encode(clip: CLIP, encoder, batches: Iterator[torch.Tensor]) -> Iterator[to
         with clip.autocast():
             encoded = encoder(batch)
         yield F.normalize(encoded.float(), dim=-1).cpu()
+
+
+def _name(images: ImageSet, index: int) -> str:
+    """What to call an image in a message: its position, and its file when it has one."""
+    position, items = index, images.images
+    while isinstance(items, (_Selection, _View)):
+        position = int(items.indices[position]) if isinstance(items, _Selection) else position
+        items = items.items
+    item = items[position]
+    return f"image {index} ({item})" if isinstance(item, (str, Path)) else f"image {index}"
+
+
+def _check_finite(features: torch.Tensor, name: Callable[[int], str]) -> None:
+    """Raise ValueError, with `name(row)` of the first bad row, unless all features [B, D] are finite."""
+    if not features.sum().isfinite():
+        broken = (~features.isfinite()).any(1).nonzero().flatten().tolist()
+        raise ValueError(f"{name(broken[0])} has features that are not finite, and {len(broken) - 1} more of {len(features)} encoded with it have; "
+                         "leave it out, use precision='float32', or load the model again: its weights may be damaged")
 
 
 def _collect(clip: CLIP, batches: Iterator[torch.Tensor], count: int, unit: str) -> torch.Tensor:
@@ -138,8 +181,14 @@ class CLIP:
 
     @property
     def logit_scale(self) -> float:
-        """The factor on cosine similarities that makes them logits (100 for most large CLIPs, about 20 for the built-in one)."""
-        return self.model.logit_scale.exp().item()
+        """The factor on cosine similarities that makes them logits (100 for most large CLIPs, about 20 for the built-in one).
+
+        Raises ValueError when the model's is not a finite number.
+        """
+        scale = self.model.logit_scale.exp().item()
+        if not math.isfinite(scale):
+            raise ValueError(f"the logit scale of {self} is {scale}: its weights are damaged, or training went astray; load the model again")
+        return scale
 
     @cached_property
     def embed_dim(self) -> int:
@@ -167,14 +216,17 @@ class CLIP:
         """L2-normalised image features, float32 [N, D] on the CPU, in the order of `images`.
 
         `images` is an ImageSet, a list of paths or Pillow images, or a tensor [N, 3, H, W] (see `as_imageset`).
-        Raises ValueError, naming the file, when an image cannot be read, and for a batch size below 1.
+        Raises ValueError, naming the file, when an image cannot be read or has features that are not finite, and for a
+        batch size below 1.
         """
         images = as_imageset(images)
         return _collect(self, self.encode_batches(images, batch_size), len(images), "image")
 
     def encode_batches(self, images, batch_size: int = 64) -> Iterator[torch.Tensor]:
         """What `encode_image` returns, one batch [B, D] after the other, so that memory does not grow with their number."""
-        return _encode(self, self._model().encode_image, self.pixel_batches(images, batch_size))
+        images = as_imageset(images)
+        encoded = _encode(self, self._model().encode_image, self.pixel_batches(images, batch_size))
+        return self._checked(encoded, partial(_name, images))
 
     def pixel_batches(self, images, batch_size: int = 64) -> Iterator[torch.Tensor]:
         """Preprocessed images, float32 [B, 3, H, W] on the CLIP's device, prepared in threads while the previous batch is worked on."""
@@ -185,14 +237,24 @@ class CLIP:
     def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> torch.Tensor:
         """L2-normalised text features, float32 [M, D] on the CPU. Texts longer than the context are cut, with a warning.
 
-        Raises ValueError for a string that is not in a list, and for a batch size below 1.
+        Raises ValueError for a string that is not in a list, for anything in it that is no text (naming it), for features
+        that are not finite, and for a batch size below 1.
         """
         if isinstance(texts, str):
-            raise ValueError(f"texts must be a list of strings; put {texts!r} in a list")
-        texts = list(texts)
+            raise ValueError(f"texts must be a list of strings; put {_shown(texts)} in a list")
+        texts = [_check_text(text, i, self.tokenizer) for i, text in enumerate(texts)]
         _warn_when_cut(texts, self.tokenizer)
         tokens = (self.tokenizer([texts[i] for i in batch]).to(self.device) for batch in _batches(len(texts), batch_size))
-        return _collect(self, _encode(self, self._model().encode_text, tokens), len(texts), "text")
+        encoded = self._checked(_encode(self, self._model().encode_text, tokens), lambda i: f"text {i} ({_shown(texts[i])})")
+        return _collect(self, encoded, len(texts), "text")
+
+    def _checked(self, encoded: Iterator[torch.Tensor], name: Callable[[int], str]) -> Iterator[torch.Tensor]:
+        """The same batches of features, each checked to be finite; `name(i)` is what to call the i-th of all."""
+        done = 0
+        for features in encoded:
+            _check_finite(features, lambda row: name(done + row))
+            yield features
+            done += len(features)
 
     def autocast(self) -> torch.autocast:
         """The context to compute in: bfloat16 autocast for precision "bf16" on a GPU; elsewhere nothing changes."""
@@ -224,8 +286,6 @@ def _check_device(device: str | torch.device | None) -> torch.device:
 
 def _check_model(name: str, pretrained: str | None) -> bool:
     """Raise ValueError unless OpenCLIP knows this model and these weights; return whether they need quick-GELU forced."""
-    if name.startswith(("hf-hub:", "local-dir:")):
-        return False
     if name not in open_clip.list_models():
         raise ValueError(f"unknown model {name!r}{_nearest(name, open_clip.list_models())}; open_clip.list_models() has all of them")
     tags = open_clip.list_pretrained_tags_by_model(name)
@@ -236,63 +296,166 @@ def _check_model(name: str, pretrained: str | None) -> bool:
     return bool((open_clip.get_pretrained_cfg(name, pretrained) or {}).get("quick_gelu", False))
 
 
+def is_known(name: str | None, pretrained: str | None) -> bool:
+    """Whether a model comes from clipadapt or from OpenCLIP's own list of models.
+
+    name, pretrained: as for `load_clip`.
+
+    True for the built-in model (both None) and for an architecture of OpenCLIP with a
+    tag that OpenCLIP lists for it; False for a folder, a model of the hub, or a file with
+    weights, which can come from anybody.
+    """
+    if name is None:
+        return pretrained is None
+    return pretrained in open_clip.list_pretrained_tags_by_model(name)
+
+
 def _nearest(name: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
     return f", did you mean {' or '.join(map(repr, close))}?" if close else ""
 
 # %% ../nbs/01_zeroshot.ipynb #cell-21
-def load_clip(name: str | None = None, pretrained: str | None = None, device: str | torch.device | None = None,
-              precision: str = "auto") -> CLIP:
-    """Load a CLIP model: the built-in one, or any that OpenCLIP can load.
-
-    `name` is None (built-in, needs no network), an OpenCLIP architecture together with a `pretrained` tag or
-    checkpoint file (`"ViT-B-32"`, `"laion2b_s34b_b79k"`), `"hf-hub:org/model"`, or `"local-dir:folder"`. `device` is
-    a GPU when PyTorch sees one. A tag whose weights were trained with quick-GELU gets a model with quick-GELU; for a checkpoint
-    file, name an architecture that has it (`"ViT-B-32-quickgelu"`).
-
-    Raises ValueError for an unknown architecture or tag (the nearest are named) or device or when no weights are asked for,
-    FileNotFoundError for a folder that is missing or holds no complete model, ConnectionError when weights cannot be fetched.
-    """
-    device = _check_device(device)
+def _expanded(name: str | None, pretrained: str | None) -> tuple[str | None, str | None]:
+    """Both as text or None, `~` replaced by the home folder; ValueError for anything else."""
     if name is None and pretrained is not None:
         raise ValueError(f"pretrained={pretrained!r} needs the name of its architecture, for example load_clip('ViT-B-32', {pretrained!r})")
-    location = f"local-dir:{builtin_directory()}" if name is None else name
-    quick_gelu = _check_model(location, pretrained)
+    for value in (name, pretrained):
+        if value is not None and not isinstance(value, (str, Path)):
+            raise ValueError(f"a model is named by a text such as 'ViT-B-32', got {value!r}")
+    scheme, folder = ("local-dir:", str(name)[10:]) if str(name).startswith("local-dir:") else ("", name)
+    name = scheme + os.path.expanduser(folder) if scheme else name and str(name)
+    return name, pretrained and os.path.expanduser(pretrained)
+
+
+def _lasting(name: str | None, pretrained: str | None) -> tuple[str | None, str | None]:
+    """Both as they lead to the same model from any other working folder."""
+    if name and name.startswith("local-dir:"):
+        name = f"local-dir:{Path(name.removeprefix('local-dir:')).absolute()}"
+    if pretrained and not is_known(name, pretrained) and Path(pretrained).is_file():
+        pretrained = str(Path(pretrained).absolute())
+    return name, pretrained
+
+
+def _open_architecture(name: str, pretrained: str, quick_gelu: bool):
+    """Model, preprocessing and tokenizer of an architecture, with a tag or a file of weights."""
+    weights = pretrained
+    try:
+        if is_known(name, pretrained):
+            weights = open_clip.download_pretrained(open_clip.get_pretrained_cfg(name, pretrained))
+    except Exception as error:  # of whichever library carries the connection
+        raise unreachable(f"{name} with weights {pretrained!r}", error) from error
+    no_code = {"trust_remote_code": False} if open_clip.get_model_config(name)["text_cfg"].get("hf_tokenizer_name") else {}
     try:
         model, preprocess = open_clip.create_model_from_pretrained(
-            location, pretrained=pretrained, force_quick_gelu=quick_gelu, weights_only=True)
-        tokenizer = open_clip.get_tokenizer(location)
+            name, pretrained=pretrained, force_quick_gelu=quick_gelu, weights_only=True)
+        return model, preprocess, open_clip.get_tokenizer(name, **no_code)
+    except MemoryError:
+        raise
     except Exception as error:  # whatever a damaged file or a broken connection makes of it
-        raise _loading_error(location, pretrained, error) from error
-    return CLIP(model, preprocess, tokenizer, name=name, pretrained=pretrained, device=device, precision=precision)
+        if isinstance(error, OSError) and error.errno is None:      # what transformers could not fetch
+            raise unreachable(f"a part of {name}", error) from error
+        raise ValueError(f"{weights} does not hold weights for {name}, or is damaged ({short_reason(error)}); get it again") from error
 
+# %% ../nbs/01_zeroshot.ipynb #cell-22
+def load_clip(
+    name: str | None = None,
+    pretrained: str | None = None,
+    device: str | torch.device | None = None,
+    precision: str = "auto",
+) -> CLIP:
+    """Load a CLIP model: the built-in one, or any that OpenCLIP can load.
 
-def _loading_error(name: str, pretrained: str | None, error: Exception) -> Exception:
-    if name.startswith("local-dir:"):
-        return FileNotFoundError(f"no complete OpenCLIP model in {name.removeprefix('local-dir:')!r} "
-                                 f"(it needs open_clip_config.json and open_clip_model.safetensors): {error}")
-    if pretrained is not None and Path(pretrained).is_file():
-        return ValueError(f"{pretrained} does not hold weights for {name}: {error}")
-    return ConnectionError(
-        f"could not fetch {name}{f' with weights {pretrained!r}' if pretrained else ''}: {error}. To work offline: load_clip() "
-        "without arguments needs no network; 'local-dir:FOLDER' loads a model you copied; weights fetched once stay in the "
-        "Hugging Face cache (set HF_HOME to choose where).")
+    name: None (built-in, needs no network), an architecture of OpenCLIP ("ViT-B-32"),
+        "hf-hub:organisation/model", or "local-dir:FOLDER".
+    pretrained: the weights for an architecture: a tag ("laion2b_s34b_b79k"), which brings
+        quick-GELU where they were trained with it, or a file; for a file, name an
+        architecture that has it ("ViT-B-32-quickgelu").
+    device: a device of PyTorch; None for a GPU where PyTorch sees one.
+    precision: "float32", "bf16" or "auto" (see `CLIP`).
 
-# %% ../nbs/01_zeroshot.ipynb #cell-23
+    A model is read as data. Nothing in it is run, whatever it says of itself. Folders and
+    files are remembered by their absolute paths.
+
+    Raises ValueError for an unknown architecture, tag (the nearest are named) or device,
+    when no weights are asked for, and for a model that is damaged or refused;
+    FileNotFoundError for a folder that is missing or lacks a file; ConnectionError when
+    something cannot be fetched.
+    """
+    device = _check_device(device)
+    name, pretrained = _expanded(name, pretrained)
+    if name is None:
+        opened = open_model(f"local-dir:{builtin_directory()}")
+    elif name.startswith(("hf-hub:", "local-dir:")):
+        opened = open_model(name)
+    else:
+        opened = _open_architecture(name, pretrained, _check_model(name, pretrained))
+    name, pretrained = _lasting(name, pretrained)
+    return CLIP(*opened, name=name, pretrained=pretrained, device=device, precision=precision)
+
+# %% ../nbs/01_zeroshot.ipynb #cell-24
 def cache_directory() -> Path:
-    """The folder for things that can be made again: `$CLIPADAPT_CACHE`, or the user's cache folder."""
-    return Path(os.environ.get("CLIPADAPT_CACHE") or user_cache_path("clipadapt"))
+    """The folder for things that can be made again: `$CLIPADAPT_CACHE`, or the user's cache folder.
+
+    An absolute path. Where there is neither (no home folder, as in many containers) it is
+    a private folder among the temporary files, with a warning.
+    """
+    try:
+        chosen = os.environ.get("CLIPADAPT_CACHE") or user_cache_path("clipadapt")
+    except RuntimeError:        # what platformdirs raises without a home folder
+        chosen = "~"
+    folder = os.path.expanduser(chosen)
+    return _temporary_cache() if folder.startswith("~") else Path(folder).absolute()
+
+
+@cache
+def _temporary_cache() -> Path:
+    """A folder among the temporary files that only this user can read and write."""
+    user = os.getuid() if hasattr(os, "getuid") else 0
+    folder = Path(tempfile.gettempdir()).absolute() / f"clipadapt-{user}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    facts = folder.lstat()
+    if hasattr(os, "getuid") and (facts.st_uid != user or not stat.S_ISDIR(facts.st_mode) or facts.st_mode & 0o077):
+        raise OSError(f"{folder} is not a private folder of this user; set CLIPADAPT_CACHE to a folder that can be written")
+    warnings.warn(f"there is no home folder, so clipadapt keeps its cache in {folder}, which may vanish; "
+                  "set CLIPADAPT_CACHE to a folder that stays", stacklevel=3)
+    return folder
+
+# %% ../nbs/01_zeroshot.ipynb #cell-25
+class _Expanded(Record):
+    """The hash of each file in the folder of the expanded model."""
+
+    hashes: dict[str, str]
+
+
+_BUILTIN_FILES = ("open_clip_config.json", "open_clip_model.safetensors")
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    return {name: hash_parts((folder / name).read_bytes()).hex() for name in _BUILTIN_FILES}
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether the expanded model is what was once written, bit for bit."""
+    try:
+        return read_record(folder / "hashes.json", _Expanded).hashes == _hashes(folder)
+    except (OSError, ValueError):
+        return False
 
 
 def builtin_directory() -> Path:
-    """The built-in CLIP as an OpenCLIP model directory, made from the packaged files on first use."""
+    """The built-in CLIP as an OpenCLIP model directory, made from the packaged files on first use.
+
+    It is compared with its hashes every time, and made again when it is damaged. Raises
+    OSError when it has to be made and cannot be written.
+    """
     packaged = Path(str(files("clipadapt"))) / "builtin"
     content = b"".join((packaged / name).read_bytes() for name in ("weights.safetensors", "open_clip_config.json"))
     directory = cache_directory() / f"builtin-{hashlib.blake2b(content, digest_size=8).hexdigest()}"
-    if not all((directory / name).is_file() for name in ("open_clip_config.json", "open_clip_model.safetensors")):
+    if not _is_whole(directory):
         try:
-            with whole_directory(directory, replace=directory.is_dir()) as draft:
+            with whole_directory(directory, replace=directory.exists()) as draft:
                 expand_weights(packaged, draft)
+                write_record(draft / "hashes.json", _Expanded(hashes=_hashes(draft)))
         except OSError as error:
             raise OSError(f"cannot write the built-in CLIP to {directory} ({error}); set CLIPADAPT_CACHE to a folder that can be written") from error
     return directory
@@ -308,7 +471,7 @@ def expand_weights(packaged: Path, target: Path) -> None:
     save_file({**weights, "token_embedding.weight": table}, target / "open_clip_model.safetensors")
     shutil.copy(packaged / "open_clip_config.json", target)
 
-# %% ../nbs/01_zeroshot.ipynb #cell-31
+# %% ../nbs/01_zeroshot.ipynb #cell-33
 NEUTRAL_TEMPLATES = [
     "a photo of a {}.", "a photo of the {}.", "a photo of one {}.", "a photo of my {}.", "a photo of a small {}.", "a photo of a large {}.",
     "a good photo of a {}.", "a good photo of the {}.", "a bad photo of a {}.", "a bad photo of the {}.", "a cropped photo of a {}.",
@@ -344,7 +507,7 @@ def check_templates(choice: str | Sequence[str]) -> list[str]:
         raise ValueError("at least one template is needed")
     return list(choice)
 
-# %% ../nbs/01_zeroshot.ipynb #cell-36
+# %% ../nbs/01_zeroshot.ipynb #cell-38
 def encode_prompts(clip: CLIP, classnames: Sequence[str], template_set: str | Sequence[str] = "single") -> torch.Tensor:
     """Text features of every template filled with every class name: float32 [T, C, D], L2-normalised.
 

@@ -5,6 +5,7 @@ import torch
 
 from clipadapt import ZeroShot, digits, load_clip
 from clipadapt.data import as_imageset
+from clipadapt.files import Array
 from clipadapt.testing import CHECKS, check_adapter
 
 
@@ -71,6 +72,35 @@ class DisturbsRandomNumbers(ZeroShot):
         return super().fit(X, y)
 
 
+class DrawsFromTheGlobalState(ZeroShot):
+    def _fit(self, images, labels):
+        super()._fit(images, labels)
+        self.prompt_features_ = self.prompt_features_ + 0.1 * torch.randn(1).numpy()
+
+
+class SeedsTheGlobalState(ZeroShot):
+    def _fit(self, images, labels):
+        torch.manual_seed(self.seed)
+        super()._fit(images, labels)
+        self.prompt_features_ = self.prompt_features_ + 0.1 * torch.randn(1).numpy()
+
+
+class LeavesAnotherType(ZeroShot):
+    fitted = {**ZeroShot.fitted, "norms_": Array("float32", "C")}
+
+    def _fit(self, images, labels):
+        super()._fit(images, labels)
+        self.norms_ = np.linalg.norm(self.prompt_features_[0], axis=1).astype(np.float64)
+
+
+class LeavesMoreThanItDeclares(ZeroShot):
+    fitted = ZeroShot.fitted
+
+    def _fit(self, images, labels):
+        super()._fit(images, labels)
+        self.count_ = len(images)
+
+
 class ChangesTheModel(ZeroShot):
     def _fit(self, images, labels):
         self.clip.model.token_embedding.weight.data[0] += 1  # the row of a token that no prompt has
@@ -124,6 +154,8 @@ FAULTS = [(NotAProbability, "check_outputs", "do not sum to one"), (PositionDepe
           (ShapelessWhenEmpty, "check_empty_input", "empty input"), (FittedFromTheStart, "check_unfitted", "predict before fit"),
           (IgnoresLabelErrors, "check_bad_labels", "one label for many images"), (Unseeded, "check_same_seed", "same seed"),
           (ChangesParameter, "check_parameters", "constructor"), (ForgetsState, "check_save_and_load", "other probabilities"),
+          (DrawsFromTheGlobalState, "check_same_seed", "same seed"), (SeedsTheGlobalState, "check_nothing_touched", "PyTorch's random state"),
+          (LeavesAnotherType, "check_declaration", "norms_ has type float64"), (LeavesMoreThanItDeclares, "check_declaration", "count_"),
           (DisturbsRandomNumbers, "check_nothing_touched", "PyTorch's random state"), (ChangesTheModel, "check_nothing_touched", "weights"),
           (ReadsLabels, "check_labels_unread", "fit.X. reads X.labels"), (ReadsLabelsWhenPredicting, "check_labels_unread", "predict.X. reads X.labels"),
           (ForgetsParameters, "check_save_and_load", "other parameters: ensemble"), (LeavesTrainMode, "check_nothing_touched", "training mode"),

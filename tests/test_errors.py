@@ -7,14 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from clipadapt import ImageSet, ZeroShot, digits, load_clip
+from clipadapt import ImageSet, ZeroShot, digits, files, load_clip
 from clipadapt.data import read_image
 from clipadapt.files import whole_directory, whole_file
-from clipadapt.zeroshot import builtin_directory
+from clipadapt.zeroshot import builtin_directory, cache_directory
 
 
 def run_python(code: str, folder: Path, **environment) -> subprocess.CompletedProcess:
@@ -49,7 +50,7 @@ def test_local_directory_with_damaged_weights(tmp_path):
     shutil.copytree(builtin_directory(), tmp_path / "model")
     weights = tmp_path / "model" / "open_clip_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(FileNotFoundError, match="no complete OpenCLIP model in .*model"):
+    with pytest.raises(ValueError, match="weights are damaged, get them again"):
         load_clip(f"local-dir:{tmp_path / 'model'}")
 
 
@@ -77,17 +78,87 @@ def test_builtin_is_expanded_whole_and_once(tmp_path, monkeypatch):
     monkeypatch.setenv("CLIPADAPT_CACHE", str(tmp_path / "cache"))
     expected = load_clip().fingerprint
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [builtin_directory().name]
-    assert sorted(path.name for path in builtin_directory().iterdir()) == ["open_clip_config.json", "open_clip_model.safetensors"]
+    assert sorted(path.name for path in builtin_directory().iterdir()) == ["hashes.json", "open_clip_config.json", "open_clip_model.safetensors"]
     written = os.stat(builtin_directory() / "open_clip_model.safetensors").st_mtime_ns
     assert load_clip().fingerprint == expected
     assert os.stat(builtin_directory() / "open_clip_model.safetensors").st_mtime_ns == written
 
 
-def test_damaged_cache_is_made_again(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["open_clip_model.safetensors", "open_clip_config.json", "hashes.json"])
+def test_damaged_cache_is_made_again(tmp_path, monkeypatch, name):
     monkeypatch.setenv("CLIPADAPT_CACHE", str(tmp_path))
-    expected = load_clip().fingerprint
-    (builtin_directory() / "open_clip_model.safetensors").unlink()
+    expected, path = load_clip().fingerprint, builtin_directory() / name
+    whole = path.read_bytes()
+    for position in np.random.default_rng(0).integers(len(whole), size=7):
+        content = bytearray(whole)
+        content[position] ^= 1 << position % 8
+        path.write_bytes(content)
+        assert load_clip().fingerprint == expected and path.read_bytes() == whole
+    path.write_bytes(whole[:100])
+    assert load_clip().fingerprint == expected and path.read_bytes() == whole
+    path.unlink()
     assert load_clip().fingerprint == expected and len(list(tmp_path.iterdir())) == 1
+
+
+NO_ENTRY = """
+import pwd
+
+def getpwuid(number):
+    raise KeyError(f"getpwuid(): uid not found: {number}")
+
+pwd.getpwuid = getpwuid
+"""
+
+
+WITHOUT_HOME = NO_ENTRY + """
+import os, clipadapt
+from clipadapt.zeroshot import _temporary_cache, cache_directory
+
+clipadapt.load_clip(), clipadapt.load_clip()
+print(cache_directory())
+os.environ["CLIPADAPT_CACHE"] = "~/cache"
+print(cache_directory())
+os.chmod(cache_directory(), 0o777)
+_temporary_cache.cache_clear()
+cache_directory()
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such list")
+def test_without_a_home_folder_and_without_an_entry_in_the_list_of_users(tmp_path):
+    """As in many containers: the cache goes to a private folder, with one warning; one that others can write is refused."""
+    kept = {name: value for name, value in os.environ.items() if name not in ("HOME", "CLIPADAPT_CACHE") and not name.startswith("XDG")}
+    answer = subprocess.run([sys.executable, "-c", WITHOUT_HOME], cwd=tmp_path, capture_output=True, text=True, env={**kept, "TMPDIR": str(tmp_path)})
+    private = tmp_path / f"clipadapt-{os.getuid()}"
+    assert answer.stdout.split() == [str(private)] * 2 and any(private.iterdir()) and not (tmp_path / "~").exists(), answer.stderr
+    assert answer.stderr.count("there is no home folder") == 1
+    assert "OSError" in answer.stderr and "is not a private folder" in answer.stderr.splitlines()[-1]
+
+
+def test_the_cache_folder_is_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CLIPADAPT_CACHE", "here")
+    assert cache_directory() == tmp_path / "here"
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("CLIPADAPT_CACHE", "~/there")
+    assert cache_directory() == tmp_path / "home" / "there"
+
+
+def test_a_local_model_is_remembered_by_its_absolute_path(tmp_path, monkeypatch):
+    shutil.copytree(builtin_directory(), tmp_path / "home" / "model")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path / "home")
+    for name in ("model", "./model", "~/model", f"{tmp_path}/home/model"):
+        clip = load_clip(f"local-dir:{name}")
+        assert clip.name == f"local-dir:{tmp_path / 'home' / 'model'}" and clip.pretrained is None
+
+
+def test_weights_of_a_file_are_remembered_by_its_absolute_path(tmp_path, monkeypatch):
+    monkeypatch.setattr("clipadapt.zeroshot._open_architecture", lambda *model: (load_clip().model, None, None))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights.pt").touch()
+    assert load_clip("ViT-B-32", "weights.pt").pretrained == str(tmp_path / "weights.pt")
+    assert load_clip("ViT-B-32", "openai").pretrained == "openai"
 
 
 def test_another_process_was_faster(tmp_path):
@@ -98,7 +169,8 @@ def test_another_process_was_faster(tmp_path):
     assert [path.name for path in tmp_path.rglob("*")] == ["model", "theirs"]
 
 
-def test_nothing_is_lost_when_a_folder_cannot_be_renamed(tmp_path, monkeypatch):
+@pytest.mark.parametrize("exchange", [True, False], ids=["exchanged", "renamed twice"])
+def test_nothing_is_lost_when_a_folder_cannot_be_renamed(tmp_path, monkeypatch, exchange):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "old").touch()
     rename = Path.rename
@@ -108,9 +180,16 @@ def test_nothing_is_lost_when_a_folder_cannot_be_renamed(tmp_path, monkeypatch):
             raise PermissionError("locked")
         return rename(path, target)
 
+    def refuse(first, second):
+        if exchange:
+            raise PermissionError("locked")
+        return False
+
     monkeypatch.setattr(Path, "rename", locked)
-    with pytest.raises(PermissionError, match="locked"), whole_directory(tmp_path / "model", replace=True) as draft:
-        (draft / "new").touch()
+    monkeypatch.setattr(files, "_exchange", refuse)
+    with pytest.raises(PermissionError, match="locked"):
+        with whole_directory(tmp_path / "model", replace=True) as draft:
+            (draft / "new").touch()
     assert [path.name for path in tmp_path.rglob("*")] == ["model", "old"]
 
 
@@ -145,24 +224,29 @@ def test_save_refuses_a_place_with_other_things(saved, tmp_path, name):
     assert (tmp_path / name).read_text() == "precious"
 
 
-@pytest.mark.parametrize("damage", [lambda folder: (folder / "adapter.json").write_text("{}"),
-                                    lambda folder: (folder / "adapter.json").write_text('{"format": 1, "meth'),
-                                    lambda folder: (folder / "adapter.safetensors").write_bytes(b"12345"),
-                                    lambda folder: (folder / "adapter.safetensors").unlink()])
-def test_load_refuses_a_damaged_method(saved, damage):
-    damage(saved[1])
-    with pytest.raises(ValueError, match="the saved method in .*model is damaged"):
+@pytest.mark.parametrize("content", [b"", b"12345", b"{}"])
+def test_load_refuses_a_damaged_method(saved, content):
+    (saved[1] / "adapter.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match="adapter.safetensors is damaged.*save it again"):
+        ZeroShot.load(saved[1])
+    (saved[1] / "adapter.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="holds no saved method"):
         ZeroShot.load(saved[1])
 
 
+class Keeping(ZeroShot):
+    """A method that may keep anything: it declares nothing."""
+
+
 def test_arrays_come_back_as_they_were(saved):
-    saved[0].scalar_, saved[0].list_ = np.array(0.5, np.float32), [1, "two", None]
-    saved[0].save(saved[1])
-    loaded = ZeroShot.load(saved[1])
+    model = Keeping(load_clip(), digits("test").classnames).fit(digits("test").subset(range(3)))
+    model.scalar_, model.list_ = np.array(0.5, np.float32), [1, "two", None]
+    model.save(saved[1])
+    loaded = Keeping.load(saved[1])
     assert loaded.scalar_.shape == () and loaded.scalar_ == 0.5 and loaded.list_ == [1, "two", None]
-    saved[0].tensor_ = torch.zeros(2)
+    model.tensor_ = torch.zeros(2)
     with pytest.raises(ValueError, match="tensor_.*cannot be saved"):
-        saved[0].save(saved[1])
+        model.save(saved[1])
 
 
 def test_save_refuses_a_parameter_that_json_cannot_hold(saved, tmp_path):
@@ -173,13 +257,11 @@ def test_save_refuses_a_parameter_that_json_cannot_hold(saved, tmp_path):
 
 
 def test_load_refuses_a_newer_format_and_another_method(saved):
-    record = saved[1] / "adapter.json"
-    text = record.read_text()
-    record.write_text('{"format": 99, "clipadapt": "9.0", "in": "another shape"}')
-    with pytest.raises(ValueError, match="please upgrade"):
-        ZeroShot.load(saved[1])
-    record.write_text(text.replace('"ZeroShot"', '"GRIP"'))
-    with pytest.raises(ValueError, match="use GRIP.load"):
+    with pytest.raises(ValueError, match="holds a 'ZeroShot', not a Keeping"):
+        Keeping.load(saved[1])
+    header = {"format": "99", "clipadapt": "9.0", "record": "another shape", "hash": ""}
+    safetensors.numpy.save_file({}, saved[1] / "adapter.safetensors", metadata=header)
+    with pytest.raises(ValueError, match="newer clipadapt .9.0.*please upgrade"):
         ZeroShot.load(saved[1])
 
 

@@ -17,6 +17,7 @@ from torchvision.transforms import CenterCrop, Compose
 from clipadapt import CLIP, FeatureStore, ImageSet, StoredCLIP, ZeroShot, digits, load_clip
 from clipadapt import features as module
 from clipadapt.data import strong_view, weak_view
+from clipadapt.files import _host
 from clipadapt.testing import check_adapter
 
 COUNT, SHARD = 300, 32
@@ -162,6 +163,95 @@ def test_damaged_files_are_made_again(clip, images, tmp_path, name, content):
     assert count == COUNT and files(tmp_path) == expected
 
 
+def change(record, path, value):
+    *places, last = path
+    for place in places:
+        record = record[place]
+    record[last] = value
+
+
+@pytest.mark.parametrize("path, value", [
+    (["shard_size"], 0), (["shard_size"], -1), (["shard_size"], 10**30), (["shard_size"], "32"), (["dim"], 10**18), (["dim"], None),
+    (["facts", "count"], 10**18), (["facts", "count"], -1), (["facts", "dtype"], "object"), (["facts"], []), (["shards"], {}),
+    (["shards"], [1] * 10), (["shards"], [None] * 11), (["more"], 1)])
+def test_absurd_manifests_are_made_again(clip, images, tmp_path, path, value):
+    few = images.subset(range(40))
+    encoded(clip, tmp_path, few)
+    expected = files(tmp_path)
+    [manifest] = tmp_path.glob("*/manifest.json")
+    record = json.loads(manifest.read_text())
+    change(record, path, value)
+    manifest.write_text(json.dumps(record))
+    assert FeatureStore(tmp_path).entries() == []
+    assert encoded(clip, tmp_path, few)[0] == 40 and files(tmp_path) == expected
+
+
+def with_header(header):
+    """A file that begins as a NumPy array and says of itself what you like."""
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+
+
+HOSTILE_ARRAYS = {
+    "a huge shape": with_header(b"{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000000000, 64)}\n"),
+    "a shape beyond numbers": with_header(b"{'descr': '<f4', 'fortran_order': False, 'shape': (1" + b"0" * 400 + b",)}\n"),
+    "objects": with_header(b"{'descr': '|O', 'fortran_order': False, 'shape': (40, 64)}\n") + b"cos\nsystem\n(S'exit'\ntR.",
+    "no Python": with_header(b"(((((((((((((\n"),
+    "deep Python": with_header(b"[" * 9000 + b"]" * 9000),
+    "a zip archive": b"PK\x03\x04" + b"\0" * 100,
+    "another version": b"\x93NUMPY\x09\x09" + b"\0" * 100}
+
+
+@pytest.mark.parametrize("content", HOSTILE_ARRAYS.values(), ids=HOSTILE_ARRAYS)
+def test_hostile_arrays_are_made_again(clip, images, tmp_path, content):
+    few = images.subset(range(40))
+    encoded(clip, tmp_path, few)
+    expected = files(tmp_path)
+    [path] = tmp_path.glob("*/features.npy")
+    path.write_bytes(content)
+    assert FeatureStore(tmp_path).entries() == []
+    assert encoded(clip, tmp_path, few)[0] == 40 and files(tmp_path) == expected
+
+
+def test_drafts_of_killed_processes_are_counted_and_removed(clip, images, tmp_path):
+    few = images.subset(range(10))
+    store = FeatureStore(tmp_path)
+    encoded(clip, tmp_path, few)
+    before = store.size()
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    [folder] = [path for path in tmp_path.iterdir() if path.is_dir()]
+    (folder / f".features.npy.{_host()}-{dead.pid}-00000000.draft").write_bytes(bytes(1000))
+    assert store.size() == before + 1000
+    encoded(clip, tmp_path, images.subset(range(11)))       # another entry
+    assert not list(tmp_path.glob("*/.*.draft"))
+    store.clear()
+    assert store.size() == 0
+
+
+CLEARING = """
+import sys, time
+from clipadapt import FeatureStore
+end = time.monotonic() + float(sys.argv[2])
+store = FeatureStore(sys.argv[1])
+while time.monotonic() < end:
+    store.clear(), store.size(), store.entries()
+"""
+
+
+def test_encoding_beside_processes_that_clear(clip, images, tmp_path):
+    """The features are there and right, also after somebody has removed their file."""
+    few = images.subset(range(8))
+    expected = clip.encode_image(few).numpy()
+    processes = [subprocess.Popen([sys.executable, "-c", CLEARING, str(tmp_path), "3"], stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    count, kept = 0, []
+    while any(process.poll() is None for process in processes):
+        features = FeatureStore(tmp_path, shard_size=3).encode(clip, few)
+        kept.append(features)
+        count += 1
+    assert [process.communicate()[1] for process in processes] == ["", ""]
+    assert count > 20 and all(np.allclose(features, expected, atol=1e-5) for features in kept)
+
+
 def with_weights_changed():
     other = load_clip(device="cpu")
     other.model.visual.proj.data.mul_(1.001)
@@ -244,20 +334,22 @@ except OSError as error:
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on the size of files")
 def test_a_disk_without_room_is_noticed_before_anything_is_encoded(tmp_path):
     found = subprocess.run([sys.executable, "-c", FULL, str(tmp_path / "store")], capture_output=True, text=True)
-    assert "the feature store is full" in found.stdout and "choose another folder" in found.stdout, found
+    sentence = f"the feature store {tmp_path / 'store'} cannot be written: it would be larger than files may be here. "
+    assert found.stdout.startswith(sentence) and "choose another place" in found.stdout, found
+    assert found.stdout.count("\n") == 1
     assert files(tmp_path / "store") == {}
 
 
 def test_a_disk_that_fills_up_keeps_what_was_finished(clip, images, tmp_path, monkeypatch):
-    calls = []
+    calls = []      # two for the new entry (array and manifest), then two for each shard (rows and manifest)
 
     def fsync(handle):
         calls.append(handle)
-        if len(calls) > 3:
+        if len(calls) > 2 + 2 * 3:
             raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(module.os, "fsync", fsync)
-    with pytest.raises(OSError, match="the feature store is full .*what was finished before is kept"):
+    with pytest.raises(OSError, match="the feature store .* cannot be written: the disk is full. What was finished before is kept"):
         encoded(clip, tmp_path, images)
     monkeypatch.undo()
     assert encoded(clip, tmp_path, images)[0] == COUNT - 3 * SHARD
@@ -265,8 +357,9 @@ def test_a_disk_that_fills_up_keeps_what_was_finished(clip, images, tmp_path, mo
 
 def test_a_place_that_cannot_be_written(clip, images, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(OSError, match="cannot be written .*FeatureStore"):
-        FeatureStore(tmp_path / "file" / "store").encode(clip, images)
+    for place in (tmp_path / "file", tmp_path / "file" / "store"):
+        with pytest.raises(OSError, match="the feature store .* cannot be written: a part of this path is a file"):
+            FeatureStore(place).encode(clip, images)
 
 
 def test_a_complete_store_is_read_without_writing(clip, images, tmp_path, monkeypatch):
