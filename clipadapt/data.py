@@ -204,8 +204,8 @@ def _count_pixels(image: Image.Image, name: str, max_pixels: int) -> int:
     if width * height > max_pixels:
         raise ValueError(
             f"{name}: {width:,} x {height:,} are {width * height:,} pixels, more than "
-            f"max_pixels={max_pixels:,}. If you trust it, pass a higher max_pixels, "
-            "for example to ImageSet.from_folder")
+            f"max_pixels={max_pixels:,}. If you trust it, pass a higher max_pixels "
+            "to ImageSet.from_folder, or --max-pixels to a command")
     return width * height
 
 # %% ../nbs/00_data.ipynb #cell-25
@@ -500,7 +500,9 @@ def check_labels(labels: Sequence[int] | None, count: int, num_classes: int) -> 
     array = _label_array(labels)
     if array.shape != (count,):
         raise ValueError(f"{count} images need labels of shape ({count},), these have shape {array.shape}")
-    if count and array.dtype.kind not in "iu":
+    if not count:
+        return np.empty(0, np.int64)
+    if array.dtype.kind not in "iu":
         odd = [label for label in array.tolist() if type(label) is not int] or array
         raise ValueError(f"labels must be integers, these are {array.dtype}, for "
                          f"example {reprlib.repr(odd[0])}; -1 means unlabelled")

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+import click
 import open_clip
 import timm
 import torch
@@ -22,6 +23,7 @@ from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
 from pydantic import AfterValidator, ConfigDict, Field, ValidationError
 
+from .data import printable
 from .files import Record
 
 # %% auto #0
@@ -289,7 +291,8 @@ class Refused(ValueError):
 
 def short_reason(error: BaseException) -> str:
     """The message of a library's error on one line of at most 160 characters."""
-    return textwrap.shorten(str(error), 160, placeholder=" ...") or type(error).__name__
+    text = printable(" ".join(click.unstyle(str(error)).split()))
+    return textwrap.shorten(text, 160, placeholder=" ...") or type(error).__name__
 
 # %% ../nbs/01_modelfiles.ipynb #cell-23
 _KERNELS = ("attn_implementation", "_attn_implementation", "experts_implementation")

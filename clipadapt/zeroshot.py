@@ -281,6 +281,12 @@ def _check_device(device: str | torch.device | None) -> torch.device:
         raise ValueError(f"unknown device {device!r}: use 'cpu', 'cuda', 'cuda:0', 'mps' or None") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {str(device)!r} was asked for, but PyTorch sees no GPU; use device='cpu' or None")
+    try:
+        torch.zeros(1, device=device).item()
+    except Exception as error:      # each device has errors of its own
+        raise ValueError(
+            f"device {str(device)!r} cannot be used here; use 'cpu', 'cuda' or None"
+        ) from error
     return device
 
 
