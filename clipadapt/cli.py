@@ -262,11 +262,15 @@ def _labels(images, names: list[str], where: str):
     """Labels counted by `names`; none when a sub-folder is not among them."""
     import numpy as np
 
-    from clipadapt.data import _as_name, _class_index
-
     if not images.classnames:
         return None
-    index, folders = _class_index(names), [*map(_as_name, images.classnames)]
+    index = {_folder_name(name): label for label, name in enumerate(names)}
+    if len(index) < len(names):
+        raise ValueError(
+            "two classes differ in underscores and blanks only, so that a sub-folder could "
+            "mean both; give the other one another name"
+        )
+    folders = [*map(_folder_name, images.classnames)]
     others = [name for name in folders if name not in index]
     if others:
         some = ", ".join(others[:3] + ["..."] * (len(others) > 3))
@@ -276,6 +280,11 @@ def _labels(images, names: list[str], where: str):
         )
         return None
     return np.array([*map(index.get, folders), -1])[images.labels]
+
+
+def _folder_name(name: str) -> str:
+    """The name of a class as a sub-folder may have it: underscores are blanks there."""
+    return " ".join(name.replace("_", " ").split())
 
 # %% ../nbs/16_cli.ipynb #new-runfiles
 WRITTEN = re.compile(

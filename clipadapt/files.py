@@ -20,15 +20,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 from uuid import uuid4
 
 import numpy as np
-import pandas as pd
 import psutil
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
+if TYPE_CHECKING:       # half a second that only those who write tables pay
+    import pandas as pd
 
 # %% auto #0
 __all__ = ['AnyRecord', 'explained', 'draft_target', 'remove_drafts', 'whole_file', 'recover_directory', 'whole_directory',
@@ -364,6 +365,8 @@ def _complaint(
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         return "has values that are not finite"
     below = sizes.get(declared.below, declared.below)
+    if isinstance(below, str):
+        return f"has a bound, {below}, that no size gives"
     if array.size and declared.low is not None and array.min() < declared.low:
         return f"has values below {declared.low}"
     if array.size and below is not None and array.max() >= below:
@@ -411,7 +414,15 @@ def check_arrays(
 
 # %% ../nbs/00_files.ipynb #cell-28
 _FORMAT = 2
-_HEADER = {"format", "clipadapt", "record", "hash"}
+
+
+class _Header(BaseModel):
+    """What stands before the arrays of a file, as one text: see `write_arrays`."""
+
+    format: int
+    clipadapt: str
+    record: str = ""
+    hash: str = ""
 
 
 def hash_parts(*parts: bytes | str) -> bytes:
@@ -424,14 +435,14 @@ def hash_parts(*parts: bytes | str) -> bytes:
     return digest.digest()
 
 
-def _seal(arrays: Mapping[str, np.ndarray], record: str) -> str:
-    """A hash over arrays and the text of their record, 32 hexadecimal digits."""
-    parts = []
+def _seal(arrays: Mapping[str, np.ndarray], header: _Header) -> str:
+    """A hash over arrays and all else that a header says: 32 hexadecimal digits."""
+    parts = [str(header.format), header.clipadapt, header.record]
     for name, array in sorted(arrays.items()):
         content = array.data if array.size else b""
         parts.append(f"{name} {array.dtype} {array.shape}")
         parts.append(hashlib.blake2b(content, digest_size=16).digest())
-    return hash_parts(record, *parts).hex()
+    return hash_parts(*parts).hex()
 
 # %% ../nbs/00_files.ipynb #21cbd298
 def write_arrays(
@@ -447,14 +458,10 @@ def write_arrays(
     """
     arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     text = record.model_dump_json()
-    header = {
-        "format": str(_FORMAT),
-        "clipadapt": version("clipadapt"),
-        "record": text,
-        "hash": _seal(arrays, text),
-    }
+    header = _Header(format=_FORMAT, clipadapt=version("clipadapt"), record=text)
+    header.hash = _seal(arrays, header)
     with whole_file(path) as draft:
-        save_arrays(arrays, draft, header)
+        save_arrays(arrays, draft, {"clipadapt": header.model_dump_json()})
 
 # %% ../nbs/00_files.ipynb #new-47-38
 def save_arrays(
@@ -497,33 +504,37 @@ def read_arrays(
         raise FileNotFoundError(f"{path}: no such file")
     try:
         with safe_open(path, "numpy") as file:
-            header = file.metadata() or {}
-            _check_header(path, header, remedy)
+            header = _read_header(path, file.metadata() or {}, remedy)
             arrays = {name: file.get_tensor(name) for name in file.keys()}
     except ValueError:
         raise
     except Exception as error:      # whatever safetensors makes of foreign bytes
         reason = f"{type(error).__name__}: {error}"
         raise ValueError(f"{path} is damaged ({reason}); {remedy}") from error
-    if _seal(arrays, header["record"]) != header["hash"]:
+    if _seal(arrays, header) != header.hash:
         reason = "its content is not what was written"
         raise ValueError(f"{path} is damaged ({reason}); {remedy}")
-    return arrays, parse_record(header["record"], schema, path, remedy)
+    return arrays, parse_record(header.record, schema, path, remedy)
 
 # %% ../nbs/00_files.ipynb #5d582a5d
-def _check_header(path: Path, header: dict[str, str], remedy: str) -> None:
-    """ValueError unless the header of a file is one that this version can read."""
-    if not _HEADER <= set(header):
-        raise ValueError(f"{path} is no file of clipadapt, or a damaged one; {remedy}")
-    if header["format"].isdecimal() and int(header["format"]) > _FORMAT:
+def _read_header(path: Path, metadata: dict[str, str], remedy: str) -> _Header:
+    """The header of a file, or ValueError unless it is one that this version can read."""
+    try:
+        header = _Header.model_validate_json(metadata.get("clipadapt", ""), strict=True)
+    except ValidationError:
         raise ValueError(
-            f"{path} was written by a newer clipadapt ({header['clipadapt'][:20]}); "
+            f"{path} is no file of clipadapt, or a damaged one; {remedy}"
+        ) from None
+    if header.format > _FORMAT:
+        raise ValueError(
+            f"{path} was written by a newer clipadapt ({header.clipadapt[:20]!r}); "
             f"this is {version('clipadapt')}, please upgrade"
         )
-    if header["format"] != str(_FORMAT):
+    if header.format != _FORMAT:
         raise ValueError(
             f"{path} has a format that this clipadapt does not read; {remedy}"
         )
+    return header
 
 # %% ../nbs/00_files.ipynb #cell-34
 _FORMULA = re.compile(r"[=+\-@\t\r]")
@@ -535,6 +546,8 @@ def safe_for_spreadsheets(table: pd.DataFrame) -> pd.DataFrame:
     table: any table; its texts, column names included, get a leading single quote where
         they begin with = + - @, a tab or a carriage return. Numbers stay as they are.
     """
+    import pandas as pd
+
     safe = table.copy()
     safe.columns = pd.Index(map(_no_formula, table.columns), dtype=object)
     for place, kind in enumerate(table.dtypes):

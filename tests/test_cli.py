@@ -567,3 +567,16 @@ def test_an_output_that_is_full_is_one_sentence(folders):
         done = subprocess.run([sys.executable, "-m", "clipadapt.cli", *map(str, arguments)], stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith("Error: the standard output cannot be written: the disk is full")
     assert "Exception ignored" not in done.stderr
+
+
+def test_sub_folders_with_underscores_are_classes_with_blanks(folders, tmp_path):
+    for i, name in enumerate(("hot_dog", "cat")):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        (tmp_path / "in" / name / "a.png").write_bytes((folders / "flat" / f"{i:02d}.png").read_bytes())
+    for names in ("cat,hot_dog", "cat,hot dog"):
+        done = run("zero-shot", "--images", tmp_path / "in", "--classes", names)
+        assert done.exit_code == 0 and "2 of them labelled" in done.stderr, done.output
+    both = run("zero-shot", "--images", tmp_path / "in", "--classes", "cat,hot dog,hot_dog")
+    assert both.exit_code == 1 and "could mean both" in both.stderr
+    other = run("zero-shot", "--images", tmp_path / "in", "--classes", "cat,dog")
+    assert other.exit_code == 0 and "not the classes (hot dog)" in other.stderr and "0 of them labelled" in other.stderr

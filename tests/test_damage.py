@@ -127,10 +127,12 @@ def test_a_record_that_is_nested_deeply_is_refused(tmp_path, clip, train):
     for depth in (300, 100_000):
         record, arrays = read_saved(tmp_path / "model")
         text = record.model_dump_json().replace('"single"', "[" * depth + "]" * depth)
-        header = {"format": "2", "clipadapt": "9", "record": text, "hash": files._seal(arrays, text)}
+        header = files._Header(format=2, clipadapt="9", record=text)
+        header.hash = files._seal(arrays, header)
         forged = tmp_path / "forged"
         forged.mkdir(exist_ok=True)
-        files.save_file(arrays, forged / FILE, metadata=header)
+        metadata = {"clipadapt": header.model_dump_json()}
+        files.save_file(arrays, forged / FILE, metadata=metadata)
         with pytest.raises(ValueError, match="recursion limit"):
             ZeroShot.load(forged, clip)
 

@@ -13,7 +13,7 @@ from sklearn.base import clone
 
 from clipadapt import FeatureStore, digits, load_clip
 from clipadapt.compare import small_methods
-from clipadapt.files import _seal
+from clipadapt.files import _Header, _seal
 from clipadapt.retrieval import PrototypeIndex
 from clipadapt.training import Checkpoint
 
@@ -58,29 +58,29 @@ class Sealed:
     def __init__(self, path: Path):
         self.content = path.read_bytes()
         with safe_open(path, "numpy") as file:
-            self.header = file.metadata()
+            self.header = _Header.model_validate_json(file.metadata()["clipadapt"])
             self.arrays = {name: file.get_tensor(name) for name in file.keys()}
-        self.record = json.loads(self.header["record"])
+        self.record = json.loads(self.header.record)
 
     def forged(self, dice: random.Random, arrays_too: bool = True) -> bytes:
         """Another record or other arrays, with the hash that belongs to them."""
-        record, arrays = self.header["record"], self.arrays
+        record, arrays = self.header.record, self.arrays
         if not arrays or not arrays_too or dice.random() < 0.5:
             text = json_text(dice, mutate_json(dice, self.record))
             record = text.encode(errors="replace").decode()
         else:
             arrays = mutate_arrays(dice, arrays)
-        header = {**self.header, "record": record, "hash": _seal(arrays, record)}
-        return save(arrays, header)
+        header = self.header.model_copy(update={"record": record})
+        header.hash = _seal(arrays, header)
+        return save(arrays, {"clipadapt": header.model_dump_json()})
 
     def damaged(self, dice: random.Random, other: bytes) -> bytes:
         """The file with bytes changed, or with another record under its old hash."""
         if dice.random() < 0.2:
             text = json_text(dice, mutate_json(dice, self.record))
-            return save(
-                self.arrays,
-                {**self.header, "record": text.encode(errors="replace").decode()},
-            )
+            record = text.encode(errors="replace").decode()
+            header = self.header.model_copy(update={"record": record})
+            return save(self.arrays, {"clipadapt": header.model_dump_json()})
         return mutate_bytes(dice, self.content, other, HEAD)
 
 
