@@ -946,7 +946,7 @@ def show_images(images: Sequence, titles: Sequence[str] = (), columns: int = 8, 
     for axis, image in zip(axes.flat, images):
         axis.imshow(read_image(image))
     for axis, title in zip(axes.flat, titles):
-        axis.set_title(title, fontsize=8)
+        axis.set_title(title, fontsize=8, parse_math=False)
     return figure
 
 # %% ../nbs/00_data.ipynb #cell-80
