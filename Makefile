@@ -38,7 +38,7 @@ solutions: .venv/ready-dev   ## run the solutions of every chapter
 	$(alone) $(BIN)/nbdev_test --path solutions --n_workers $(WORKERS) --do_print
 
 unit: .venv/ready-dev   ## the tests that a notebook cannot hold
-	$(alone) $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup tests
+	$(alone) $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile tests
 
 fuzz: .venv/ready-dev   ## 20,000 odd inputs for everything that comes from outside (INPUTS=, SEED=); about a quarter of an hour
 	$(alone) $(BIN)/python -m tests.fuzz --inputs $(INPUTS) --seed $(SEED) --workers $(WORKERS)

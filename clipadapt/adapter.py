@@ -71,7 +71,7 @@ class Declared(BaseEstimator):
 
     def _record(self) -> tuple[dict[str, np.ndarray], SavedMethod]:
         """What is saved: arrays by attribute name, and everything else as JSON."""
-        fitted = {name: value for name, value in vars(self).items() if name.endswith("_")}
+        fitted = {name: value for name, value in vars(self).items() if _is_fitted_name(name)}
         arrays = {
             name: np.asarray(value, order="C")
             for name, value in fitted.items() if isinstance(value, np.ndarray)
@@ -241,8 +241,9 @@ def _check_state(
     }
     declared["classnames_"] = list[str]
     if "fitted" not in vars(kind):
-        declared |= {name: Any for name in set(values) - set(declared)}
-        declared |= _any_numbers({name: arrays[name] for name in set(arrays) - set(declared)})
+        free = {name for name in found - set(declared) if _is_fitted_name(name)}
+        declared |= {name: Any for name in free & set(values)}
+        declared |= _any_numbers({name: arrays[name] for name in free & set(arrays)})
     sizes = {"C": len(values["classnames_"])}
     if any("D" in what.shape for what in declared.values() if isinstance(what, Array)):
         sizes["D"] = method.clip.embed_dim
@@ -255,6 +256,10 @@ def _any_numbers(arrays: Mapping[str, np.ndarray]) -> dict[str, Array]:
         name: Array(str(array.dtype), *array.shape)
         for name, array in arrays.items() if array.dtype.kind in "biuf"
     }
+
+
+def _is_fitted_name(name: str) -> bool:
+    return name.isidentifier() and name.endswith("_") and not name.startswith("_")
 
 # %% ../nbs/03_adapter.ipynb #new-34-21
 def read_saved(directory: str | Path) -> tuple[SavedMethod, dict[str, np.ndarray]]:

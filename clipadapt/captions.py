@@ -29,6 +29,7 @@ from .features import _name, hash_each
 from .files import hash_parts
 from .glyphs import (COLOURS, LEAN, NARROW, THICK, THIN, WIDE, Attributes, count_loops, described_caption, in_words, stroke_width,
                               width_to_height)
+from .modelfiles import named_code, read_json, short_reason
 from .zeroshot import _ahead, _batches, _check_device, cache_directory
 
 # %% auto #0
@@ -220,9 +221,65 @@ def _ask_twice(describe: Callable, things: Sequence, prompts: Sequence[str]) -> 
             for answer, thing, prompt in zip(answers, things, prompts)]
 
 # %% ../nbs/11_captions.ipynb #cell-26
-_TABLE = ("CREATE TABLE IF NOT EXISTS captions (image TEXT, prompt TEXT, captioner TEXT, text TEXT NOT NULL, "
-          "PRIMARY KEY (image, prompt, captioner)) WITHOUT ROWID")
+_UNHASHED = ("CREATE TABLE captions (image TEXT, prompt TEXT, captioner TEXT, text TEXT NOT NULL, "
+             "PRIMARY KEY (image, prompt, captioner)) WITHOUT ROWID")
+_TABLE = _UNHASHED.replace("NOT NULL", "NOT NULL, hash BLOB NOT NULL")
+_INTACT = "hash = hash_of(captions.image, captions.prompt, captions.captioner, captions.text)"
+_FIND = f"SELECT text FROM captions WHERE image = ? AND prompt = ? AND captioner = ? AND {_INTACT}"
+_ADD = ("INSERT INTO captions VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE "
+        f"SET text = excluded.text, hash = excluded.hash WHERE NOT captions.{_INTACT}")
 _Key = tuple[str, str, str]
+
+
+class _Forged(sqlite3.DatabaseError):
+    """A file of SQLite that this module did not write."""
+
+
+def _cache_file(location: str | Path | None) -> Path:
+    chosen = Path(os.path.expanduser(location)) if location else cache_directory() / "captions.sqlite"
+    return chosen.absolute()
+
+
+def _hash_caption(*parts) -> bytes:
+    """A hash over the key of a caption and its text, for SQLite to call."""
+    return hash_parts(*map(str, parts))
+
+
+def _prepare(connection: sqlite3.Connection) -> None:
+    """Make the table, or check that it is ours, and the only one."""
+    connection.text_factory = bytes.decode
+    connection.create_function("hash_of", 4, _hash_caption, deterministic=True)
+    connection.execute("PRAGMA trusted_schema = OFF")
+    if _tables(connection) == [_UNHASHED]:
+        _add_hashes(connection)
+    if not _tables(connection):
+        connection.execute(_TABLE.replace("TABLE", "TABLE IF NOT EXISTS"))
+    if _tables(connection) != [_TABLE]:
+        raise _Forged("its tables are not those of a caption cache")
+
+
+def _tables(connection: sqlite3.Connection) -> list[str]:
+    """How everything in the file was defined: tables, and what else there may be."""
+    return [text for text, in connection.execute("SELECT sql FROM sqlite_master")]
+
+
+def _add_hashes(connection: sqlite3.Connection) -> None:
+    """Give a cache without hashes the column that it lacks."""
+    with connection:
+        connection.execute("BEGIN IMMEDIATE")
+        if _tables(connection) == [_UNHASHED]:      # no other process was faster
+            rows = connection.execute("SELECT * FROM captions").fetchall()
+            connection.execute("DROP TABLE captions")
+            connection.execute(_TABLE)
+            hashed = [(*row, _hash_caption(*row)) for row in rows]
+            connection.executemany("INSERT INTO captions VALUES (?, ?, ?, ?, ?)", hashed)
+
+
+def _checked(text) -> str:
+    """A caption from the file, if it is one that could have been written there."""
+    if _clean(text) != text:
+        raise _Forged("a caption in it is no text on one line")
+    return text
 
 
 class _Cache:
@@ -231,24 +288,23 @@ class _Cache:
     def __init__(self, location: str | Path | None | bool):
         if location is True:
             raise ValueError("cache is a file, None for the one in the cache directory, or False to keep nothing; not True")
-        self.location = ":memory:" if location is False else Path(location or cache_directory() / "captions.sqlite").expanduser()
+        self.location = ":memory:" if location is False else _cache_file(location)
         with self.explained():
             if location is not False:
                 self.location.parent.mkdir(parents=True, exist_ok=True)
             self.connection = sqlite3.connect(self.location, timeout=60)
-            self.connection.execute(_TABLE)
+            _prepare(self.connection)
 
     def find(self, keys: Sequence[_Key]) -> dict[_Key, str]:
-        """Those captions of `keys` that are there."""
-        query = "SELECT text FROM captions WHERE image = ? AND prompt = ? AND captioner = ?"
+        """Those captions of `keys` that are there, as they were written."""
         with self.explained():
-            rows = ((key, self.connection.execute(query, key).fetchone()) for key in keys)
-            return {key: row[0] for key, row in rows if row}
+            rows = ((key, self.connection.execute(_FIND, key).fetchone()) for key in keys)
+            return {key: _checked(row[0]) for key, row in rows if row}
 
     def add(self, captions: dict[_Key, str]) -> dict[_Key, str]:
         """Write captions in one transaction, but for those that are there already; return what is there now."""
         with self.explained(), self.connection:
-            self.connection.executemany("INSERT OR IGNORE INTO captions VALUES (?, ?, ?, ?)", [(*key, text) for key, text in captions.items()])
+            self.connection.executemany(_ADD, [(*key, text, _hash_caption(*key, text)) for key, text in captions.items()])
         return self.find(list(captions))
 
     @contextmanager
@@ -256,6 +312,8 @@ class _Cache:
         """Turn SQLite's errors into some that say what to do."""
         try:
             yield
+        except (_Forged, UnicodeDecodeError) as error:
+            raise ValueError(f"{self.location} is damaged or no caption cache ({error}); delete it, or choose another file with cache=") from error
         except (sqlite3.OperationalError, OSError) as error:  # locked, full, read-only, a folder
             raise OSError(f"the caption cache {self.location} cannot be used ({error}); what was written before is kept. "
                           "Free some space, or choose another file with cache=") from error
@@ -499,6 +557,27 @@ def _identify_model(model: str, folder: Path) -> str:
     return f"folder {hash_parts(*contents).hex()}"
 
 
+_JSON_FILES = ("config.json", "processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json",
+               "tokenizer_config.json", "generation_config.json", "adapter_config.json")
+_CODE = ("auto_map", "custom_generate", "base_model_name_or_path")
+
+
+def _refuse_code(model: str) -> None:
+    """ValueError when a file of a model names code, or another model, that would be loaded with it."""
+    from transformers.utils import cached_file
+
+    for name in _JSON_FILES:
+        try:
+            path = cached_file(model, name)
+        except OSError:         # not there, or no connection: transformers says so soon
+            path = None
+        if path is None and name == "config.json":
+            return
+        named = named_code(read_json(path), _CODE) if path else None
+        if named:
+            raise ValueError(f"{model} wants to run code of its own, or to load another model ({named} in {name}), which is never done here")
+
+
 @contextmanager
 def _explained(model: str) -> Iterator[None]:
     """Turn the errors of transformers into some that say what to do."""
@@ -506,12 +585,14 @@ def _explained(model: str) -> Iterator[None]:
         yield
     except (OSError, ConnectionError) as error:
         if any(word in str(error).lower() for word in ("connect", "offline", "timed out", "local_files_only")):
-            raise ConnectionError(f"could not fetch {model}: {error}. To work offline, give a folder with the model (snapshot_download of huggingface_hub "
+            raise ConnectionError(f"could not fetch {model}: {short_reason(error)}. To work offline, give a folder with the model (snapshot_download of huggingface_hub "
                                   "makes one), or use AttributeCaptioner, which needs no model") from error
-        raise FileNotFoundError(f"there is no complete model {model!r} with safetensors weights: {error}") from error
-    except (ValueError, KeyError) as error:
+        raise FileNotFoundError(f"there is no complete model {model!r} with safetensors weights: {short_reason(error)}") from error
+    except (MemoryError, ImportError):
+        raise
+    except Exception as error:  # transformers makes many things of files that are damaged
         own_code = "; it wants to run code of its own, which is never done here" if "trust_remote_code" in str(error) else ""
-        raise ValueError(f"{model} cannot be loaded as an image-text-to-text model{own_code}: {error}") from error
+        raise ValueError(f"{model} cannot be loaded as an image-text-to-text model{own_code}: {short_reason(error)}") from error
 
 
 def _check_quantization(quantization: str | None) -> None:
@@ -529,7 +610,8 @@ class TransformersCaptioner(Captioner):
 
     `model` is a name on the Hugging Face hub, such as "llava-hf/llava-v1.6-mistral-7b-hf", or a folder. `quantization` is None, "4bit" or
     "8bit" (the paper's captions: 4bit, 77 tokens). `device` is a GPU when PyTorch sees one, with the precision of the checkpoint there and
-    float32 on a CPU. Weights are loaded by `prepare`. Remote code is never executed.
+    float32 on a CPU. Weights are loaded by `prepare`. Code that a model brings is never run;
+    one that names some is refused.
 
     Raises FileNotFoundError or ConnectionError for a model that is not there, ImportError when quantization lacks a package, ValueError
     for a model that is none of this kind or has no chat template, and for wrong arguments.
@@ -551,6 +633,7 @@ class TransformersCaptioner(Captioner):
 
         if not Path(self.model_name).is_dir() and (self.model_name.count("/") != 1 or self.model_name.startswith((".", "/", "~"))):
             raise FileNotFoundError(f"there is no folder {self.model_name!r}; give one, or a name on the hub such as 'llava-hf/llava-v1.6-mistral-7b-hf'")
+        _refuse_code(self.model_name)
         with _explained(self.model_name):
             processor = AutoProcessor.from_pretrained(self.model_name, trust_remote_code=False)
         if not (hasattr(processor, "tokenizer") and hasattr(processor, "image_processor")):

@@ -28,7 +28,8 @@ import click
 from click.core import ParameterSource
 
 from .files import (
-    Record, csv_text, draft_target, explained, recover_directory, replace_directory, whole_file)
+    Record, csv_text, draft_target, explained, recover_directory, replace_directory,
+    save_arrays, whole_file)
 
 # %% auto #0
 __all__ = ['logger', 'WRITTEN', 'METHODS', 'PATH', 'SEED', 'IMAGES', 'CLASSES', 'NAMED', 'DEVICE', 'MODEL', 'RUN', 'TABLE',
@@ -60,7 +61,7 @@ class _Commands(click.Group):
                 raise
             raise click.ClickException(_shown(sentence)) from error
 
-
+# %% ../nbs/16_cli.ipynb #sp1
 def _sentence(error: Exception) -> str | None:
     """What to say of an error that the input or the system causes; None for a bug."""
     name, module = type(error).__name__, type(error).__module__
@@ -70,7 +71,7 @@ def _sentence(error: Exception) -> str | None:
             "another --model, or --device cpu"
         )
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
-        return "the memory is full; give fewer images, or a smaller --set batch_size=..."
+        return "the memory is full; give fewer images, or a smaller batch_size"
     if isinstance(error, OverflowError):
         return f"a number is too large ({error})"
     if name == "SafetensorError" or module == "sqlite3":
@@ -112,7 +113,8 @@ def main(quiet: bool) -> None:
     warnings.showwarning = show
 
 # %% ../nbs/16_cli.ipynb #new-screen
-_UNSEEN = re.compile(   # control characters, changes of direction, bytes that are no UTF-8
+# Control characters, changes of direction, bytes that are no UTF-8.
+_UNSEEN = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 
@@ -132,7 +134,7 @@ def _say(text: str) -> None:
     with suppress(OSError):
         click.echo(_shown(text), err=True)
 
-
+# %% ../nbs/16_cli.ipynb #sp2
 def _print(text: str) -> None:
     """Results on the standard output: unchanged, except on a screen."""
     try:
@@ -228,23 +230,37 @@ def _names(images) -> list[str]:
     return [path or f"image {number}" for number, path in enumerate(paths)]
 
 # %% ../nbs/16_cli.ipynb #new-images
-def _read_images(folder: str | None, names: list[str] | None, split: str = "train"):
+def _image_set(folder: str | None, max_pixels: int, split: str):
+    """The images of a folder, or one half of the handwriting where there is none."""
+    from clipadapt.data import ImageSet, digits
+
+    if folder:
+        return ImageSet.from_folder(folder, max_pixels=max_pixels)
+    return digits(split)
+
+
+def _read_images(
+    folder: str | None, names: list[str] | None, max_pixels: int, split: str = "train"
+):
     """The images of a folder, counted by `names`; the handwriting without a folder.
 
     Labels stay when all sub-folders are classes; the names of the others are said.
     """
-    from clipadapt.data import ImageSet, digits
+    from clipadapt.data import ImageSet
 
-    images = ImageSet.from_folder(folder) if folder else digits(split)
+    images = _image_set(folder, max_pixels, split)
     if not names and not images.classnames:
         raise ValueError(
-            f"{folder} has no sub-folders to take class names from: give --classes a,b,c "
-            "or a file with one name a line"
+            f"{folder} has no sub-folders to take class names from: give --classes "
+            "a,b,c or a file with one name a line"
         )
     names = names or images.classnames
     labels = _labels(images, names, folder or "the handwriting")
-    read = ImageSet(images.images, names, labels, skipped=images.skipped)
     skipped = len(images.skipped)
+    read = ImageSet(
+        images.images, names, labels, skipped=images.skipped, ignored=images.ignored,
+        max_pixels=images.max_pixels,
+    )
     logger.info(
         "%d images, %d of them labelled, %d classes%s",
         len(read), (read.labels >= 0).sum(), len(names),
@@ -252,40 +268,55 @@ def _read_images(folder: str | None, names: list[str] | None, split: str = "trai
     )
     return read
 
-
+# %% ../nbs/16_cli.ipynb #sp3
 def _labels(images, names: list[str], where: str):
     """Labels counted by `names`; none when a sub-folder is not among them."""
     import numpy as np
 
-    number = {_folder_name(name): c for c, name in enumerate(names)}
-    others = [name for name in images.classnames if _folder_name(name) not in number]
+    if not images.classnames:
+        return None
+    index = {_folder_name(name): label for label, name in enumerate(names)}
+    if len(index) < len(names):
+        raise ValueError(
+            "two classes differ in underscores and blanks only, so that a sub-folder could "
+            "mean both; give the other one another name"
+        )
+    folders = [*map(_folder_name, images.classnames)]
+    others = [name for name in folders if name not in index]
     if others:
+        some = ", ".join(others[:3] + ["..."] * (len(others) > 3))
         logger.info(
-            "the sub-folders of %s are not the classes (%s%s), so its images count as "
-            "unlabelled", where, ", ".join(others[:3]), ", ..." if len(others) > 3 else "",
+            "the sub-folders of %s are not the classes (%s), so its images count as "
+            "unlabelled", where, some,
         )
         return None
-    numbers = [number[_folder_name(name)] for name in images.classnames]
-    return np.array([*numbers, -1])[images.labels]
+    return np.array([*map(index.get, folders), -1])[images.labels]
 
 
 def _folder_name(name: str) -> str:
-    """Underscores in names of folders are blanks."""
+    """The name of a class as a sub-folder may have it: underscores are blanks there."""
     return " ".join(name.replace("_", " ").split())
 
 # %% ../nbs/16_cli.ipynb #new-runfiles
 WRITTEN = re.compile(
-    r"(model/adapter|runs/[\w.-]+|checkpoint[\w.-]*)\.safetensors|model/adapter\.json"
+    r"model/adapter\.(safetensors|json)"
+    r"|(runs/[\w.-]+|checkpoint(\.previous)?)\.safetensors"
     r"|(config|record|table)\.json|(predictions|table)\.csv|log\.txt|report\.html"
 )
 
 
-def _written_name(path: Path) -> str:
-    """The name of a file of a run; for a draft, the name that it would have got."""
-    parts = (re.sub(r"^\.(.+)\.replaced$", r"\1", part) for part in path.parts)
-    return "/".join(draft_target(part) or part for part in parts)
+def _is_ours(name: Path) -> bool:
+    """Whether a run writes a file of this name, or a draft of one."""
+    path = ""
+    for part in name.parts:
+        target = draft_target(part)
+        path += target or re.sub(r"^\.(.+)\.replaced$", r"\1", part)
+        if target and WRITTEN.fullmatch(path):      # a draft may be a folder of its own
+            return True
+        path += "/"
+    return WRITTEN.fullmatch(path.removesuffix("/")) is not None
 
-
+# %% ../nbs/16_cli.ipynb #sq1
 def _run_files(folder: Path) -> list[Path]:
     """The files of the run in `folder`, drafts left out; none for a new folder.
 
@@ -293,22 +324,48 @@ def _run_files(folder: Path) -> list[Path]:
     """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; choose another --out")
-    inside = [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
-    names = [path.relative_to(folder) for path in inside]
-    foreign = [name for name in names if not WRITTEN.fullmatch(_written_name(name))]
+    _check_top(folder)
+    names = [
+        path.relative_to(folder) for path in folder.rglob("*")
+        if path.is_symlink() or not path.is_dir()
+    ]
+    foreign = [name for name in names if not _is_ours(name)]
     whole = [name for name in names if not any(map(draft_target, name.parts))]
     if whole and not foreign and Path("config.json") not in whole:
         foreign = whole
     if foreign:
-        some = ", ".join(sorted(map(str, foreign))[:3])
-        raise ValueError(f"{folder} holds other things than a run ({some}); choose another --out")
+        raise _holds_other_things(folder, foreign)
     if whole:
-        _read_config(folder / "config.json")
+        try:
+            _read_config(folder / "config.json")
+        except ValueError as error:
+            remedy = f"choose another --out, or delete {folder}"
+            raise ValueError(f"{error}; {remedy}") from error
     return [folder / name for name in whole]
+
+
+def _check_top(folder: Path) -> None:
+    """Refuse a folder by what lies in it, before all that lies below is looked at."""
+    names = [Path(name) for name in os.listdir(folder)] if folder.is_dir() else []
+    rooms = {Path("model"), Path("runs")}
+    foreign = [
+        name for name in names
+        if name not in rooms and not draft_target(name) and not _is_ours(name)
+    ]
+    if foreign:
+        raise _holds_other_things(folder, foreign)
+
+
+def _holds_other_things(folder: Path, foreign: list[Path]) -> ValueError:
+    some = ", ".join(sorted(map(str, foreign))[:3])
+    return ValueError(
+        f"{folder} holds other things than a run ({some}); choose another --out"
+    )
+
 
 # %% ../nbs/16_cli.ipynb #new-config
 def _read_config(path: str | Path) -> dict:
-    """The options that a run keeps in its config.json. Raises ValueError for another file."""
+    """The options that a run keeps in its config.json, or ValueError for another file."""
     from pydantic import ValidationError
 
     try:
@@ -320,13 +377,16 @@ def _read_config(path: str | Path) -> dict:
             raise ValueError("it names no command")
         _config_schema(command).model_validate(options)
     except RecursionError as error:
-        raise ValueError(f"{path} is no config.json of a run (too deeply nested)") from error
+        raise _no_config(path, "too deeply nested") from error
     except ValidationError as error:
-        raise ValueError(f"{path} is no config.json of a run ({_complaint(error)})") from error
+        raise _no_config(path, _complaint(error)) from error
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ValueError(f"{path} is no config.json of a run ({reason})") from error
+        raise _no_config(path, getattr(error, "strerror", None) or error) from error
     return options
+
+
+def _no_config(path: str | Path, reason) -> ValueError:
+    return ValueError(f"{path} is no config.json of a run ({reason})")
 
 
 _LONGEST = 1_000_000        # bytes; nobody names a million classes on a command line
@@ -338,18 +398,20 @@ def _complaint(error) -> str:
     place = ".".join(map(str, first["loc"]))
     if place in ("out", "overwrite", "resume"):
         return f"{place} is given on the command line, never by a file"
-    return f"{place}: {first['msg']}"
+    if first["type"] == "extra_forbidden":
+        return f"{place} is no option of this command"
+    return f"{place}: {first['msg'].removeprefix('Value error, ')}"
 
 # %% ../nbs/16_cli.ipynb #new-schema
 def _text(value) -> str:
-    """Any text, file names that are no UTF-8 included, which pydantic's own `str` refuses."""
+    """Any text, also a file name that is no UTF-8, which pydantic's own `str` refuses."""
     if not isinstance(value, str):
         raise ValueError("should be text")
     return value
 
 
 def _config_schema(command: str):
-    """What the config.json of `command` may hold; what it leaves out has its default."""
+    """What the config.json of `command` may hold; what is left out has its default."""
     from pydantic import PlainValidator, create_model
 
     text = Annotated[str, PlainValidator(_text)]
@@ -361,7 +423,8 @@ def _config_schema(command: str):
         },
         "compare": {"test": Optional[text], "methods": text, "seeds": int},
     }[command]
-    fields = {**{name: Optional[text] for name in names}, **kinds, "command": text}
+    fields = {name: Optional[text] for name in names}
+    fields |= {**kinds, "max_pixels": int, "command": text}
     allowed = {name: (kind, None) for name, kind in fields.items()}
     return create_model("Config", __base__=Record, **allowed)
 
@@ -384,25 +447,25 @@ def _working_folder(target: Path, options: dict, overwrite: bool, resume: bool) 
         return target
     if not overwrite and not resume:
         raise ValueError(
-            f"{target} is not empty; choose another --out, go on with --resume, or replace "
-            "its run with --overwrite"
+            f"{target} is not empty; choose another --out, go on with --resume, or "
+            "replace its run with --overwrite"
         )
     if not overwrite:
         _check_unchanged(target, options)
         return target
     if resume and begun and not _changed(beside, options):
         return beside
-    if resume and old and not _changed(target, options):     # it has taken its place already
+    if resume and old and not _changed(target, options):    # it took its place already
         shutil.rmtree(beside, ignore_errors=True)
         return target
     if resume and begun:
         _check_unchanged(beside, options)
     if os.path.ismount(target) or not os.access(beside.parent, os.W_OK):
-        raise ValueError(f"{target} cannot be replaced as a whole; choose a folder inside it")
+        raise ValueError(f"{target} cannot be replaced; choose a folder inside it")
     shutil.rmtree(beside, ignore_errors=True)
     return beside
 
-
+# %% ../nbs/16_cli.ipynb #sp4
 def _changed(folder: Path, options: dict) -> list[str]:
     """The names of the options that are not those of the run in `folder`."""
     before = _read_config(folder / "config.json")
@@ -413,18 +476,20 @@ def _check_unchanged(folder: Path, options: dict) -> None:
     changed = ", ".join(_changed(folder, options))
     if changed:
         raise ValueError(
-            f"{folder} was begun with other options ({changed}); repeat them, start anew "
-            "with --overwrite and without --resume, or choose another --out"
+            f"{folder} was begun with other options ({changed}); repeat them, start "
+            "anew with --overwrite and without --resume, or choose another --out"
         )
 
 # %% ../nbs/16_cli.ipynb #new-runfolder
 @contextmanager
-def _run_folder(out: str, options: dict, overwrite: bool, resume: bool) -> Iterator[Path]:
+def _run_folder(
+    out: str, options: dict, overwrite: bool, resume: bool
+) -> Iterator[Path]:
     """Yield the folder that a run is made in; its options and its log are kept there.
 
-    A run that replaces another one is made beside it and takes its place at the end. A run
-    that fails before anything of value was written leaves nothing. Raises ValueError when
-    something would be lost.
+    A run that replaces another one is made beside it and takes its place at the end. A
+    run that fails before anything of value was written leaves nothing. Raises ValueError
+    when something would be lost.
     """
     target, options = Path(out), json.loads(json.dumps(options))
     folder = _working_folder(target, options, overwrite, resume)
@@ -445,7 +510,7 @@ def _run_folder(out: str, options: dict, overwrite: bool, resume: bool) -> Itera
     if folder != target:
         _take_place(folder, target)
 
-
+# %% ../nbs/16_cli.ipynb #sp5
 def _forget(folder: Path, is_new: bool) -> None:
     """Remove a run that failed, unless it holds more than its options and its log."""
     log, config = folder / "log.txt", folder / "config.json"
@@ -453,7 +518,7 @@ def _forget(folder: Path, is_new: bool) -> None:
     if files <= {log, config}:
         with suppress(OSError):
             log.unlink(missing_ok=True)
-            config.unlink(missing_ok=True)      # last: without it the log is not known as ours
+            config.unlink(missing_ok=True)      # last: it says that the log is ours
             if is_new:
                 shutil.rmtree(folder)
 
@@ -468,7 +533,7 @@ def _take_place(folder: Path, target: Path) -> None:
 
 # %% ../nbs/16_cli.ipynb #new-tables
 def _json_bytes(content) -> bytes:
-    r"""JSON in UTF-8. A byte of a file name that is no UTF-8 becomes \udcXX, as in Python."""
+    r"""JSON in UTF-8; bytes of file names that are not become \udcXX, as in Python."""
     text = json.dumps(content, indent=1, ensure_ascii=False, default=str)
     return text.encode("utf-8", "backslashreplace")
 
@@ -481,7 +546,8 @@ def _write_json(path: Path, content) -> None:
 def _rows(table) -> list[dict]:
     """A table as dicts for JSON, NaN as null."""
     plain = table.astype(object).where(table.notna(), None)
-    return [dict(zip(plain.columns, row)) for row in plain.itertuples(index=False, name=None)]
+    rows = plain.itertuples(index=False, name=None)
+    return [dict(zip(plain.columns, row)) for row in rows]
 
 
 def _write_table(path: Path | None, table) -> None:
@@ -500,18 +566,20 @@ def _check_file(
 ) -> Path | None:
     """The path of a result.
 
-    Raises ValueError, before any work is done, when it is a folder, ends in something else,
-    cannot be written, or is there already, it or the file `beside` it.
+    Raises ValueError, before any work is done, when it is a folder, ends in something
+    else, or is there already, it or the file `beside` it; OSError when it cannot be made.
     """
     if out is None:
         return None
     target = Path(out)
     if target.suffix.lower() not in endings or target.is_dir():
-        raise ValueError(f"--out must be a file that ends in {' or '.join(endings)}, got {out}")
+        kinds = " or ".join(endings)
+        raise ValueError(f"--out must be a file that ends in {kinds}, got {out}")
     for path in [target, *([target.with_suffix(beside)] if beside else [])]:
         if path.exists() and not overwrite:
             raise ValueError(
-                f"{path} is there already; choose another --out, or replace it with --overwrite"
+                f"{path} is there already; choose another --out, or replace it with "
+                "--overwrite"
             )
     _check_place(target)
     return target
@@ -522,9 +590,9 @@ def _check_place(target: Path) -> None:
     above = next(folder for folder in target.absolute().parents if folder.exists())
     with explained(target):
         if not above.is_dir():
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(target))
+            raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(target))
         if not os.access(above, os.W_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(target))
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES), str(target))
 
 
 def _write_result(target: Path | None, table) -> None:
@@ -539,7 +607,7 @@ def _record(clip, **more) -> dict:
     from clipadapt.features import hash_images
 
     packages = ("clipadapt", "torch", "open_clip_torch", "scikit-learn", "numpy", "faiss-gpu" if sys.platform == "linux" else "faiss-cpu")
-    hashes = {name: {"count": len(value), "hash": hash_images(value), "skipped": value.skipped} if hasattr(value, "skipped") else value for name, value in more.items()}
+    hashes = {name: {"count": len(value), "hash": hash_images(value), "skipped": value.skipped, "ignored": value.ignored} if hasattr(value, "skipped") else value for name, value in more.items()}
     return {"versions": {"python": sys.version.split()[0], **{name: _version(name) for name in packages}},
             "clip": {"name": clip.name, "pretrained": clip.pretrained, "fingerprint": clip.fingerprint}, "date": time.strftime("%Y-%m-%d %H:%M:%S"), **hashes}
 
@@ -550,13 +618,15 @@ def _version(package: str) -> str | None:
     except ImportError:         # PackageNotFoundError
         return None
 
-# %% ../nbs/16_cli.ipynb #new-options
+# %% ../nbs/16_cli.ipynb #x1
 class _UserPath(click.ParamType):
-    """A path; ~ at its beginning is the home directory, also where no shell has seen it."""
+    """A path; ~ at its beginning is the home directory, as in a shell."""
 
     name = "path"
 
     def convert(self, value: str, parameter, context) -> str:
+        if not value:
+            self.fail("it is empty")
         if value != "~" and not value.startswith("~/"):
             return value
         path = os.path.expanduser(value)
@@ -564,10 +634,19 @@ class _UserPath(click.ParamType):
             self.fail(f"{value}: there is no home directory here; give the whole path")
         return path
 
-
+# %% ../nbs/16_cli.ipynb #x2
 METHODS = ("zero-shot", "nearest-neighbours", "prototypes", "fpl", "ifpl", "grip", "coreg", "latteclip", "lpclip", "flyp", "reclip")
 PATH, SEED = _UserPath(), click.IntRange(0, 2**32 - 1)
-IMAGES = click.option("--images", type=PATH, metavar="DIR", help="Folder of images: flat, or a sub-folder a class.  [default: the handwriting]")
+IMAGES = [
+    click.option(
+        "--images", type=PATH, metavar="DIR",
+        help="Folder of images: flat, or a sub-folder a class.  [default: the handwriting]",
+    ),
+    click.option(
+        "--max-pixels", type=click.IntRange(1), default=100_000_000, show_default=True,
+        help="Larger images are skipped: a small file can hold gigabytes of them.",
+    ),
+]
 CLASSES = click.option("--classes", type=PATH, metavar="A,B,C|FILE", help="Class names, or a text file with one a line.  [default: the sub-folders]")
 NAMED = [click.option("--model", metavar="NAME", help="Any OpenCLIP model, such as ViT-B-32.  [default: the small built-in one]"),
          click.option("--pretrained", metavar="TAG", help="Its weights, such as laion2b_s34b_b79k.")]
@@ -614,15 +693,16 @@ def _run_options(context: click.Context) -> dict:
     paths = {name: os.path.abspath(options[name]) for name, test in there.items() if options.get(name) and test(options[name])}
     return {"command": context.info_name, **options, **paths}
 
-
+# %% ../nbs/16_cli.ipynb #sp6
 def _load_model(model: str | None, pretrained: str | None, device: str | None):
     """The CLIP of a command. Which one it is is said, for a config may have named it."""
     from clipadapt.zeroshot import load_clip
 
     if model:
         source = click.get_current_context().get_parameter_source("model")
-        named = ", which --config names" if source == ParameterSource.DEFAULT_MAP else ""
-        logger.info("loading %s%s%s", model, f" ({pretrained})" if pretrained else "", named)
+        by_file = source == ParameterSource.DEFAULT_MAP
+        tag = f" ({pretrained})" if pretrained else ""
+        logger.info("loading %s%s%s", model, tag, ", which --config names" * by_file)
     return load_clip(model, pretrained, device)
 
 
@@ -650,16 +730,17 @@ def _is_number(value) -> bool:
 def _is_list(value, test: Callable) -> bool:
     return isinstance(value, list) and all(map(test, value))
 
-
+# %% ../nbs/16_cli.ipynb #sp7
 _KINDS = {
     "bool": (lambda value: isinstance(value, bool), "true or false"),
-    "int": (lambda value: _is_number(value) and isinstance(value, int), "a whole number"),
+    "int": (lambda value: type(value) is int, "a whole number"),
     "float": (_is_number, "a number"),
     "str": (lambda value: isinstance(value, str), "a word"),
     "dict": (lambda value: isinstance(value, dict), "an object"),
     "None": (lambda value: value is None, "null"),
     "Sequence[str]": (
-        lambda value: _is_list(value, lambda one: isinstance(one, str)), "a list of words"
+        lambda value: _is_list(value, lambda one: isinstance(one, str)),
+        "a list of words",
     ),
     "Sequence[float]": (lambda value: _is_list(value, _is_number), "a list of numbers"),
 }
@@ -671,9 +752,8 @@ def _check_value(method, name: str, value) -> None:
     kinds = [_KINDS[kind] for kind in annotation.split(" | ") if kind in _KINDS]
     if not any(test(value) for test, _ in kinds):
         words = " or ".join(words for _, words in kinds)
-        raise ValueError(
-            f"{name} of {type(method).__name__} must be {words}, got {json.dumps(value):.80}"
-        )
+        what = f"{name} of {type(method).__name__}"
+        raise ValueError(f"{what} must be {words}, got {json.dumps(value):.80}")
 
 # %% ../nbs/16_cli.ipynb #new-configure
 def _parse_value(setting: str, value: str):
@@ -686,8 +766,9 @@ def _parse_value(setting: str, value: str):
     except (ValueError, RecursionError) as error:
         raise ValueError(f"--set {setting:.60}: too many digits or brackets") from error
     for number in numbers:
-        if not math.isfinite(number) or (isinstance(number, int) and abs(number) >= 2**31):
-            raise ValueError(f"--set {setting:.60}: numbers must be finite and below 2^31")
+        too_large = isinstance(number, int) and abs(number) >= 2**31
+        if too_large or not math.isfinite(number):
+            raise ValueError(f"--set {setting:.60}: numbers must be finite, below 2^31")
     return value
 
 
@@ -701,7 +782,7 @@ def _numbers(value) -> Iterator[int | float]:
     elif _is_number(value):
         yield value
 
-
+# %% ../nbs/16_cli.ipynb #sp8
 def _configure(method, settings: Sequence[str]):
     """Set parameters given as name=value. Raises ValueError for a name that the method does not have and for a value of the wrong kind."""
     known = sorted(set(method.get_params(deep=False)) - {"clip", "classnames", "checkpoint", "captioner", "seed"})
@@ -726,7 +807,7 @@ def _configure(method, settings: Sequence[str]):
 @click.option("--use-labels", is_flag=True, help="Use the labels that sub-folders give, as the few known ones.")
 @click.option("--seed", type=SEED, default=0, show_default=True)
 @click.pass_context
-def adapt(context, images, classes, model, pretrained, device, out, overwrite, resume, preset, method, settings, use_labels, seed, probabilities) -> None:
+def adapt(context, images, max_pixels, classes, model, pretrained, device, out, overwrite, resume, preset, method, settings, use_labels, seed, probabilities) -> None:
     """Adapt CLIP to a folder of images; write the classifier and its predictions.
 
     \b
@@ -735,16 +816,18 @@ def adapt(context, images, classes, model, pretrained, device, out, overwrite, r
     clipadapt adapt --config run/config.json --out again
     """
     options = _run_options(context)
-    pool = _read_images(options["images"], _read_classes(options["classes"]))
+    pool = _read_images(options["images"], _read_classes(options["classes"]), max_pixels)
     clip = _load_model(model, pretrained, device)
     chosen = _configure(_make_methods(clip, pool.classnames, preset)[method], settings).set_params(seed=seed)
     with _run_folder(out, options, overwrite, resume) as folder:
         context.find_root().obj = _kept("What is done is kept", folder, out)
         _adapt_in(folder, out, chosen, pool, pool.labels if use_labels else None, probabilities)
 
-
+# %% ../nbs/16_cli.ipynb #sq2
 def _adapt_in(folder: Path, out: str, method, pool, labels, probabilities: bool) -> None:
     """Fit the method, and write all that a run folder holds."""
+    from clipadapt.training import Checkpoint
+
     checkpoint = folder / "checkpoint.safetensors"
     if "checkpoint" in method.get_params():
         method.set_params(checkpoint=str(checkpoint))
@@ -755,11 +838,11 @@ def _adapt_in(folder: Path, out: str, method, pool, labels, probabilities: bool)
     method.save(folder / "model")
     _write_table(folder / "predictions.csv", _predictions(method, pool, probabilities))
     _write_json(folder / "record.json", _record(method.clip, images=pool, seconds=round(seconds, 3)))
-    checkpoint.unlink(missing_ok=True)
+    Checkpoint(checkpoint, {}).delete()
     logger.info("fitted in %.1f s; wrote %s", seconds, out)
     _report_accuracy(method, pool)
 
-
+# %% ../nbs/16_cli.ipynb #sp9
 def _kept(what: str, folder: Path, out: str) -> str:
     """What to say of a run that is interrupted."""
     again = "--resume" if folder == Path(out) else "--overwrite --resume"
@@ -777,12 +860,14 @@ def _predictions(method, images, probabilities: bool = False):
 
     The column of a class is called "NAME (class)" where its name is taken.
     """
+    import numpy as np
     import pandas as pd
 
     answers = method.predict_proba(images).astype(float)
+    names = np.array(method.classnames_, dtype=object)
     columns = {
         "image": pd.Series(_names(images), dtype=object),
-        "prediction": pd.Series([method.classnames_[c] for c in answers.argmax(1)], dtype=object),
+        "prediction": pd.Series(names[answers.argmax(1)], dtype=object),
         "confidence": answers.max(1).round(4),
     }
     for name, column in zip(method.classnames_ if probabilities else (), answers.T):
@@ -798,7 +883,7 @@ def _predictions(method, images, probabilities: bool = False):
 @click.option("--model", metavar="NAME", help="The model it was fitted with.  [default: the one it names, if that is a known one]")
 @click.option("--pretrained", metavar="TAG", help="Its weights.")
 @_options(DEVICE)
-def predict(images, saved, model, pretrained, device, out, overwrite, probabilities) -> None:
+def predict(images, max_pixels, saved, model, pretrained, device, out, overwrite, probabilities) -> None:
     """Ask a saved classifier about new images.
 
     \b
@@ -816,23 +901,27 @@ def predict(images, saved, model, pretrained, device, out, overwrite, probabilit
         raise ValueError(f"{saved} holds {record.method!r}, which is no method of this clipadapt; load it in Python with its own class")
     clip = _model_of(record.clip, saved, model, pretrained, device)
     method = getattr(clipadapt, record.method).load(saved, clip)
-    pool = _read_images(images, method.classnames_, "test")
+    pool = _read_images(images, method.classnames_, max_pixels, "test")
     _write_result(target, _predictions(method, pool, probabilities))
     _report_accuracy(method, pool)
 
-
-def _model_of(wanted, saved, model: str | None, pretrained: str | None, device: str | None):
-    """The CLIP that was asked for, or else the one that a saved method names, if known."""
+# %% ../nbs/16_cli.ipynb #sp10
+def _model_of(
+    wanted, saved, model: str | None, pretrained: str | None, device: str | None
+):
+    """The CLIP that was asked for, else the one that a saved method names, if known."""
     from clipadapt.zeroshot import is_known
 
     if model or pretrained:
         return _load_model(model, pretrained, device)
     if not is_known(wanted.name, wanted.pretrained):
-        tag = f" --pretrained {shlex.quote(wanted.pretrained)}" if wanted.pretrained else ""
+        words = f"--model {shlex.quote(wanted.name or '')}"
+        if wanted.pretrained:
+            words += f" --pretrained {shlex.quote(wanted.pretrained)}"
         raise ValueError(
-            f"{saved} asks for the model {wanted.name}, which is none of those that OpenCLIP "
-            "lists. A model can come from anywhere; if you trust this one, repeat the command "
-            f"with --model {shlex.quote(wanted.name)}{tag}"
+            f"{saved} asks for the model {wanted.name}, which is none of those that "
+            "OpenCLIP lists. A model can come from anywhere; if you trust this one, repeat "
+            f"the command with {words}"
         )
     return _load_model(wanted.name, wanted.pretrained, device)
 
@@ -840,7 +929,7 @@ def _model_of(wanted, saved, model: str | None, pretrained: str | None, device: 
 @main.command("zero-shot")
 @_options(IMAGES, CLASSES, MODEL, TABLE, PROBABILITIES, QUIET)
 @click.option("--templates", default="single", show_default=True, help="A template set, or one template such as 'a photo of a {}.'")
-def zero_shot(images, classes, model, pretrained, device, templates, out, overwrite, probabilities) -> None:
+def zero_shot(images, max_pixels, classes, model, pretrained, device, templates, out, overwrite, probabilities) -> None:
     """Let CLIP guess, without adapting anything.
 
     \b
@@ -849,7 +938,7 @@ def zero_shot(images, classes, model, pretrained, device, templates, out, overwr
     from clipadapt.adapter import ZeroShot
 
     target = _check_file(out, overwrite, ".csv", ".json")
-    pool = _read_images(images, _read_classes(classes), "test")
+    pool = _read_images(images, _read_classes(classes), max_pixels, "test")
     method = ZeroShot(_load_model(model, pretrained, device), pool.classnames, templates=templates).fit(pool)
     _write_result(target, _predictions(method, pool, probabilities))
     _report_accuracy(method, pool)
@@ -862,7 +951,7 @@ def zero_shot(images, classes, model, pretrained, device, templates, out, overwr
 @click.option("--methods", default="all", show_default=True, help=f"Names separated by commas: {', '.join(METHODS)}.")
 @click.option("--seeds", type=click.IntRange(1, 1000), default=1, show_default=True, help="How many seeds.")
 @click.pass_context
-def compare(context, images, classes, model, pretrained, device, out, overwrite, resume, preset, test, methods, seeds) -> None:
+def compare(context, images, max_pixels, classes, model, pretrained, device, out, overwrite, resume, preset, test, methods, seeds) -> None:
     """Run several methods on the same images; write a table and a report.
 
     \b
@@ -870,8 +959,10 @@ def compare(context, images, classes, model, pretrained, device, out, overwrite,
     clipadapt compare --images photos --test labelled --model ViT-B-32 --pretrained openai --methods zero-shot,prototypes,reclip --out compared
     """
     options, wanted = _run_options(context), _method_names(methods)
-    pool = _read_images(options["images"], _read_classes(options["classes"]))
-    asked = _read_images(options["test"], pool.classnames, "test") if test or not images else pool
+    pool = _read_images(options["images"], _read_classes(options["classes"]), max_pixels)
+    asked = pool
+    if test or not images:
+        asked = _read_images(options["test"], pool.classnames, max_pixels, "test")
     unlabelled = int((asked.labels < 0).sum())
     if 0 < unlabelled < len(asked):
         raise ValueError(f"{unlabelled} of {len(asked)} images to score on have no label; move them out of {test or images}")
@@ -885,7 +976,7 @@ def compare(context, images, classes, model, pretrained, device, out, overwrite,
 
 # %% ../nbs/16_cli.ipynb #new-compare2
 def _method_names(methods: str) -> list[str]:
-    """The names in "a,b,c", or all. Raises ValueError for no name, unknown and repeated ones."""
+    """The names in "a,b,c", or all. ValueError for no, unknown and repeated names."""
     if methods == "all":
         return list(METHODS)
     wanted = [name.strip() for name in methods.split(",") if name.strip()]
@@ -895,7 +986,8 @@ def _method_names(methods: str) -> list[str]:
         if wanted.count(name) > 1:
             raise ValueError(f"--methods names {name} more than once")
     if not wanted:
-        raise ValueError(f"--methods {methods!r} names no method; there are {', '.join(METHODS)}")
+        known = ", ".join(METHODS)
+        raise ValueError(f"--methods {methods!r} names no method; there are {known}")
     return wanted
 
 
@@ -911,9 +1003,9 @@ def _compare_in(folder: Path, methods: dict, pool, asked, seeds: int) -> None:
         _write_table(folder / name, table)
     if labelled:
         report(runs, pool, asked, folder / "report.html")
-    advice = recommend(runs, asked) if labelled else recommend_without_labels(runs, asked)
+    advice = recommend if labelled else recommend_without_labels
     rounded = table.to_string(index=False, float_format="{:.3f}".format)
-    _print(f"{rounded}\n\n{advice}\n")
+    _print(f"{rounded}\n\n{advice(runs, asked)}\n")
 
 # %% ../nbs/16_cli.ipynb #new-encode
 @main.command()
@@ -921,28 +1013,29 @@ def _compare_in(folder: Path, methods: dict, pool, asked, seeds: int) -> None:
 @click.option("--out", type=PATH, metavar="FILE", required=True, help="A .safetensors or .npy file; a .json file with the names of the images is written beside it.")
 @click.option("--overwrite", is_flag=True, help="Replace these two files.")
 @click.pass_context
-def encode(context, images, model, pretrained, device, out, overwrite) -> None:
+def encode(context, images, max_pixels, model, pretrained, device, out, overwrite) -> None:
     """Image features of a folder, unit rows, float32. What was encoded before is not encoded again.
 
     \b
     clipadapt encode --images photos --model ViT-B-32 --pretrained laion2b_s34b_b79k --out features.safetensors
     """
     import numpy as np
-    from safetensors.numpy import save_file
 
-    from clipadapt.data import ImageSet, digits
     from clipadapt.features import FeatureStore
 
     target = _check_file(out, overwrite, ".safetensors", ".npy", beside=".json")
     context.find_root().obj = "What was encoded is kept; the same command goes on from there."
-    pool, clip = ImageSet.from_folder(images) if images else digits("train"), _load_model(model, pretrained, device)
+    pool = _image_set(images, max_pixels, "train")
+    clip = _load_model(model, pretrained, device)
     features = np.ascontiguousarray(FeatureStore().encode(clip, pool), dtype=np.float32)
     with whole_file(target) as draft:
         if target.suffix.lower() == ".npy":
-            with draft.open("wb") as file:
-                np.save(file, features)
+            with draft.open("wb") as file:      # np.save hides which error the disk had
+                header = np.lib.format.header_data_from_array_1_0(features)
+                np.lib.format.write_array_header_1_0(file, header)
+                file.write(features.data)
         else:
-            save_file({"features": features}, draft)
+            save_arrays({"features": features}, draft)
     _write_json(target.with_suffix(".json"), {**_record(clip, images=pool), "names": _names(pool)})
     logger.info("wrote %d features of %d numbers to %s", *features.shape, target)
 
@@ -952,7 +1045,7 @@ def encode(context, images, model, pretrained, device, out, overwrite) -> None:
 @click.option("--captioner", metavar="MODEL", help="An image-text-to-text model of transformers.  [default: the ruler, which knows glyphs only]")
 @click.option("--prompt", default="Describe the image in one sentence.", show_default=True)
 @click.pass_context
-def caption_command(context, images, captioner, prompt, out, overwrite) -> None:
+def caption_command(context, images, max_pixels, captioner, prompt, out, overwrite) -> None:
     """A sentence for each image. What was described before is not described again.
 
     \b
@@ -961,16 +1054,15 @@ def caption_command(context, images, captioner, prompt, out, overwrite) -> None:
     import pandas as pd
 
     from clipadapt.captions import AttributeCaptioner, TransformersCaptioner, caption
-    from clipadapt.data import ImageSet, digits
 
     target = _check_file(out, overwrite, ".csv", ".json")
     context.find_root().obj = "What was described is kept; the same command goes on from there."
-    pool = ImageSet.from_folder(images) if images else digits("test")
+    pool = _image_set(images, max_pixels, "test")
     captions = caption(TransformersCaptioner(captioner) if captioner else AttributeCaptioner(), pool, prompt)
     table = pd.DataFrame({"image": _names(pool), "caption": captions.texts}, dtype=object)
     _write_result(target, table)
 
-
+# %% ../nbs/16_cli.ipynb #sp11
 @main.command("demo")
 @_options(QUIET)
 @click.option("--out", type=PATH, metavar="DIR", default="runs/demo", show_default=True)

@@ -224,6 +224,8 @@ def _check_named(name: str, method: Adapter) -> None:
     """ValueError unless this is a method with a name."""
     if not isinstance(name, str) or not name.strip():
         raise ValueError(f"the name of a method must be a text, not {name!r:.80}")
+    if any("\ud800" <= sign <= "\udfff" for sign in name):
+        raise ValueError(f"the name of a method must be a text that can be written, not {name!r:.80}")
     if isinstance(method, type):
         raise ValueError(
             f"{name} is a class; make a method of it first: "
@@ -346,9 +348,10 @@ def plot_classes(
     cells = shares.to_numpy()
     row, column = np.unravel_index(np.nanargmin(cells), cells.shape)
     method, name = label_text(shares.index[row]), label_text(shares.columns[column])
-    size = max(5, 0.62 * cells.shape[1] + 2.5), 0.36 * len(cells) + 1.6
-    axes = metrics._axes(axes, size)
     drawn = pd.DataFrame(cells, label_texts(shares.index), label_texts(shares.columns))
+    upright = 0.08 * max(0, max(map(len, drawn.columns)) - 8)      # long names stand
+    size = max(5, 0.62 * cells.shape[1] + 2.5), 0.36 * len(cells) + 1.6 + upright
+    axes = metrics._axes(axes, size)
     sns.heatmap(
         drawn, annot=cells.shape[1] <= 20, fmt=".0f", vmin=0, vmax=100, cmap="viridis",
         cbar_kws={"label": "accuracy (%)"}, ax=axes,
@@ -361,11 +364,14 @@ def plot_classes(
 
 def _class_shares(runs: Sequence[Run], test: ImageSet) -> pd.DataFrame:
     """Accuracy in per cent, a row a method and a column a class, means over the seeds."""
-    seeds: dict[str, list] = {}
-    for run in _succeeded(runs, test):
-        seeds.setdefault(run.name, []).append(_per_class(run, test))
-    means = {name: pd.DataFrame(rows).mean() for name, rows in seeds.items()}
-    return 100 * pd.DataFrame(list(means.values()), list(means))
+    runs = [(run.name, _per_class(run, test)) for run in _succeeded(runs, test)]
+    classes = list(dict.fromkeys(name for _, shares in runs for name in shares))
+    seeds: dict[str, list[list[float]]] = {}
+    for name, shares in runs:
+        seeds.setdefault(name, []).append([shares.get(c, np.nan) for c in classes])
+    means = [pd.DataFrame(rows).mean() for rows in seeds.values()]
+    columns = pd.Index(classes, dtype=object)       # pandas' own texts must be UTF-8
+    return pd.DataFrame(100 * np.array(means), list(seeds), columns)
 
 
 def _per_class(run: Run, test: ImageSet) -> dict[str, float]:
@@ -379,10 +385,10 @@ def changes(runs: Sequence[Run], test: ImageSet) -> pd.DataFrame:
 
     Each seed is held against zero-shot with the same one. Returns a DataFrame indexed by method, columns mended and broken. Raises ValueError without a ZeroShot.
     """
-    baseline = _baseline(runs)
+    succeeded, baseline = _succeeded(runs, test), _baseline(runs)
     if baseline is None:
         raise ValueError("there is no ZeroShot among these runs to hold the others against: add one")
-    right = {(run.name, run.seed): run.probabilities.argmax(1) == run.method.true_labels(test) for run in _succeeded(runs, test)}
+    right = {(run.name, run.seed): run.probabilities.argmax(1) == run.method.true_labels(test) for run in succeeded}
     before = {seed: hits for (name, seed), hits in right.items() if name == baseline}
     rows = [{"method": name, "mended": (hits & ~before[seed]).mean(), "broken": (~hits & before[seed]).mean()}
             for (name, seed), hits in right.items() if name != baseline and seed in before]
@@ -560,8 +566,7 @@ def _examples(test: ImageSet):
 
 def _with_title(axes: Axes) -> tuple[str, str]:
     """A plot as `_picture` gives it, and its title as plain text."""
-    title = axes.get_title().replace(r"\$", "$").replace("\n", " ")
-    return _picture(axes.figure), title
+    return _picture(axes.figure), metrics.title_text(axes)
 
 
 def _picture(figure) -> str:

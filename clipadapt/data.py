@@ -64,16 +64,16 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
     image: a Pillow image of any mode, with at least one pixel; it is not changed.
 
-    The EXIF orientation is applied (where it cannot be read, the picture stays as it
-    lies), transparency is laid over white, 16-bit grey (0-65535) is scaled to 0-255, and
-    floating-point grey is taken as 0-1, or as 0-255 when a value exceeds 1. Pixels that
-    hold no number (NaN, infinity: "no data" in scientific files) become black; the others
-    decide the range. Raises ValueError for integers outside 0-65535, and for an image
-    without pixels or without a single number.
+    The EXIF orientation is applied (one that cannot be read is ignored), transparency is
+    laid over white, 16-bit grey (0-65535) is scaled to 0-255, and floating-point grey is
+    taken as 0-1, or as 0-255 when a value exceeds 1. Pixels that hold no number (NaN,
+    infinity: "no data" in scientific files) become black; the others decide the range.
+    Raises ValueError for integers outside 0-65535, and for an image without pixels or
+    without a single number.
     """
     return _to_upright_rgb(_upright(image))
 
-
+# %% ../nbs/00_data.ipynb #cell-13
 def _upright(image: Image.Image) -> Image.Image:
     try:
         turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
@@ -94,12 +94,13 @@ def _to_upright_rgb(image: Image.Image) -> Image.Image:
     image.info = {}  # the orientation has been applied, so its note must not stay
     return image
 
-# %% ../nbs/00_data.ipynb #b557b2c0
-def _blocks(image: Image.Image, side: int = 1024) -> Iterator[tuple[int, int, int, int]]:
+# %% ../nbs/00_data.ipynb #cell-15
+def _blocks(image: Image.Image, side: int = 1024) -> Iterator[tuple]:
     """Boxes (left, top, right, bottom) that cover an image."""
     for top in range(0, image.height, side):
         for left in range(0, image.width, side):
-            yield left, top, min(left + side, image.width), min(top + side, image.height)
+            right, bottom = min(left + side, image.width), min(top + side, image.height)
+            yield left, top, right, bottom
 
 
 def _by_blocks(image: Image.Image, convert: Callable) -> Image.Image:
@@ -115,9 +116,9 @@ def _over_white(block: Image.Image) -> Image.Image:
     white = Image.new("RGBA", block.size, "white")
     return Image.alpha_composite(white, block).convert("RGB")
 
-
+# %% ../nbs/00_data.ipynb #cell-16
 def _deep_to_grey(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
-    """What turns a block of an image of numbers into 8-bit grey, by the range of the whole."""
+    """What turns a block of numbers into 8-bit grey, by the range of the whole."""
     lowest, highest = np.inf, -np.inf
     for box in _blocks(image):
         values = np.asarray(image.crop(box))
@@ -139,7 +140,7 @@ def _to_grey(block: Image.Image, factor: int) -> Image.Image:
     values = np.where(np.isfinite(values), values, 0) * factor
     return Image.fromarray(values.round().clip(0, 255).astype(np.uint8))
 
-# %% ../nbs/00_data.ipynb #74981bf6
+# %% ../nbs/00_data.ipynb #cell-20
 IMAGE_KINDS = {  # Pillow's name of a format: the endings of its files
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"), "PNG": (".png", ".apng"),
     "WEBP": (".webp",), "AVIF": (".avif", ".avifs"), "TIFF": (".tif", ".tiff"),
@@ -159,7 +160,7 @@ def _readable_kinds() -> tuple[str, ...]:
     Image.init()
     return tuple(kind for kind in IMAGE_KINDS if kind in Image.OPEN)
 
-
+# %% ../nbs/00_data.ipynb #cell-21
 def _open(file: BinaryIO) -> Image.Image:
     """The picture in `file`, of an allowed kind; only its header has been read."""
     with _without_pillows_limit():
@@ -167,17 +168,18 @@ def _open(file: BinaryIO) -> Image.Image:
             return Image.open(file, formats=_readable_kinds())
         except Image.UnidentifiedImageError:
             file.seek(0)
+            reason = f"it holds none of {', '.join(IMAGE_KINDS)}"
             if file.read(12)[4:] in _HEIC_STARTS and "HEIF" not in _readable_kinds():
-                raise ValueError("HEIC needs a decoder: pip install pillow-heif") from None
-            raise ValueError(f"it holds none of {', '.join(IMAGE_KINDS)}") from None
+                reason = "HEIC needs a decoder: pip install pillow-heif"
+            raise ValueError(reason) from None
 
 
-_HEIC_STARTS = {b"ftyp" + brand for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc",
-                                              b"hevx", b"mif1", b"msf1")}
+_HEIC_STARTS = {b"ftyp" + brand for brand in (
+    b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")}
 
-# %% ../nbs/00_data.ipynb #0f855e73
-MAX_PIXELS = 100_000_000   # width x height; larger pictures are refused unless you say so
-_LARGE = 50_000_000        # from here on, pictures are decoded one at a time
+# %% ../nbs/00_data.ipynb #cell-23
+MAX_PIXELS = 100_000_000  # width x height; larger pictures are refused by default
+_LARGE = 50_000_000       # from here on, pictures are decoded one at a time
 _ALONE = threading.Lock()
 if hasattr(os, "register_at_fork"):  # a child must not inherit a lock that nobody opens
     os.register_at_fork(before=_ALONE.acquire, after_in_parent=_ALONE.release,
@@ -195,17 +197,18 @@ def _without_pillows_limit() -> Iterator[None]:
 
 
 def _count_pixels(image: Image.Image, name: str, max_pixels: int) -> int:
-    """The pixels that decoding `image` makes. Raises ValueError for more than allowed."""
+    """The pixels that decoding `image` makes. Raises ValueError for too many."""
     tags = getattr(image, "tag_v2", {})  # a TIFF may come in tiles, larger than itself
     tile = tags.get(322, 0), tags.get(323, 0)
     width, height = max(image.size, tile, key=lambda sides: sides[0] * sides[1])
     if width * height > max_pixels:
         raise ValueError(
             f"{name}: {width:,} x {height:,} are {width * height:,} pixels, more than "
-            f"max_pixels={max_pixels:,}. If you trust it, pass a higher max_pixels")
+            f"max_pixels={max_pixels:,}. If you trust it, pass a higher max_pixels "
+            "to ImageSet.from_folder, or --max-pixels to a command")
     return width * height
 
-# %% ../nbs/00_data.ipynb #ebc19287
+# %% ../nbs/00_data.ipynb #cell-25
 @contextmanager
 def _naming(name: str) -> Iterator[None]:
     """Whatever goes wrong in this block becomes a ValueError about the image `name`."""
@@ -229,16 +232,17 @@ def _decode(file: BinaryIO, name: str, max_pixels: int) -> Image.Image:
         image = _upright(image)
         return _to_upright_rgb(image)
 
-
-_HIDDEN = set("\u00ad\u200b\u200e\u200f\u202a\u202b\u202c\u202d\u202e"
-              "\u2060\u2066\u2067\u2068\u2069\ufeff")  # they take no room, or turn text around
+# %% ../nbs/00_data.ipynb #cell-27
+_HIDDEN = set(
+    "\u00ad\u200b\u200e\u200f\u2060\ufeff"                      # take no room
+    "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # turn text around
 
 
 def printable(text: str | bytes | os.PathLike) -> str:
     """Text for people: what cannot be seen or written is spelled out, as in caf\\xe9.
 
-    text: a message, a file name or a path. Spelled out are control characters (a terminal
-    obeys them), invisible characters, and bytes of a file name that are no UTF-8.
+    text: a message, a file name or a path. Spelled out are control characters (which a
+        terminal obeys), invisible characters, and bytes that are no UTF-8.
     """
     text = os.fsdecode(text)
     return text if text.isprintable() else "".join(map(_spelled_out, text))
@@ -251,19 +255,19 @@ def _spelled_out(character: str) -> str:
         return character.encode("unicode_escape", "surrogatepass").decode()
     return character
 
-# %% ../nbs/00_data.ipynb #cell-16
+# %% ../nbs/00_data.ipynb #cell-29
 def read_image(item, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Return one image as an upright RGB Pillow image.
 
     item: a path; a Pillow image; an array [H, W] or [H, W, 3], or a tensor [3, H, W] or
-        [H, W], of integers (0-255; uint16: 0-65535), floats (0-1) or booleans; or an image
+        [H, W], of integers (0-255; uint16: 0-65535), floats (0-1) or booleans; or a
         file that is not decoded yet: its bytes, a file opened with "rb", or a row
         {"bytes": ..., "path": ...} as the Hugging Face hub has them.
     max_pixels: the largest width x height of a file that is decoded.
 
-    Files are opened by what they hold, and only if it is one of `IMAGE_KINDS`; of several
-    frames the first is read. Raises FileNotFoundError for a missing file, and ValueError,
-    with the name of the image, for whatever cannot be read.
+    Files are opened by what they hold, and only if that is one of `IMAGE_KINDS`; of
+    several frames the first is read. Raises FileNotFoundError for a missing file, and
+    ValueError, with the name of the image, for whatever cannot be read.
     """
     if isinstance(item, Mapping) and {"bytes", "path"} & set(item):
         item = _undecoded(item)
@@ -277,14 +281,14 @@ def read_image(item, max_pixels: int = MAX_PIXELS) -> Image.Image:
         return _read_pillow(item, max_pixels)
     return to_rgb(Image.fromarray(_to_array(item)))
 
-
+# %% ../nbs/00_data.ipynb #cell-30
 def _read_path(path: str | os.PathLike, max_pixels: int) -> Image.Image:
     name = printable(path)
     name = name if len(name) <= 500 else name[:200] + "..."
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
-            raise ValueError("it is a folder or a device, not a file; ImageSet.from_folder "
-                             "reads folders")
+            raise ValueError("it is a folder or a device, not a file; folders are for "
+                             "ImageSet.from_folder")
         file = open(path, "rb")
     except FileNotFoundError:
         download = "; download it first" if "://" in name else ""
@@ -295,7 +299,7 @@ def _read_path(path: str | os.PathLike, max_pixels: int) -> Image.Image:
     with file:
         return _decode(file, name, max_pixels)
 
-# %% ../nbs/00_data.ipynb #bb391e5f
+# %% ../nbs/00_data.ipynb #cell-31
 def _undecoded(row: Mapping):
     """What a row of the Hugging Face hub holds: the bytes of a file, or its path."""
     content, path = row.get("bytes"), row.get("path")
@@ -318,23 +322,23 @@ def _read_file(file: BinaryIO, max_pixels: int) -> Image.Image:
     name = getattr(file, "name", None)
     name = printable(name) if isinstance(name, str) else "an open file"
     if isinstance(file, io.TextIOBase):
-        raise ValueError(f"{name}: cannot be read as an image (it is open as text; open it "
-                         'with the mode "rb")')
+        raise ValueError(f"{name}: cannot be read as an image (it is open as text; "
+                         'open it with the mode "rb")')
     return _decode(file, name, max_pixels)
 
 
 def _read_pillow(image: Image.Image, max_pixels: int) -> Image.Image:
-    """A Pillow image in RGB; one that is not decoded yet has to keep the rules for files."""
+    """A Pillow image in RGB; one that is not decoded yet keeps the rules for files."""
     waiting = isinstance(image, ImageFile.ImageFile) and bool(image.tile)
     if waiting or isinstance(image, ImageFile.StubImageFile):
         if image.format not in {*IMAGE_KINDS, "MPO"}:
-            raise ValueError(f"a Pillow image of the format {image.format} is not decoded "
-                             "here; if you trust it, call its load() first")
+            raise ValueError(f"a Pillow image of the format {image.format} is not "
+                             "decoded here; if you trust it, call its load() first")
         _count_pixels(image, "a Pillow image", max_pixels)
     with _naming("a Pillow image"):
         return to_rgb(image)
 
-# %% ../nbs/00_data.ipynb #9f7db01a
+# %% ../nbs/00_data.ipynb #cell-32
 def _to_array(item) -> np.ndarray:
     """One array or tensor as uint8 [H, W] or [H, W, 3]."""
     array = _numbers(item)
@@ -344,13 +348,14 @@ def _to_array(item) -> np.ndarray:
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     if not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)):
-        raise ValueError("an image array must be [H, W] or [H, W, 3] (a tensor [3, H, W] "
-                         f"or [H, W]), this one has shape {shape}")
+        raise ValueError("an image array must be [H, W] or [H, W, 3] (a tensor "
+                         f"[3, H, W] or [H, W]), this one has shape {shape}")
     if not array.size:
         raise ValueError(f"an image of shape {shape} has no pixels")
     if array.dtype == np.uint8:
         return array
-    highest = {"f": 1, "b": 1}.get(array.dtype.kind, 65535 if array.dtype == np.uint16 else 255)
+    kind = "uint16" if array.dtype == np.uint16 else array.dtype.kind
+    highest = {"uint16": 65535, "f": 1, "b": 1}.get(kind, 255)
     if not (0 <= array.min() and array.max() <= highest):
         raise ValueError(
             f"{array.dtype} images must lie in 0-{highest} (before any normalisation), "
@@ -360,14 +365,13 @@ def _to_array(item) -> np.ndarray:
         row[...] = (values / highest * 255).round()
     return result
 
-
+# %% ../nbs/00_data.ipynb #cell-33
 def _numbers(item) -> np.ndarray:
     """A tensor or whatever NumPy takes for an array of numbers, as an array."""
     try:
         if isinstance(item, torch.Tensor):
             item = item.detach().cpu()
-            item = item.float() if item.dtype in (torch.bfloat16, torch.float16) else item
-            array = item.numpy()
+            array = (item.float() if item.dtype == torch.bfloat16 else item).numpy()
         else:
             array = np.asarray(item)
         if array.dtype.kind in "uifb" and array.ndim:
@@ -375,20 +379,20 @@ def _numbers(item) -> np.ndarray:
     except Exception:  # NumPy and PyTorch raise what they like, too
         pass
     raise ValueError(
-        f"{reprlib.repr(item)} is no image: give a path, a Pillow image, an array [H, W] or "
-        "[H, W, 3], a tensor [3, H, W], or the bytes of an image file")
+        f"{reprlib.repr(item)} is no image: give a path, a Pillow image, an array "
+        "[H, W] or [H, W, 3], a tensor [3, H, W], or the bytes of an image file")
 
-# %% ../nbs/00_data.ipynb #cell-20
+# %% ../nbs/00_data.ipynb #cell-39
 def check_classnames(classnames: Iterable[str] | str | Path) -> list[str]:
-    """Return class names as a list of distinct, visible strings, runs of blanks made one.
+    """Return class names as a list of distinct, visible strings, in Unicode's form NFC.
 
-    classnames: names in the order of their labels, or the path of a file of them. Names
-        are compared and returned in Unicode's composed form (NFC).
+    classnames: names in the order of their labels, or the path of a file of them. Runs
+        of blanks are made one.
 
-    The file is text in UTF-8 (or UTF-16 with its mark) with one name a line; blank lines
-    are left out, and a single line "cat,dog,rabbit" is three names. A table with a header
-    (.csv, .tsv, or columns in a text file) has its names in the column called name,
-    classname, class or label. Raises FileNotFoundError when there is no such file, and
+    The file is text in UTF-8 (or UTF-16 with its mark) with one name a line. Blank lines
+    are left out, and a single line "cat,dog,rabbit" is three names. A table with a
+    header (.csv, .tsv, or columns in a text file) has its names in the column called
+    name, classname, class or label. Raises FileNotFoundError when there is no such file, and
     ValueError for another table, for what is no text, for dicts and sets, and for names
     that are empty, repeated, or hold control characters.
     """
@@ -397,20 +401,21 @@ def check_classnames(classnames: Iterable[str] | str | Path) -> list[str]:
     names = [_check_name(name, c) for c, name in enumerate(_in_order(classnames))]
     repeated = sorted(name for name, times in Counter(names).items() if times > 1)
     if repeated:
-        more = ", ..." if len(repeated) > 10 else ""
-        raise ValueError(f"class names must be distinct; repeated: {', '.join(repeated[:10])}{more}")
+        shown = ", ".join(repeated[:10]) + (", ..." if len(repeated) > 10 else "")
+        raise ValueError(f"class names must be distinct; repeated: {shown}")
     return names
 
-
+# %% ../nbs/00_data.ipynb #cell-40
 def _in_order(classnames) -> Iterable:
     if isinstance(classnames, Mapping):
-        raise ValueError("class names are a list in the order of their labels, not a dict; "
-                         "pass list(names.values()) if its keys count 0, 1, 2, ...")
+        raise ValueError("class names are a list in the order of their labels, not a dict"
+                         "; pass list(names.values()) if its keys count 0, 1, 2, ...")
     if isinstance(classnames, (set, frozenset)):
-        raise ValueError("class names are a list in the order of their labels; a set has "
-                         "another order in every run: pass sorted(names)")
-    if isinstance(classnames, (bytes, bytearray)) or not hasattr(classnames, "__iter__"):
-        raise ValueError(f"class names are a list of text, not {reprlib.repr(classnames)}")
+        raise ValueError("class names are a list in the order of their labels; a set "
+                         "has another order in every run: pass sorted(names)")
+    if isinstance(classnames, bytes) or not hasattr(classnames, "__iter__"):
+        raise ValueError("class names are a list of text, not "
+                         f"{reprlib.repr(classnames)}")
     return classnames
 
 
@@ -425,7 +430,7 @@ def _check_name(name, position: int) -> str:
                          f"{printable(name)[:200]}")
     return name if name.isascii() else unicodedata.normalize("NFC", name)
 
-# %% ../nbs/00_data.ipynb #aaa4a397
+# %% ../nbs/00_data.ipynb #cell-42
 _NAME_COLUMNS = ("name", "classname", "class_name", "class name", "class", "label")
 
 
@@ -445,28 +450,31 @@ def _read_classnames(path: Path) -> list[str]:
         return first
     if table and max(len(row) for row in [first, *others]) == 1:
         return [row[0] for row in [first, *others]]
-    if table or "\t" in lines[0] or all(re.match(r"\s*\d+\s*[,;]", line) for line in lines):
+    numbered = all(re.match(r"\s*\d+\s*[,;]", line) for line in lines)
+    if table or numbered or "\t" in lines[0]:
         raise ValueError(
-            f"class list {path} has several columns, and its first line calls none of them "
-            "name, class or label; add such a line, or write one name a line")
+            f"class list {path} has several columns, and its first line calls none of "
+            "them name, class or label; add such a line, or write one name a line")
     return lines
 
-
+# %% ../nbs/00_data.ipynb #cell-43
 def _read_text(path: Path) -> str:
     try:
         content = path.read_bytes()
     except (OSError, ValueError) as error:
-        raise FileNotFoundError(f"there is no class list {printable(path)[:80]!r} to read; give a "
-                                "list of names, or a text file with one name a line") from error
+        raise FileNotFoundError(
+            f"there is no class list {printable(path)[:80]!r} to read; give a list of "
+            "names, or a text file with one name a line") from error
     try:
         utf16 = content[:2] in (b"\xff\xfe", b"\xfe\xff")
         return content.decode("utf-16" if utf16 else "utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"class list {printable(path)} is not UTF-8 text: {error}") from error
+        name = printable(path)
+        raise ValueError(f"class list {name} is not UTF-8 text: {error}") from error
 
 
 def _name_column(path: Path, header: list[str], rows: list[list[str]]) -> list[str]:
-    """The column that holds the names: the first of `_NAME_COLUMNS` that is not all numbers."""
+    """The names of a table: the first of `_NAME_COLUMNS` that is not all numbers."""
     for column in _NAME_COLUMNS:
         if column in header:
             place = header.index(column)
@@ -475,27 +483,29 @@ def _name_column(path: Path, header: list[str], rows: list[list[str]]) -> list[s
                 return names
     raise ValueError(f"class list {path} has only numbers where its names should be")
 
-# %% ../nbs/00_data.ipynb #cell-22
+# %% ../nbs/00_data.ipynb #cell-45
 def check_labels(labels: Sequence[int] | None, count: int, num_classes: int) -> np.ndarray:
     """Return labels as int64 [count], `-1` meaning unlabelled; None gives all `-1`.
 
-    labels: whole numbers [count] that count the classes from 0, in a list, an array or a
-        tensor; None when there are none.
+    labels: whole numbers [count] that count the classes from 0, in a list, an array or
+        a tensor; None when there are none.
     count: the number of images.
     num_classes: the number of classes.
 
-    Raises ValueError for a wrong length, for labels that are not integers (text, floats,
-    booleans), and for labels outside -1 ... num_classes - 1.
+    Raises ValueError for a wrong length, for labels that are not integers (text,
+    floats, booleans), and for labels outside -1 ... num_classes - 1.
     """
     if labels is None:
         return np.full(count, -1, np.int64)
     array = _label_array(labels)
     if array.shape != (count,):
         raise ValueError(f"{count} images need labels of shape ({count},), these have shape {array.shape}")
-    if count and array.dtype.kind not in "iu":
-        example = next((label for label in array.tolist() if type(label) is not int), array[0])
-        raise ValueError(f"labels must be integers, these are {array.dtype}, for example "
-                         f"{reprlib.repr(example)}; -1 means unlabelled")
+    if not count:
+        return np.empty(0, np.int64)
+    if array.dtype.kind not in "iu":
+        odd = [label for label in array.tolist() if type(label) is not int] or array
+        raise ValueError(f"labels must be integers, these are {array.dtype}, for "
+                         f"example {reprlib.repr(odd[0])}; -1 means unlabelled")
     if not num_classes and (array >= 0).any():
         raise ValueError("labels count classes, so they need class names: pass classnames, too")
     outside = np.unique(array[(array < -1) | (array >= num_classes)])
@@ -506,19 +516,20 @@ def check_labels(labels: Sequence[int] | None, count: int, num_classes: int) -> 
 
 def _label_array(labels) -> np.ndarray:
     try:
-        return np.asarray(labels.detach().cpu() if isinstance(labels, torch.Tensor) else labels)
-    except Exception:  # rows of different lengths, kinds of tensors that NumPy does not have
+        labels = labels.detach().cpu() if isinstance(labels, torch.Tensor) else labels
+        return np.asarray(labels)
+    except Exception:  # rows of different lengths, tensors of a kind that NumPy lacks
         raise ValueError("labels must be one integer an image, not "
                          f"{reprlib.repr(labels)}") from None
 
-# %% ../nbs/00_data.ipynb #cell-23
+# %% ../nbs/00_data.ipynb #cell-46
 def check_count(value: int, name: str, lowest: int = 1) -> int:
     """Return a whole number as int. Raises ValueError, calling it `name`, for anything else (booleans, floats) and below `lowest`."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < lowest:
         raise ValueError(f"{name} must be a {'positive ' if lowest == 1 else ''}whole number{f' from {lowest}' if lowest not in (0, 1) else ''}, got {value!r}")
     return int(value)
 
-# %% ../nbs/00_data.ipynb #cell-26
+# %% ../nbs/00_data.ipynb #cell-49
 _GLOBAL_RANDOM_STATE = threading.RLock()
 
 
@@ -543,7 +554,7 @@ def seeded(seed: int) -> Iterator[None]:
             np.random.set_state(numpy_state)
 
 
-# %% ../nbs/00_data.ipynb #cell-29
+# %% ../nbs/00_data.ipynb #cell-52
 class ImageSet(torch.utils.data.Dataset):
     """Images with class names and labels, decoded one at a time when asked for.
 
@@ -554,12 +565,13 @@ class ImageSet(torch.utils.data.Dataset):
     ignored: (path, kind) for files of a folder that are no images.
     max_pixels: the largest width x height of a file that is decoded.
 
-    The arguments are attributes, too; `labels` is int64 [N]. Raises ValueError for what is
-    no sequence, and as `check_classnames` and `check_labels` do.
+    The arguments are attributes, too; `labels` is int64 [N]. Raises ValueError for what
+    is no sequence, and as `check_classnames` and `check_labels` do.
     """
 
-    def __init__(self, images: Sequence, classnames: Sequence[str] = (), labels: Sequence[int] | None = None, *,
-                 skipped: Sequence = (), ignored: Sequence = (), max_pixels: int = MAX_PIXELS):
+    def __init__(self, images: Sequence, classnames: Sequence[str] = (),
+                 labels: Sequence[int] | None = None, *, skipped: Sequence = (),
+                 ignored: Sequence = (), max_pixels: int = MAX_PIXELS):
         self.images = _check_sequence(images)
         self.classnames = check_classnames(classnames)
         self.labels = check_labels(labels, len(images), len(self.classnames))
@@ -589,17 +601,19 @@ class ImageSet(torch.utils.data.Dataset):
 
     def view(self, transform: Callable[[Image.Image, np.random.Generator], Image.Image], seed: int = 0) -> ImageSet:
         """The same images seen through `transform(image, rng)`; image i of this set gets a generator made from (`seed`, i) alone."""
-        return self._with(_View(self.images, transform, seed, self.max_pixels), self.labels)
+        images = _View(self.images, transform, seed, self.max_pixels)
+        return self._with(images, self.labels)
 
     def _with(self, images: Sequence, labels: np.ndarray) -> ImageSet:
-        """Other images and labels under the same class names, which are not checked again."""
+        """Other images and labels; the class names are not checked again."""
         other = ImageSet(images, max_pixels=self.max_pixels)
         other.classnames, other.labels = list(self.classnames), np.array(labels)
         return other
 
     @classmethod
-    def from_folder(cls, root: str | Path, classnames: Sequence[str] | str | Path | None = None, on_error: str = "skip",
-                    max_pixels: int = MAX_PIXELS) -> ImageSet:
+    def from_folder(cls, root: str | Path,
+                    classnames: Sequence[str] | str | Path | None = None,
+                    on_error: str = "skip", max_pixels: int = MAX_PIXELS) -> ImageSet:
         """Images of a folder: see `read_folder`."""
         return read_folder(root, classnames, on_error, max_pixels)
 
@@ -618,7 +632,7 @@ class ImageSet(torch.utils.data.Dataset):
         """One split of a Hugging Face data set: see `read_hub`."""
         return read_hub(name, split, **options)
 
-# %% ../nbs/00_data.ipynb #cell-31
+# %% ../nbs/00_data.ipynb #cell-54
 class _Selection(Sequence):
     """Some elements of another sequence, fetched when asked for."""
 
@@ -635,7 +649,8 @@ class _Selection(Sequence):
 class _View(Sequence):
     """Images seen through a random transform whose numbers depend on the seed and the position only."""
 
-    def __init__(self, items: Sequence, transform: Callable, seed: int, max_pixels: int = MAX_PIXELS):
+    def __init__(self, items: Sequence, transform: Callable, seed: int,
+                 max_pixels: int = MAX_PIXELS):
         self.items, self.transform, self.seed = items, transform, seed
         self.max_pixels = max_pixels
 
@@ -657,7 +672,7 @@ def _read_nth(items: Sequence, index: int, max_pixels: int) -> Image.Image:
             raise
         raise ValueError(f"image {index}: {error}") from error
 
-# %% ../nbs/00_data.ipynb #cell-33
+# %% ../nbs/00_data.ipynb #cell-56
 def as_imageset(images) -> ImageSet:
     """Return `images` as an ImageSet: an ImageSet itself, a list of paths or Pillow images, or an array or tensor of images.
 
@@ -676,19 +691,23 @@ def as_imageset(images) -> ImageSet:
 
 def _check_sequence(images) -> Sequence:
     if isinstance(images, (str, bytes, bytearray, os.PathLike, Image.Image, Mapping)):
-        raise ValueError(f"one {type(images).__name__} is not a set of images; put it in a list, or use ImageSet.from_folder for a folder")
+        raise ValueError(f"one {type(images).__name__} is not a set of images; put it in "
+                         "a list, or use ImageSet.from_folder for a folder")
     if not (hasattr(images, "__len__") and hasattr(images, "__getitem__")):
-        raise ValueError(f"images must be a list or another sequence, not {type(images).__name__}")
+        raise ValueError("images must be a list or another sequence, not "
+                         f"{type(images).__name__}")
     return images
 
-# %% ../nbs/00_data.ipynb #cell-38
+# %% ../nbs/00_data.ipynb #cell-61
 _ENDINGS = {ending for endings in IMAGE_KINDS.values() for ending in endings}
-_LITTER = {"thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "__macosx", "lost+found",
-           "#recycle", "@recycle", "$recycle.bin", "system volume information"}
+_LITTER = {"thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "__macosx",
+           "lost+found", "#recycle", "@recycle", "$recycle.bin",
+           "system volume information"}
+_HIDDEN_KIND = "hidden or of the system"
 
 
 def _as_name(folder: str) -> str:
-    """The class name of a folder: blanks for underscores, visible, in composed form (NFC)."""
+    """The class name of a folder: blanks for underscores, visible, in the form NFC."""
     name = printable(" ".join(folder.replace("_", " ").split()) or folder)
     return unicodedata.normalize("NFC", name)
 
@@ -700,21 +719,22 @@ def _is_litter(name: str) -> bool:
 def _kind_of_file(path: Path) -> str | None:
     """What a file is that is no image, in a word; None for what should be an image."""
     if _is_litter(path.name):
-        return "hidden or of the system"
+        return _HIDDEN_KIND
     if path.suffix:
-        return None if path.suffix.lower() in _ENDINGS else printable(path.suffix.lower())[:20]
+        ending = path.suffix.lower()
+        return None if ending in _ENDINGS else printable(ending)[:20]
     try:
         with open(path, "rb") as file:
             _open(file)
     except Exception:  # no ending, and no image by its content
         return "without an ending"
 
-# %% ../nbs/00_data.ipynb #bb98ca7c
+# %% ../nbs/00_data.ipynb #cell-62
 class _Walk:
     """A walk through a folder: its images, its sub-folders, and what is left out.
 
-    `paths` are the images, sorted. `ignored` lists (path, kind) of what is no image, and
-    `skipped` (path, reason) of folders that cannot be opened.
+    `paths` are the images, sorted. `ignored` lists (path, kind) of what is no image,
+    and `skipped` (path, reason) of folders that cannot be opened.
     """
 
     def __init__(self, root: Path):
@@ -724,137 +744,160 @@ class _Walk:
         self.paths, self.ignored, self.skipped = [], [], []
         for entry in sorted(root.iterdir()):
             if not entry.is_dir():
-                self._take(entry)
+                self.take(entry)
             elif _is_litter(entry.name):
-                self.ignored.append((str(entry), "hidden or of the system"))
+                self.ignored.append((str(entry), _HIDDEN_KIND))
             else:
                 self.folders.append(entry.name)
-                self._enter(entry)
+                _enter(self, entry)
+        if not self.paths:
+            found = "no images in this folder" + _counted(self.ignored, " (but {})")
+            raise FileNotFoundError(f"{printable(root)}: {found}")
         self.paths.sort()
 
-    def _take(self, path: Path):
+    def take(self, path: Path):
         kind = _kind_of_file(path)
         if kind is None:
             self.paths.append(path)
         else:
             self.ignored.append((str(path), kind))
 
-    def _enter(self, top: Path):
-        """Take everything below a sub-folder, through links, but no folder twice."""
-        seen = {os.path.realpath(self.root)}
-        for folder, folders, names in os.walk(top, followlinks=True, onerror=self._closed):
-            real = os.path.realpath(folder)
-            twice = {} if real not in seen else {folder: "a link to a folder that is read anyway"}
-            seen.add(real)
-            litter = {os.path.join(folder, name): "hidden or of the system"
-                      for name in folders if _is_litter(name)}
-            self.ignored += list((twice or litter).items())
-            folders[:] = [] if twice else [name for name in folders if not _is_litter(name)]
-            for name in [] if twice else names:
-                self._take(Path(folder, name))
-
-    def _closed(self, error: OSError):
+    def closed(self, error: OSError):
         reason = f"{printable(error.filename)}: cannot be opened ({error.strerror})"
         self.skipped.append((error.filename, reason))
 
-# %% ../nbs/00_data.ipynb #cell-40
-def read_folder(root: str | Path, classnames: Sequence[str] | str | Path | None = None, on_error: str = "skip",
-                max_pixels: int = MAX_PIXELS) -> ImageSet:
-    """Images of a folder, in sorted order of their paths; every file is opened once, to see that it can be read.
+# %% ../nbs/00_data.ipynb #cell-63
+def _enter(walk: _Walk, top: Path):
+    """Take everything below a sub-folder, through links, but no folder twice."""
+    seen = {os.path.realpath(walk.root)}
+    for folder, folders, names in os.walk(top, onerror=walk.closed, followlinks=True):
+        if os.path.realpath(folder) in seen:
+            walk.ignored.append((folder, "a link to a folder that is read anyway"))
+            folders.clear()
+            continue
+        seen.add(os.path.realpath(folder))
+        litter = [name for name in folders if _is_litter(name)]
+        walk.ignored += [(os.path.join(folder, name), _HIDDEN_KIND) for name in litter]
+        folders[:] = [name for name in folders if not _is_litter(name)]
+        for name in names:
+            walk.take(Path(folder, name))
 
-    root: the folder. Images that lie directly in it are unlabelled. Those in a sub-folder,
-        however deep, belong to the class with that folder's name (underscores read as
-        blanks). Links to folders are followed.
+# %% ../nbs/00_data.ipynb #cell-65
+def read_folder(root: str | Path, classnames: Sequence[str] | str | Path | None = None,
+                on_error: str = "skip", max_pixels: int = MAX_PIXELS) -> ImageSet:
+    """Images of a folder, sorted by path; each is read once, to see that it can be.
+
+    root: the folder. Images that lie directly in it are unlabelled. Those in a
+        sub-folder, however deep, belong to the class with that folder's name
+        (underscores read as blanks). Links to folders are followed.
     classnames: sets the classes and their order (a list, or a file: see
         `check_classnames`). Without it they are the sub-folders with images, sorted.
     on_error: "skip" leaves damaged images out, with a warning, and lists them in
         `.skipped`; "raise" raises ValueError.
-    max_pixels: the largest width x height of a file that is decoded; larger ones count as
-        damaged.
+    max_pixels: the largest width x height of a file that is decoded; larger ones count
+        as damaged.
 
-    What is no image by its ending (or, without one, by its content) is left out and listed
-    in `.ignored`; one warning counts it, and names empty sub-folders and those that become
-    one class. Raises FileNotFoundError when there is no folder or no image in it, and
-    ValueError for a sub-folder outside `classnames` and when no image can be read.
+    What is no image by its ending (or, without one, by its content) is left out and
+    listed in `.ignored`; one warning counts it, and names empty sub-folders and those
+    that become one class. Raises FileNotFoundError when there is no folder or no image
+    in it, ValueError for a sub-folder outside `classnames`, and when no image can be
+    read.
     """
     if on_error not in ("skip", "raise"):
         raise ValueError(f"on_error must be 'skip' or 'raise', not {on_error!r}")
     check_count(max_pixels, "max_pixels")
     walk = _Walk(Path(root))
-    if not walk.paths:
-        raise FileNotFoundError(f"{printable(root)}: no images in this folder{_counted(walk.ignored, ' (but {})')}")
     parts = [path.relative_to(root).parts for path in walk.paths]
     folders = [part[0] if len(part) > 1 else None for part in parts]
     names = {folder: _as_name(folder) for folder in sorted(set(folders) - {None})}
-    classnames = check_classnames(sorted(set(names.values())) if classnames is None else classnames)
-    index = _class_index(classnames)
-    unknown = [printable(folder) for folder, name in names.items() if name not in index]
-    if unknown:
-        raise ValueError(f"{printable(root)}: sub-folders that are not among the class names: {', '.join(unknown[:10])}")
+    if classnames is None:
+        classnames = sorted(set(names.values()))
+    classnames = check_classnames(classnames)
+    labels = _folder_labels(walk.root, folders, names, classnames)
     if notes := _notes(walk, names):
         warnings.warn(f"{printable(root)}: " + "; ".join(notes), stacklevel=3)
-    labels = [-1 if folder is None else index[names[folder]] for folder in folders]
     images = ImageSet(walk.paths, classnames, labels if classnames else None,
                       skipped=walk.skipped, ignored=walk.ignored, max_pixels=max_pixels)
     return _without_damaged(images, on_error)
 
-
-def _class_index(classnames: list[str]) -> dict[str, int]:
-    """The label of each name that a sub-folder can have."""
+# %% ../nbs/00_data.ipynb #cell-66
+def _folder_labels(root: Path, folders: list, names: dict[str, str],
+                   classnames: list[str]) -> list[int]:
+    """The label of each image by its folder; `names` are class names by folder."""
     index = {}
     for label, name in enumerate(classnames):
         first = index.setdefault(_as_name(name), label)
         if first != label:
-            raise ValueError(f"the class names {classnames[first]!r} and {name!r} mean one sub-folder")
-    return index
+            raise ValueError(f"the class names {classnames[first]!r} and {name!r} mean "
+                             "one sub-folder")
+    unknown = [printable(folder) for folder, name in names.items() if name not in index]
+    if unknown:
+        raise ValueError(f"{printable(root)}: sub-folders that are not among the class "
+                         f"names: {', '.join(unknown[:10])}")
+    return [-1 if folder is None else index[names[folder]] for folder in folders]
 
-# %% ../nbs/00_data.ipynb #a7d5fd92
+# %% ../nbs/00_data.ipynb #cell-67
 def _notes(walk: _Walk, names: dict[str, str]) -> list[str]:
-    """What a walk left out, joined or found empty; `names` are the class names by folder."""
-    notes = [_counted(walk.ignored, "left out, as they are no images: {}")] if walk.ignored else []
+    """What a walk left out, joined or found empty; `names`: class names by folder."""
+    ignored = _counted(walk.ignored, "left out, as they are no images: {}")
+    notes = [ignored] if ignored else []
     empty = [printable(folder) for folder in walk.folders if folder not in names]
     if empty:
-        notes.append(f"no images in the sub-folder{'s' * (len(empty) > 1)} {', '.join(empty[:10])}")
-    for name, together in _alike(names, lambda folder: names[folder]):
-        notes.append(f"the sub-folders {together} are one class, {name!r}")
-    for _, together in _alike(set(names.values()), str.casefold):
-        notes.append(f"the classes {together} differ in capital letters only, which CLIP does not see")
+        plural = "s" if len(empty) > 1 else ""
+        notes.append(f"no images in the sub-folder{plural} {', '.join(empty[:10])}")
+    for group in _alike(names, names.get):
+        notes.append(f"the sub-folders {_in_words(group)} are one class, "
+                     f"{names[group[0]]!r}")
+    for group in _alike(set(names.values()), str.casefold):
+        notes.append(f"the classes {_in_words(group)} differ in capital letters only, "
+                     "which CLIP does not see")
     return notes
 
 
-def _alike(names: Iterable[str], key: Callable) -> list[tuple[str, str]]:
-    """Groups of names with the same `key`: the key, and the names in words."""
+def _alike(names: Iterable[str], key: Callable[[str], str]) -> list[list[str]]:
+    """The groups of several names that have the same `key`."""
     groups = {}
     for name in sorted(names):
         groups.setdefault(key(name), []).append(name)
-    groups = {shared: group for shared, group in groups.items() if len(group) > 1}
-    look_alike = lambda group: len({unicodedata.normalize("NFC", name) for name in group}) < len(group)
-    return [(shared, " and ".join(map(ascii if look_alike(group) else repr, group))) for shared, group in groups.items()]
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _in_words(names: list[str]) -> str:
+    """'a' and 'b'; spelled out where they would look the same."""
+    seen = {unicodedata.normalize("NFC", name) for name in names}
+    look_alike = len(seen) < len(names)
+    return " and ".join(map(ascii if look_alike else repr, names))
 
 
 def _counted(ignored: Sequence[tuple[str, str]], sentence: str) -> str:
     """`sentence` around "2 .txt, 1 .mp4"; nothing where nothing is ignored."""
     kinds = Counter(kind for _, kind in ignored).most_common()
-    more = [f"{sum(count for _, count in kinds[8:])} others"] if kinds[8:] else []
-    return sentence.format(", ".join([f"{count} {kind}" for kind, count in kinds[:8]] + more)) if kinds else ""
+    parts = [f"{count} {kind}" for kind, count in kinds[:8]]
+    if kinds[8:]:
+        parts.append(f"{sum(count for _, count in kinds[8:])} others")
+    return sentence.format(", ".join(parts)) if parts else ""
 
-# %% ../nbs/00_data.ipynb #cell-42
+# %% ../nbs/00_data.ipynb #cell-69
 def _without_damaged(images: ImageSet, on_error: str) -> ImageSet:
+    paths = images.images
     with ThreadPoolExecutor() as pool:
         check = partial(_damage, max_pixels=images.max_pixels)
-        reasons = list(tqdm(pool.map(check, images.images), "checking images", len(images), unit="image", delay=2))
-    damaged = [(str(path), reason) for path, reason in zip(images.images, reasons) if reason]
+        results = pool.map(check, paths)
+        reasons = list(tqdm(results, "checking images", len(paths), unit="image", delay=2))
+    damaged = [(str(path), reason) for path, reason in zip(paths, reasons) if reason]
     skipped = images.skipped + damaged
     if not skipped:
         return images
     named = "\n  ".join(reason for _, reason in skipped[:5]) + ("\n  ..." if len(skipped) > 5 else "")
-    closed = f", {len(images.skipped)} folders closed" if images.skipped else ""
+    count = f"{len(damaged)} of {len(images)} images"
+    if images.skipped:
+        count = f"{len(images.skipped)} folders cannot be opened, {count}"
     if on_error == "raise" or len(damaged) == len(images):
-        raise ValueError(f"{len(damaged)} of {len(images)} images cannot be read{closed}:\n  {named}")
-    warnings.warn(f"{len(damaged)} of {len(images)} images skipped{closed}:\n  {named}", stacklevel=4)
+        raise ValueError(f"{count} cannot be read:\n  {named}")
+    warnings.warn(f"{count} skipped:\n  {named}", stacklevel=4)
     kept = [i for i, reason in enumerate(reasons) if not reason]
     sound = images.subset(kept)
-    sound.images = [images.images[i] for i in kept]
+    sound.images = [paths[i] for i in kept]
     sound.skipped, sound.ignored = skipped, images.ignored
     return sound
 
@@ -865,7 +908,7 @@ def _damage(path: Path, max_pixels: int) -> str | None:
     except (ValueError, FileNotFoundError) as error:
         return str(error)
 
-# %% ../nbs/00_data.ipynb #cell-47
+# %% ../nbs/00_data.ipynb #cell-74
 DIGIT_NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 
 
@@ -887,7 +930,7 @@ def digits(split: str = "train") -> ImageSet:
     images = np.stack([np.asarray(Image.fromarray(scan).resize((32, 32), Image.Resampling.BICUBIC)) for scan in pixels])
     return ImageSet(images, DIGIT_NAMES, labels[indices].astype(np.int64))
 
-# %% ../nbs/00_data.ipynb #cell-51
+# %% ../nbs/00_data.ipynb #cell-78
 def show_images(images: Sequence, titles: Sequence[str] = (), columns: int = 8, size: float = 1.1):
     """Draw images (anything `read_image` reads) in a grid, with titles above the first ones; returns the matplotlib figure."""
     import matplotlib.pyplot as plt
@@ -903,10 +946,10 @@ def show_images(images: Sequence, titles: Sequence[str] = (), columns: int = 8, 
     for axis, image in zip(axes.flat, images):
         axis.imshow(read_image(image))
     for axis, title in zip(axes.flat, titles):
-        axis.set_title(title, fontsize=8)
+        axis.set_title(title, fontsize=8, parse_math=False)
     return figure
 
-# %% ../nbs/00_data.ipynb #cell-53
+# %% ../nbs/00_data.ipynb #cell-80
 @cache
 def dataset_facts() -> dict[str, dict]:
     """What `datasets.json` knows of each public data set: `classnames`, `templates`, `aliases`, `source`."""
@@ -924,7 +967,7 @@ TORCHVISION_SPLITS = {  # constructor arguments of the parts that make up train,
     "DTD": _WITH_VALIDATION, "Flowers102": _WITH_VALIDATION, "FGVCAircraft": _TRAINVAL, "OxfordIIITPet": _TRAINVAL,
     "EuroSAT": _WHOLE, "Caltech101": _WHOLE, "SUN397": _WHOLE}
 
-# %% ../nbs/00_data.ipynb #cell-55
+# %% ../nbs/00_data.ipynb #cell-82
 def read_torchvision(name: str, root: str | Path, split: str = "train", download: bool = True) -> ImageSet:
     """The `"train"` or `"test"` split of a torchvision data set (see `TORCHVISION_SPLITS`), stored under `root`.
 
@@ -953,7 +996,7 @@ def _open_torchvision(name: str, root: str | Path, options: dict, download: bool
             raise ConnectionError(f"could not download {name}: {error}. To work offline, copy the data to {root} and pass download=False") from error
         raise FileNotFoundError(f"{name} is not complete under {root}: {error}") from error
 
-# %% ../nbs/00_data.ipynb #cell-57
+# %% ../nbs/00_data.ipynb #cell-84
 def _torchvision_labels(name: str, part) -> np.ndarray:
     """Labels int64 [N] of a torchvision data set, counted by the class names in `datasets.json`."""
     if name == "GTSRB":  # the folder of a training image is its class
@@ -979,7 +1022,7 @@ def _torchvision_labels(name: str, part) -> np.ndarray:
 def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", " ", name.lower()).strip()
 
-# %% ../nbs/00_data.ipynb #cell-59
+# %% ../nbs/00_data.ipynb #cell-86
 def _fixed_split(part, labels: np.ndarray, split: str) -> np.ndarray:
     """Indices of our own 80 : 20 split, stratified by class, seed 0, independent of the order of files on disk."""
     from sklearn.model_selection import StratifiedKFold
@@ -1000,9 +1043,12 @@ class _TorchvisionImages(Sequence):
         return len(self.items)
 
     def __getitem__(self, index: int) -> Image.Image:
-        return self.items[index][0]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"image {index} of {len(self)}")
+        with _naming(f"image {index} of the data set"):
+            return self.items[index][0]
 
-# %% ../nbs/00_data.ipynb #cell-64
+# %% ../nbs/00_data.ipynb #cell-91
 def read_hub(name: str, split: str = "train", image_column: str | None = None, label_column: str | None = None,
              max_pixels: int = MAX_PIXELS, **options) -> ImageSet:
     """One split of a Hugging Face data set, by its name on the hub or a local folder; needs `clipadapt[hub]`.
@@ -1028,7 +1074,7 @@ def read_hub(name: str, split: str = "train", image_column: str | None = None, l
         raise ValueError(f"{name!r} has no image column{f' {image_column!r}' if image_column else ''}; its columns are {', '.join(columns)}")
     if label_column is not None and not isinstance(columns.get(label_column), datasets.ClassLabel):
         raise ValueError(f"{name!r} has no column {label_column!r} of class labels; its columns are {columns}")
-    if isinstance(columns[image_column], datasets.Image):  # as files: they are decoded here, by our rules
+    if isinstance(columns[image_column], datasets.Image):  # as files; we decode them
         table = table.cast_column(image_column, datasets.Image(decode=False))
     images = _Column(table.select_columns(image_column), image_column, name, max_pixels)
     if label_column is None:
@@ -1036,12 +1082,13 @@ def read_hub(name: str, split: str = "train", image_column: str | None = None, l
     return ImageSet(images, [known.replace("_", " ") for known in columns[label_column].names], table[label_column][:],
                     max_pixels=max_pixels)
 
-# %% ../nbs/00_data.ipynb #cell-66
+# %% ../nbs/00_data.ipynb #cell-93
 class _Column(Sequence):
     """One column of images of a Hugging Face table, decoded when asked for."""
 
     def __init__(self, table, column: str, name: str, max_pixels: int):
-        self.table, self.column, self.name, self.max_pixels = table, column, name, max_pixels
+        self.table, self.column = table, column
+        self.name, self.max_pixels = name, max_pixels
 
     def __len__(self) -> int:
         return len(self.table)
@@ -1054,7 +1101,7 @@ class _Column(Sequence):
         except Exception as error:  # a damaged table raises what it likes, too
             raise ValueError(f"row {index} of {self.name}: {error}") from error
 
-# %% ../nbs/00_data.ipynb #cell-70
+# %% ../nbs/00_data.ipynb #cell-97
 def weak_view(size: int, flip: bool = True) -> Callable[[Image.Image, np.random.Generator], Image.Image]:
     """A mild random transform, `transform(image, rng)`: a crop of 75-100 % of the area at `size` pixels, mirrored half the time if `flip`."""
     return partial(_weak, size=size, flip=flip)
@@ -1067,7 +1114,7 @@ def _weak(image: Image.Image, rng: np.random.Generator, size: int, flip: bool) -
     image = image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + width, top + height))
     return ImageOps.mirror(image) if flip and rng.random() < 0.5 else image
 
-# %% ../nbs/00_data.ipynb #cell-72
+# %% ../nbs/00_data.ipynb #cell-99
 def _shift(image: Image.Image, matrix: tuple) -> Image.Image:
     return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
 
@@ -1088,7 +1135,7 @@ DISTORTIONS = {  # name: (image, strength from -1 to 1) -> image
     "brightness": lambda image, s: ImageEnhance.Brightness(image).enhance(1 + 0.9 * s),
     "sharpness": lambda image, s: ImageEnhance.Sharpness(image).enhance(1 + 0.9 * s)}
 
-# %% ../nbs/00_data.ipynb #cell-75
+# %% ../nbs/00_data.ipynb #cell-102
 def strong_view(size: int, flip: bool = True, operations: int = 2, magnitude: float = 9, cutout: float = 0.5) -> Callable[[Image.Image, np.random.Generator], Image.Image]:
     """A harsh random transform, `transform(image, rng)`: a weak view, RandAugment, then Cutout.
 

@@ -20,19 +20,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 from uuid import uuid4
 
 import numpy as np
-import pandas as pd
 import psutil
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
+if TYPE_CHECKING:       # half a second that only those who write tables pay
+    import pandas as pd
 
 # %% auto #0
-__all__ = ['AnyRecord', 'explained', 'draft_target', 'remove_drafts', 'whole_file', 'whole_directory', 'replace_directory',
-           'recover_directory', 'Record', 'parse_record', 'read_record', 'write_record', 'Array', 'check_arrays',
+__all__ = ['AnyRecord', 'explained', 'draft_target', 'remove_drafts', 'whole_file', 'recover_directory', 'whole_directory',
+           'replace_directory', 'Record', 'parse_record', 'read_record', 'write_record', 'Array', 'check_arrays',
            'hash_parts', 'write_arrays', 'save_arrays', 'read_arrays', 'safe_for_spreadsheets', 'csv_text']
 
 # %% ../nbs/00_files.ipynb #cell-8
@@ -198,6 +199,15 @@ def _take_place(draft: Path, target: Path) -> None:
         raise
     _remove(_aside(target))
 
+# %% ../nbs/00_files.ipynb #new-recover
+def recover_directory(target: str | Path) -> None:
+    """Tidy up after a process that died while it replaced the folder `target`."""
+    target = Path(target).absolute()
+    if target.exists():
+        _remove(_aside(target))
+    elif _aside(target).exists():
+        _aside(target).rename(target)
+
 # %% ../nbs/00_files.ipynb #cell-18
 @contextmanager
 def whole_directory(target: str | Path, replace: bool = False) -> Iterator[Path]:
@@ -254,15 +264,6 @@ def replace_directory(target: str | Path, finished: str | Path) -> None:
                 _finish(path, path.stat().st_mode)
         recover_directory(target)
         _place(finished, target, replace=True)
-
-
-def recover_directory(target: str | Path) -> None:
-    """Tidy up after a process that died while it replaced the folder `target`."""
-    target = Path(target).absolute()
-    if target.exists():
-        _remove(_aside(target))
-    elif _aside(target).exists():
-        _aside(target).rename(target)
 
 # %% ../nbs/00_files.ipynb #cell-22
 class Record(BaseModel):
@@ -346,11 +347,15 @@ class Array:
         object.__setattr__(self, "low", low)
         object.__setattr__(self, "below", below)
 
+    def complaint(self, array: np.ndarray, sizes: dict[str, int]) -> str | None:
+        """What is wrong with `array`, or None; `sizes` that are new to it are added."""
+        return _complaint(self, array, sizes)
+
 # %% ../nbs/00_files.ipynb #2f5a4339
 def _complaint(
     declared: Array, array: np.ndarray, sizes: dict[str, int]
 ) -> str | None:
-    """What is wrong with `array`, or None; `sizes` that are new to it are added."""
+    """See `Array.complaint`."""
     if str(array.dtype) not in declared.dtypes:
         return f"has type {array.dtype}, not {' or '.join(declared.dtypes)}"
     if not _has_shape(array.shape, declared.shape, sizes):
@@ -360,6 +365,8 @@ def _complaint(
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         return "has values that are not finite"
     below = sizes.get(declared.below, declared.below)
+    if isinstance(below, str):
+        return f"has a bound, {below}, that no size gives"
     if array.size and declared.low is not None and array.min() < declared.low:
         return f"has values below {declared.low}"
     if array.size and below is not None and array.max() >= below:
@@ -401,13 +408,21 @@ def check_arrays(
         raise ValueError(f"{path} is damaged ({different[0]} {what}); {remedy}")
     sizes = dict(sizes)
     for name, array in arrays.items():
-        complaint = _complaint(declared[name], array, sizes)
+        complaint = declared[name].complaint(array, sizes)
         if complaint:
             raise ValueError(f"{path} is damaged ({name} {complaint}); {remedy}")
 
 # %% ../nbs/00_files.ipynb #cell-28
 _FORMAT = 2
-_HEADER = {"format", "clipadapt", "record", "hash"}
+
+
+class _Header(BaseModel):
+    """What stands before the arrays of a file, as one text: see `write_arrays`."""
+
+    format: int
+    clipadapt: str
+    record: str = ""
+    hash: str = ""
 
 
 def hash_parts(*parts: bytes | str) -> bytes:
@@ -420,14 +435,14 @@ def hash_parts(*parts: bytes | str) -> bytes:
     return digest.digest()
 
 
-def _seal(arrays: Mapping[str, np.ndarray], record: str) -> str:
-    """A hash over arrays and the text of their record, 32 hexadecimal digits."""
-    parts = []
+def _seal(arrays: Mapping[str, np.ndarray], header: _Header) -> str:
+    """A hash over arrays and all else that a header says: 32 hexadecimal digits."""
+    parts = [str(header.format), header.clipadapt, header.record]
     for name, array in sorted(arrays.items()):
         content = array.data if array.size else b""
         parts.append(f"{name} {array.dtype} {array.shape}")
         parts.append(hashlib.blake2b(content, digest_size=16).digest())
-    return hash_parts(record, *parts).hex()
+    return hash_parts(*parts).hex()
 
 # %% ../nbs/00_files.ipynb #21cbd298
 def write_arrays(
@@ -443,14 +458,10 @@ def write_arrays(
     """
     arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     text = record.model_dump_json()
-    header = {
-        "format": str(_FORMAT),
-        "clipadapt": version("clipadapt"),
-        "record": text,
-        "hash": _seal(arrays, text),
-    }
+    header = _Header(format=_FORMAT, clipadapt=version("clipadapt"), record=text)
+    header.hash = _seal(arrays, header)
     with whole_file(path) as draft:
-        save_arrays(arrays, draft, header)
+        save_arrays(arrays, draft, {"clipadapt": header.model_dump_json()})
 
 # %% ../nbs/00_files.ipynb #new-47-38
 def save_arrays(
@@ -493,33 +504,37 @@ def read_arrays(
         raise FileNotFoundError(f"{path}: no such file")
     try:
         with safe_open(path, "numpy") as file:
-            header = file.metadata() or {}
-            _check_header(path, header, remedy)
+            header = _read_header(path, file.metadata() or {}, remedy)
             arrays = {name: file.get_tensor(name) for name in file.keys()}
     except ValueError:
         raise
     except Exception as error:      # whatever safetensors makes of foreign bytes
         reason = f"{type(error).__name__}: {error}"
         raise ValueError(f"{path} is damaged ({reason}); {remedy}") from error
-    if _seal(arrays, header["record"]) != header["hash"]:
+    if _seal(arrays, header) != header.hash:
         reason = "its content is not what was written"
         raise ValueError(f"{path} is damaged ({reason}); {remedy}")
-    return arrays, parse_record(header["record"], schema, path, remedy)
+    return arrays, parse_record(header.record, schema, path, remedy)
 
 # %% ../nbs/00_files.ipynb #5d582a5d
-def _check_header(path: Path, header: dict[str, str], remedy: str) -> None:
-    """ValueError unless the header of a file is one that this version can read."""
-    if not _HEADER <= set(header):
-        raise ValueError(f"{path} is no file of clipadapt, or a damaged one; {remedy}")
-    if header["format"].isdecimal() and int(header["format"]) > _FORMAT:
+def _read_header(path: Path, metadata: dict[str, str], remedy: str) -> _Header:
+    """The header of a file, or ValueError unless it is one that this version can read."""
+    try:
+        header = _Header.model_validate_json(metadata.get("clipadapt", ""), strict=True)
+    except ValidationError:
         raise ValueError(
-            f"{path} was written by a newer clipadapt ({header['clipadapt'][:20]}); "
+            f"{path} is no file of clipadapt, or a damaged one; {remedy}"
+        ) from None
+    if header.format > _FORMAT:
+        raise ValueError(
+            f"{path} was written by a newer clipadapt ({header.clipadapt[:20]!r}); "
             f"this is {version('clipadapt')}, please upgrade"
         )
-    if header["format"] != str(_FORMAT):
+    if header.format != _FORMAT:
         raise ValueError(
             f"{path} has a format that this clipadapt does not read; {remedy}"
         )
+    return header
 
 # %% ../nbs/00_files.ipynb #cell-34
 _FORMULA = re.compile(r"[=+\-@\t\r]")
@@ -531,12 +546,15 @@ def safe_for_spreadsheets(table: pd.DataFrame) -> pd.DataFrame:
     table: any table; its texts, column names included, get a leading single quote where
         they begin with = + - @, a tab or a carriage return. Numbers stay as they are.
     """
-    safe = table.rename(columns=_no_formula)
-    for place, kind in enumerate(safe.dtypes):
+    import pandas as pd
+
+    safe = table.copy()
+    safe.columns = pd.Index(map(_no_formula, table.columns), dtype=object)
+    for place, kind in enumerate(table.dtypes):
         if not pd.api.types.is_numeric_dtype(kind):
-            texts = [_no_formula(cell) for cell in safe.iloc[:, place]]
             # As objects: pandas' own texts are UTF-8, and names of files need not be.
-            safe.isetitem(place, pd.Series(texts, safe.index, dtype=object))
+            cells = [_no_formula(cell) for cell in table.iloc[:, place]]
+            safe.isetitem(place, pd.Series(cells, table.index, dtype=object))
     return safe
 
 
@@ -548,7 +566,7 @@ def csv_text(table: pd.DataFrame) -> str:
     """A table as CSV without its index: safe for spreadsheets, each row on a line.
 
     table: any table. Its texts stand in quotation marks where they have to, and all of
-        them do when one holds a carriage return, which pandas would take for a row's end.
+        them do when one holds a carriage return, which pandas takes for a row's end.
     """
     text = safe_for_spreadsheets(table).to_csv(index=False, lineterminator="\n")
     if "\r" in text:

@@ -24,13 +24,13 @@ from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 from .data import check_classnames, check_count
 
 # %% auto #0
-__all__ = ['check_probabilities', 'accuracy', 'confusion', 'label_text', 'label_texts', 'plot_confusion', 'per_class_accuracy',
-           'mean_class_accuracy', 'worst_class', 'plot_per_class', 'harmonic_mean', 'plot_harmonic_mean',
-           'calibration_bins', 'bin_scores', 'expected_calibration_error', 'plot_reliability', 'plot_confidence',
-           'negative_log_likelihood', 'plot_likelihood', 'adaptive_calibration_error', 'brier_score',
-           'apply_temperature', 'fit_temperature', 'max_probability', 'negative_entropy', 'negative_energy',
-           'detection', 'plot_detection', 'risk_coverage', 'area_under_risk_coverage', 'plot_risk_coverage',
-           'epistemic_uncertainty']
+__all__ = ['check_probabilities', 'accuracy', 'confusion', 'one_line', 'label_text', 'label_texts', 'title_text',
+           'plot_confusion', 'per_class_accuracy', 'mean_class_accuracy', 'worst_class', 'plot_per_class',
+           'harmonic_mean', 'plot_harmonic_mean', 'calibration_bins', 'bin_scores', 'expected_calibration_error',
+           'plot_reliability', 'plot_confidence', 'negative_log_likelihood', 'plot_likelihood',
+           'adaptive_calibration_error', 'brier_score', 'apply_temperature', 'fit_temperature', 'max_probability',
+           'negative_entropy', 'negative_energy', 'detection', 'plot_detection', 'risk_coverage',
+           'area_under_risk_coverage', 'plot_risk_coverage', 'epistemic_uncertainty']
 
 # %% ../nbs/02_metrics.ipynb #cell-13
 def _array(values) -> np.ndarray:
@@ -39,12 +39,19 @@ def _array(values) -> np.ndarray:
         values = values.detach().cpu()
         if values.is_floating_point():
             values = values.double()
-    return np.asarray(values)
+    try:
+        return np.asarray(values)
+    except (ValueError, TypeError) as error:        # rows of different lengths, for example
+        kind = type(values).__name__
+        raise ValueError(f"this {kind} cannot be read as an array ({error})") from error
 
 # %% ../nbs/02_metrics.ipynb #cell-16
 def _check_num_classes(value: int) -> int:
     """The number of classes, or a ValueError that says what to pass."""
-    return check_count(value, "num_classes (pass len(classnames))")
+    name = "num_classes (pass len(classnames))"
+    if check_count(value, name) > 2**31:
+        raise ValueError(f"{name} must be at most {2**31}, got {value}")
+    return int(value)
 
 # %% ../nbs/02_metrics.ipynb #cell-19
 def _check_classes(values, num_classes: int | None = None, name: str = "labels") -> np.ndarray:
@@ -136,6 +143,7 @@ def confusion(labels: Sequence[int] | np.ndarray, predictions: Sequence[int] | n
     labels, predictions: integers [N] in [0, num_classes). Returns int64 counts [num_classes, num_classes].
     Raises ValueError for empty input, different lengths, labels of -1 or classes out of range.
     """
+    num_classes = _check_num_classes(num_classes)
     labels, predictions = _check_pair(labels, predictions, num_classes=num_classes)
     cells = np.bincount(labels * num_classes + predictions, minlength=num_classes**2)
     return cells.reshape(num_classes, num_classes)
@@ -160,8 +168,8 @@ _UNDRAWN = {"Cc": "\ufffd", "Cs": "\ufffd", "Cf": ""}     # control, half a sign
 _JOINERS = "\u200c\u200d"                             # format signs that words need
 
 
-def _one_line(name: str) -> str:
-    """`name` without line breaks, tabs, and signs that no font can draw."""
+def one_line(name: str) -> str:
+    """`name` without line breaks, tabs, and signs that no font or screen can show."""
     return "".join(
         sign if sign in _JOINERS else _UNDRAWN.get(unicodedata.category(sign), sign)
         for sign in " ".join(str(name).split())
@@ -191,18 +199,23 @@ def label_text(name: str, most: int = 30) -> str:
     Returns one line that is drawn literally: dollar signs start no formula, and a legend
     does not leave out a name that begins with an underscore.
     """
-    return _literal(_shortened(_one_line(name), most))
+    return _literal(_shortened(one_line(name), most))
 
 
 def label_texts(names: Sequence[str], most: int = 30) -> list[str]:
     """`label_text` of several names; those that would look alike get a number."""
     shown: dict[str, None] = {}
-    for name in map(_one_line, names):
+    for name in map(one_line, names):
         short, number = _shortened(name, most), 2
         while short in shown:
             short, number = _shortened(name, most, f" ({number})"), number + 1
         shown[short] = None
     return [_literal(short) for short in shown]
+
+
+def title_text(axes: Axes) -> str:
+    """The title of a plot in one line, with its names as they are read."""
+    return one_line(axes.get_title().replace(r"\$", "$"))
 
 # %% ../nbs/02_metrics.ipynb #cell-39
 _MANY, _FEW = 100, 30       # of more classes than that, so many are drawn
@@ -318,6 +331,7 @@ def per_class_accuracy(labels: Sequence[int] | np.ndarray, predictions: Sequence
     labels, predictions: integers [N] in [0, num_classes). Returns float64 [num_classes] in [0, 1], nan for a class without an image.
     Raises ValueError as `confusion` does.
     """
+    num_classes = _check_num_classes(num_classes)
     labels, predictions = _check_pair(labels, predictions, num_classes=num_classes)
     totals = np.bincount(labels, minlength=num_classes)
     right = np.bincount(labels[labels == predictions], minlength=num_classes)
@@ -400,8 +414,8 @@ def harmonic_mean(a: float, b: float) -> float:
     Source: Xian et al. 2018, "Zero-Shot Learning: A Comprehensive Evaluation of the Good, the Bad and the Ugly".
     """
     for value in (a, b):
-        if not 0 <= value <= 1:
-            raise ValueError(f"harmonic_mean takes accuracies in [0, 1], got {value!r}: divide per cent by 100")
+        if not isinstance(value, Real) or not 0 <= value <= 1:
+            raise ValueError(f"harmonic_mean takes accuracies in [0, 1], got {value!r:.80}: divide per cent by 100")
     return float(2 * a * b / (a + b)) if a + b > 0 else 0.0
 
 # %% ../nbs/02_metrics.ipynb #cell-69
@@ -449,8 +463,16 @@ def calibration_bins(labels: Sequence[int] | np.ndarray, probabilities: Sequence
 
 
 def bin_scores(scores: np.ndarray, right: np.ndarray, bins: int = 10) -> pd.DataFrame:
-    """The table of `calibration_bins` for any scores in [0, 1], floats [N], of answers that are `right` or not, bool [N]."""
+    """The table of `calibration_bins` for any scores in [0, 1], floats [N], of answers that are `right` or not, bool [N].
+
+    Raises ValueError for scores that are not finite or do not fit, and for `bins` below 1.
+    """
     check_count(bins, "bins")
+    scores, right = _array(scores), _array(right)
+    if scores.ndim != 1 or scores.dtype.kind not in "fiub" or not np.isfinite(scores).all():
+        raise ValueError(f"scores must be finite numbers [N], got {scores.dtype} of shape {scores.shape}")
+    if right.shape != scores.shape or right.dtype.kind not in "fiub":
+        raise ValueError(f"right must be bool [{len(scores)}], got {right.dtype} of shape {right.shape}")
     edges = np.linspace(0, 1, bins + 1)
     index = np.digitize(scores, edges[1:-1], right=True)
     count, total, correct = (np.bincount(index, weights=weights, minlength=bins) for weights in (None, scores, right))
@@ -810,6 +832,8 @@ def epistemic_uncertainty(probabilities: Sequence | np.ndarray) -> pd.DataFrame:
     Uncertainty in Bayesian Deep Learning", Section 3 (the two names); Lakshminarayanan et al. 2017, "Simple and Scalable Predictive Uncertainty
     Estimation using Deep Ensembles" (the ensemble).
     """
+    if not isinstance(probabilities, (list, tuple, np.ndarray, torch.Tensor)):
+        raise ValueError(f"probabilities must be [models, images, classes], not {type(probabilities).__name__}")
     models = [_array(model) for model in probabilities]
     shapes = sorted({model.shape for model in models})
     if len(shapes) != 1 or len(shapes[0]) != 2:

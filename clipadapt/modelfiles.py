@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+import click
 import open_clip
 import timm
 import torch
@@ -22,6 +23,7 @@ from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
 from pydantic import AfterValidator, ConfigDict, Field, ValidationError
 
+from .data import printable
 from .files import Record
 
 # %% auto #0
@@ -45,7 +47,7 @@ def _timm_name(name: str) -> str:
 
 _Width = Annotated[int, Field(ge=1, le=2**14)]
 _Layers = Annotated[int, Field(ge=1, le=256)]
-_Side = Annotated[int, Field(ge=1, le=4096)]
+_Side = Annotated[int, Field(ge=1, le=1024)]
 _Context = Annotated[int, Field(ge=1, le=4096)]
 _Token = Annotated[int, Field(ge=0, le=2_000_000)]
 _Ratio = Annotated[float, Field(gt=0, le=64)]
@@ -236,14 +238,16 @@ def _blocks(width: int, layers: int, ratio: float) -> int:
 
 def _count_vision(vision: VisionSettings) -> int:
     """About how many parameters an image network of OpenCLIP has."""
+    width, side = vision.width, vision.image_size
+    rows, columns = (side, side) if isinstance(side, int) else side
     if not isinstance(vision.layers, int):      # a ResNet: bottlenecks of growing width
-        widths = [vision.width * 2**stage for stage in range(4)]
-        return sum(17 * width**2 * depth for width, depth in zip(widths, vision.layers))
-    side, patch = vision.image_size, vision.patch_size or 16
-    height, width = (side, side) if isinstance(side, int) else side
-    patches = (height // patch) * (width // patch)
-    blocks = _blocks(vision.width, vision.layers, vision.mlp_ratio)
-    return blocks + vision.width * (patches + vision.attn_pooler_queries)
+        stages = [17 * (width * 2**stage) ** 2 for stage in range(4)]
+        blocks = sum(size * depth for size, depth in zip(stages, vision.layers))
+        return blocks + 32 * width * (4 * 32 * width + rows * columns // 32**2)
+    patch = vision.patch_size or 16
+    patches = (rows // patch) * (columns // patch)
+    rest = 3 * patch**2 + patches + vision.attn_pooler_queries
+    return width * rest + _blocks(width, vision.layers, vision.mlp_ratio)
 
 
 def _count_text(text: TextSettings) -> int:
@@ -270,6 +274,7 @@ def _check_size(settings: ModelSettings, weights: Path) -> None:
         count += _count_transformer(text.hf_model_name)
     else:
         count += _count_text(text)
+    count += 2 * settings.embed_dim**2          # what joins the two
     count += _count_text(settings.multimodal_cfg) if settings.multimodal_cfg else 0
     size = weights.stat().st_size
     if count > size:
@@ -286,7 +291,8 @@ class Refused(ValueError):
 
 def short_reason(error: BaseException) -> str:
     """The message of a library's error on one line of at most 160 characters."""
-    return textwrap.shorten(str(error), 160, placeholder=" ...") or type(error).__name__
+    text = printable(" ".join(click.unstyle(str(error)).split()))
+    return textwrap.shorten(text, 160, placeholder=" ...") or type(error).__name__
 
 # %% ../nbs/01_modelfiles.ipynb #cell-23
 _KERNELS = ("attn_implementation", "_attn_implementation", "experts_implementation")
@@ -320,14 +326,16 @@ def named_code(content: object, keys: tuple[str, ...] = ("auto_map",)) -> str | 
     keys: names under which transformers looks for code. For a choice of kernels
         ("attn_implementation") only a name with a slash, a place on the hub, is code.
     """
-    if isinstance(content, list):
-        return next(filter(None, (named_code(item, keys) for item in content)), None)
-    if not isinstance(content, dict):
-        return None
-    for key, value in content.items():
-        if key in keys and value or key in _KERNELS and "/" in str(value):
-            return key
-    return named_code(list(content.values()), keys)
+    waiting = [content]
+    while waiting:
+        item = waiting.pop()
+        pairs = item.items() if isinstance(item, dict) else ()
+        for key, value in pairs:
+            if key in keys and value or key in _KERNELS and "/" in str(value):
+                return key
+        if isinstance(item, (dict, list)):
+            waiting.extend(item.values() if isinstance(item, dict) else item)
+    return None
 
 
 def read_json(path: str | Path) -> object:
@@ -346,8 +354,8 @@ def _check_tokenizer(source: str) -> None:
         try:
             path = cached_file(source, name)
         except OSError:     # not there, or not to be had: AutoTokenizer says so
-            continue
-        content = read_json(path)
+            path = None
+        content = read_json(path) if path else {}
         code = content.get("auto_map") if isinstance(content, dict) else None
         if code and (not isinstance(code, dict) or "AutoTokenizer" in code):
             raise Refused(

@@ -9,6 +9,7 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
 import pandas as pd
@@ -19,9 +20,9 @@ from sklearn.mixture import GaussianMixture
 from .data import check_classnames, check_count, check_labels
 
 # %% auto #0
-__all__ = ['POLICIES', 'Pseudolabels', 'conventional', 'purity', 'coverage', 'effective_classes', 'quality', 'top_k',
-           'above_threshold', 'class_balanced', 'score_calibration', 'DegenerateMixtureWarning', 'clean_posterior',
-           'union_candidates', 'top_k_candidates', 'ratio_candidates', 'candidate_quality']
+__all__ = ['POLICIES', 'Pseudolabels', 'check_number', 'conventional', 'purity', 'coverage', 'effective_classes', 'quality',
+           'top_k', 'above_threshold', 'class_balanced', 'score_calibration', 'DegenerateMixtureWarning',
+           'clean_posterior', 'union_candidates', 'top_k_candidates', 'ratio_candidates', 'candidate_quality']
 
 # %% ../nbs/05_pseudolabels.ipynb #cell-8
 @dataclass(frozen=True, eq=False)
@@ -37,6 +38,7 @@ class Pseudolabels:
 
     def counts(self, num_classes: int) -> np.ndarray:
         """Pseudolabels of each class, int64 [num_classes]. Raises ValueError when a class lies outside."""
+        num_classes = check_count(num_classes, "num_classes", 0)
         if len(self) and self.classes.max() >= num_classes:
             raise ValueError(f"there are pseudolabels of class {self.classes.max()}, so num_classes={num_classes} is too small")
         return np.bincount(self.classes, minlength=num_classes).astype(np.int64)
@@ -46,6 +48,7 @@ class Pseudolabels:
 
         Raises ValueError when an image has two classes, or lies outside.
         """
+        count = check_count(count, "count", 0)
         if len(self) and self.images.max() >= count:
             raise ValueError(f"image {self.images.max()} has a pseudolabel, so count={count} is too small")
         times = np.bincount(self.images, minlength=count)
@@ -78,7 +81,10 @@ def _check_scores(scores, name: str = "scores", shape: str = "[N, C]", hint: str
     if isinstance(scores, torch.Tensor):
         scores = scores.detach().cpu()
         scores = (scores.float() if scores.dtype == torch.bfloat16 else scores).numpy()
-    scores = np.asarray(scores)
+    try:
+        scores = np.asarray(scores)
+    except (ValueError, TypeError) as error:        # rows of different lengths, for example
+        raise ValueError(f"{name} cannot be read as an array {shape} ({error})") from error
     if scores.ndim != shape.count(",") + 1 or scores.dtype.kind != "f" or (scores.ndim > 1 and not scores.shape[-1]):
         raise ValueError(f"{name} must be floating-point numbers of shape {shape}, got {scores.dtype} of shape {scores.shape}")
     bad = _not_finite(scores.reshape(len(scores), -1) if len(scores) else scores.reshape(0, 1))
@@ -95,6 +101,18 @@ def _not_finite(rows: np.ndarray) -> np.ndarray:
         if not finite.all():
             bad[block] = ~finite.all(axis=1)
     return bad
+
+
+def check_number(
+    value: float, name: str, lowest: float = -math.inf, highest: float = math.inf
+) -> float:
+    """`value` as float. Raises ValueError, calling it `name`, unless it is a finite number
+    from `lowest` to `highest`."""
+    real = isinstance(value, Real) and not isinstance(value, (bool, np.bool_))
+    if not real or not math.isfinite(value) or not lowest <= value <= highest:
+        bounds = f" in {lowest:g} ... {highest:g}" if math.isfinite(highest) else ""
+        raise ValueError(f"{name} must be a finite number{bounds}, got {value!r:.80}")
+    return float(value)
 
 # %% ../nbs/05_pseudolabels.ipynb #cell-15
 def _argmax(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -119,9 +137,26 @@ def conventional(scores) -> Pseudolabels:
     return _collect(scores, np.arange(len(scores)), _argmax(scores)[0])
 
 # %% ../nbs/05_pseudolabels.ipynb #cell-18
+def _check_pseudolabels(pseudolabels: Pseudolabels) -> None:
+    if not isinstance(pseudolabels, Pseudolabels):
+        raise ValueError(f"give Pseudolabels, not {type(pseudolabels).__name__}")
+
+
+def _as_labels(labels) -> np.ndarray:
+    """Labels as an integer array [N], or a ValueError; their range is for the caller."""
+    try:
+        labels = np.asarray(labels if len(labels) else np.empty(0, int))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"labels must be integers [N], not {labels!r:.80}") from error
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise ValueError(f"labels must be integers [N], got {labels.dtype} of shape {labels.shape}")
+    return labels
+
+
 def _right(pseudolabels: Pseudolabels, labels: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     """Of the pairs whose image has a label: which they are [M] and whether they are right, among those."""
-    labels = np.asarray(labels)
+    _check_pseudolabels(pseudolabels)
+    labels = _as_labels(labels)
     num_classes = int(max(labels.max(initial=0), pseudolabels.classes.max(initial=0))) + 1
     labels = check_labels(labels, len(labels), num_classes)
     if len(pseudolabels) and pseudolabels.images.max() >= len(labels):
@@ -141,11 +176,14 @@ def purity(pseudolabels: Pseudolabels, labels: Sequence[int]) -> float:
 
 def coverage(pseudolabels: Pseudolabels, count: int) -> float:
     """Fraction of `count` images that have at least one pseudolabel; nan when `count` is 0."""
+    _check_pseudolabels(pseudolabels)
+    count = check_count(count, "count", 0)
     return len(np.unique(pseudolabels.images)) / count if count else float("nan")
 
 
 def effective_classes(pseudolabels: Pseudolabels, num_classes: int) -> float:
     """How many classes of equal size would be as evenly spread: exp(entropy of the counts); 0 for an empty selection."""
+    _check_pseudolabels(pseudolabels)
     shares = pseudolabels.counts(num_classes) / max(1, len(pseudolabels))
     return float(np.exp(-(shares * np.log(np.where(shares > 0, shares, 1))).sum())) if len(pseudolabels) else 0.0
 
@@ -157,13 +195,15 @@ def quality(pseudolabels: Pseudolabels, labels: Sequence[int], classnames: Seque
     pseudolabel to judge, `found` where the class has no image. Raises ValueError for labels or names that do not fit.
     """
     classnames = check_classnames(classnames)
+    labels = _as_labels(labels)
     labels = check_labels(labels, len(labels), len(classnames))
     known, right = _right(pseudolabels, labels)
     count, judged = pseudolabels.counts(len(classnames)), np.bincount(pseudolabels.classes[known], minlength=len(classnames))
     correct = np.bincount(pseudolabels.classes[known][right], minlength=len(classnames))
     exist = np.bincount(labels[labels >= 0], minlength=len(classnames))
     shares = {name: correct / np.where(of > 0, of, np.nan) for name, of in {"found": exist, "purity": judged}.items()}
-    return pd.DataFrame({"count": count, **shares}, index=pd.Index(classnames, name="class"))
+    index = pd.Index(classnames, name="class", dtype=object)
+    return pd.DataFrame({"count": count, **shares}, index)
 
 # %% ../nbs/05_pseudolabels.ipynb #cell-27
 class _Ties:
@@ -222,7 +262,7 @@ def top_k(scores, k: int, policy: str = "per-class") -> Pseudolabels:
     Source: Menghini et al. 2023, "Enhancing CLIP with CLIP", whose code depends on the order.
     Raises ValueError for k below 1, another policy, another shape, and NaN or infinite scores.
     """
-    if policy not in POLICIES:
+    if not isinstance(policy, str) or policy not in POLICIES:
         raise ValueError(f"policy must be one of {', '.join(map(repr, POLICIES))}, not {policy!r}")
     scores, k = _check_scores(scores), check_count(k, "k")
     chosen = list(POLICIES[policy](scores, min(k, max(1, len(scores))), _Ties(scores)))
@@ -308,8 +348,7 @@ def above_threshold(scores, threshold: float) -> Pseudolabels:
     scores: floats [N, C], array or tensor; equals go to the first class. Source: FixMatch (Sohn et al. 2020), Eq. 4.
     Raises ValueError for a threshold that is not a finite number, another shape, and NaN or infinite scores.
     """
-    if not math.isfinite(threshold):
-        raise ValueError(f"threshold must be a finite number, got {threshold!r}")
+    threshold = check_number(threshold, "threshold")
     if isinstance(scores, torch.Tensor):
         threshold = torch.tensor(threshold, dtype=scores.dtype).item()
     scores = _check_scores(scores)
@@ -326,7 +365,7 @@ def class_balanced(scores, share: float) -> Pseudolabels:
     none. Source: class-balanced self-training (Zou et al. 2018), Algorithm 2. Raises ValueError for another share or
     shape, and NaN or infinite scores.
     """
-    if not 0 < share <= 1:
+    if not check_number(share, "share") or not 0 < share <= 1:
         raise ValueError(f"share must lie in (0, 1], got {share!r}")
     scores = _check_scores(scores)
     classes, values = _argmax(scores)
@@ -411,6 +450,8 @@ def union_candidates(probabilities) -> np.ndarray:
 
     probabilities: floats [T, N, C], array, tensor, or a list of T tables. Raises ValueError without templates, and for NaN.
     """
+    if not isinstance(probabilities, (list, tuple, np.ndarray, torch.Tensor)):
+        raise ValueError(f"probabilities must be [T, N, C], not {type(probabilities).__name__}")
     tables = [_check_scores(table, "probabilities of each template") for table in probabilities]
     if not tables or len({table.shape for table in tables}) > 1:
         raise ValueError(f"probabilities must be [T, N, C] with at least one template, got tables of {[table.shape for table in tables]}")
@@ -439,7 +480,7 @@ def ratio_candidates(probabilities, ratio: float) -> np.ndarray:
 
     probabilities: floats [N, C], not negative; 0 < ratio <= 1. Raises ValueError for another ratio or shape, NaN or negative numbers.
     """
-    if not 0 < ratio <= 1:
+    if not check_number(ratio, "ratio") or not 0 < ratio <= 1:
         raise ValueError(f"ratio must lie in (0, 1], got {ratio!r}")
     scores = _check_scores(probabilities, "probabilities")
     if scores.min(initial=0) < 0:
@@ -457,7 +498,12 @@ def candidate_quality(candidates: np.ndarray, labels: Sequence[int] | None = Non
     candidates: bool [N, C]; labels: int [N], -1 = unknown. `coverage` is how often the true class is a candidate, among the
     images with a label. nan where there is nothing to average. Raises ValueError for other shapes.
     """
-    candidates = np.asarray(candidates)
+    if isinstance(candidates, torch.Tensor):
+        candidates = candidates.detach().cpu().tolist()
+    try:
+        candidates = np.asarray(candidates)
+    except (ValueError, TypeError) as error:        # rows of different lengths, for example
+        raise ValueError(f"candidates must be bool [N, C] ({error})") from error
     if candidates.ndim != 2 or candidates.dtype != bool:
         raise ValueError(f"candidates must be bool [N, C], got {candidates.dtype} of shape {candidates.shape}")
     sizes, average = candidates.sum(axis=1), lambda values: float(values.mean()) if len(values) else float("nan")

@@ -10,6 +10,7 @@ import io
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import cache, partial
+from numbers import Real
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -17,6 +18,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 from scipy import ndimage
 from scipy.fft import dctn, idctn
@@ -26,8 +28,9 @@ from tqdm.auto import tqdm
 
 from . import metrics
 from .adapter import Adapter
-from .data import ImageSet, _View, as_imageset, check_classnames, check_count, read_image
+from .data import ImageSet, as_imageset, check_classnames, check_count, check_labels, read_image
 from .features import hash_each
+from .metrics import label_text, label_texts
 
 # %% auto #0
 __all__ = ['CORRUPTIONS', 'SEVERITIES', 'LENGTHS', 'PARAMETERS', 'COLUMNS', 'LETTERS', 'SHAPES', 'FONTS', 'gaussian_noise',
@@ -203,7 +206,7 @@ def jpeg_compression(pixels: np.ndarray, rng: np.random.Generator, quality: int)
     """Save as JPEG of a `quality` (1-100), and read again."""
     with io.BytesIO() as file:
         _to_image(pixels).save(file, "JPEG", quality=quality)
-        return _to_pixels(Image.open(file))
+        return _to_pixels(Image.open(file, formats=["JPEG"]))
 
 # %% ../nbs/13_robustness.ipynb #cell-21
 CORRUPTIONS = {  # name: group
@@ -244,7 +247,7 @@ def check_corruption(name: str, severity: int = 1) -> None:
     if not isinstance(name, str) or name not in CORRUPTIONS:
         near = difflib.get_close_matches(str(name).lower().replace("_", " "), CORRUPTIONS, 1, 0.5)
         raise ValueError(f"there is no corruption {name!r}; {f'did you mean {near[0]!r}? There' if near else 'there'} are {', '.join(CORRUPTIONS)}")
-    if isinstance(severity, bool) or severity not in SEVERITIES:
+    if not isinstance(severity, Real) or isinstance(severity, bool) or severity not in SEVERITIES:
         raise ValueError(f"severity must be 1, 2, 3, 4 or 5, not {severity!r}; severity 0 is the image itself")
 
 
@@ -255,6 +258,7 @@ def corruption_parameters(name: str, severity: int, side: int) -> dict[str, floa
     pixels are scaled from that size to `side`. Raises ValueError as `check_corruption` does.
     """
     check_corruption(name, severity)
+    side = check_count(side, "side")
     names, *tables = PARAMETERS[name]
     size, table = (32, tables[0]) if side**2 < 32 * 224 else (224, tables[1])
     values = table[int(severity) - 1]
@@ -268,6 +272,8 @@ def corrupt(image: Image.Image, name: str, severity: int, rng: np.random.Generat
     with the parameters of their code. Random numbers come from `rng`. Raises ValueError as `check_corruption` does.
     """
     check_corruption(name, severity)
+    if not isinstance(rng, np.random.Generator):
+        raise ValueError(f"rng must be a NumPy generator, not {type(rng).__name__}")
     pixels = _to_pixels(read_image(image))
     function = globals()[name.replace(" ", "_")]
     return _to_image(function(pixels, rng, **corruption_parameters(name, severity, min(pixels.shape[:2]))))
@@ -288,7 +294,11 @@ class Corrupted(ImageSet):
         check_corruption(name, severity)
         images = as_imageset(images)
         transform = partial(_corrupted, name=name, severity=int(severity))
-        super().__init__(_View(images.images, transform, seed), images.classnames, images.labels, skipped=images.skipped)
+        seen = images.view(transform, seed)
+        super().__init__(
+            seen.images, seen.classnames, seen.labels, skipped=images.skipped,
+            ignored=images.ignored, max_pixels=images.max_pixels,
+        )
         self.name, self.severity, self.seed = name, int(severity), seed
 
     def __repr__(self) -> str:
@@ -329,6 +339,11 @@ def _open_set(inside: dict[str, np.ndarray], outside: dict[str, np.ndarray]) -> 
     return [(score, metric, value) for score, values in inside.items() for metric, value in metrics.detection(values, outside[score]).items()]
 
 # %% ../nbs/13_robustness.ipynb #cell-31
+def _check_method(method: Adapter) -> None:
+    if not isinstance(method, Adapter):
+        raise ValueError(f"give a fitted method, not {type(method).__name__}")
+
+
 def _plain(name: str) -> str:
     return "".join(name.split()).casefold()
 
@@ -338,6 +353,11 @@ def warn_of_overlap(method: Adapter, test: ImageSet, outside: Mapping[str, Image
 
     Images are compared by the content of their file or array (`hash_each`): the same picture saved in two formats is not noticed.
     """
+    _check_method(method)
+    if not isinstance(outside, Mapping):
+        raise ValueError(f"outside must be a dict of image sets by name, not {type(outside).__name__}")
+    outside = {name: as_imageset(images) for name, images in outside.items()}
+    test = as_imageset(test)
     known, seen = {_plain(name) for name in method.classnames_}, set(hash_each(test))
     for name, images in outside.items():
         common = sorted({images.classnames[label] for label in images.labels[images.labels >= 0]} & {n for n in images.classnames if _plain(n) in known})
@@ -351,6 +371,7 @@ def warn_of_overlap(method: Adapter, test: ImageSet, outside: Mapping[str, Image
 def _checked(method: Adapter, test, y: Sequence[int] | None, corruptions: Sequence[str], severities: Sequence[int],
              outside: Mapping[str, ImageSet] | None) -> tuple[ImageSet, np.ndarray, dict[str, ImageSet]]:
     """The test images, their labels int64 [N], and the outside sets; ValueError for whatever `evaluate` cannot work with."""
+    _check_method(method)
     for name in corruptions:
         for severity in severities or (1,):
             check_corruption(name, severity)
@@ -402,8 +423,17 @@ def evaluate(method: Adapter, test, y: Sequence[int] | None = None, *, corruptio
     return pd.DataFrame([(name, *row) for row in rows], columns=COLUMNS)
 
 # %% ../nbs/13_robustness.ipynb #cell-34
+def _check_results(table: pd.DataFrame) -> None:
+    """ValueError unless this is a table of `evaluate`, every row of it with a method."""
+    if not isinstance(table, pd.DataFrame) or set(COLUMNS) - set(table.columns):
+        raise ValueError(f"give a table of evaluate, with the columns {', '.join(COLUMNS)}")
+    if table.method.isna().any():
+        raise ValueError(f"{table.method.isna().sum()} rows of the table name no method")
+
+
 def _corruption_accuracies(table: pd.DataFrame) -> pd.Series:
     """Accuracy by corruption, the mean of the severities in the table; ValueError unless there are corruptions, and one method."""
+    _check_results(table)
     if table.method.nunique() > 1:
         raise ValueError(f"the table holds {table.method.nunique()} methods; pass the rows of one, table[table.method == {table.method.iloc[0]!r}], or use summarise")
     rows = table[(table.kind == "corruption") & (table.metric == "accuracy")]
@@ -427,6 +457,9 @@ def summarise(table: pd.DataFrame, score: str = "max probability") -> pd.DataFra
     """One row a method of `evaluate`'s tables (joined by pd.concat): method, accuracy, ece, mean_corruption_accuracy, worst_corruption,
     worst_corruption_accuracy, mean_auroc (of all outside sets, by `score`). Where a method comes several times (with other seeds), the mean counts.
     What the table does not hold is NaN (worst_corruption: "")."""
+    _check_results(table)
+    if not isinstance(score, str):
+        raise ValueError(f"score must be the name of a score, not {score!r:.80}")
     rows = []
     for name, part in table.groupby("method", sort=False):
         clean = part[part.kind == "test"].groupby("metric").value.mean()
@@ -463,7 +496,7 @@ def _glyphs(kind: str, names: Sequence[str], count: int, seed: int) -> ImageSet:
     """`count` glyphs of a kind, drawn with a pen on the page of the digits; their class is "kind name"."""
     from clipadapt import glyphs
 
-    bank, rng = _bank(kind, tuple(names)), np.random.default_rng(seed)
+    bank, rng = _bank(kind, tuple(names)), np.random.default_rng(check_count(seed, "seed", 0))
     index = rng.integers(len(bank), size=check_count(count, "count"))
     ink, _ = glyphs.draw_ink(bank, index, rng, glyphs.Style(pen=1, half_width=(1.3, 2.6), height=(12, 15)))
     reduce = glyphs.resizing(32, 8, Image.Resampling.BOX)
@@ -483,7 +516,8 @@ def shapes(count: int, seed: int = 0) -> ImageSet:
 
 def noise(count: int, seed: int = 0) -> ImageSet:
     """`count` scans of nothing: 8x8 random greys, enlarged to 32x32; unlabelled."""
-    return ImageSet(_scan(np.random.default_rng(seed).random((check_count(count, "count"), 8, 8))))
+    rng = np.random.default_rng(check_count(seed, "seed", 0))
+    return ImageSet(_scan(rng.random((check_count(count, "count"), 8, 8))))
 
 
 def _invert(image: Image.Image, rng: np.random.Generator) -> Image.Image:
@@ -508,23 +542,39 @@ def plot_severity(table: pd.DataFrame, axes: Axes | None = None) -> Axes:
     The title says what the method with the most and the one with the least of it have at the highest severity. Returns the matplotlib Axes.
     Raises ValueError when the table holds no corruptions.
     """
+    _check_results(table)
     rows = table[table.kind.isin(["test", "corruption"]) & (table.metric == "accuracy")]
     if not (rows.kind == "corruption").any():
         raise ValueError("the table holds no corruptions; evaluate with some")
     means = (100 * rows.groupby(["method", "severity"], sort=False).value.mean()).rename("accuracy").reset_index()
     last = means[means.severity == means.severity.max()].set_index("method").accuracy.sort_values(ascending=False, kind="stable")
     best, worst = last.index[0], last.index[-1]
+    names = dict(zip(last.index, label_texts(last.index)))
+    means["method"] = means["method"].map(names)
     axes, paired = metrics._axes(axes, (7, 4)), sns.color_palette("tab20")
     palette = [*paired[::2], *paired[1::2]][: len(last)] if len(last) <= 20 else "husl"
-    sns.lineplot(means, x="severity", y="accuracy", hue="method", style="method", hue_order=last.index, style_order=last.index, palette=palette,
+    sns.lineplot(means, x="severity", y="accuracy", hue="method", style="method", hue_order=list(names.values()),
+                 style_order=list(names.values()), palette=palette,
                  markers=True, dashes=False, ax=axes)
-    title = f"{best} is right in {last[best]:.0f} % at severity {means.severity.max()}"
-    metrics._set_title(axes, title if best == worst else f"{title}, {worst} in {last[worst]:.0f} %")
+    title = f"{names[best]} is right in {last[best]:.0f} % at severity {means.severity.max()}"
+    metrics._set_title(axes, title if best == worst else f"{title}, {names[worst]} in {last[worst]:.0f} %")
     sns.move_legend(axes, "upper left", bbox_to_anchor=(1, 1), frameon=False)
     axes.set(xlabel=f"severity (0: clean; mean of {rows[rows.kind == 'corruption'].set.nunique()} corruptions)", ylabel="accuracy (%)", xticks=sorted(means.severity.unique()))
     return axes
 
 # %% ../nbs/13_robustness.ipynb #cell-65
+def _check_latent(features) -> np.ndarray:
+    """Features as an array [N, D] of finite numbers, or a ValueError."""
+    features = np.asarray(features)
+    if features.ndim != 2 or not features.size or features.dtype.kind not in "fiu":
+        raise ValueError(
+            f"features must be numbers [N, D], got {features.dtype} of shape {features.shape}"
+        )
+    if not np.isfinite(features).all():
+        raise ValueError("features must be finite; some are NaN or infinite")
+    return features
+
+
 def neighbour_purity(features: np.ndarray, labels: np.ndarray, neighbours: int = 10) -> float:
     """Share (0-1) of the nearest neighbours of each row of `features` [N, D] (Euclidean, itself left out) that have its label, int [N]; mean of all rows.
 
@@ -532,32 +582,71 @@ def neighbour_purity(features: np.ndarray, labels: np.ndarray, neighbours: int =
     """
     from sklearn.neighbors import NearestNeighbors
 
-    features, labels = np.asarray(features), np.asarray(labels)
-    if features.ndim != 2 or len(features) != len(labels) or len(labels) <= check_count(neighbours, "neighbours"):
+    features = _check_latent(features)
+    labels = check_labels(labels, len(features), 2**31)
+    if (labels < 0).any():
+        raise ValueError(f"every row needs a label, {(labels < 0).sum()} have none")
+    if len(labels) <= check_count(neighbours, "neighbours"):
         raise ValueError(f"features must be [N, D], with N labels, N above {neighbours}; got {features.shape} and {labels.shape}")
     found = NearestNeighbors(n_neighbors=neighbours).fit(features).kneighbors(return_distance=False)
     return float((labels[found] == labels[:, None]).mean())
 
 
-def plot_latent(spaces: Mapping[str, np.ndarray], labels: np.ndarray, classnames: Sequence[str], seed: int = 0):
-    """A map (t-SNE, van der Maaten and Hinton 2008) of each of some spaces, features [N, D] by name, coloured by label; returns the matplotlib figure.
+def plot_latent(
+    spaces: Mapping[str, np.ndarray],
+    labels: np.ndarray,
+    classnames: Sequence[str],
+    seed: int = 0,
+) -> Figure:
+    """A map of each of some spaces, coloured by label; returns the matplotlib figure.
 
-    Distances between groups mean nothing on such a map; the titles give a number from the space itself, `neighbour_purity` of ten neighbours. Labels are int [N], counted
-    by `classnames`. Raises ValueError as `neighbour_purity` does.
+    spaces: features [N, D] by name.
+    labels: int [N], all known, counted by `classnames`. The legend is left out for more than
+        40 classes.
+    seed: of t-SNE (van der Maaten and Hinton 2008), which draws the map.
+
+    Distances between groups mean nothing on such a map; the titles give a number from the
+    space itself, `neighbour_purity` of ten neighbours. Raises ValueError as that does, and
+    for labels or names that do not fit.
     """
-    from sklearn.manifold import TSNE
-
+    if not isinstance(spaces, Mapping) or not spaces:
+        raise ValueError("spaces must be a dict of features by name, with at least one")
+    names = label_texts(check_classnames(classnames))
+    count = len(_check_latent(next(iter(spaces.values()))))
+    labels = check_labels(labels, count, len(names))
+    if (labels < 0).any():
+        raise ValueError(f"every row needs a label, {(labels < 0).sum()} have none")
     purities = {name: neighbour_purity(features, labels) for name, features in spaces.items()}
     with sns.axes_style("white"):
-        figure, panels = plt.subplots(1, len(spaces), figsize=(5.4 * len(spaces), 4.8), squeeze=False, layout="constrained")
-    hues = [classnames[label] for label in labels]
+        figure, panels = plt.subplots(
+            1, len(spaces), figsize=(5.4 * len(spaces), 4.8), squeeze=False, layout="constrained"
+        )
+    hues = [names[label] for label in labels]
     for axes, (name, features) in zip(panels[0], spaces.items()):
-        flat = TSNE(perplexity=min(30, (len(labels) - 1) / 3), init="pca", random_state=seed).fit_transform(np.asarray(features, np.float32))
-        sns.scatterplot(x=flat[:, 0], y=flat[:, 1], hue=hues, hue_order=classnames, s=12, linewidth=0, palette="tab10" if len(classnames) <= 10 else "husl", legend=axes is panels[0, -1], ax=axes)
+        flat = _on_a_map(features, seed)
+        sns.scatterplot(
+            x=flat[:, 0], y=flat[:, 1], hue=hues, hue_order=names, s=12, linewidth=0,
+            palette="tab10" if len(names) <= 10 else "husl",
+            legend=len(names) <= 40 and axes is panels[0, -1], ax=axes,
+        )
         axes.set(xticks=[], yticks=[], xlabel="t-SNE 1 (no unit)", ylabel="t-SNE 2 (no unit)")
-        metrics._set_title(axes, f"{name}: {100 * purities[name]:.1f} % of ten nearest neighbours share the class")
-    sns.move_legend(panels[0, -1], "center left", bbox_to_anchor=(1, 0.5), frameon=False, ncols=-(-len(classnames) // 20))
+        share = f"{100 * purities[name]:.1f} % of ten nearest neighbours share the class"
+        metrics._set_title(axes, f"{label_text(name)}: {share}")
+    if panels[0, -1].get_legend():
+        sns.move_legend(
+            panels[0, -1], "center left", bbox_to_anchor=(1, 0.5), frameon=False,
+            ncols=-(-len(names) // 20),
+        )
     return figure
+
+
+def _on_a_map(features: np.ndarray, seed: int) -> np.ndarray:
+    """Features [N, D] as points in the plane [N, 2], neighbours near each other."""
+    from sklearn.manifold import TSNE
+
+    perplexity = min(30, (len(features) - 1) / 3)
+    tsne = TSNE(perplexity=perplexity, init="pca", random_state=seed)
+    return tsne.fit_transform(np.asarray(features, np.float32))
 
 # %% ../nbs/13_robustness.ipynb #cell-70
 def imagenet_names() -> list[str]:
@@ -592,7 +681,14 @@ def read_imagenet(root: str | Path, wnids: Sequence[str] | str | Path | None = N
     if unknown:
         raise ValueError(f"{root} has folders that are no class of ImageNet: {', '.join(unknown[:5])}")
     order, names = sorted(range(len(folders)), key=lambda label: known[folders[label]]), imagenet_names()
-    return ImageSet(images.images, [names[known[folders[label]]] for label in order], np.argsort(order)[images.labels], skipped=images.skipped)
+    return ImageSet(
+        images.images,
+        [names[known[folders[label]]] for label in order],
+        np.argsort(order)[images.labels],
+        skipped=images.skipped,
+        ignored=images.ignored,
+        max_pixels=images.max_pixels,
+    )
 
 # %% ../nbs/13_robustness.ipynb #cell-72
 class Restricted(Adapter):
@@ -602,8 +698,9 @@ class Restricted(Adapter):
     """
 
     def __init__(self, method: Adapter, classnames: Sequence[str]):
+        _check_method(method)
         super().__init__(method.clip, classnames, seed=method.seed)
-        unknown = [name for name in classnames if name not in method.classnames_]
+        unknown = [name for name in check_classnames(classnames) if name not in method.classnames_]
         if unknown:
             raise ValueError(f"the method does not know these classes: {', '.join(unknown[:5])}")
         self.method, self.classnames_ = method, check_classnames(classnames)

@@ -14,8 +14,8 @@ from matplotlib.axes import Axes
 
 from . import metrics
 from .compare import Run
-from .data import ImageSet
-from .metrics import apply_temperature, fit_temperature, negative_entropy
+from .data import ImageSet, as_imageset
+from .metrics import apply_temperature, fit_temperature, label_texts, negative_entropy
 
 # %% auto #0
 __all__ = ['SCORES', 'agreement', 'label_free', 'rank_quality', 'plot_score', 'recommend_without_labels']
@@ -23,10 +23,15 @@ __all__ = ['SCORES', 'agreement', 'label_free', 'rank_quality', 'plot_score', 'r
 # %% ../nbs/15_selection.ipynb #cell-9
 def _votes(runs: Sequence[Run]) -> dict[str, np.ndarray]:
     """The share of a method's seeds that answers each class, float64 [N, C], by name; runs that failed are left out."""
+    if not isinstance(runs, Sequence):
+        raise ValueError(f"give a list of runs, not {type(runs).__name__}")
     answers: dict[str, list[np.ndarray]] = {}
     for run in runs:
+        if not isinstance(run, Run) or not isinstance(run.name, str):
+            raise ValueError(f"give a list of runs with names, as run_all does, not {run!r:.80}")
         if not run.error:
-            answers.setdefault(run.name, []).append(np.eye(run.probabilities.shape[1])[run.probabilities.argmax(1)])
+            table = metrics.check_probabilities(run.probabilities, name=f"probabilities of {run.name}")
+            answers.setdefault(run.name, []).append(np.eye(table.shape[1])[table.argmax(1)])
     if len({array.shape for arrays in answers.values() for array in arrays}) != 1:
         raise ValueError("give runs that succeeded, all on the same images and classes")
     return {name: np.mean(arrays, axis=0) for name, arrays in answers.items()}
@@ -56,7 +61,7 @@ def label_free(runs: Sequence[Run], images: ImageSet | None = None) -> pd.DataFr
     runs were asked about; what is missing is NaN. Labels are not read. Raises ValueError when the runs are on different images.
     """
     votes, table, rows = _votes(runs), agreement(runs), []
-    features = None if images is None else runs[0].method.clip.encode_image(images.unlabelled()).numpy()
+    features = None if images is None else runs[0].method.clip.encode_image(as_imageset(images).unlabelled()).numpy()
     for name in votes:
         probabilities = np.concatenate([run.probabilities for run in runs if run.name == name and not run.error]).astype(np.float64)
         others = [vote for other, vote in votes.items() if other != name]
@@ -102,9 +107,13 @@ def rank_quality(table: pd.DataFrame) -> pd.DataFrame:
     `table` has a row a method and set of images, with the columns set, accuracy (0-1) and those of `SCORES`; a score that is NaN for a method does not rank it.
     Returns a row a score. Raises ValueError when a column is missing.
     """
+    if not isinstance(table, pd.DataFrame):
+        raise ValueError(f"give a table, not {type(table).__name__}")
     missing = {"set", "accuracy", *SCORES} - set(table.columns)
     if missing:
         raise ValueError(f"the table lacks the columns {', '.join(sorted(missing))}")
+    if table["set"].isna().any():
+        raise ValueError(f"{table['set'].isna().sum()} rows of the table name no set")
     rows = []
     for score in SCORES:
         known = [group.dropna(subset=score) for _, group in table.groupby("set")]
@@ -121,11 +130,13 @@ def plot_score(table: pd.DataFrame, score: str = "agreement", axes: Axes | None 
 
     `table` is that of `rank_quality`. Returns the matplotlib Axes. Raises ValueError for an unknown score.
     """
-    if score not in SCORES:
+    if not isinstance(score, str) or score not in SCORES:
         raise ValueError(f"score must be one of {', '.join(SCORES)}, not {score!r}")
     quality = rank_quality(table).loc[score]
     axes = metrics._axes(axes, (7, 4.4))
-    shown = table.assign(accuracy=100 * table["accuracy"])
+    sets = table["set"].unique()
+    names = table["set"].map(dict(zip(sets, label_texts(sets))))
+    shown = table.assign(accuracy=100 * table["accuracy"], set=names)
     sns.scatterplot(shown, x=score, y="accuracy", hue="set", ax=axes)
     if axes.get_legend():
         sns.move_legend(axes, "center left", bbox_to_anchor=(1, 0.5), frameon=False)

@@ -286,7 +286,7 @@ class _Generations:
 
     def __init__(self, path: str | Path):
         self.path, self._sound = Path(path), False
-        self.previous = self.path.with_name(f"{self.path.name}.previous")
+        self.previous = self.path.with_stem(f"{self.path.stem}.previous")
 
     def write(self, arrays: Mapping[str, np.ndarray], run: SavedRun) -> None:
         """Write a new generation; there is a whole one at any moment."""
@@ -335,8 +335,8 @@ def _changed(before: Mapping[str, JsonValue], now: Mapping[str, JsonValue]) -> l
 class Checkpoint:
     """What a run needs to go on after a round: arrays and a JSON record in a file.
 
-    path: the file; None keeps nothing. The round before is kept beside it, in a file whose
-        name ends in ".previous".
+    path: the file; None keeps nothing. The round before is kept beside it: that of
+        run.safetensors in run.previous.safetensors.
     facts: plain values that say what the run depends on; a file with others is refused.
 
     Raises ValueError for a folder, and for facts that are not plain.

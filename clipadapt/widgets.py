@@ -18,8 +18,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from .data import ImageSet, as_imageset, check_classnames, check_count, check_labels
-from .files import whole_file
-from .pseudolabels import Pseudolabels, purity, quality, top_k
+from .files import csv_text, whole_file
+from .metrics import check_probabilities, label_text, label_texts, one_line
+from .pseudolabels import Pseudolabels, check_number, purity, quality, top_k
 
 # %% auto #0
 __all__ = ['GREY', 'RIGHT', 'WRONG', 'SUSPICION', 'Panel', 'thumbnail', 'contact_sheet', 'select', 'describe',
@@ -47,11 +48,6 @@ def _style(axis, title: str = "") -> None:
     for text in (axis.xaxis.label, axis.yaxis.label):
         text.set(color=GREY, fontsize=9)
     axis.set_title(title, color=GREY, fontsize=10, loc="left")
-
-
-def _short(name: str, most: int = 18) -> str:
-    """A name of at most `most` letters; of a longer one the middle is left out, since names often differ at their ends."""
-    return name if len(name) <= most else f"{name[:most // 2]}…{name[-(most - most // 2 - 1):]}"
 
 
 def _png(figure: Figure, dpi: int = 96, level: int = 6) -> bytes:
@@ -88,7 +84,8 @@ class Panel:
 
     def redraw(self) -> None:
         """Put text and picture in place of the old ones."""
-        self.line.value = f"<div style='line-height:1.5'>{escape(self.text())}</div>"      # first: the picture takes longer
+        text = escape(one_line(self.text()))
+        self.line.value = f"<div style='line-height:1.5'>{text}</div>"      # first: the picture takes longer
         figure = self.figure()
         self.picture.layout.width = f"{96 * figure.get_figwidth():.0f}px"
         self.picture.value = _png(figure, dpi=144, level=1)     # it is not kept, so it need not be small
@@ -118,16 +115,11 @@ def _ipywidgets():
     return ipywidgets
 
 # %% ../nbs/17_widgets.ipynb #cell-9
-def _check_table(probabilities, count: int, classes: int | None = None, name: str = "probabilities") -> np.ndarray:
+def _check_table(
+    probabilities, count: int, classes: int | None = None, name: str = "probabilities"
+) -> np.ndarray:
     """Probabilities as float32 [count, classes], or a ValueError."""
-    table = np.asarray(probabilities.detach().cpu() if hasattr(probabilities, "detach") else probabilities)
-    if table.ndim != 2 or table.dtype.kind != "f" or len(table) != count or table.shape[1] != (classes or max(1, table.shape[1])):
-        raise ValueError(f"{name} must be floating-point numbers of shape [{count}, {classes or 'C'}], one row an image, got {table.dtype} of shape {table.shape}")
-    table = table.astype(np.float32)
-    bad = ~((table >= 0) & (table <= 1)).all(axis=1)
-    if bad.any():
-        raise ValueError(f"{name} must lie in 0 ... 1, those of {bad.sum()} images do not, the first is image {bad.argmax()} (logits? take the softmax first)")
-    return table
+    return check_probabilities(probabilities, count, classes, name).astype(np.float32)
 
 
 def _check_images(images) -> ImageSet:
@@ -136,6 +128,13 @@ def _check_images(images) -> ImageSet:
     if not len(images):
         raise ValueError("there are no images to show")
     return images
+
+
+def _names_of(classnames: Sequence[str] | None, images: ImageSet, width: int) -> list[str]:
+    """The class names given, else those of the images, else numbers."""
+    if classnames is None or (isinstance(classnames, Sequence) and not classnames):
+        classnames = images.classnames or [*map(str, range(width))]
+    return check_classnames(classnames)
 
 
 def thumbnail(image: Image.Image, size: int = 56) -> np.ndarray:
@@ -166,8 +165,7 @@ def select(probabilities, k: int, threshold: float = 0.0) -> Pseudolabels:
 
     probabilities: floats [N, C]. Raises ValueError as `top_k` does, and for a threshold outside 0 ... 1.
     """
-    if not 0 <= threshold <= 1:
-        raise ValueError(f"threshold must lie in 0 ... 1, got {threshold!r}")
+    check_number(threshold, "threshold", 0, 1)
     chosen = top_k(probabilities, k, policy="argmax")
     kept = chosen.scores >= np.float32(threshold)
     return Pseudolabels(chosen.images[kept], chosen.classes[kept], chosen.scores[kept])
@@ -195,7 +193,8 @@ class PseudolabelBrowser(Panel):
         self.probabilities = _check_table(probabilities, len(self.images), len(self.classnames))
         self.labels = None if labels is None else check_labels(labels, len(self.images), len(self.classnames))
         most = int(np.bincount(self.probabilities.argmax(1)).max())
-        self.classname = widgets.Dropdown(options=[(name, number) for number, name in enumerate(self.classnames)], value=0, description="class")
+        options = [(one_line(name), number) for number, name in enumerate(self.classnames)]
+        self.classname = widgets.Dropdown(options=options, value=0, description="class")
         self.k = widgets.IntSlider(most, 1, max(2, most), description="K per class")
         self.threshold = widgets.FloatSlider(0.0, min=0.0, max=1.0, step=0.01, description="threshold")
         super().__init__([self.classname, self.k, self.threshold])
@@ -230,7 +229,8 @@ def plot_selection(images: ImageSet, chosen: Pseudolabels, number: int, classnam
     frames = [None if truth[i] < 0 else RIGHT if truth[i] == number else WRONG for i in shown]
     left.imshow(contact_sheet([images[int(i)][0] for i in shown] or [Image.new("RGBA", (1, 1))], frames or [None]), aspect="equal")
     total, legend = (chosen.classes == number).sum(), "" if labels is None else "; orange frame: wrong, blue: right"
-    _style(left, f"{classnames[number]}: {len(shown)} of {total} shown, most probable first{legend}" if total else f"{classnames[number]}: nothing selected")
+    found = f"{len(shown)} of {total} shown, most probable first{legend}"
+    _style(left, f"{label_text(classnames[number])}: {found if total else 'nothing selected'}")
     left.set_axis_off()
     left.set_anchor("NW")       # it stays where it is when there are fewer rows
     _purity_bars(right, chosen, number, classnames, labels)
@@ -247,7 +247,7 @@ def _purity_bars(axis, chosen: Pseudolabels, number: int, classnames: Sequence[s
     for row in rows:
         value = f"{counts[row]}" if labels is None or np.isnan(shares[row]) else f"{shares[row]:.0f} % of {counts[row]}"
         axis.text(np.nan_to_num(shares[row]), row, f" {value}", va="center", fontsize=8, color=GREY)
-    axis.set_yticks(rows, [_short(classnames[row]) for row in rows])
+    axis.set_yticks(rows, label_texts([classnames[row] for row in rows], 18))
     axis.invert_yaxis()
     axis.set_xlim(0, 140 if labels is not None else 1.2 * max(1, shares.max()))
     axis.set_xlabel("images chosen" if labels is None else "purity (%) of the images chosen")
@@ -266,9 +266,9 @@ def suspicion(probabilities, labels: Sequence[int], by: str = "self_confidence")
     "self_confidence" (0 ... 1) or "margin" (-1 ... 1), ascending; ties go by the position. Source: Northcutt et al. 2021, "Confident Learning",
     Sections 3.1 (off_diagonal: the confident joint, Eq. 1) and 3.2. Raises ValueError for another order, shape or range.
     """
-    if by not in SUSPICION:
+    if not isinstance(by, str) or by not in SUSPICION:
         raise ValueError(f"by must be one of {', '.join(map(repr, SUSPICION))}, not {by!r}")
-    table = _check_table(probabilities, len(labels))
+    table = check_probabilities(probabilities).astype(np.float32)
     labels = check_labels(labels, *table.shape)
     images = np.flatnonzero(labels >= 0)
     rows, given, each = table[images], labels[images], np.arange(len(images))
@@ -299,7 +299,7 @@ class Audit(Panel):
         given = labels.labels(len(self.images)) if isinstance(labels, Pseudolabels) else labels
         self.probabilities = _check_table(probabilities, len(self.images))
         width = self.probabilities.shape[1]
-        self.classnames = check_classnames(classnames or self.images.classnames or map(str, range(width)))
+        self.classnames = _names_of(classnames, self.images, width)
         self.probabilities = _check_table(probabilities, len(self.images), len(self.classnames))
         self.given = check_labels(given, len(self.images), width)
         self.order = suspicion(self.probabilities, self.given, by)
@@ -307,7 +307,10 @@ class Audit(Panel):
             raise ValueError("none of the images has a label to audit: all are -1")
         self.by, self._decided = by, {}
         self.place = widgets.IntSlider(0, 0, max(1, len(self.order) - 1), description="place", disabled=len(self.order) == 1)
-        self.target = widgets.Dropdown(options=[(name, number) for number, name in enumerate(self.classnames)], value=int(self.order.suggestion[0]), description="change to")
+        options = [(one_line(name), number) for number, name in enumerate(self.classnames)]
+        self.target = widgets.Dropdown(
+            options=options, value=int(self.order.suggestion[0]), description="change to"
+        )
         self.keep, self.change, self.back = (widgets.Button(description=name, layout=widgets.Layout(width="80px")) for name in ("keep", "change", "back"))
         self.keep.on_click(lambda _: self.decide(int(self.given[self.image])))
         self.change.on_click(lambda _: self.decide(self.target.value))
@@ -351,16 +354,24 @@ class Audit(Panel):
         return table.assign(changed=table.label != table.decision)
 
     def save(self, path: str | Path) -> None:
-        """Write image, label, decision (class names) and changed to a .csv or .json file. Raises ValueError for another ending."""
+        """Write image, label, decision (class names) and changed to a .csv or .json file.
+
+        In the CSV a name that a spreadsheet would take for a formula has a quote in front.
+        Raises ValueError for another ending, OSError when the disk is full.
+        """
         path, table = Path(path), self.decisions
         if path.suffix.lower() not in (".csv", ".json"):
             raise ValueError(f"{path} must end in .csv or .json")
         for column in ("label", "decision"):
-            table[column] = [self.classnames[number] for number in table[column]]
-        rows = table.astype(object).to_dict("records")
-        text = table.to_csv(index=False) if path.suffix.lower() == ".csv" else json.dumps(rows, indent=1, ensure_ascii=False)
+            names = [self.classnames[number] for number in table[column]]
+            table[column] = pd.Series(names, dtype=object)      # also what is not UTF-8
+        if path.suffix.lower() == ".csv":
+            text, odd = csv_text(table), "surrogateescape"      # the bytes of the name
+        else:
+            rows = table.astype(object).to_dict("records")
+            text, odd = json.dumps(rows, indent=1, ensure_ascii=False), "backslashreplace"
         with whole_file(path) as draft:
-            draft.write_text(text, encoding="utf-8")
+            draft.write_text(text, encoding="utf-8", errors=odd)
 
     def text(self) -> str:
         row = self.order.loc[self._row]
@@ -386,7 +397,7 @@ def plot_suspect(images: ImageSet, probabilities: np.ndarray, order: pd.DataFram
     figure, row = _figure(10.5, 2.9), order.loc[place]
     left, middle, right = figure.subplots(1, 3, width_ratios=(1, 1.4, 1.6))
     left.imshow(thumbnail(images[int(row.image)][0], 224))
-    _style(left, f"labelled {_short(classnames[row.label])}")
+    _style(left, f"labelled {label_text(classnames[row.label], 18)}")
     left.set_axis_off()
     values = probabilities[int(row.image)]
     best = np.argsort(-values, kind="stable")[:6]
@@ -395,7 +406,7 @@ def plot_suspect(images: ImageSet, probabilities: np.ndarray, order: pd.DataFram
     for y, c in enumerate(best):
         side, colour = ("left", GREY) if values[c] < 0.8 else ("right", "white")      # beside a short bar, in a long one
         middle.text(100 * values[c], y, f" {100 * values[c]:.1f} ", va="center", ha=side, fontsize=8, color=colour)
-    middle.set_yticks(range(len(best)), [_short(classnames[c]) for c in best])
+    middle.set_yticks(range(len(best)), label_texts([classnames[c] for c in best], 18))
     middle.invert_yaxis()
     middle.set(xlim=(0, 100), xlabel="probability (%)")
     _style(middle, "orange: the given label")
@@ -413,6 +424,7 @@ def as_tables(methods, images: ImageSet) -> dict[str, np.ndarray]:
     Methods of a list are named by their class; the seed joins a name that is there twice. Raises ValueError when there are none or two of one name, and when
     they do not fit the images or each other.
     """
+    images = as_imageset(images)
     if not isinstance(methods, Mapping):
         methods = _by_name(methods)
     if not methods:
@@ -438,6 +450,8 @@ def _by_name(runs) -> dict:
 
 def disagreeing(tables: Mapping[str, np.ndarray]) -> np.ndarray:
     """The images on which not all methods give the same class, in ascending order, int64 [M]."""
+    if not isinstance(tables, Mapping) or not tables:
+        raise ValueError("give a dict of probabilities by name, as as_tables makes it")
     answers = np.stack([table.argmax(1) for table in tables.values()])
     return np.flatnonzero((answers != answers[0]).any(0))
 
@@ -450,7 +464,7 @@ class MethodComparison(Panel):
         self.images = _check_images(images)
         self.tables = as_tables(methods, self.images)
         width = next(iter(self.tables.values())).shape[1]
-        self.classnames = check_classnames(classnames or self.images.classnames or map(str, range(width)))
+        self.classnames = _names_of(classnames, self.images, width)
         if len(self.classnames) != width:
             raise ValueError(f"the probabilities have {width} columns, but there are {len(self.classnames)} class names")
         self.different = disagreeing(self.tables)
@@ -500,16 +514,17 @@ def plot_answers(image: tuple[Image.Image, int], rows: Mapping[str, np.ndarray],
     figure = _figure(10.5, max(2.6, 0.9 + 0.6 * len(rows)))
     left, right = figure.subplots(1, 2, width_ratios=(1, 3.4))
     left.imshow(thumbnail(image[0], 224))
-    _style(left, f"labelled {_short(classnames[image[1]])}" if known else "")
+    _style(left, f"labelled {label_text(classnames[image[1]], 18)}" if known else "")
     left.set_axis_off()
     left.set_anchor("NW")
     for y, values in enumerate(table):
         _answer_bars(right, -y, values[classes], RIGHT if values.argmax() == image[1] or not known else WRONG)
-    right.set_xticks(range(len(classes)), [_short(classnames[c], 12) for c in classes], rotation=30 if max(map(len, classnames)) > 6 else 0)
-    right.set_yticks(-np.arange(len(rows)), [_short(str(name), 24) for name in rows])
+    names, turn = label_texts([classnames[c] for c in classes], 12), max(map(len, classnames)) > 6
+    right.set_xticks(range(len(classes)), names, rotation=30 if turn else 0)
+    right.set_yticks(-np.arange(len(rows)), label_texts(rows, 24))
     right.set(xlim=(-0.6, len(classes) - 0.4), ylim=(-len(rows) + 0.95, 1))
     answers = {int(values.argmax()) for values in table}
-    found = f"all answer {classnames[answers.pop()]}" if len(answers) == 1 else f"{len(answers)} different answers"
+    found = f"all answer {label_text(classnames[answers.pop()])}" if len(answers) == 1 else f"{len(answers)} different answers"
     _style(right, f"probability (%): {found}{'; blue: right, orange: wrong' if known else ''}")
     return figure
 
@@ -527,6 +542,9 @@ def _answer_bars(axis, base: float, values: np.ndarray, colour: str) -> None:
 # %% ../nbs/17_widgets.ipynb #cell-39
 def curves(history: Sequence[Mapping]) -> pd.DataFrame:
     """The numbers in a history, float64, one row an epoch and a column for each; those of a dict or list inside become "name key". What is no number is left out; None is nan."""
+    if not isinstance(history, Sequence) or not all(isinstance(record, Mapping) for record in history):
+        raise ValueError("a history is a list with a dict for every epoch")
+
     def flat(record, prefix: str = ""):
         for key, value in record.items():
             if isinstance(value, Mapping):
@@ -542,7 +560,7 @@ def curves(history: Sequence[Mapping]) -> pd.DataFrame:
 
 def plot_curves(history: Sequence[Mapping], columns: int = 5) -> Figure:
     """One small picture for each number in a history, over the epochs; at most `columns` in a row, the rows about equally full."""
-    table = curves(history)
+    table, columns = curves(history), check_count(columns, "columns")
     pictures = max(1, table.shape[1])
     rows = -(-pictures // columns)
     columns = -(-pictures // rows)
@@ -555,7 +573,7 @@ def plot_curves(history: Sequence[Mapping], columns: int = 5) -> Figure:
         axis.plot(values.index, values, color=RIGHT, linewidth=1.5, marker="o" if len(values) < 3 else "")
         axis.set_xlabel("epoch")
         axis.xaxis.get_major_locator().set_params(integer=True)
-        _style(axis, f"{name}: {values.iloc[-1]:.3g}")
+        _style(axis, f"{label_text(name)}: {values.iloc[-1]:.3g}")
     return figure
 
 # %% ../nbs/17_widgets.ipynb #cell-41

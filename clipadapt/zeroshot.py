@@ -134,8 +134,8 @@ def _name(images: ImageSet, index: int) -> str:
 
 def _check_finite(features: torch.Tensor, name: Callable[[int], str]) -> None:
     """Raise ValueError, with `name(row)` of the first bad row, unless all features [B, D] are finite."""
-    broken = (~features.isfinite()).any(1).nonzero().flatten().tolist()
-    if broken:
+    if not features.sum().isfinite():
+        broken = (~features.isfinite()).any(1).nonzero().flatten().tolist()
         raise ValueError(f"{name(broken[0])} has features that are not finite, and {len(broken) - 1} more of {len(features)} encoded with it have; "
                          "leave it out, use precision='float32', or load the model again: its weights may be damaged")
 
@@ -281,6 +281,12 @@ def _check_device(device: str | torch.device | None) -> torch.device:
         raise ValueError(f"unknown device {device!r}: use 'cpu', 'cuda', 'cuda:0', 'mps' or None") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {str(device)!r} was asked for, but PyTorch sees no GPU; use device='cpu' or None")
+    try:
+        torch.zeros(1, device=device).item()
+    except Exception as error:      # each device has errors of its own
+        raise ValueError(
+            f"device {str(device)!r} cannot be used here; use 'cpu', 'cuda' or None"
+        ) from error
     return device
 
 

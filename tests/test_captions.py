@@ -1,5 +1,7 @@
 """Captions under accidents: killed and competing processes, damaged caches, captioners that fail in every way, and a tiny LLaVA."""
+import json
 import os
+import resource
 import shutil
 import signal
 import sqlite3
@@ -7,6 +9,7 @@ import subprocess
 import sys
 import time
 import warnings
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -166,14 +169,85 @@ def test_an_empty_file_is_a_fresh_cache(some, cache):
 
 def test_other_places_that_cannot_be_a_cache(some, tmp_path):
     (tmp_path / "file").touch()
-    foreign = tmp_path / "foreign.sqlite"
-    with sqlite3.connect(foreign) as connection:
-        connection.execute("CREATE TABLE captions (id INTEGER)")
-    for place in (tmp_path, tmp_path / "file" / "captions.sqlite", foreign):
+    for place in (tmp_path, tmp_path / "file" / "captions.sqlite"):
         with pytest.raises(OSError, match="cannot be used.*choose another file with cache="):
             caption(AttributeCaptioner(), some, "?", place)
     with pytest.raises(ValueError, match="not True"):
         caption(AttributeCaptioner(), some, "?", True)
+
+
+@pytest.mark.parametrize("statement", [
+    "CREATE TABLE captions (id INTEGER)", "CREATE TABLE customers (name TEXT)", "CREATE VIEW captions AS SELECT 1",
+    module._TABLE.replace("text TEXT", "text INTEGER"), module._TABLE + "; CREATE TABLE customers (name TEXT)",
+    module._TABLE + "; CREATE TRIGGER t AFTER INSERT ON captions BEGIN DELETE FROM captions; END"])
+def test_a_database_of_something_else_is_left_alone(some, cache, statement):
+    with closing(sqlite3.connect(cache)) as connection:
+        connection.executescript(statement)
+    content = cache.read_bytes()
+    with pytest.raises(ValueError, match="no caption cache.*choose another file"):
+        caption(AttributeCaptioner(), some, "?", cache)
+    assert cache.read_bytes() == content
+
+
+def change(cache, statement, *values):
+    with closing(sqlite3.connect(cache)) as connection, connection:
+        connection.create_function("hash_of", 4, module._hash_caption)
+        connection.execute(statement, values)
+
+
+def test_a_damaged_caption_is_made_again(some, cache):
+    captioner = CallableCaptioner(plain, "plain")
+    texts = caption(captioner, some, "?", cache).texts
+    for damaged in ("33 pixels", b"\xff\xfe", 7, "", "two\nlines"):
+        change(cache, "UPDATE captions SET text = ?", damaged)
+        assert caption(captioner, some, "?", cache).texts == texts and caption(AttributeCaptioner(), some, "?", cache).failures == []
+
+
+@pytest.mark.parametrize("text", ["", "two\nlines", "\x1b[31mred", "a" * 10**6, b"bytes", b"\xff"])
+def test_a_forged_caption_is_no_caption(some, cache, text):
+    """Whoever forges a file can compute its hashes."""
+    caption(CallableCaptioner(plain, "plain"), some, "?", cache)
+    change(cache, "UPDATE captions SET text = ?", text)
+    change(cache, "UPDATE captions SET hash = hash_of(image, prompt, captioner, text)")
+    with pytest.raises(ValueError, match="no caption cache"):
+        caption(CallableCaptioner(plain, "plain"), some, "?", cache)
+
+
+def test_a_cache_without_hashes_gets_them(some, cache):
+    texts = caption(CallableCaptioner(plain, "plain"), some, "?", cache).texts
+    with closing(sqlite3.connect(cache)) as connection, connection:
+        rows = connection.execute("SELECT image, prompt, captioner, text FROM captions").fetchall()
+        connection.execute("DROP TABLE captions")
+        connection.execute(module._UNHASHED)
+        connection.executemany("INSERT INTO captions VALUES (?, ?, ?, ?)", rows)
+    captioner = CallableCaptioner(lambda images, prompts: pytest.fail("asked again"), "plain")
+    assert caption(captioner, some, "?", cache).texts == texts and kept(cache) == len(rows)
+
+
+def test_a_full_disk_keeps_what_was_written(some, cache):
+    """A limit on the size of files stands for a full disk."""
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    long = CallableCaptioner(lambda images, prompts: ["word " * 70] * len(images), "long", batch_size=2)
+    caption(long, some.subset(range(4)), "?", cache)
+    before = kept(cache)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (cache.stat().st_size, unlimited[1]))
+        with pytest.raises(OSError, match="cannot be used .*what was written before is kept"):
+            caption(long, digits("train").subset(range(200)), "?", cache)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    assert kept(cache) >= before and caption(long, some, "?", cache).failures == []
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RecursionError("deep"), OSError("gone"), StopIteration()], ids=repr)
+def test_whatever_a_captioner_or_a_decoder_raises_costs_one_caption(some, cache, error):
+    def describe(images, prompts):
+        if len(images) > 1 or images[0] == some[7][0]:
+            raise error
+        return ["fine"]
+
+    captions = quietly(CallableCaptioner(describe, "breaks"), some, "?", cache)
+    assert [position for position, _ in captions.failures] == [7]
 
 
 def test_the_default_cache_is_in_the_cache_directory(some, tmp_path, monkeypatch):
@@ -366,6 +440,45 @@ def test_pickled_weights_are_not_read(tmp_path):
     torch.save({}, folder / "pytorch_model.bin")
     with pytest.raises(FileNotFoundError, match="safetensors"):
         open_llava(folder).prepare()
+
+
+@pytest.mark.parametrize("name, content, key", [
+    ("processor_config.json", {"auto_map": {"AutoProcessor": "theirs.Processor"}}, "auto_map"),
+    ("preprocessor_config.json", {"image_processor": {"auto_map": {"AutoImageProcessor": "theirs.Images"}}}, "auto_map"),
+    ("tokenizer_config.json", {"auto_map": ["theirs.Tokenizer", None]}, "auto_map"),
+    ("config.json", {"model_type": "theirs", "auto_map": {"AutoConfig": "theirs.Config"}}, "auto_map"),
+    ("config.json", {"text_config": {"attn_implementation": "somebody/kernel"}}, "attn_implementation"),
+    ("generation_config.json", {"custom_generate": "somebody/code"}, "custom_generate"),
+    ("adapter_config.json", {"base_model_name_or_path": "somebody/model"}, "base_model_name_or_path")])
+def test_a_model_that_names_code_is_refused(tmp_path, monkeypatch, name, content, key):
+    monkeypatch.setattr("builtins.input", lambda question="": pytest.fail("nobody is asked"))
+    folder = save_tiny_llava(tmp_path / "model")
+    (folder / "theirs.py").write_text(f"open({str(tmp_path / 'harmed')!r}, 'w')")
+    before = json.loads((folder / name).read_text()) if (folder / name).exists() else {}
+    (folder / name).write_text(json.dumps({**before, **content}))
+    with pytest.raises(ValueError, match=f"wants to run code of its own, or to load another model .{key} in {name}., which is never done"):
+        open_llava(folder)
+    assert not (tmp_path / "harmed").exists()
+
+
+@pytest.mark.parametrize("name", ["config.json", "processor_config.json", "tokenizer_config.json", "tokenizer.json"])
+@pytest.mark.parametrize("content", ["", "[]", "[" * 10**5, "\xff"])
+def test_a_model_with_damaged_files_is_named(tmp_path, name, content):
+    folder = save_tiny_llava(tmp_path / "model")
+    (folder / name).write_text(content, encoding="latin-1")
+    with pytest.raises((ValueError, OSError), match="model") as caught:
+        open_llava(folder).prepare()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_chat_template_runs_in_a_sandbox(llava, tmp_path, noise):
+    """Jinja's sandbox: a template puts texts together, and reaches neither Python nor files."""
+    for template in ["{{ ''.__class__.__mro__[1].__subclasses__() }}", "{{ cycler.__init__.__globals__.os.system('true') }}",
+                     "{% set x = messages.append(1) %}", "{% include '/etc/passwd' %}"]:
+        captioner = open_llava(llava)
+        captioner.processor.chat_template = template
+        captions = quietly(captioner, noise.subset([0]), "?", False)
+        assert len(captions.failures) == 1 and any(word in captions.failures[0][1] for word in ("unsafe", "undefined", "Immutable", "sandbox", "loader", "not safely"))
 
 
 def test_without_a_network(monkeypatch):

@@ -1,10 +1,15 @@
 """The command line: what it writes, what it refuses, how it ends."""
+import csv
+import io
 import json
 import os
+import resource
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,6 +17,7 @@ import psutil
 import pytest
 import torch
 from click.testing import CliRunner
+from PIL import Image
 
 import clipadapt
 from clipadapt import digits
@@ -258,8 +264,9 @@ def forge(saved, folder, **changes):
 
 def test_a_model_of_a_newer_version(saved, folders, tmp_path):
     content = (saved / "model" / "adapter.safetensors").read_bytes()
-    assert content.count(b'"format":"2"') == 1
-    (tmp_path / "adapter.safetensors").write_bytes(content.replace(b'"format":"2"', b'"format":"9"'))
+    assert content.count(rb'\"format\":2') == 1
+    newer = content.replace(rb'\"format\":2', rb'\"format\":9')
+    (tmp_path / "adapter.safetensors").write_bytes(newer)
     result = run("predict", "--saved", tmp_path, "--images", folders / "flat")
     assert result.exit_code == 1 and "newer clipadapt" in result.stderr
     result = run("predict", "--saved", forge(saved, tmp_path, method="Magic"), "--images", folders / "flat")
@@ -363,3 +370,243 @@ def test_no_bar_in_a_pipe(folders, tmp_path):
     code = f"from clipadapt.cli import main; main({arguments!r}, standalone_mode=False); from tqdm import tqdm; list(tqdm(range(3)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and "fitting LPCLIP" in done.stderr and "\r" not in done.stderr and "it/s" not in done.stderr and not done.stdout, done.stderr
+
+
+@pytest.fixture(scope="module")
+def odd(folders, tmp_path_factory):
+    """Photographs whose names are no UTF-8, a formula, an escape code, two lines."""
+    root = tmp_path_factory.mktemp("odd")
+    names = [b"caf\xe9.png", b"=1+1.png", b"\x1b[31mred.png", b"two\rlines\n.png"]
+    for i, name in enumerate(names):
+        path = os.path.join(os.fsencode(root), name)
+        with open(path, "wb") as file:
+            file.write((folders / "flat" / f"{i:02d}.png").read_bytes())
+    return root, sorted(os.fsdecode(os.path.join(os.fsencode(root), name)) for name in names)
+
+
+def cells(text, column="image"):
+    """A column of CSV bytes as Python reads it."""
+    lines = io.StringIO(text.decode("utf-8", "surrogateescape"), newline="")
+    return [row[column] for row in csv.DictReader(lines)]
+
+
+def test_names_of_any_bytes_are_kept(odd, saved, tmp_path, cache):
+    root, names = odd
+    out = tmp_path / "run"
+    for option in ([], ["--resume"], ["--overwrite"]):
+        done = run("adapt", "--images", root, "--classes", CLASSES, "--out", out, *option)
+        assert done.exit_code == 0, done.output
+        assert cells((out / "predictions.csv").read_bytes()) == names
+    for command, options in (("predict", ["--saved", saved]), ("zero-shot", ["--classes", CLASSES]), ("caption", [])):
+        piped = run(command, "--images", root, *options)
+        assert piped.exit_code == 0 and cells(piped.stdout_bytes) == names
+        for ending in ("csv", "json"):
+            done = run(command, "--images", root, *options, "--out", tmp_path / f"{command}.{ending}")
+            assert done.exit_code == 0, done.output
+        assert (tmp_path / f"{command}.csv").read_bytes() == piped.stdout_bytes
+        assert [row["image"] for row in json.loads((tmp_path / f"{command}.json").read_text())] == names
+    assert run("encode", "--images", root, "--out", tmp_path / "f.npy").exit_code == 0
+    assert json.loads((tmp_path / "f.json").read_text())["names"] == names
+    same = ("compare", "--images", root, "--classes", CLASSES, "--methods", "zero-shot", "--out", tmp_path / "compared")
+    assert run(*same).exit_code == run(*same, "--resume").exit_code == 0
+
+
+def test_a_folder_whose_name_is_no_utf_8(odd, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = os.fsdecode(b"caf\xe9")
+    os.symlink(odd[0], folder)
+    done = run("adapt", "--images", folder, "--classes", CLASSES, "--out", tmp_path / "run")
+    again = run("adapt", "--config", tmp_path / "run" / "config.json", "--out", tmp_path / "again")
+    assert done.exit_code == again.exit_code == 0, done.output + again.output
+    assert json.loads((tmp_path / "again" / "config.json").read_text())["images"] == str(tmp_path / folder)
+
+
+def test_a_screen_shows_what_it_could_obey(odd, tmp_path, monkeypatch):
+    monkeypatch.setattr("clipadapt.cli._is_terminal", lambda stream: True)
+    (tmp_path / "\x1b[2J").mkdir()
+    (tmp_path / "\x1b[2J" / "bad.png").write_bytes(b"no image")
+    shown = [run("zero-shot", "--images", odd[0], "--classes", "\x1b[31mzero,one"),
+             run("zero-shot", "--images", odd[0], "--classes", CLASSES),
+             run("zero-shot", "--images", tmp_path / "\x1b[2J", "--classes", CLASSES),
+             run("predict", "--saved", "\x1b[2J"), run("zero-shot", "--colour\x1b[2J")]
+    assert not any("\x1b" in done.output for done in shown) and r"\x1b[31mred.png" in shown[1].stdout
+    assert r"caf\xe9.png" in shown[1].stdout
+
+
+def test_no_spreadsheet_computes_a_cell(folders, tmp_path):
+    names = ["=1+1", "@SUM(A1)", "-cat", "+dog", "image"]
+    (tmp_path / "classes.txt").write_text("\n".join(names))
+    for ending in ("csv", "json"):
+        assert run("zero-shot", "--images", folders / "flat", "--classes", tmp_path / "classes.txt", "--probabilities", "--out", tmp_path / f"a.{ending}").exit_code == 0
+    table, plain = pd.read_csv(tmp_path / "a.csv"), pd.read_json(tmp_path / "a.json")
+    assert list(table.columns[3:]) == ["'=1+1", "'@SUM(A1)", "'-cat", "'+dog", "image (class)"]
+    assert list(plain.columns[3:]) == names[:-1] + ["image (class)"] and set(plain["prediction"]) <= set(names)
+    assert all(table[name].dtype == float for name in table.columns[2:])
+
+
+@pytest.mark.parametrize("content, message", [
+    ({"out": "y"}, "out is given on the command line"), ({"overwrite": True}, "overwrite is given"), ({"resume": True}, "resume is given"),
+    ({"seed": "1"}, "seed"), ({"seed": True}, "seed"), ({"seed": -1}, "seed"), ({"images": ["a"]}, "images: should be text"), ({"settings": [1]}, "settings.0"),
+    ({"settings": None}, "settings"), ({"colour": "red"}, "colour is no option"), ("[" * 100_000, "too deeply nested"),
+    (b"\xff\xfe", "no config.json of a run"), ("9" * 5000, "no config.json of a run"), (None, "no config.json of a run")])
+def test_a_config_says_only_what_it_may(content, message, tmp_path):
+    path = tmp_path / "config.json"
+    if content is not None:
+        text = json.dumps({"command": "adapt", **content}) if isinstance(content, dict) else content
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    refused = run("adapt", "--config", path, "--out", tmp_path / "x")
+    assert refused.exit_code == 2 and message in refused.stderr and "Traceback" not in refused.output, refused.output
+    assert not (tmp_path / "x").exists() and not (tmp_path / "y").exists()
+
+
+def test_a_config_that_names_a_model_says_so(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"command": "adapt", "model": "local-dir:/nowhere"}))
+    done = run("adapt", "--config", tmp_path / "config.json", "--out", tmp_path / "x")
+    assert done.exit_code == 1 and "loading local-dir:/nowhere, which --config names" in done.stderr
+
+
+def test_a_damaged_config_in_a_run(folders, tmp_path):
+    (tmp_path / "config.json").write_text('{"command": "ada')
+    for option in ("--resume", "--overwrite"):
+        done = run("adapt", "--images", folders / "flat", "--classes", CLASSES, "--out", tmp_path, option)
+        assert done.exit_code == 1 and "choose another --out, or delete" in done.stderr, done.output
+
+
+@pytest.mark.parametrize("wrong", [["--method", "lpclip", "--set", "epochs=-1"], ["--method", "latteclip", "--classes", "one"], ["--set", "templates=odd"]])
+def test_wrong_parameters_leave_nothing_and_replace_nothing(wrong, saved, folders, tmp_path):
+    same = ("adapt", "--images", folders / "flat", "--classes", CLASSES, *wrong)
+    assert run(*same, "--out", tmp_path / "x").exit_code == 1 and not list(tmp_path.iterdir())
+    shutil.copytree(saved, tmp_path / "run")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*.*")}
+    assert run(*same, "--out", tmp_path / "run", "--overwrite").exit_code == 1
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*.*")} == before and os.listdir(tmp_path) == ["run"]
+
+
+def test_a_run_is_not_replaced_when_something_else_came_into_it(saved, folders, tmp_path, monkeypatch):
+    from clipadapt.retrieval import Prototypes
+
+    shutil.copytree(saved, tmp_path / "run")
+    save = Prototypes.save
+
+    def meanwhile(method, where):
+        (tmp_path / "run" / "thesis.txt").write_text("mine")
+        save(method, where)
+
+    monkeypatch.setattr(Prototypes, "save", meanwhile)
+    done = run("adapt", "--images", folders / "flat", "--classes", CLASSES, "--out", tmp_path / "run", "--overwrite")
+    assert done.exit_code == 1 and "thesis.txt" in done.stderr and ".run.overwriting" in done.stderr
+    assert (tmp_path / "run" / "thesis.txt").read_text() == "mine" and (tmp_path / ".run.overwriting" / "predictions.csv").is_file()
+
+
+@pytest.mark.parametrize("arguments, code, message", [
+    (["--seed", "-1"], 2, "--seed"), (["--seed", 2**70], 2, "--seed"), (["--images", ""], 2, "empty"), (["--out", "file/x"], 1, "a part of this path is a file"),
+    (["--out", "file"], 1, "is a file"), (["--images", "file"], 1, "no such folder"), (["--set", "momentum=NaN"], 1, "must be finite"),
+    (["--set", "momentum=1e999"], 1, "must be finite"), (["--set", "iterations=" + "9" * 30], 1, "below 2^31"), (["--set", "iterations=" + "9" * 5000], 1, "too many digits"),
+    (["--set", "templates=" + "[" * 100_000], 1, "too many digits or brackets"), (["--set", "templates=[[1]]"], 1, "a list of words"), (["--set", "="], 1, "no parameter"),
+    (["--device", "foo"], 1, "unknown device"), (["--device", ""], 1, "unknown device"), (["--model", ""], 1, "unknown model"), (["--out", ""], 2, "empty"),
+    (["--out", "n" * 300], 1, "name too long")])
+def test_odd_options_are_one_sentence(arguments, code, message, folders, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("mine")
+    done = run("adapt", "--images", folders / "flat", "--classes", CLASSES, "--out", "x", *arguments)
+    assert done.exit_code == code and message in done.stderr and "Traceback" not in done.output, done.output
+    assert os.listdir(tmp_path) == ["file"] and done.stderr.rstrip().count("\n") <= 4
+
+
+@pytest.mark.parametrize("arguments, code, message", [(["--methods", ","], 1, "names no method"), (["--methods", "fpl,fpl"], 1, "more than once"), (["--seeds", 10**9], 2, "--seeds")])
+def test_odd_options_of_compare(arguments, code, message, folders, tmp_path):
+    done = run("compare", "--images", folders / "flat", "--classes", CLASSES, "--out", tmp_path / "x", *arguments)
+    assert done.exit_code == code and message in done.stderr and not (tmp_path / "x").exists(), done.output
+
+
+def test_a_home_directory_is_meant_where_no_shell_has_seen_it(folders, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    same = ("zero-shot", "--images", folders / "flat", "--classes", CLASSES, "--out", "~/a.csv")
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)            # no home
+    done = run(*same)
+    assert done.exit_code == 2 and "no home directory" in done.stderr and not list(tmp_path.iterdir())
+    monkeypatch.setattr("os.path.expanduser", lambda path: str(path).replace("~", str(tmp_path)))
+    assert run(*same).exit_code == 0 and (tmp_path / "a.csv").is_file()
+
+
+def test_a_full_disk_is_one_sentence(folders, tmp_path):
+    """Files of more than 300 bytes cannot be written here."""
+    def small_files():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300))
+
+    code = f"""
+import json, sys
+from click.testing import CliRunner
+from clipadapt import load_clip
+from clipadapt.cli import main
+load_clip()
+for arguments in json.loads({json.dumps(json.dumps([
+        ["adapt", "--out", "run"], ["zero-shot", "--out", "a.csv"], ["encode", "--out", "a.npy"], ["encode", "--out", "a.safetensors"],
+        ["caption", "--out", "a.json"], ["compare", "--methods", "zero-shot", "--out", "compared"]]))}):
+    classes = [] if arguments[0] in ("encode", "caption") else ["--classes", {CLASSES!r}]
+    done = CliRunner().invoke(main, [*arguments, "--images", {str(folders / "flat")!r}, *classes])
+    print(done.exit_code, done.output.splitlines()[-1], "Traceback" in done.output, isinstance(done.exception, SystemExit))
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment, preexec_fn=small_files, timeout=300)
+    lines = done.stdout.splitlines()
+    assert len(lines) == 6 and not done.stderr, done
+    for line in lines:
+        assert line.startswith("1 Error: ") and "cannot be" in line and line.endswith("False True"), line
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_log_that_cannot_be_written_ends_no_run(saved, folders, tmp_path, monkeypatch):
+    monkeypatch.setattr("logging.StreamHandler.flush", lambda handler: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    done = run("adapt", "--images", folders / "flat", "--classes", CLASSES, "--out", tmp_path / "run")
+    assert done.exit_code == 0 and done.stderr.count("log.txt ends here") == 1 and "Traceback" not in done.output, done.output
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full here")
+def test_an_output_that_is_full_is_one_sentence(folders):
+    arguments = ["zero-shot", "--images", folders / "flat", "--classes", CLASSES]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-m", "clipadapt.cli", *map(str, arguments)], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith("Error: the standard output cannot be written: the disk is full")
+    assert "Exception ignored" not in done.stderr
+
+
+def test_sub_folders_with_underscores_are_classes_with_blanks(folders, tmp_path):
+    for i, name in enumerate(("hot_dog", "cat")):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        (tmp_path / "in" / name / "a.png").write_bytes((folders / "flat" / f"{i:02d}.png").read_bytes())
+    for names in ("cat,hot_dog", "cat,hot dog"):
+        done = run("zero-shot", "--images", tmp_path / "in", "--classes", names)
+        assert done.exit_code == 0 and "2 of them labelled" in done.stderr, done.output
+    both = run("zero-shot", "--images", tmp_path / "in", "--classes", "cat,hot dog,hot_dog")
+    assert both.exit_code == 1 and "could mean both" in both.stderr
+    other = run("zero-shot", "--images", tmp_path / "in", "--classes", "cat,dog")
+    assert other.exit_code == 0 and "not the classes (hot dog)" in other.stderr and "0 of them labelled" in other.stderr
+
+
+@pytest.mark.parametrize("device", ["meta", "mps", "cuda:99", "toaster"])
+def test_a_device_that_is_not_there_is_one_sentence(folders, device):
+    result = run("zero-shot", "--images", folders / "flat", "--classes", "a,b", "--device", device)
+    assert result.exit_code == 1 and len(result.stderr.splitlines()) < 5
+    assert "device" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_a_large_folder_is_refused_by_what_lies_in_it(folders, tmp_path, monkeypatch):
+    """Nobody waits until the whole of a home folder has been looked at."""
+    (tmp_path / "documents" / "letters").mkdir(parents=True)
+    (tmp_path / "note.txt").touch()
+    monkeypatch.setattr(Path, "rglob", lambda *_: pytest.fail("it looked below"))
+    result = run("adapt", "--images", folders / "flat", "--classes", "a,b", "--out", tmp_path)
+    assert result.exit_code == 1 and "holds other things than a run (documents, note.txt)" in result.stderr
+
+
+def test_the_limit_on_pixels_is_an_option(folders, tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    Image.new("RGB", (30, 20)).save(folder / "large.png")
+    Image.new("RGB", (10, 10)).save(folder / "small.png")
+    result = run("zero-shot", "--images", folder, "--classes", "a,b", "--max-pixels", 100)
+    assert result.exit_code == 0 and len(result.stdout.splitlines()) == 2
+    assert "large.png" in result.stderr and "--max-pixels" in result.stderr
+    assert len(run("zero-shot", "--images", folder, "--classes", "a,b").stdout.splitlines()) == 3

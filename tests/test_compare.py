@@ -10,9 +10,10 @@ import warnings
 import numpy as np
 import pytest
 
-from clipadapt import LPCLIP, Prototypes, ZeroShot, digits
-from clipadapt.compare import Run, changes, compare, plot_accuracies, plot_changes, plot_classes, plot_cost, recommend, redraw, report, run_all, small_methods, tabulate
+from clipadapt import LPCLIP, Prototypes, ReCLIP, ZeroShot, digits
+from clipadapt.compare import Run, _file_stem, changes, compare, plot_accuracies, plot_changes, plot_classes, plot_cost, recommend, redraw, report, run_all, small_methods, tabulate
 from clipadapt.data import ImageSet
+from clipadapt.training import Checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,8 @@ def test_a_killed_comparison_goes_on_where_it_was(tmp_path):
             break
     os.kill(killed.pid, signal.SIGKILL)
     killed.wait()
-    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["slow-0.safetensors"], "the run that was done, and nothing half written"
+    left = sorted(path.name for path in (tmp_path / "runs").iterdir())
+    assert len(left) == 1 and re.fullmatch(r"slow-[0-9a-f]{8}-0\.safetensors", left[0]), "the run that was done, and nothing half written"
     done = subprocess.run([*command, "0"], capture_output=True, text=True, check=True).stdout
     assert re.findall(r"fitted (\d)", done) == ["1", "2"] and re.findall(r"run (\d) (\S+)", done) == [("0", "10.0"), ("1", "10.0"), ("2", "10.0")]
 
@@ -73,9 +75,127 @@ def test_what_is_kept_is_what_was_computed(tmp_path, methods, train, test_images
 @pytest.mark.parametrize("damage", [b"", b"not a run", b"\xff" * 200])
 def test_a_damaged_run_is_named(tmp_path, methods, train, test_images, damage):
     run_all({"zero-shot": methods["zero-shot"]}, train, test_images, folder=tmp_path)
-    (tmp_path / "zero-shot-0.safetensors").write_bytes(damage)
-    with pytest.raises(ValueError, match="zero-shot-0.safetensors.*damaged"):
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(damage)
+    with pytest.raises(ValueError, match=f"{file.name}.*damaged"):
         run_all({"zero-shot": methods["zero-shot"]}, train, test_images, folder=tmp_path)
+
+
+def forged(content, record):
+    """A checkpoint class whose file holds this."""
+    class Forged(Checkpoint):
+        def load(self):
+            return content, record
+    return Forged
+
+
+GOOD = np.full((20, 10), 0.1, np.float32)
+NAN = np.where(np.arange(10) == 3, np.nan, GOOD).astype(np.float32)
+
+
+@pytest.mark.parametrize("content, record, message", [
+    ({"probabilities": GOOD[:5]}, {"seconds": 1.0}, "shape"), ({"probabilities": GOOD[:, :5]}, {"seconds": 1.0}, "shape"),
+    ({"probabilities": GOOD.astype(float)}, {"seconds": 1.0}, "float64"), ({"probabilities": NAN}, {"seconds": 1.0}, "not finite"),
+    ({"probabilities": 2 * GOOD}, {"seconds": 1.0}, "sum to one"), ({"probabilities": -GOOD}, {"seconds": 1.0}, "below 0"),
+    ({}, {"seconds": 1.0}, "missing"), ({"probabilities": GOOD, "more": GOOD}, {"seconds": 1.0}, "more"),
+    *(({"probabilities": GOOD}, {"seconds": value}, "seconds") for value in (-1.0, "1", None, True, float("nan"))), ({"probabilities": GOOD}, {}, "seconds")])
+def test_what_is_kept_is_checked(tmp_path, methods, train, test_images, monkeypatch, content, record, message):
+    monkeypatch.setattr("clipadapt.compare.Checkpoint", forged(content, record))
+    with pytest.raises(ValueError, match=f"zero-shot-.*is damaged.*{message}.*delete it"):
+        run_all({"zero-shot": methods["zero-shot"]}, train, test_images, folder=tmp_path)
+
+
+KILLED_INSIDE = """
+import os, signal, sys
+from clipadapt import ReCLIP, digits, load_clip
+from clipadapt.compare import run_all
+
+def die(method):
+    if len(method.history_) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+class Mortal(ReCLIP):
+    def fit(self, X, y=None, on_epoch=None):
+        return super().fit(X, y, on_epoch=die if self.seed == 1 and sys.argv[2] == "die" else count)
+
+epochs = []
+def count(method):
+    epochs.append(method.seed)
+
+train, test = digits("train").subset(range(60)), digits("test").subset(range(10))
+method = Mortal(load_clip(device="cpu"), train.classnames, projection="whole", epochs=5, learning_rate=0.03)
+runs = run_all({"mortal": method}, train, test, seeds=(0, 1), folder=sys.argv[1])
+print([epochs.count(seed) for seed in (0, 1)], [run.probabilities.tobytes().hex() for run in runs], runs[1].method.checkpoint)
+"""
+
+
+def test_a_method_killed_inside_goes_on_and_answers_as_if_it_had_not_been(tmp_path):
+    command = [sys.executable, "-W", "ignore", "-c", KILLED_INSIDE]
+    killed = subprocess.run([*command, str(tmp_path / "a"), "die"], capture_output=True)
+    assert killed.returncode == -signal.SIGKILL
+    left = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert re.fullmatch(r"mortal-[0-9a-f]{8}-0\.safetensors", left[0]) and re.match(r"mortal-[0-9a-f]{8}-1-[0-9a-f]{8}\.checkpoint", left[1])
+    resumed, whole = (subprocess.run([*command, str(tmp_path / folder), "live"], capture_output=True, text=True, check=True).stdout for folder in "ab")
+    assert resumed.startswith("[0, 4]") and whole.startswith("[6, 6]"), "seed 0 is read, seed 1 goes on after two of six epochs"
+    assert resumed.split(" [")[1] == whole.split(" [")[1], "bit for bit"
+    assert whole.rstrip().endswith("None")
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == sorted(path.name for path in (tmp_path / "b").iterdir())
+    assert len(list((tmp_path / "a").iterdir())) == 2, "two runs, no checkpoint"
+
+
+def test_a_changed_method_does_not_find_the_checkpoint_of_another(clip, tmp_path, train, test_images):
+    method = ReCLIP(clip, train.classnames, projection="whole", epochs=1, learning_rate=0.03)
+    folder = tmp_path / "runs"
+    folder.mkdir()
+    stem = _file_stem("x", 0)
+    (folder / f"{stem}-00000000.checkpoint.safetensors").write_bytes(b"of other parameters")
+    (run,) = run_all({"x": method}, train, test_images, folder=folder)
+    assert not run.error and [path.name for path in folder.iterdir()] == [f"{stem}.safetensors"]
+
+
+ODD_NAMES = ["a b", "a-b", "a/b", "A B", "a  b", ".a b", "..", "../../x", "x" * 300, "猫", "\x1b[31m", "a\nb", "$x^$", "{}", "%s"]
+
+
+def test_every_name_gets_a_file_of_its_own(tmp_path, clip, train, test_images):
+    methods = {name: ZeroShot(clip, train.classnames) for name in ODD_NAMES}
+    runs = run_all(methods, train, test_images, folder=tmp_path / "runs")
+    files = [path.name for path in (tmp_path / "runs").iterdir()]
+    assert len({name.casefold() for name in files}) == len(ODD_NAMES) and not any(run.error for run in runs)
+    assert all(re.fullmatch(r"[\w.-]+\.safetensors", name, re.ASCII) and name[0] not in ".-" and len(name) < 80 for name in files)
+    assert list(tmp_path.iterdir()) == [tmp_path / "runs"]
+    assert tabulate(runs, test_images)["method"].tolist() == ODD_NAMES
+
+
+class Broken(ZeroShot):
+    """A method whose answers are no probabilities."""
+
+    def _predict_proba(self, images):
+        return np.full((len(images), 10), np.nan, np.float32)
+
+
+def test_answers_that_are_no_probabilities_are_the_error_of_a_run(clip, methods, train, test_images):
+    with pytest.warns(UserWarning, match="not finite"):
+        runs = run_all({"broken": Broken(clip, train.classnames), **methods}, train, test_images)
+    assert "not finite" in runs[0].error and len(tabulate(runs, test_images)) == 4
+
+
+@pytest.mark.parametrize("wrong", [{0: 1}, {None: 1}, {float("nan"): 1}, {"": 1}, {"caf\udce9": 1}, {b"a": 1}, {("a",): 1}])
+def test_methods_have_names(clip, train, test_images, wrong):
+    with pytest.raises(ValueError, match="the name of a method must be a text"):
+        run_all({name: ZeroShot(clip, train.classnames) for name in wrong}, train, test_images)
+
+
+@pytest.mark.parametrize("wrong", [None, "ZeroShot", 3, ZeroShot, object()])
+def test_what_is_no_method_is_refused(train, test_images, wrong):
+    with pytest.raises(ValueError, match="x is"):
+        run_all({"x": wrong}, train, test_images)
+
+
+@pytest.mark.parametrize("function", [tabulate, recommend, redraw, changes, plot_accuracies, plot_classes, plot_cost, plot_changes])
+@pytest.mark.parametrize("runs", [[], [None], [Run("a", None, None, 1.0, error="broke")], [Run(None, None, GOOD, 1.0)], "abc"])
+def test_runs_that_are_none_are_refused(test_images, function, runs):
+    with pytest.raises(ValueError, match="run"):
+        function(runs, test_images)
 
 
 def test_other_test_images_are_other_runs(tmp_path, methods, train, test_images):

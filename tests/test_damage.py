@@ -127,10 +127,12 @@ def test_a_record_that_is_nested_deeply_is_refused(tmp_path, clip, train):
     for depth in (300, 100_000):
         record, arrays = read_saved(tmp_path / "model")
         text = record.model_dump_json().replace('"single"', "[" * depth + "]" * depth)
-        header = {"format": "2", "clipadapt": "9", "record": text, "hash": files._seal(arrays, text)}
+        header = files._Header(format=2, clipadapt="9", record=text)
+        header.hash = files._seal(arrays, header)
         forged = tmp_path / "forged"
         forged.mkdir(exist_ok=True)
-        files.save_file(arrays, forged / FILE, metadata=header)
+        metadata = {"clipadapt": header.model_dump_json()}
+        files.save_file(arrays, forged / FILE, metadata=metadata)
         with pytest.raises(ValueError, match="recursion limit"):
             ZeroShot.load(forged, clip)
 
@@ -147,7 +149,12 @@ def test_a_method_that_declares_nothing_is_saved_and_loaded(tmp_path, clip, trai
     Free(clip, train.classnames).fit(train).save(tmp_path / "model")
     loaded = Free.load(tmp_path / "model", clip)
     assert loaded.notes_ == {"any": ["thing", None]} and loaded.prior_.tolist() == [1] * 3
-    forge(tmp_path / "model", arrays={"prior_": np.array([1, np.inf])})
+    record, arrays = read_saved(tmp_path / "model")
+    for name in ("clip", "predict", "__class__", "no name_"):
+        write_arrays(tmp_path / "model" / FILE, {**arrays, name: np.ones(3)}, record)
+        with pytest.raises(ValueError, match=f"{name} does not belong there"):
+            Free.load(tmp_path / "model", clip)
+    write_arrays(tmp_path / "model" / FILE, {**arrays, "prior_": np.array([1, np.inf])}, record)
     with pytest.raises(ValueError, match="prior_ has values that are not finite"):
         Free.load(tmp_path / "model", clip)
 

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from clipadapt import ImageSet, ZeroShot, digits, files, load_clip
 from clipadapt.data import read_image
 from clipadapt.files import whole_directory, whole_file
-from clipadapt.zeroshot import builtin_directory
+from clipadapt.zeroshot import builtin_directory, cache_directory
 
 
 def run_python(code: str, folder: Path, **environment) -> subprocess.CompletedProcess:
@@ -50,7 +50,7 @@ def test_local_directory_with_damaged_weights(tmp_path):
     shutil.copytree(builtin_directory(), tmp_path / "model")
     weights = tmp_path / "model" / "open_clip_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(FileNotFoundError, match="no complete OpenCLIP model in .*model"):
+    with pytest.raises(ValueError, match="weights are damaged, get them again"):
         load_clip(f"local-dir:{tmp_path / 'model'}")
 
 
@@ -78,17 +78,87 @@ def test_builtin_is_expanded_whole_and_once(tmp_path, monkeypatch):
     monkeypatch.setenv("CLIPADAPT_CACHE", str(tmp_path / "cache"))
     expected = load_clip().fingerprint
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [builtin_directory().name]
-    assert sorted(path.name for path in builtin_directory().iterdir()) == ["open_clip_config.json", "open_clip_model.safetensors"]
+    assert sorted(path.name for path in builtin_directory().iterdir()) == ["hashes.json", "open_clip_config.json", "open_clip_model.safetensors"]
     written = os.stat(builtin_directory() / "open_clip_model.safetensors").st_mtime_ns
     assert load_clip().fingerprint == expected
     assert os.stat(builtin_directory() / "open_clip_model.safetensors").st_mtime_ns == written
 
 
-def test_damaged_cache_is_made_again(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["open_clip_model.safetensors", "open_clip_config.json", "hashes.json"])
+def test_damaged_cache_is_made_again(tmp_path, monkeypatch, name):
     monkeypatch.setenv("CLIPADAPT_CACHE", str(tmp_path))
-    expected = load_clip().fingerprint
-    (builtin_directory() / "open_clip_model.safetensors").unlink()
+    expected, path = load_clip().fingerprint, builtin_directory() / name
+    whole = path.read_bytes()
+    for position in np.random.default_rng(0).integers(len(whole), size=7):
+        content = bytearray(whole)
+        content[position] ^= 1 << position % 8
+        path.write_bytes(content)
+        assert load_clip().fingerprint == expected and path.read_bytes() == whole
+    path.write_bytes(whole[:100])
+    assert load_clip().fingerprint == expected and path.read_bytes() == whole
+    path.unlink()
     assert load_clip().fingerprint == expected and len(list(tmp_path.iterdir())) == 1
+
+
+NO_ENTRY = """
+import pwd
+
+def getpwuid(number):
+    raise KeyError(f"getpwuid(): uid not found: {number}")
+
+pwd.getpwuid = getpwuid
+"""
+
+
+WITHOUT_HOME = NO_ENTRY + """
+import os, clipadapt
+from clipadapt.zeroshot import _temporary_cache, cache_directory
+
+clipadapt.load_clip(), clipadapt.load_clip()
+print(cache_directory())
+os.environ["CLIPADAPT_CACHE"] = "~/cache"
+print(cache_directory())
+os.chmod(cache_directory(), 0o777)
+_temporary_cache.cache_clear()
+cache_directory()
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such list")
+def test_without_a_home_folder_and_without_an_entry_in_the_list_of_users(tmp_path):
+    """As in many containers: the cache goes to a private folder, with one warning; one that others can write is refused."""
+    kept = {name: value for name, value in os.environ.items() if name not in ("HOME", "CLIPADAPT_CACHE") and not name.startswith("XDG")}
+    answer = subprocess.run([sys.executable, "-c", WITHOUT_HOME], cwd=tmp_path, capture_output=True, text=True, env={**kept, "TMPDIR": str(tmp_path)})
+    private = tmp_path / f"clipadapt-{os.getuid()}"
+    assert answer.stdout.split() == [str(private)] * 2 and any(private.iterdir()) and not (tmp_path / "~").exists(), answer.stderr
+    assert answer.stderr.count("there is no home folder") == 1
+    assert "OSError" in answer.stderr and "is not a private folder" in answer.stderr.splitlines()[-1]
+
+
+def test_the_cache_folder_is_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CLIPADAPT_CACHE", "here")
+    assert cache_directory() == tmp_path / "here"
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("CLIPADAPT_CACHE", "~/there")
+    assert cache_directory() == tmp_path / "home" / "there"
+
+
+def test_a_local_model_is_remembered_by_its_absolute_path(tmp_path, monkeypatch):
+    shutil.copytree(builtin_directory(), tmp_path / "home" / "model")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path / "home")
+    for name in ("model", "./model", "~/model", f"{tmp_path}/home/model"):
+        clip = load_clip(f"local-dir:{name}")
+        assert clip.name == f"local-dir:{tmp_path / 'home' / 'model'}" and clip.pretrained is None
+
+
+def test_weights_of_a_file_are_remembered_by_its_absolute_path(tmp_path, monkeypatch):
+    monkeypatch.setattr("clipadapt.zeroshot._open_architecture", lambda *model: (load_clip().model, None, None))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights.pt").touch()
+    assert load_clip("ViT-B-32", "weights.pt").pretrained == str(tmp_path / "weights.pt")
+    assert load_clip("ViT-B-32", "openai").pretrained == "openai"
 
 
 def test_another_process_was_faster(tmp_path):
@@ -189,9 +259,9 @@ def test_save_refuses_a_parameter_that_json_cannot_hold(saved, tmp_path):
 def test_load_refuses_a_newer_format_and_another_method(saved):
     with pytest.raises(ValueError, match="holds a 'ZeroShot', not a Keeping"):
         Keeping.load(saved[1])
-    header = {"format": "99", "clipadapt": "9.0", "record": "another shape", "hash": ""}
+    header = {"clipadapt": '{"format": 99, "clipadapt": "9.0", "more": []}'}
     safetensors.numpy.save_file({}, saved[1] / "adapter.safetensors", metadata=header)
-    with pytest.raises(ValueError, match="newer clipadapt .9.0.*please upgrade"):
+    with pytest.raises(ValueError, match=r"newer clipadapt \(.9.0.\).*please upgrade"):
         ZeroShot.load(saved[1])
 
 

@@ -1,4 +1,5 @@
-"""A short run of every fuzzer, and proof that the fuzzers notice what they are there for."""
+"""A short run of every fuzzer, and proof that they notice what they are there for."""
+
 import os
 import sys
 import time
@@ -8,7 +9,9 @@ from fuzz import runner
 from fuzz.runner import Target, Wrong, prepared, run
 from fuzz.targets import TARGETS
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs fork and limits of memory")
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux", reason="needs fork and limits of memory"
+)
 INPUTS = 250
 
 
@@ -24,7 +27,9 @@ def test_only_documented_errors_come_out(name):
     with prepared(TARGETS[name]) as target:
         result = run(target, range(INPUTS))
     assert result.inputs == INPUTS and not result.escaped, runner.report(result, 0)
-    assert result.accepted and (result.refused or not target.errors), "one of the two never happened"
+    assert result.accepted and (
+        result.refused or not target.errors
+    ), "one of the two never happened"
 
 
 class Naughty(Target):
@@ -34,7 +39,17 @@ class Naughty(Target):
 
     def attempt(self, dice, folder):
         self.numbers = getattr(self, "numbers", -1) + 1
-        [bytes, self.refuse, self.wrong, self.strange, self.mute, self.derived, self.hang, self.eat, os.abort][self.numbers % 9]()
+        [
+            bytes,
+            self.refuse,
+            self.wrong,
+            self.strange,
+            self.mute,
+            self.derived,
+            self.hang,
+            self.eat,
+            os.abort,
+        ][self.numbers % 9]()
 
     def refuse(self):
         raise ValueError("this is no number; give one")
@@ -64,7 +79,11 @@ def test_what_must_be_noticed_is_noticed(monkeypatch):
         first = run(target, range(7))
         target.numbers = 6
         second = run(target, range(2))
-    assert (first.inputs, first.accepted, dict(first.refused)) == (7, 1, {"ValueError": 1})
+    assert (first.inputs, first.accepted, dict(first.refused)) == (
+        7,
+        1,
+        {"ValueError": 1},
+    )
     kinds = [ending["kind"].split(" ")[0] for ending in first.escaped]
     assert kinds == ["Wrong", "KeyError", "ValueError", "UnicodeDecodeError", "hang"]
     assert [ending["kind"] for ending in second.escaped] == ["MemoryError", "crash"]

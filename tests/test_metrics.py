@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, brier_score_loss, log_loss, roc_auc_score
 
 from clipadapt import metrics
+from odd_values import escapes
 
 PERFECT, CONSTANT = np.eye(4)[np.arange(40) % 4], np.full((40, 4), 0.25)
 LABELS = np.arange(40) % 4
@@ -217,3 +218,18 @@ def test_an_ensemble_splits_its_uncertainty():
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+THREE = np.random.default_rng(0).dirichlet(np.ones(3), 12).astype(np.float32)
+OF_THREE = np.arange(12) % 3
+
+
+@pytest.mark.parametrize("name", ["negative_log_likelihood", "brier_score", "fit_temperature", "expected_calibration_error", "adaptive_calibration_error", "risk_coverage",
+                                  "calibration_bins", "accuracy", "confusion", "per_class_accuracy", "mean_class_accuracy", "max_probability", "negative_entropy",
+                                  "negative_energy", "apply_temperature", "detection", "harmonic_mean", "bin_scores"])
+@pytest.mark.filterwarnings("ignore")
+def test_nothing_but_value_errors_comes_of_odd_values(name):
+    arguments = {"accuracy": [OF_THREE, OF_THREE], "max_probability": [THREE], "negative_entropy": [THREE], "negative_energy": [THREE, 1.0], "apply_temperature": [THREE, 1.0],
+                 "detection": [[1.0, 2.0], [0.0], 0.9], "harmonic_mean": [0.5, 0.5], "bin_scores": [THREE[:, 0], OF_THREE == 0, 5],
+                 **{classes: [OF_THREE, OF_THREE, 3] for classes in ("confusion", "per_class_accuracy", "mean_class_accuracy")}}.get(name, [OF_THREE, THREE])
+    assert not escapes(getattr(metrics, name), arguments, range(len(arguments)))

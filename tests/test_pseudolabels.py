@@ -9,9 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from clipadapt import pseudolabels
 from clipadapt.pseudolabels import (DegenerateMixtureWarning, Pseudolabels, _Ties, above_threshold, candidate_quality, class_balanced, clean_posterior,
                                     conventional, coverage, effective_classes, purity, quality, ratio_candidates, score_calibration, top_k,
                                     top_k_candidates, union_candidates)
+from odd_values import escapes
 
 settings.register_profile("clipadapt", deadline=None, derandomize=True)
 settings.load_profile("clipadapt")
@@ -284,3 +286,16 @@ def test_an_image_with_two_classes_has_no_label():
     assert isinstance(chosen, Pseudolabels)
     with pytest.raises(ValueError, match="the first is image 0"):
         chosen.labels(2)
+
+
+@pytest.mark.parametrize("name, places", [("conventional", [0]), ("top_k", [0, 1, 2]), ("above_threshold", [0, 1]), ("class_balanced", [0, 1]), ("clean_posterior", [0]),
+                                          ("union_candidates", [0]), ("top_k_candidates", [0, 1]), ("ratio_candidates", [0, 1]), ("candidate_quality", [0]), ("purity", [0, 1]),
+                                          ("coverage", [0, 1]), ("effective_classes", [0]), ("quality", [0, 1]), ("score_calibration", [0, 1, 2])])
+@pytest.mark.filterwarnings("ignore")
+def test_nothing_but_value_errors_comes_of_odd_values(name, places):
+    table, labels = np.random.default_rng(0).dirichlet(np.ones(3), 12).astype(np.float32), np.arange(12) % 3
+    chosen = pseudolabels.conventional(table)
+    arguments = {"top_k": [table, 2, "argmax"], "above_threshold": [table, 0.5], "class_balanced": [table, 0.5], "clean_posterior": [table[:, 0]], "union_candidates": [[table, table]],
+                 "top_k_candidates": [table, 2], "ratio_candidates": [table, 0.5], "candidate_quality": [table > 0.3, labels], "purity": [chosen, labels], "coverage": [chosen, 12],
+                 "effective_classes": [chosen, 3], "quality": [chosen, labels, ["a", "b", "c"]], "score_calibration": [chosen, labels, 5]}.get(name, [table])
+    assert not escapes(getattr(pseudolabels, name), arguments, places)

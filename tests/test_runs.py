@@ -61,16 +61,19 @@ def alone(clip, monkeypatch):
     monkeypatch.setattr("clipadapt.files._is_abandoned", lambda draft: True)
 
 
-def adapt(images, out, *options):
-    arguments = ["adapt", "--images", images, "--classes", CLASSES, "--method", "zero-shot", "--out", out, *options]
+ADAPT = ("adapt", "--method", "zero-shot")
+
+
+def run(images, out, *options, command=ADAPT):
+    arguments = [*command, "--images", images, "--classes", CLASSES, "--out", out, *options]
     return CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
 
 
-def killed(after, images, out, *options):
+def killed(after, images, out, *options, command=ADAPT):
     """Whether the command died; False when it was done before."""
     DEATH.arm(out.parent, after)
     try:
-        done = adapt(images, out, *options)
+        done = run(images, out, *options, command=command)
         assert done.exit_code == 0, done.output
         return False
     except Killed:
@@ -101,7 +104,7 @@ def whole(images, alone, tmp_path):
     """Two undisturbed runs, by seed."""
     for seed in (0, 1):
         templates = ["single", "a {}"][seed]
-        assert adapt(images, tmp_path / f"whole-{seed}", "--seed", seed, "--set", f"templates={templates}").exit_code == 0
+        assert run(images, tmp_path / f"whole-{seed}", "--seed", seed, "--set", f"templates={templates}").exit_code == 0
     return [content(tmp_path / f"whole-{seed}") for seed in (0, 1)]
 
 
@@ -129,16 +132,15 @@ def test_a_run_that_is_killed_while_it_replaces_another_one(exchange, images, wh
     (tmp_path / "at").mkdir()
     out, points = tmp_path / "at" / "run", 0
     assert not killed(None, images, out, *FIRST)
-    while killed(points, images, out, *SECOND, "--overwrite"):
+    while killed(points, images, out, *(new := (SECOND, FIRST)[points % 2]), "--overwrite"):
         aside = out.with_name(".run.replaced")
         assert content(out if out.exists() or exchange else aside) in whole
-        options = [("--overwrite", "--resume"), ("--overwrite",)][points % 2]
-        assert not killed(None, images, out, *SECOND, *options), points
-        assert content(out) == whole[1]
+        options = [("--overwrite", "--resume"), ("--overwrite",)][points // 2 % 2]
+        assert not killed(None, images, out, *new, *options), points
+        assert content(out) == whole[1 - points % 2]
         clean(out.parent, "run")
-        assert not killed(None, images, out, *FIRST, "--overwrite")
         points += 1
-    assert points > 15 and content(out) == whole[1]
+    assert points > 15 and content(out) == whole[1 - points % 2]
 
 
 def test_a_run_that_is_killed_again_and_again(images, whole, tmp_path):
@@ -149,3 +151,25 @@ def test_a_run_that_is_killed_again_and_again(images, whole, tmp_path):
     assert times == 5 and not killed(None, images, out, *FIRST, "--resume")
     assert content(out) == whole[0]
     clean(out.parent, "run")
+
+
+def test_a_comparison_that_is_killed_goes_on(images, alone, tmp_path):
+    """At some of the points; both methods are quick, and without labels there is no report."""
+    def compare(after, out, *options):
+        return killed(after, images, out, *options, command=("compare", "--methods", "zero-shot,prototypes"))
+
+    def table(out):
+        return (out / "table.csv").read_bytes()
+
+    whole = tmp_path / "whole" / "run"
+    whole.parent.mkdir()
+    assert not compare(None, whole)
+    for after in (1, 3, 6, 9, 14, 20):
+        out = tmp_path / f"at-{after}" / "run"
+        out.parent.mkdir()
+        assert compare(after, out) and not compare(None, out, "--resume")
+        assert table(out) == table(whole)
+        clean(out.parent, "run")
+        assert compare(after, out, "--overwrite", "--seeds", 2) and table(out) == table(whole)
+        assert not compare(None, out, "--overwrite", "--resume", "--seeds", 2)
+        clean(out.parent, "run")

@@ -1,4 +1,5 @@
 """The kill soak's harness: it notices a job that does not go on where it was."""
+
 import sys
 import time
 

@@ -139,7 +139,7 @@ def test_checkpoint_gives_back_what_it_got(tmp_path):
     arrays, record = Checkpoint(str(tmp_path / "run.safetensors"), {**FACTS, "pair": [1, 2]}).load()
     assert record == RECORD and set(arrays) == {*ARRAYS, "turned"} and arrays["none"].dtype == np.int64 and arrays["none"].shape == (0, 2)
     assert np.array_equal(arrays["weights"], ARRAYS["weights"]) and np.array_equal(arrays["turned"], ARRAYS["weights"].T)
-    assert sorted(os.listdir(tmp_path)) == ["run.safetensors", "run.safetensors.previous"]
+    assert sorted(os.listdir(tmp_path)) == ["run.previous.safetensors", "run.safetensors"]
     checkpoint.delete()
     assert not os.listdir(tmp_path) and checkpoint.load() is None
 

@@ -1,4 +1,5 @@
 """The widgets without a browser: sliders and buttons are attributes, and what is shown is what the plain functions say."""
+import csv
 import io
 import json
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ from PIL import Image
 
 from clipadapt import ImageSet, widgets
 from clipadapt.compare import Run
+from clipadapt.metrics import label_text
 from clipadapt.pseudolabels import above_threshold, purity, top_k
 from clipadapt.widgets import (audit, browse_pseudolabels, compare_on_image, curves, describe, disagreeing, live_curves, select, suspicion,
                                thumbnail)
@@ -109,8 +111,8 @@ def test_one_image_one_class_many_classes(count, width):
 @pytest.mark.parametrize("panel", [lambda x, p: browse_pseudolabels(x, p, NAMES), lambda x, p: audit(x, p, np.zeros(len(x), int), NAMES),
                                    lambda x, p: compare_on_image({"a": p}, x, NAMES)], ids=["browse", "audit", "compare"])
 @pytest.mark.parametrize("count,table,message", [(0, TABLE[:0], "no images"), (12, TABLE[:5], "shape \\[12, "), (12, TABLE[0], "shape \\[12, "),
-                                                 (12, 9 * TABLE, "softmax"), (12, np.full((12, 3), np.nan), "0 ... 1"),
-                                                 (12, np.full((12, 2), 0.5), "3|2"), (12, np.zeros((12, 3), int), "floating-point")])
+                                                 (12, 9 * TABLE, "softmax"), (12, np.full((12, 3), np.nan), "not finite"),
+                                                 (12, np.full((12, 2), 0.5), "3|2"), (12, np.zeros((12, 3), int), "sum to one"), (12, np.full((12, 3), "a"), "must be numbers"), (12, None, "must be numbers")])
 def test_bad_input_is_refused(panel, count, table, message):
     with pytest.raises(ValueError, match=message):
         panel(list(np.zeros((count, 4, 4), np.uint8)), table)
@@ -144,6 +146,21 @@ def test_an_audit_takes_no_decision_that_is_no_class(images, tmp_path, label):
     with pytest.raises(ValueError, match="label"):
         review.decide(label)
     assert review.labels.tolist() == LABELS.tolist() and review.decisions.empty and review.place.value == 0
+
+
+def test_odd_names_are_saved_as_they_are(tmp_path):
+    names = ["=1+1", "a\tb, c", 'caf "x"', "-@"]
+    review = audit([np.zeros((4, 4), np.uint8)] * 4, np.full((4, 4), 0.25), range(4), names)
+    for _ in range(4):
+        review.keep.click()
+    review.save(tmp_path / "a.json")
+    kept = [row["label"] for row in json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))]
+    assert sorted(kept) == sorted(review.classnames)
+    review.save(tmp_path / "a.csv")
+    with open(tmp_path / "a.csv", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        kept = [row["label"] for row in csv.DictReader(file)]
+    assert sorted(kept) == sorted(["'=1+1", "a b, c", 'caf "x"', "'-@"])
+    review.line.value.encode("utf-8")           # what the browser gets
 
 
 def test_an_audit_of_nothing_decided_is_saved(images, tmp_path):
@@ -224,5 +241,5 @@ def test_a_thumbnail_keeps_proportions():
 @pytest.mark.parametrize("most", [12, 18, 24])
 def test_long_names_stay_apart(most):
     names = [f"a rather long name of class {number}" for number in range(40)]
-    short = [widgets._short(name, most) for name in names]
-    assert len(set(short)) == 40 and max(map(len, short)) <= most and widgets._short("owl", most) == "owl"
+    short = [label_text(name, most) for name in names]
+    assert len(set(short)) == 40 and max(map(len, short)) <= most and label_text("owl", most) == "owl"

@@ -1,4 +1,5 @@
 """`python -m tests.fuzz`: see the package."""
+
 import argparse
 import logging
 import os
@@ -7,7 +8,9 @@ import tempfile
 import warnings
 from pathlib import Path
 
-os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", TQDM_DISABLE="1", OMP_NUM_THREADS="1")
+os.environ.update(
+    HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", TQDM_DISABLE="1", OMP_NUM_THREADS="1"
+)
 
 
 def main() -> None:
@@ -20,7 +23,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", action="append", choices=sorted(TARGETS))
     parser.add_argument("--workers", type=int, default=os.cpu_count())
-    parser.add_argument("--number", type=int, help="this input alone, with its traceback")
+    parser.add_argument(
+        "--number", type=int, help="this input alone, with its traceback"
+    )
     given = parser.parse_args()
     if given.number is not None and len(given.only or []) != 1:
         parser.error("--number needs one --only")

@@ -1,4 +1,5 @@
-"""Targets for what people give: class lists, labels, command lines, and config files."""
+"""Targets for what people give: class lists, labels, command lines, configs."""
+
 import json
 import os
 import random
@@ -13,19 +14,38 @@ from clipadapt import digits, load_clip
 from clipadapt.cli import METHODS, main
 from clipadapt.data import check_classnames, check_labels
 
-from .mutate import ODD_NUMBERS, ODD_TEXTS, json_text, mutate_bytes, mutate_json, odd_value
+from .mutate import (
+    ODD_NUMBERS,
+    ODD_TEXTS,
+    json_text,
+    mutate_bytes,
+    mutate_json,
+    odd_value,
+)
 from .runner import Target, Wrong
 
 LISTS = [
-    "cat\ndog\nrabbit\n", "\ufeffcat\r\ndog\r\n", "0\n1\n2\n", "hot dog\nhot_dog\n", "id,name\n0,cat\n1,dog\n",
-    "cat,dog,rabbit\n", "ébène\nébène\n", "猫\n犬\n", "cat\n\n\ndog", "\tcat \n dog", "$x^$\n=1+1\n"]
+    "cat\ndog\nrabbit\n",
+    "\ufeffcat\r\ndog\r\n",
+    "0\n1\n2\n",
+    "hot dog\nhot_dog\n",
+    "id,name\n0,cat\n1,dog\n",
+    "cat,dog,rabbit\n",
+    "ébène\nébène\n",
+    "猫\n犬\n",
+    "cat\n\n\ndog",
+    "\tcat \n dog",
+    "$x^$\n=1+1\n",
+]
 
 
 def check_names(names) -> None:
     """Wrong unless `names` are distinct, clean texts, which stay what they are."""
     if not isinstance(names, list) or not all(type(name) is str for name in names):
         raise Wrong(f"{names!r:.200} is no list of texts")
-    if len(set(names)) < len(names) or any(not name or name != " ".join(name.split()) for name in names):
+    if len(set(names)) < len(names) or any(
+        not name or name != " ".join(name.split()) for name in names
+    ):
         raise Wrong(f"{names!r:.200} has names that are empty, repeated or unclean")
     if check_classnames(names) != names:
         raise Wrong(f"{names!r:.200} are other names when checked again")
@@ -40,22 +60,58 @@ class ClassLists(Target):
         if dice.random() < 0.3:
             check_names(check_classnames(self.odd_list(dice)))
             return
-        codec = dice.choice(["utf-8", "utf-8", "utf-8", "latin-1", "utf-16", "utf-32", "utf-8-sig"])
-        text = dice.choice(LISTS) if dice.random() < 0.7 else "\n".join(dice.choices(ODD_TEXTS, k=dice.choice([0, 1, 3])))
+        codec = dice.choice(
+            ["utf-8", "utf-8", "utf-8", "latin-1", "utf-16", "utf-32", "utf-8-sig"]
+        )
+        text = (
+            dice.choice(LISTS)
+            if dice.random() < 0.7
+            else "\n".join(dice.choices(ODD_TEXTS, k=dice.choice([0, 1, 3])))
+        )
         content = text.encode(codec, errors="replace")
         if content and dice.random() < 0.8:
             content = mutate_bytes(dice, content, dice.choice(LISTS).encode())
-        path = folder / dice.choice(["classes.txt", "classes.csv", "classes.tsv", "classes"])
+        path = folder / dice.choice(
+            ["classes.txt", "classes.csv", "classes.tsv", "classes"]
+        )
         path.write_bytes(content)
         check_names(check_classnames(dice.choice([path, str(path)])))
 
     def odd_list(self, dice: random.Random):
         """Something that somebody may take for a list of class names."""
-        words = dice.choices(["cat", "dog", "hot dog", *ODD_TEXTS], k=dice.choice([0, 1, 2, 5]))
-        return dice.choice([
-            words, tuple(words), set(words), frozenset(words), dict.fromkeys(words), np.array(words, dtype=object), np.array([1, 2]), iter(words),
-            [odd_value(dice) for _ in range(3)], odd_value(dice), {0: "zero"}, [None, "cat"], [b"cat"], [float("nan")], b"cat", None, 3, [["cat"], ["dog"]],
-            "no such file", ".", "\0", torch.zeros(2), range(3), [1, 2], [True], object()])
+        words = dice.choices(
+            ["cat", "dog", "hot dog", *ODD_TEXTS], k=dice.choice([0, 1, 2, 5])
+        )
+        return dice.choice(
+            [
+                words,
+                tuple(words),
+                set(words),
+                frozenset(words),
+                dict.fromkeys(words),
+                np.array(words, dtype=object),
+                np.array([1, 2]),
+                iter(words),
+                [odd_value(dice) for _ in range(3)],
+                odd_value(dice),
+                {0: "zero"},
+                [None, "cat"],
+                [b"cat"],
+                [float("nan")],
+                b"cat",
+                None,
+                3,
+                [["cat"], ["dog"]],
+                "no such file",
+                ".",
+                "\0",
+                torch.zeros(2),
+                range(3),
+                [1, 2],
+                [True],
+                object(),
+            ]
+        )
 
 
 class Labels(Target):
@@ -66,28 +122,82 @@ class Labels(Target):
     def attempt(self, dice: random.Random, folder: Path) -> None:
         count, classes = dice.choice([0, 1, 3, 3, 3]), dice.choice([0, 1, 3, 3])
         labels = check_labels(self.odd_labels(dice, count), count, classes)
-        if not isinstance(labels, np.ndarray) or labels.dtype != np.int64 or labels.shape != (count,):
+        if (
+            not isinstance(labels, np.ndarray)
+            or labels.dtype != np.int64
+            or labels.shape != (count,)
+        ):
             raise Wrong(f"{labels!r:.200} is no int64 array of {count} labels")
         if count and not (-1 <= labels.min() and labels.max() < classes):
             raise Wrong(f"{labels} leave the range of {classes} classes")
 
     def odd_labels(self, dice: random.Random, count: int):
         """Something that somebody may take for `count` labels."""
-        values = [dice.choice([-1, 0, 1, 2, dice.choice(ODD_NUMBERS), odd_value(dice)]) for _ in range(count)]
-        plain = np.array([dice.choice([-1, 0, 1, 2, 3, 255, 2**31, -(2**63)]) for _ in range(count)], dtype=np.int64)
-        dtype = dice.choice(["int8", "uint8", "int32", "uint64", "float32", "float64", "complex64", "bool", "U3", "S3", "object", "M8[s]", "int64"])
+        values = [
+            dice.choice([-1, 0, 1, 2, dice.choice(ODD_NUMBERS), odd_value(dice)])
+            for _ in range(count)
+        ]
+        plain = np.array(
+            [dice.choice([-1, 0, 1, 2, 3, 255, 2**31, -(2**63)]) for _ in range(count)],
+            dtype=np.int64,
+        )
+        dtype = dice.choice(
+            [
+                "int8",
+                "uint8",
+                "int32",
+                "uint64",
+                "float32",
+                "float64",
+                "complex64",
+                "bool",
+                "U3",
+                "S3",
+                "object",
+                "M8[s]",
+                "int64",
+            ]
+        )
         with np.errstate(all="ignore"):
             array = plain.astype(dtype)
-        return dice.choice([
-            values, tuple(values), plain, array, array, array[:, None], array[None], array.tolist(), plain[:-1], torch.from_numpy(plain),
-            torch.zeros(count, dtype=torch.bfloat16), None, odd_value(dice), dict.fromkeys(range(count)), set(range(count)), iter(range(count)), "cat", b"\0" * count,
-            np.array(1), [[0]] * count, [[0], [0, 1], 2], range(count), object(), np.ma.masked_array(plain, plain < 0)])
+        return dice.choice(
+            [
+                values,
+                tuple(values),
+                plain,
+                array,
+                array,
+                array[:, None],
+                array[None],
+                array.tolist(),
+                plain[:-1],
+                torch.from_numpy(plain),
+                torch.zeros(count, dtype=torch.bfloat16),
+                None,
+                odd_value(dice),
+                dict.fromkeys(range(count)),
+                set(range(count)),
+                iter(range(count)),
+                "cat",
+                b"\0" * count,
+                np.array(1),
+                [[0]] * count,
+                [[0], [0, 1], 2],
+                range(count),
+                object(),
+                np.ma.masked_array(plain, plain < 0),
+            ]
+        )
 
 
 def _make_folders(root: Path) -> None:
-    """`flat`: four images; `labelled`: four in two sub-folders; `odd`: what is no image, too."""
+    """`flat`: four images; `labelled`: four of two classes; `odd`: no images, too."""
     for i, (image, _) in enumerate(digits("train").subset(range(4))):
-        for path in (root / "flat" / f"{i}.png", root / "labelled" / ("zero", "one")[i % 2] / f"{i}.png", root / "odd" / f"{i}.png"):
+        for path in (
+            root / "flat" / f"{i}.png",
+            root / "labelled" / ("zero", "one")[i % 2] / f"{i}.png",
+            root / "odd" / f"{i}.png",
+        ):
             path.parent.mkdir(parents=True, exist_ok=True)
             image.save(path)
     (root / "odd" / "bad.png").write_bytes(b"nothing")
@@ -98,7 +208,7 @@ def _make_folders(root: Path) -> None:
 
 
 def check_ending(result, folder: Path) -> None:
-    """Wrong unless a command ended as documented; what went wrong is a ValueError then."""
+    """Raise Refused or WrongOptions for an exit code, Wrong for an undocumented end."""
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
     if result.exit_code not in (0, 1, 2):
@@ -137,26 +247,54 @@ class CommandLine(Target):
         def load_once(name=None, pretrained=None, device=None):
             """The built-in CLIP is loaded once, every other one as always."""
             given = (name, pretrained, device)
-            return clip if given in ((None, None, None), (None, None, "cpu")) else original(*given)
+            return (
+                clip
+                if given in ((None, None, None), (None, None, "cpu"))
+                else original(*given)
+            )
 
         def the_few(split="train"):
             """What commands take without --images."""
             return few
 
-        for name, change in (("zeroshot.load_clip", load_once), ("data.digits", the_few), ("features.cache_directory", lambda: folder / "cache"),
-                             ("captions.cache_directory", lambda: folder / "cache")):
+        for name, change in (
+            ("zeroshot.load_clip", load_once),
+            ("data.digits", the_few),
+            ("features.cache_directory", lambda: folder / "cache"),
+            ("captions.cache_directory", lambda: folder / "cache"),
+        ):
             self.changes.enter_context(mock.patch(f"clipadapt.{name}", change))
-        saved = self.invoke("adapt", "--images", folder / "flat", "--classes", "zero,one", "--out", folder / "run")
+        saved = self.invoke(
+            "adapt",
+            "--images",
+            folder / "flat",
+            "--classes",
+            "zero,one",
+            "--out",
+            folder / "run",
+        )
         assert saved.exit_code == 0, saved.output
         self.config = json.loads((folder / "run" / "config.json").read_text())
 
     def invoke(self, *arguments):
         """Call the command in this process."""
-        return CliRunner().invoke(main, [str(argument) for argument in arguments], prog_name="clipadapt", color=True)
+        return CliRunner().invoke(
+            main,
+            [str(argument) for argument in arguments],
+            prog_name="clipadapt",
+            color=True,
+        )
+
+    def enter(self, folder: Path) -> None:
+        """Work in `folder`, which is at home, too: nothing leads out of it."""
+        os.chdir(folder)
+        os.environ["HOME"] = str(folder)
 
     def attempt(self, dice: random.Random, folder: Path) -> None:
-        os.chdir(folder)
-        command = dice.choice([*main.commands, "adapt", "predict", "zero-shot", "encode"])
+        self.enter(folder)
+        command = dice.choice(
+            [*main.commands, "adapt", "predict", "zero-shot", "encode"]
+        )
         if command == "demo":
             command = "adapt"
         check_ending(self.invoke(*self.arguments(dice, command)), folder)
@@ -164,14 +302,31 @@ class CommandLine(Target):
     def arguments(self, dice: random.Random, command: str) -> list:
         """A command and its options, most of them sensible."""
         arguments = [command]
-        names = [option for parameter in main.commands[command].params for option in parameter.opts if option != "--config"]
+        names = [
+            option
+            for parameter in main.commands[command].params
+            for option in parameter.opts
+            if option != "--config"
+        ]
         for name in ("--images", "--out", "--classes", "--saved"):
             if name in names and dice.random() < 0.85:
                 arguments += [name, self.value(dice, name)]
         if "--methods" in names:
-            arguments += ["--methods", dice.choice(["zero-shot", "zero-shot,prototypes", self.value(dice, "--methods")])]
+            arguments += [
+                "--methods",
+                dice.choice(
+                    ["zero-shot", "zero-shot,prototypes", self.value(dice, "--methods")]
+                ),
+            ]
         for name in dice.sample(names, dice.choice([0, 0, 1, 1, 2])):
-            flag = name in ("--overwrite", "--resume", "--use-labels", "--probabilities", "--quiet", "--help")
+            flag = name in (
+                "--overwrite",
+                "--resume",
+                "--use-labels",
+                "--probabilities",
+                "--quiet",
+                "--help",
+            )
             arguments += [name] if flag else [name, self.value(dice, name)]
         if dice.random() < 0.05:
             arguments.insert(dice.randrange(len(arguments)), dice.choice(ODD_TEXTS))
@@ -180,18 +335,71 @@ class CommandLine(Target):
     def value(self, dice: random.Random, name: str) -> str:
         """A value for an option: seven in ten are of the right kind."""
         root, kinds = self.root, {
-            "--images": ["flat", "flat", "labelled", "odd", "empty", "nowhere", "classes.txt"], "--test": ["labelled", "flat", "odd"],
-            "--classes": ["classes.txt", "table.csv"], "--saved": ["run", "run/model", "flat", "nowhere"]}
+            "--images": [
+                "flat",
+                "flat",
+                "labelled",
+                "odd",
+                "empty",
+                "nowhere",
+                "classes.txt",
+            ],
+            "--test": ["labelled", "flat", "odd"],
+            "--classes": ["classes.txt", "table.csv"],
+            "--saved": ["run", "run/model", "flat", "nowhere"],
+        }
         plain = {
-            "--out": ["out", "out.csv", "out.json", "out.npy", "out.safetensors", "a/b/c.csv", ".", "/dev/null/x", "out.csv/"],
-            "--classes": ["zero,one", "zero", "one,zero,two", "a,a", ",,", "zero, one"], "--method": ["zero-shot", "prototypes", "nearest-neighbours", *METHODS],
-            "--methods": ["zero-shot,nothing", "", ",", "zero-shot,zero-shot", "all "], "--seed": ["0", "1", "-1", str(2**32), str(2**70), "1.5"],
-            "--seeds": ["1", "2", "0", "-1"], "--device": ["cpu", "gpu", "cuda:99", "meta", "mps"], "--preset": ["small", "default"],
-            "--set": ["epochs=1", "epochs=-1", "k=1", "iterations=0", "seed=1", "momentum=nan", "clip=1", "templates=x", "rounds=1e9", "=", "batch_size=0", "image_weight=2"],
-            "--model": ["ViT-B-33", "local-dir:nowhere", "", "hf-hub:", "x/y"], "--pretrained": ["none", ""], "--templates": ["single", "imagenet80", "a {}.", "no blank", "{} {}", "{0}"],
-            "--captioner": ["nowhere", ""], "--prompt": ["?", ""]}
+            "--out": [
+                "out",
+                "out.csv",
+                "out.json",
+                "out.npy",
+                "out.safetensors",
+                "a/b/c.csv",
+                ".",
+                "/dev/null/x",
+                "out.csv/",
+            ],
+            "--classes": ["zero,one", "zero", "one,zero,two", "a,a", ",,", "zero, one"],
+            "--method": ["zero-shot", "prototypes", "nearest-neighbours", *METHODS],
+            "--methods": ["zero-shot,nothing", "", ",", "zero-shot,zero-shot", "all "],
+            "--seed": ["0", "1", "-1", str(2**32), str(2**70), "1.5"],
+            "--seeds": ["1", "2", "0", "-1"],
+            "--device": ["cpu", "gpu", "cuda:99", "meta", "mps"],
+            "--preset": ["small", "default"],
+            "--set": [
+                "epochs=1",
+                "epochs=-1",
+                "k=1",
+                "iterations=0",
+                "seed=1",
+                "momentum=nan",
+                "clip=1",
+                "templates=x",
+                "rounds=1e9",
+                "=",
+                "batch_size=0",
+                "image_weight=2",
+            ],
+            "--model": ["ViT-B-33", "local-dir:nowhere", "", "hf-hub:", "x/y"],
+            "--pretrained": ["none", ""],
+            "--templates": [
+                "single",
+                "imagenet80",
+                "a {}.",
+                "no blank",
+                "{} {}",
+                "{0}",
+            ],
+            "--captioner": ["nowhere", ""],
+            "--prompt": ["?", ""],
+        }
         if dice.random() < 0.3:
-            return dice.choice([text for text in ODD_TEXTS if "\0" not in text]).encode(errors="replace").decode()
+            return (
+                dice.choice([text for text in ODD_TEXTS if "\0" not in text])
+                .encode(errors="replace")
+                .decode()
+            )
         paths = [str(root / entry) for entry in kinds.get(name, [])]
         return dice.choice([*paths, *plain.get(name, [])] or ["x"])
 
@@ -202,19 +410,34 @@ class Config(CommandLine):
     name = "config"
 
     def attempt(self, dice: random.Random, folder: Path) -> None:
-        os.chdir(folder)
+        self.enter(folder)
         precious = folder / "precious"
         precious.mkdir()
         (precious / "photo.txt").write_text("mine")
-        options = {**self.config, "images": str(self.root / dice.choice(["flat", "labelled"]))}
+        options = {
+            **self.config,
+            "images": str(self.root / dice.choice(["flat", "labelled"])),
+        }
         if dice.random() < 0.3:
             options.update(out=str(precious), overwrite=True)
-        text = json_text(dice, mutate_json(dice, options)) if dice.random() < 0.9 else json.dumps(options)
+        text = (
+            json_text(dice, mutate_json(dice, options))
+            if dice.random() < 0.9
+            else json.dumps(options)
+        )
         content = text.encode(errors="replace")
         if dice.random() < 0.2:
             content = mutate_bytes(dice, content)
         (folder / "config.json").write_bytes(content)
-        given = self.run_folder(dice, folder, content) if dice.random() < 0.3 else ["--config", folder / "config.json", *dice.choice([[], ["--out", folder / "out"]])]
+        given = (
+            self.run_folder(dice, folder, content)
+            if dice.random() < 0.3
+            else [
+                "--config",
+                folder / "config.json",
+                *dice.choice([[], ["--out", folder / "out"]]),
+            ]
+        )
         result = self.invoke("adapt", *given)
         if (precious / "photo.txt").read_text() != "mine":
             raise Wrong("a config file made a command replace a folder")
@@ -225,4 +448,12 @@ class Config(CommandLine):
         (folder / "begun").mkdir()
         (folder / "begun" / "config.json").write_bytes(content)
         takeover = dice.choice(["--resume", "--overwrite"])
-        return ["--out", folder / "begun", takeover, "--images", self.root / "flat", "--classes", "zero,one"][: dice.choice([3, 7])]
+        return [
+            "--out",
+            folder / "begun",
+            takeover,
+            "--images",
+            self.root / "flat",
+            "--classes",
+            "zero,one",
+        ][: dice.choice([3, 7])]

@@ -1,4 +1,5 @@
-"""Runs the inputs of a target in processes with limits, and counts how each of them ended."""
+"""Runs inputs in processes with limits, and counts how each of them ended."""
+
 import faulthandler
 import json
 import os
@@ -17,9 +18,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-BLOCK = 250             # inputs that one process takes; a new one starts without what they left
-SECONDS = 30            # for one input; longer counts as a hang
-MEMORY = 1536 * 2**20   # bytes that a process may take beyond what it began with
+BLOCK = 250  # inputs that one process takes; a new one starts without what they left
+SECONDS = 60  # for one input, also on a busy machine; longer counts as a hang
+MEMORY = 1536 * 2**20  # bytes that a process may take beyond what it began with
 LONGEST_MESSAGE = 2000  # characters
 
 
@@ -38,7 +39,7 @@ class Target:
     errors: tuple[type[Exception], ...] = (ValueError, FileNotFoundError)
 
     def __init__(self) -> None:
-        self.changes = ExitStack()      # of the package, undone at the end
+        self.changes = ExitStack()  # of the package, undone at the end
 
     def prepare(self, folder: Path) -> None:
         """Make once what all inputs share, in `folder`."""
@@ -70,8 +71,8 @@ class Result:
     name: str
     inputs: int = 0
     accepted: int = 0
-    refused: Counter = field(default_factory=Counter)       # by the name of the error
-    escaped: list[dict] = field(default_factory=list)       # number, kind, message, place
+    refused: Counter = field(default_factory=Counter)  # by the name of the error
+    escaped: list[dict] = field(default_factory=list)  # number, kind, message, place
     seconds: float = 0.0
 
     def count(self, ending: dict) -> None:
@@ -108,7 +109,7 @@ def judge(target: Target, seed: int, number: int, folder: Path) -> dict:
 
 
 def _fault_of(target: Target, error: Exception) -> str | None:
-    """What is wrong with an error although its kind is allowed; None when nothing is."""
+    """What is wrong with an error although its kind is allowed; None for nothing."""
     if type(error) not in target.errors:
         return "another kind, though derived from an allowed one"
     message = str(error)
@@ -134,7 +135,7 @@ def _escaped(number: int, error: BaseException, fault: str) -> dict:
 
 
 def _limit_memory() -> None:
-    """This process may take MEMORY bytes more than it has now; only Linux can say so."""
+    """Let this process take MEMORY bytes more than it has now; Linux only."""
     if sys.platform != "linux":
         return
     status = Path("/proc/self/status").read_text()
@@ -181,7 +182,7 @@ def _work(target: Target, seed: int, numbers: range, writer: int) -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         silence = os.open(os.devnull, os.O_WRONLY)
         os.dup2(silence, 1), os.dup2(silence, 2)
-        faulthandler.disable()      # a crash is counted; where it happened is for --number
+        faulthandler.disable()  # a crash is counted; where it happened is for --number
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         _limit_memory()
         for number in numbers:
@@ -237,7 +238,9 @@ def _finish(child: _Child, result: Result, late: bool) -> list[range]:
 
 def report(result: Result, seed: int) -> str:
     """A row about one target, and a line for each kind of what escaped."""
-    refused = ", ".join(f"{count} {kind}" for kind, count in result.refused.most_common())
+    refused = ", ".join(
+        f"{count} {kind}" for kind, count in result.refused.most_common()
+    )
     row = (
         f"{result.name:<13} {result.inputs:>7} {result.accepted:>9} "
         f"{len(result.escaped):>8} {result.seconds:>8.1f}  {refused}"
@@ -254,6 +257,4 @@ def report(result: Result, seed: int) -> str:
     return "\n".join([row, *lines])
 
 
-HEAD = (
-    f"{'target':<13} {'inputs':>7} {'accepted':>9} {'escaped':>8} {'seconds':>8}  refused"
-)
+HEAD = "target         inputs  accepted  escaped  seconds  refused"

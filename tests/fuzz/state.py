@@ -1,17 +1,19 @@
-"""Targets for what lies on a disk: saved methods and indexes, checkpoints, feature rows."""
+"""Targets for what lies on a disk: models, methods, indexes, checkpoints, rows."""
+
 import json
 import random
 import shutil
 from pathlib import Path
 
 import numpy as np
+from open_clip.model import CLIP as OpenCLIP
 from safetensors import safe_open
 from safetensors.numpy import save
 from sklearn.base import clone
 
 from clipadapt import FeatureStore, digits, load_clip
 from clipadapt.compare import small_methods
-from clipadapt.files import _seal
+from clipadapt.files import _Header, _seal
 from clipadapt.retrieval import PrototypeIndex
 from clipadapt.training import Checkpoint
 
@@ -19,16 +21,25 @@ from .mutate import json_text, mutate_arrays, mutate_bytes, mutate_json
 from .runner import Target, Wrong
 
 CLASSES = ["zero", "one", "two"]
-HEAD = 1000     # bytes in which safetensors keeps its header
-FEW = {"epochs": 2, "rounds": 2, "warmup": 0, "warmup_epochs": 1, "batch_size": 8, "queue": 16}
+HEAD = 1000  # bytes in which safetensors keeps its header
+FEW = {
+    "epochs": 2,
+    "rounds": 2,
+    "warmup": 0,
+    "warmup_epochs": 1,
+    "batch_size": 8,
+    "queue": 16,
+}
 
 
 def quick_methods(clip) -> dict:
-    """Every method by name, unfitted, with so few steps that a fit takes milliseconds."""
+    """Every method by name, unfitted, with few steps: a fit takes milliseconds."""
     made = {}
     for method in small_methods(clip, CLASSES):
         known = method.get_params(deep=False)
-        method.set_params(**{name: value for name, value in FEW.items() if name in known})
+        method.set_params(
+            **{name: value for name, value in FEW.items() if name in known}
+        )
         made[type(method).__name__] = method
     for prompt in ("visual", "multimodal"):
         made[f"FPL {prompt}"] = clone(made["FPL"]).set_params(prompt=prompt)
@@ -47,26 +58,29 @@ class Sealed:
     def __init__(self, path: Path):
         self.content = path.read_bytes()
         with safe_open(path, "numpy") as file:
-            self.header = file.metadata()
+            self.header = _Header.model_validate_json(file.metadata()["clipadapt"])
             self.arrays = {name: file.get_tensor(name) for name in file.keys()}
-        self.record = json.loads(self.header["record"])
+        self.record = json.loads(self.header.record)
 
     def forged(self, dice: random.Random, arrays_too: bool = True) -> bytes:
         """Another record or other arrays, with the hash that belongs to them."""
-        record, arrays = self.header["record"], self.arrays
+        record, arrays = self.header.record, self.arrays
         if not arrays or not arrays_too or dice.random() < 0.5:
             text = json_text(dice, mutate_json(dice, self.record))
             record = text.encode(errors="replace").decode()
         else:
             arrays = mutate_arrays(dice, arrays)
-        header = {**self.header, "record": record, "hash": _seal(arrays, record)}
-        return save(arrays, header)
+        header = self.header.model_copy(update={"record": record})
+        header.hash = _seal(arrays, header)
+        return save(arrays, {"clipadapt": header.model_dump_json()})
 
     def damaged(self, dice: random.Random, other: bytes) -> bytes:
-        """The bytes of the file, some of them changed; or the record, but not the hash."""
+        """The file with bytes changed, or with another record under its old hash."""
         if dice.random() < 0.2:
             text = json_text(dice, mutate_json(dice, self.record))
-            return save(self.arrays, {**self.header, "record": text.encode(errors="replace").decode()})
+            record = text.encode(errors="replace").decode()
+            header = self.header.model_copy(update={"record": record})
+            return save(self.arrays, {"clipadapt": header.model_dump_json()})
         return mutate_bytes(dice, self.content, other, HEAD)
 
 
@@ -74,7 +88,11 @@ def check_probabilities(answers: np.ndarray, count: int) -> None:
     """Wrong unless `answers` are probabilities of the three classes."""
     if answers.shape != (count, len(CLASSES)) or answers.dtype != np.float32:
         raise Wrong(f"answers are {answers.dtype} {answers.shape}")
-    if not np.isfinite(answers).all() or (answers < 0).any() or abs(answers.sum(1) - 1).max() > 1e-3:
+    if (
+        not np.isfinite(answers).all()
+        or (answers < 0).any()
+        or abs(answers.sum(1) - 1).max() > 1e-3
+    ):
         raise Wrong("answers are no probabilities")
 
 
@@ -169,8 +187,11 @@ def stop_after(method, images, saves: int) -> None:
         Checkpoint.save = original
 
 
+RARE = {"LatteCLIP": 0.02, "FLYP": 0.02, "CoReg": 0.1}  # checkpoints of up to 50 MB
+
+
 class Checkpoints(Target):
-    """Checkpoints of interrupted fits, damaged and forged, with and without what came before.
+    """Checkpoints of interrupted fits, damaged and forged, some with those before.
 
     What is only damaged is refused, or the fit ends as one that nothing happened to.
     """
@@ -189,32 +210,46 @@ class Checkpoints(Target):
             method.set_params(checkpoint=str(place / "run.safetensors"))
             stop_after(method, self.images, 2)
             sealed = Sealed(place / "run.safetensors")
-            earlier = {path.name: path.read_bytes() for path in place.iterdir() if path.name != "run.safetensors"}
+            earlier = {
+                path.name: path.read_bytes()
+                for path in place.iterdir()
+                if path.name != "run.safetensors"
+            }
             self.seeds[name] = method, sealed, earlier, whole
 
     def attempt(self, dice: random.Random, folder: Path) -> None:
         names = sorted(self.seeds)
-        method, sealed, earlier, expected = self.seeds[dice.choice(names)]
-        other = self.seeds[dice.choice(names)][1].content
+        weights = [RARE.get(name, 1) for name in names]
+        name, another = dice.choices(names, weights, k=2)
+        method, sealed, earlier, expected = self.seeds[name]
+        other = self.seeds[another][1].content
         forged = dice.random() < 0.5
         content = sealed.forged(dice) if forged else sealed.damaged(dice, other)
         (folder / "run.safetensors").write_bytes(content)
         if dice.random() < 0.2:
             for name, old in earlier.items():
-                kept = old if dice.random() < 0.5 else mutate_bytes(dice, old, other, HEAD)
+                kept = (
+                    old if dice.random() < 0.5 else mutate_bytes(dice, old, other, HEAD)
+                )
                 (folder / name).write_bytes(kept)
         method = clone(method).set_params(checkpoint=str(folder / "run.safetensors"))
         answers = method.fit(self.images).predict_proba(self.images)
         check_probabilities(answers, len(self.images))
-        if not forged and content != sealed.content and not np.array_equal(answers, expected):
+        if (
+            not forged
+            and content != sealed.content
+            and not np.array_equal(answers, expected)
+        ):
             raise Wrong("a fit that went on from a damaged checkpoint ends otherwise")
 
 
 class _Quick:
-    """A CLIP that knows the features of its images beforehand, and is known by its parts."""
+    """A CLIP that knows the features of its images beforehand."""
 
     def __init__(self, clip, images):
-        vars(self).update(model=clip.model, preprocess=clip.preprocess, precision=clip.precision)
+        vars(self).update(
+            model=clip.model, preprocess=clip.preprocess, precision=clip.precision
+        )
         self.features, self.fingerprint = clip.encode_image(images), clip.fingerprint
         self.embed_dim, self.image_size = clip.embed_dim, clip.image_size
 
@@ -224,7 +259,7 @@ class _Quick:
 
 
 class Rows(Target):
-    """The files of a feature store, damaged: what is wrong is made again, without an error."""
+    """Damaged files of a feature store: made again, without an error."""
 
     name = "rows"
     errors = ()
@@ -262,3 +297,60 @@ class Rows(Target):
             path.write_text(text, encoding="utf-8", errors="replace")
         else:
             path.write_bytes(mutate_bytes(dice, content, b"", 200) if content else b"x")
+
+
+SMALL_MODEL = {
+    "embed_dim": 8,
+    "vision_cfg": {
+        "image_size": 16,
+        "patch_size": 8,
+        "width": 16,
+        "layers": 1,
+        "head_width": 8,
+    },
+    "text_cfg": {
+        "context_length": 16,
+        "vocab_size": 49408,
+        "width": 8,
+        "heads": 1,
+        "layers": 1,
+    },
+}
+
+
+class ModelFolders(Target):
+    """Model folders with other settings and damaged weights.
+
+    What is accepted is a model: unit features of an image and of a text, or an error.
+    """
+
+    name = "models"
+
+    def prepare(self, folder: Path) -> None:
+        model = OpenCLIP(**SMALL_MODEL)
+        weights = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+        self.weights = save(weights)
+        self.settings = {
+            "model_cfg": SMALL_MODEL,
+            "preprocess_cfg": {
+                "mean": [0.5, 0.5, 0.5],
+                "std": [0.5, 0.5, 0.5],
+                "interpolation": "bicubic",
+            },
+        }
+        self.image = some_images(1)
+
+    def attempt(self, dice: random.Random, folder: Path) -> None:
+        text, weights = json.dumps(self.settings), self.weights
+        if dice.random() < 0.7:
+            text = json_text(dice, mutate_json(dice, self.settings))
+        else:
+            weights = mutate_bytes(dice, weights, b"", 4000)
+        (folder / "open_clip_config.json").write_text(
+            text, encoding="utf-8", errors="replace"
+        )
+        (folder / "open_clip_model.safetensors").write_bytes(weights)
+        clip = load_clip(f"local-dir:{folder}", device="cpu")
+        for features in (clip.encode_image(self.image), clip.encode_text(["a cat"])):
+            if not abs(features.norm(dim=1) - 1).max() < 1e-3:
+                raise Wrong("a model gives features that are not of unit length")

@@ -1,4 +1,4 @@
-"""The kill soak: work that is killed again and again, and must end as if nothing happened.
+"""The kill soak: work that is killed, and must end as if nothing had happened.
 
     python -m tests.soak --kills 90 --seed 0         every job
     python -m tests.soak --only GRIP --kills 20      one of them

@@ -1,4 +1,5 @@
 """`python -m tests.soak`: see the package."""
+
 import argparse
 import logging
 import os

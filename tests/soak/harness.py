@@ -1,4 +1,5 @@
 """Starts a job in a process, kills it at a random moment, and starts it again."""
+
 import os
 import random
 import signal
@@ -75,7 +76,9 @@ def kill_after(process: int, seconds: float) -> bool:
     return True
 
 
-def disturbed(job: Job, folder: Path, dice: random.Random, kills: int, length: float) -> tuple[bytes, int]:
+def disturbed(
+    job: Job, folder: Path, dice: random.Random, kills: int, length: float
+) -> tuple[bytes, int]:
     """The answer of a job that is killed up to `kills` times, and how often it was.
 
     length: how long it takes undisturbed, in seconds.
@@ -95,7 +98,11 @@ def drafts_in(folder: Path) -> list[str]:
 
 def soak(name: str, job: Job, kills: int, seed: int) -> Result:
     """Disturb a job until it was killed `kills` times in all."""
-    result, dice, begin = Result(name), random.Random(f"{name} {seed}"), time.monotonic()
+    result, dice, begin = (
+        Result(name),
+        random.Random(f"{name} {seed}"),
+        time.monotonic(),
+    )
     with tempfile.TemporaryDirectory() as root:
         whole = Path(root) / "whole"
         whole.mkdir()
@@ -110,7 +117,9 @@ def soak(name: str, job: Job, kills: int, seed: int) -> Result:
                 answer, done = disturbed(job, folder, dice, planned, length)
             except RuntimeError as error:
                 reported = _beside(folder, "error")
-                result.failed = reported.read_text() if reported.exists() else str(error)
+                result.failed = (
+                    reported.read_text() if reported.exists() else str(error)
+                )
                 break
             result.runs += 1
             result.kills += done
@@ -124,5 +133,8 @@ HEAD = f"{'job':<12} {'kills':>6} {'runs':>5} {'different':>10} {'seconds':>8}"
 
 def report(result: Result) -> str:
     """A row about a job, and the error that ended it, if one did."""
-    row = f"{result.name:<12} {result.kills:>6} {result.runs:>5} {result.different:>10} {result.seconds:>8.1f}"
+    row = (
+        f"{result.name:<12} {result.kills:>6} {result.runs:>5} "
+        f"{result.different:>10} {result.seconds:>8.1f}"
+    )
     return f"{row}  failed\n{result.failed}" if result.failed else row

@@ -1,4 +1,5 @@
-"""What is killed: the feature store, captions, every fit with a checkpoint, two commands."""
+"""What is killed: the store, captions, fits with a checkpoint, two commands."""
+
 import hashlib
 import json
 from functools import partial
@@ -16,8 +17,14 @@ from clipadapt.compare import small_methods
 from .harness import Job
 
 SHORT = {
-    "FPL": {"epochs": 60}, "IFPL": {"epochs": 12, "rounds": 5}, "GRIP": {"epochs": 12, "rounds": 5},
-    "CoReg": {"epochs": 5}, "LatteCLIP": {"epochs": 5}, "FLYP": {"epochs": 5}, "ReCLIP": {"epochs": 8}}
+    "FPL": {"epochs": 60},
+    "IFPL": {"epochs": 12, "rounds": 5},
+    "GRIP": {"epochs": 12, "rounds": 5},
+    "CoReg": {"epochs": 5},
+    "LatteCLIP": {"epochs": 5},
+    "FLYP": {"epochs": 5},
+    "ReCLIP": {"epochs": 8},
+}
 COUNT = 200
 
 
@@ -29,7 +36,10 @@ def _hash(array: np.ndarray) -> str:
 def store(clip, images, folder: Path) -> bytes:
     """Features in a store: the array that it gives, and every file that it keeps."""
     features = FeatureStore(folder / "store", shard_size=16).encode(clip, images)
-    files = {path.name: _hash(np.fromfile(path, np.uint8)) for path in (folder / "store").glob("*/*")}
+    files = {
+        path.name: _hash(np.fromfile(path, np.uint8))
+        for path in (folder / "store").glob("*/*")
+    }
     return json.dumps([_hash(np.array(features)), files], sort_keys=True).encode()
 
 
@@ -43,9 +53,14 @@ def fit(method, images, folder: Path) -> bytes:
     """A fit with a checkpoint: all that it learned, and its answers."""
     method = clone(method).set_params(checkpoint=str(folder / "checkpoint.safetensors"))
     method.fit(images)
-    learned = {name: value for name, value in vars(method).items() if name.endswith("_")}
+    learned = {
+        name: value for name, value in vars(method).items() if name.endswith("_")
+    }
     learned["answers"] = method.predict_proba(images)
-    plain = {name: _hash(value) if isinstance(value, np.ndarray) else value for name, value in learned.items()}
+    plain = {
+        name: _hash(value) if isinstance(value, np.ndarray) else value
+        for name, value in learned.items()
+    }
     return json.dumps(plain, sort_keys=True).encode()
 
 
@@ -60,7 +75,20 @@ def _command(*arguments) -> None:
 def adapt(photos: Path, folder: Path) -> bytes:
     """`clipadapt adapt`: predictions and the classifier."""
     out = folder / "run"
-    _command("adapt", "--images", photos, "--classes", "zero,one,two", "--method", "reclip", "--set", "epochs=8", "--out", out, "--resume")
+    _command(
+        "adapt",
+        "--images",
+        photos,
+        "--classes",
+        "zero,one,two",
+        "--method",
+        "reclip",
+        "--set",
+        "epochs=8",
+        "--out",
+        out,
+        "--resume",
+    )
     learned = [path.read_bytes() for path in sorted((out / "model").glob("*"))]
     return (out / "predictions.csv").read_bytes() + b"".join(learned)
 
@@ -68,7 +96,18 @@ def adapt(photos: Path, folder: Path) -> bytes:
 def compare(photos: Path, folder: Path) -> bytes:
     """`clipadapt compare`: the table, all but the seconds."""
     out = folder / "compared"
-    _command("compare", "--images", photos, "--classes", "zero,one,two", "--methods", "zero-shot,grip,reclip,lpclip", "--out", out, "--resume")
+    _command(
+        "compare",
+        "--images",
+        photos,
+        "--classes",
+        "zero,one,two",
+        "--methods",
+        "zero-shot,grip,reclip,lpclip",
+        "--out",
+        out,
+        "--resume",
+    )
     table = pd.read_csv(out / "table.csv").drop(columns="seconds", errors="ignore")
     return table.to_csv(index=False).encode()
 
@@ -85,4 +124,8 @@ def make_jobs(folder: Path) -> dict[str, Job]:
         if "checkpoint" in method.get_params():
             method.set_params(**SHORT.get(name, {}))
             jobs[name] = partial(fit, method, images.unlabelled())
-    return {**jobs, "adapt": partial(adapt, folder), "compare": partial(compare, folder)}
+    return {
+        **jobs,
+        "adapt": partial(adapt, folder),
+        "compare": partial(compare, folder),
+    }
