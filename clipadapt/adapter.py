@@ -18,18 +18,19 @@ from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 
 from .data import ImageSet, as_imageset, check_classnames, check_labels
-from .files import (
-    Array, Record, check_arrays, draft_target, read_arrays, write_arrays)
+from clipadapt.files import (
+    AnyRecord, Array, Record, _first_complaint, check_arrays, draft_target, read_arrays,
+    write_arrays)
 from .zeroshot import (
     CLIP, average_prompts, encode_prompts, is_known, load_clip, zero_shot_probabilities)
 
 # %% auto #0
-__all__ = ['SavedClip', 'SavedMethod', 'Declared', 'Saved', 'own_file', 'check_declared', 'read_saved', 'translate_labels',
-           'Adapter', 'ZeroShot']
+__all__ = ['REMEDY', 'SavedClip', 'SavedMethod', 'Declared', 'Saved', 'own_file', 'check_declared', 'read_saved', 'read_own_file',
+           'blaming', 'translate_labels', 'Adapter', 'ZeroShot']
 
 # %% ../nbs/03_adapter.ipynb #cell-10
 _FILE = "adapter.safetensors"
-_REMEDY = "save it again"
+REMEDY = "save it again"
 
 
 class SavedClip(Record):
@@ -104,7 +105,7 @@ class Saved(Declared):
         (arrays and plain JSON, as declared); OSError for a disk that is full or refuses.
         """
         self._check_fitted()
-        path = own_file(Path(directory), _FILE, [_EARLIER], "a saved method")
+        path = own_file(Path(directory), _FILE, [_EARLIER], "saved method")
         arrays, record = self._record()
         _check_saveable(self, arrays, record)
         write_arrays(path, arrays, record)
@@ -127,9 +128,9 @@ class Saved(Declared):
         _check_method(cls, record, path)
         clip = _fitting_clip(clip, record.clip, path)
         method = cls(clip, record.fitted["classnames_"], **record.params)
-        _check_state(method, arrays, record.fitted, path, _REMEDY)
+        _check_state(method, arrays, record.fitted, path, REMEDY)
         vars(method).update(record.fitted | arrays)
-        with _blaming(path):
+        with blaming(path, REMEDY):
             method._check_loaded()
         return method
 
@@ -159,7 +160,7 @@ def own_file(directory: Path, name: str, earlier: Sequence[str], what: str) -> P
 
     directory: the folder; it need not be there.
     earlier: names of files that earlier versions wrote in its place.
-    what: what the file holds, for the message.
+    what: what the file holds, for the message ("saved method").
 
     Raises ValueError when `directory` is a file, or holds anything else. Drafts that a
     killed process left do not count.
@@ -169,7 +170,7 @@ def own_file(directory: Path, name: str, earlier: Sequence[str], what: str) -> P
 
     if directory.is_file() or directory.is_dir() and any(map(is_foreign, directory.iterdir())):
         raise ValueError(
-            f"{directory} holds something else than {what}; choose another folder"
+            f"{directory} holds something else than a {what}; choose another folder"
         )
     return directory / name
 
@@ -201,7 +202,7 @@ def check_declared(
         try:
             _adapter(types[name]).validate_json(json.dumps(value), strict=True)
         except ValidationError as error:
-            reason = error.errors(include_url=False, include_input=False)[0]["msg"]
+            reason = _first_complaint(error)
             raise ValueError(f"{path} is damaged ({name}: {reason}); {remedy}") from error
 
 
@@ -271,22 +272,38 @@ def read_saved(directory: str | Path) -> tuple[SavedMethod, dict[str, np.ndarray
     is damaged, has no class names, or was written by another generation of clipadapt.
     """
     path = Path(directory) / _FILE
+    arrays, record = read_own_file(path, SavedMethod, _EARLIER, "saved method")
+    with blaming(path, REMEDY):
+        _check_names(record.fitted.get("classnames_"))
+    return record, arrays
+
+
+def read_own_file(
+    path: Path, schema: type[AnyRecord], earlier: str, what: str
+) -> tuple[dict[str, np.ndarray], AnyRecord]:
+    """`read_arrays` for a file that `own_file` gave the path of.
+
+    path: the file.
+    schema: the class of its record.
+    earlier: the name of a file that earlier versions wrote in its place.
+    what: what the file holds, for the messages.
+
+    Raises FileNotFoundError when it is not there, and ValueError when it is damaged or
+    was written by another generation of clipadapt.
+    """
     try:
-        arrays, record = read_arrays(path, SavedMethod, _REMEDY)
+        return read_arrays(path, schema, REMEDY)
     except (FileNotFoundError, ValueError) as error:
-        if path.with_name(_EARLIER).is_file():
+        if path.with_name(earlier).is_file():
             raise ValueError(
-                f"{directory} was written by an earlier clipadapt, whose files are not read "
-                "any more; fit the method and save it again"
+                f"{path.parent} was written by an earlier clipadapt, whose files are not "
+                f"read any more; make the {what} anew, and save it again"
             ) from error
         if isinstance(error, ValueError):
             raise
         raise FileNotFoundError(
-            f"{directory} holds no saved method (there is no {_FILE} in it)"
+            f"{path.parent} holds no {what} (there is no {path.name} in it)"
         ) from None
-    with _blaming(path):
-        _check_names(record.fitted.get("classnames_"))
-    return record, arrays
 
 
 def _check_names(names: JsonValue) -> None:
@@ -298,12 +315,15 @@ def _check_names(names: JsonValue) -> None:
 
 # %% ../nbs/03_adapter.ipynb #new-35-22
 @contextmanager
-def _blaming(path: Path) -> Iterator[None]:
-    """Say of every ValueError in the block that the file is damaged."""
+def blaming(path: Path, remedy: str) -> Iterator[None]:
+    """Say of every ValueError in the block that the file `path` is damaged.
+
+    path, remedy: for the message: which file, and what to do about it.
+    """
     try:
         yield
     except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); {_REMEDY}") from error
+        raise ValueError(f"{path} is damaged ({error}); {remedy}") from error
 
 
 def _check_saveable(
@@ -327,7 +347,7 @@ def _check_method(kind: type[Saved], record: SavedMethod, path: Path) -> None:
             f"{path} holds a {record.method!r:.80}, not a {kind.__name__}: load it with "
             "its own class"
         )
-    _check_params(kind, record.params, path, _REMEDY)
+    _check_params(kind, record.params, path, REMEDY)
 
 # %% ../nbs/03_adapter.ipynb #new-36-23
 def _fitting_clip(clip: CLIP | None, wanted: SavedClip, path: Path) -> CLIP:

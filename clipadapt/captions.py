@@ -24,13 +24,14 @@ from PIL import Image
 from scipy import ndimage
 from tqdm.auto import tqdm
 
-from .data import ImageSet, as_imageset, check_classnames, check_count
-from .features import _name, hash_each
+from .data import (
+    ImageSet, as_imageset, check_classnames, check_count, short_reason)
+from .features import hash_each
 from .files import hash_parts
 from .glyphs import (COLOURS, LEAN, NARROW, THICK, THIN, WIDE, Attributes, count_loops, described_caption, in_words, stroke_width,
                               width_to_height)
-from .modelfiles import named_code, read_json, short_reason
-from .zeroshot import _ahead, _batches, _check_device, cache_directory
+from .modelfiles import named_code, read_json
+from .zeroshot import _ahead, _batches, _check_device, _name, cache_directory
 
 # %% auto #0
 __all__ = ['DOMAINS', 'MAX_WORDS', 'MAX_CHARACTERS', 'ATTRIBUTES', 'Domain', 'image_prompt', 'group_prompt', 'image_prompts',
@@ -564,16 +565,11 @@ _CODE = ("auto_map", "custom_generate", "base_model_name_or_path")
 
 def _refuse_code(model: str) -> None:
     """ValueError when a file of a model names code, or another model, that would be loaded with it."""
-    from transformers.utils import cached_file
-
     for name in _JSON_FILES:
-        try:
-            path = cached_file(model, name)
-        except OSError:         # not there, or no connection: transformers says so soon
-            path = None
-        if path is None and name == "config.json":
+        content = read_json(model, name)
+        if content is None and name == "config.json":
             return
-        named = named_code(read_json(path), _CODE) if path else None
+        named = named_code(content, _CODE)
         if named:
             raise ValueError(f"{model} wants to run code of its own, or to load another model ({named} in {name}), which is never done here")
 

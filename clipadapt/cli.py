@@ -27,9 +27,9 @@ from typing import Annotated, Optional
 import click
 from click.core import ParameterSource
 
-from clipadapt.files import (
+from .files import (
     Record, csv_text, draft_target, explained, recover_directory, replace_directory,
-    whole_file)
+    save_arrays, whole_file)
 
 # %% auto #0
 __all__ = ['logger', 'WRITTEN', 'METHODS', 'PATH', 'SEED', 'IMAGES', 'CLASSES', 'NAMED', 'DEVICE', 'MODEL', 'RUN', 'TABLE',
@@ -113,20 +113,14 @@ def main(quiet: bool) -> None:
     warnings.showwarning = show
 
 # %% ../nbs/16_cli.ipynb #new-screen
-# Control characters, changes of direction, bytes that are no UTF-8.
-_UNSEEN = re.compile(
-    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
-)
-
-
 def _shown(text: str) -> str:
-    """A text for a screen: what could act on it, or cannot be printed, is escaped."""
-    return _UNSEEN.sub(lambda found: _escape(ord(found[0])), text)
+    """A text for a screen: what could act on it, or cannot be seen, is spelled out."""
+    parts = re.split(r"([\n\t])", text)
+    if all(part.isprintable() or part in "\n\t" for part in parts):
+        return text
+    from clipadapt.data import printable
 
-
-def _escape(code: int) -> str:
-    byte = code - 0xDC00 if 0xDC80 <= code <= 0xDCFF else code
-    return f"\\x{byte:02x}" if byte < 256 else f"\\u{byte:04x}"
+    return "".join(part if part in "\n\t" else printable(part) for part in parts)
 
 
 def _say(text: str) -> None:
@@ -262,15 +256,17 @@ def _labels(images, names: list[str], where: str):
     """Labels counted by `names`; none when a sub-folder is not among them."""
     import numpy as np
 
+    from clipadapt.data import _as_name
+
     if not images.classnames:
         return None
-    index = {_folder_name(name): label for label, name in enumerate(names)}
+    index = {_as_name(name): label for label, name in enumerate(names)}
     if len(index) < len(names):
         raise ValueError(
             "two classes differ in underscores and blanks only, so that a sub-folder could "
             "mean both; give the other one another name"
         )
-    folders = [*map(_folder_name, images.classnames)]
+    folders = [*map(_as_name, images.classnames)]
     others = [name for name in folders if name not in index]
     if others:
         some = ", ".join(others[:3] + ["..."] * (len(others) > 3))
@@ -281,10 +277,6 @@ def _labels(images, names: list[str], where: str):
         return None
     return np.array([*map(index.get, folders), -1])[images.labels]
 
-
-def _folder_name(name: str) -> str:
-    """The name of a class as a sub-folder may have it: underscores are blanks there."""
-    return " ".join(name.replace("_", " ").split())
 
 # %% ../nbs/16_cli.ipynb #new-runfiles
 WRITTEN = re.compile(
@@ -979,8 +971,6 @@ def encode(context, images, model, pretrained, device, out, overwrite) -> None:
     clipadapt encode --images photos --model ViT-B-32 --pretrained laion2b_s34b_b79k --out features.safetensors
     """
     import numpy as np
-    from safetensors.numpy import save_file
-
     from clipadapt.data import ImageSet, digits
     from clipadapt.features import FeatureStore
 
@@ -995,7 +985,7 @@ def encode(context, images, model, pretrained, device, out, overwrite) -> None:
                 np.lib.format.write_array_header_1_0(file, header)
                 file.write(features.data)
         else:
-            save_file({"features": features}, draft)
+            save_arrays({"features": features}, draft)
     _write_json(target.with_suffix(".json"), {**_record(clip, images=pool), "names": _names(pool)})
     logger.info("wrote %d features of %d numbers to %s", *features.shape, target)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import math
 import re
 import tempfile
 import time
@@ -30,11 +29,12 @@ from sklearn.base import clone
 from tqdm.auto import tqdm
 
 from . import baselines, coreg, grip, latteclip, lpclip, metrics
-from .adapter import Adapter, ZeroShot
+from .adapter import Adapter, ZeroShot, blaming
 from .baselines import FLYP, ReCLIP
 from .captions import AttributeCaptioner
 from .coreg import CoReg
-from .data import ImageSet, check_classnames, check_count, digits, show_images
+from .data import (
+    ImageSet, check_classnames, check_count, check_number, digits, show_images)
 from .files import Array, check_arrays, hash_parts, whole_file
 from .features import FeatureStore, StoredCLIP, fit_facts, hash_images
 from .grip import FPL, GRIP, IFPL
@@ -47,9 +47,9 @@ from .training import Checkpoint
 from .zeroshot import CLIP, load_clip
 
 # %% auto #0
-__all__ = ['KNOWN_COLUMNS', 'Run', 'run_method', 'run_all', 'tabulate', 'compare', 'plot_accuracies', 'plot_classes', 'changes',
-           'plot_changes', 'plot_cost', 'redraw', 'recommend', 'report', 'corruption_accuracies', 'small_methods',
-           'demo']
+__all__ = ['KNOWN_COLUMNS', 'Run', 'run_method', 'run_all', 'tabulate', 'check_runs', 'compare', 'plot_accuracies',
+           'plot_classes', 'changes', 'plot_changes', 'plot_cost', 'redraw', 'recommend', 'report',
+           'corruption_accuracies', 'small_methods', 'demo']
 
 # %% ../nbs/15_compare.ipynb #cell-10
 @dataclass
@@ -159,15 +159,9 @@ def _check_kept(
     remedy = "delete it to make the run again"
     declared = {"probabilities": Array("float32", *size, low=0)}
     check_arrays(arrays, declared, {}, path, remedy)
-    seconds = record.get("seconds")
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
-        raise ValueError(f"{path} is damaged (seconds: {seconds!r:.40}); {remedy}")
-    if not 0 <= seconds < math.inf:
-        raise ValueError(f"{path} is damaged (seconds: {seconds!r}); {remedy}")
-    try:
+    with blaming(path, remedy):
+        check_number(record.get("seconds"), "seconds", 0)
         metrics.check_probabilities(arrays["probabilities"])
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); {remedy}") from error
 
 # %% ../nbs/15_compare.ipynb #cell-13
 def run_all(
@@ -268,12 +262,19 @@ def _check_labelled(test: ImageSet) -> None:
                          + " (clipadapt.selection scores methods without labels)")
 
 
+def check_runs(runs: Sequence[Run]) -> None:
+    """ValueError unless these are runs with names, as `run_all` gives them."""
+    for run in runs if isinstance(runs, Sequence) else [runs]:
+        if not isinstance(run, Run) or not isinstance(run.name, str):
+            raise ValueError(
+                f"give a list of runs with names, as run_all does, not {run!r:.80}"
+            )
+
+
 def _succeeded(runs: Sequence[Run], test: ImageSet) -> list[Run]:
     """The runs that did not fail; ValueError when there is nothing to score them against."""
     _check_labelled(test)
-    for run in runs:
-        if not isinstance(run, Run) or not isinstance(run.name, str):
-            raise ValueError(f"give a list of runs with names, as run_all does, not {run!r:.80}")
+    check_runs(runs)
     succeeded = [run for run in runs if not run.error]
     if not succeeded:
         raise ValueError("there is no run that succeeded")

@@ -8,11 +8,13 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import os
 import random
 import re
 import reprlib
 import stat
+import textwrap
 import threading
 import unicodedata
 import warnings
@@ -23,6 +25,7 @@ from contextlib import contextmanager, nullcontext
 from functools import cache, partial
 from importlib.metadata import version
 from importlib.resources import files
+from numbers import Real
 from pathlib import Path
 from typing import BinaryIO
 from urllib.error import URLError
@@ -34,9 +37,9 @@ from tqdm.auto import tqdm
 
 # %% auto #0
 __all__ = ['torchvision', 'IMAGE_KINDS', 'MAX_PIXELS', 'DIGIT_NAMES', 'TORCHVISION_SPLITS', 'DISTORTIONS', 'to_rgb', 'printable',
-           'read_image', 'check_classnames', 'check_labels', 'check_count', 'seeded', 'ImageSet', 'as_imageset',
-           'read_folder', 'digits', 'show_images', 'dataset_facts', 'read_torchvision', 'read_hub', 'weak_view',
-           'strong_view']
+           'short_reason', 'read_image', 'check_classnames', 'check_labels', 'check_count', 'check_number', 'seeded',
+           'ImageSet', 'as_imageset', 'read_folder', 'digits', 'show_images', 'dataset_facts', 'read_torchvision',
+           'read_hub', 'weak_view', 'strong_view']
 
 # %% ../nbs/00_data.ipynb #cell-8
 def _import_torchvision():
@@ -217,7 +220,7 @@ def _naming(name: str) -> Iterator[None]:
     except MemoryError:
         raise ValueError(f"{name}: there is not enough memory to decode it") from None
     except Exception as error:
-        reason = printable(str(error)) or type(error).__name__
+        reason = short_reason(error)
         raise ValueError(f"{name}: cannot be read as an image ({reason})") from error
 
 
@@ -235,7 +238,8 @@ def _decode(file: BinaryIO, name: str, max_pixels: int) -> Image.Image:
 # %% ../nbs/00_data.ipynb #cell-27
 _HIDDEN = set(
     "\u00ad\u200b\u200e\u200f\u2060\ufeff"                      # take no room
-    "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # turn text around
+    "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"   # turn text around
+    "\u2028\u2029")                                             # end a line
 
 
 def printable(text: str | bytes | os.PathLike) -> str:
@@ -246,6 +250,12 @@ def printable(text: str | bytes | os.PathLike) -> str:
     """
     text = os.fsdecode(text)
     return text if text.isprintable() else "".join(map(_spelled_out, text))
+
+
+def short_reason(error: BaseException) -> str:
+    """What an error of somebody else's library says, on a line of at most 160 letters."""
+    message = printable(" ".join(str(error).split()))
+    return textwrap.shorten(message, 160, placeholder=" ...") or type(error).__name__
 
 
 def _spelled_out(character: str) -> str:
@@ -526,6 +536,25 @@ def check_count(value: int, name: str, lowest: int = 1) -> int:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < lowest:
         raise ValueError(f"{name} must be a {'positive ' if lowest == 1 else ''}whole number{f' from {lowest}' if lowest not in (0, 1) else ''}, got {value!r}")
     return int(value)
+
+
+def check_number(
+    value: float, name: str, lowest: float = -math.inf, highest: float = math.inf
+) -> float:
+    """Return a finite number as float.
+
+    value: the number.
+    name: what to call it in the message.
+    lowest, highest: the range it must be in, both ends included.
+
+    Raises ValueError for anything else (booleans, NaN, infinity).
+    """
+    real = isinstance(value, Real) and not isinstance(value, (bool, np.bool_))
+    if not real or not math.isfinite(value) or not lowest <= value <= highest:
+        above = f" from {lowest:g}" if math.isfinite(lowest) else ""
+        bounds = f" in {lowest:g} ... {highest:g}" if math.isfinite(highest) else above
+        raise ValueError(f"{name} must be a finite number{bounds}, got {value!r:.80}")
+    return float(value)
 
 # %% ../nbs/00_data.ipynb #cell-49
 _GLOBAL_RANDOM_STATE = threading.RLock()

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import textwrap
-import unicodedata
 from collections.abc import Sequence
 from numbers import Real
 
@@ -21,7 +20,7 @@ from scipy.special import log_softmax, logsumexp
 from scipy.stats import entropy
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
-from .data import check_classnames, check_count
+from .data import check_classnames, check_count, printable
 
 # %% auto #0
 __all__ = ['check_probabilities', 'accuracy', 'confusion', 'one_line', 'label_text', 'label_texts', 'title_text',
@@ -164,16 +163,9 @@ def _set_title(axes: Axes, title: str) -> None:
     axes.set_title(textwrap.fill(title, width, break_long_words=False), fontsize=12)
 
 # %% ../nbs/02_metrics.ipynb #cell-36
-_UNDRAWN = {"Cc": "\ufffd", "Cs": "\ufffd", "Cf": ""}     # control, half a sign, format
-_JOINERS = "\u200c\u200d"                             # format signs that words need
-
-
 def one_line(name: str) -> str:
-    """`name` without line breaks, tabs, and signs that no font or screen can show."""
-    return "".join(
-        sign if sign in _JOINERS else _UNDRAWN.get(unicodedata.category(sign), sign)
-        for sign in " ".join(str(name).split())
-    )
+    """`name` on one line; what cannot be seen is spelled out (see `printable`)."""
+    return printable(" ".join(str(name).split()))
 
 
 def _shortened(name: str, most: int, end: str = "") -> str:

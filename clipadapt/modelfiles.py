@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,12 +21,13 @@ from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
 from pydantic import AfterValidator, ConfigDict, Field, ValidationError
 
+from .data import short_reason
 from .files import Record
 
 # %% auto #0
 __all__ = ['TowerSettings', 'VisionSettings', 'TokenizerOptions', 'TextSettings', 'DecoderSettings', 'ModelSettings',
-           'ImageSettings', 'SettingsFile', 'read_settings', 'Refused', 'short_reason', 'named_code', 'read_json',
-           'build_tokenizer', 'build_model', 'ModelFiles', 'local_files', 'unreachable', 'hub_files', 'open_model']
+           'ImageSettings', 'SettingsFile', 'read_settings', 'Refused', 'named_code', 'read_json', 'build_tokenizer',
+           'build_model', 'ModelFiles', 'local_files', 'unreachable', 'hub_files', 'open_model']
 
 # %% ../nbs/01_modelfiles.ipynb #cell-8
 def _hub_name(name: str) -> str:
@@ -287,10 +287,6 @@ class Refused(ValueError):
     """A model that asks for something that is never done here."""
 
 
-def short_reason(error: BaseException) -> str:
-    """The message of a library's error on one line of at most 160 characters."""
-    return textwrap.shorten(str(error), 160, placeholder=" ...") or type(error).__name__
-
 # %% ../nbs/01_modelfiles.ipynb #cell-23
 _KERNELS = ("attn_implementation", "_attn_implementation", "experts_implementation")
 
@@ -335,8 +331,23 @@ def named_code(content: object, keys: tuple[str, ...] = ("auto_map",)) -> str | 
     return None
 
 
-def read_json(path: str | Path) -> object:
-    """A JSON file as Python objects. Raises ValueError, naming it, for no JSON."""
+def read_json(source: str | Path, name: str) -> object:
+    """A JSON file of a model of transformers, as Python objects.
+
+    source: the model: a folder, or a name on the hub.
+    name: the file in it.
+
+    None when there is no such file, or none to be had: whoever loads the model will say
+    so. Raises ValueError, naming the file, for one that is not JSON.
+    """
+    from transformers.utils import cached_file
+
+    try:
+        path = cached_file(source, name)
+    except OSError:
+        path = None
+    if path is None:
+        return None
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -345,14 +356,8 @@ def read_json(path: str | Path) -> object:
 # %% ../nbs/01_modelfiles.ipynb #cell-27
 def _check_tokenizer(source: str) -> None:
     """ValueError when the files of a tokenizer name code of their own."""
-    from transformers.utils import cached_file
-
     for name in ("tokenizer_config.json", "config.json"):
-        try:
-            path = cached_file(source, name)
-        except OSError:     # not there, or not to be had: AutoTokenizer says so
-            path = None
-        content = read_json(path) if path else {}
+        content = read_json(source, name)
         code = content.get("auto_map") if isinstance(content, dict) else None
         if code and (not isinstance(code, dict) or "AutoTokenizer" in code):
             raise Refused(

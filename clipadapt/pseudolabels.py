@@ -9,7 +9,6 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from numbers import Real
 
 import numpy as np
 import pandas as pd
@@ -17,12 +16,12 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
-from .data import check_classnames, check_count, check_labels
+from .data import check_classnames, check_count, check_labels, check_number
 
 # %% auto #0
-__all__ = ['POLICIES', 'Pseudolabels', 'check_number', 'conventional', 'purity', 'coverage', 'effective_classes', 'quality',
-           'top_k', 'above_threshold', 'class_balanced', 'score_calibration', 'DegenerateMixtureWarning',
-           'clean_posterior', 'union_candidates', 'top_k_candidates', 'ratio_candidates', 'candidate_quality']
+__all__ = ['POLICIES', 'Pseudolabels', 'conventional', 'purity', 'coverage', 'effective_classes', 'quality', 'top_k',
+           'above_threshold', 'class_balanced', 'score_calibration', 'DegenerateMixtureWarning', 'clean_posterior',
+           'union_candidates', 'top_k_candidates', 'ratio_candidates', 'candidate_quality']
 
 # %% ../nbs/05_pseudolabels.ipynb #cell-8
 @dataclass(frozen=True, eq=False)
@@ -102,17 +101,6 @@ def _not_finite(rows: np.ndarray) -> np.ndarray:
             bad[block] = ~finite.all(axis=1)
     return bad
 
-
-def check_number(
-    value: float, name: str, lowest: float = -math.inf, highest: float = math.inf
-) -> float:
-    """`value` as float. Raises ValueError, calling it `name`, unless it is a finite number
-    from `lowest` to `highest`."""
-    real = isinstance(value, Real) and not isinstance(value, (bool, np.bool_))
-    if not real or not math.isfinite(value) or not lowest <= value <= highest:
-        bounds = f" in {lowest:g} ... {highest:g}" if math.isfinite(highest) else ""
-        raise ValueError(f"{name} must be a finite number{bounds}, got {value!r:.80}")
-    return float(value)
 
 # %% ../nbs/05_pseudolabels.ipynb #cell-15
 def _argmax(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -365,7 +353,7 @@ def class_balanced(scores, share: float) -> Pseudolabels:
     none. Source: class-balanced self-training (Zou et al. 2018), Algorithm 2. Raises ValueError for another share or
     shape, and NaN or infinite scores.
     """
-    if not check_number(share, "share") or not 0 < share <= 1:
+    if not 0 < check_number(share, "share") <= 1:
         raise ValueError(f"share must lie in (0, 1], got {share!r}")
     scores = _check_scores(scores)
     classes, values = _argmax(scores)
@@ -480,7 +468,7 @@ def ratio_candidates(probabilities, ratio: float) -> np.ndarray:
 
     probabilities: floats [N, C], not negative; 0 < ratio <= 1. Raises ValueError for another ratio or shape, NaN or negative numbers.
     """
-    if not check_number(ratio, "ratio") or not 0 < ratio <= 1:
+    if not 0 < check_number(ratio, "ratio") <= 1:
         raise ValueError(f"ratio must lie in (0, 1], got {ratio!r}")
     scores = _check_scores(probabilities, "probabilities")
     if scores.min(initial=0) < 0:

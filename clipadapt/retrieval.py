@@ -15,9 +15,9 @@ from typing import Literal
 import numpy as np
 import torch
 
-from .adapter import Adapter, own_file
+from .adapter import REMEDY, Adapter, blaming, own_file, read_own_file
 from .data import ImageSet, check_count, check_labels
-from .files import Array, Record, check_arrays, read_arrays, write_arrays
+from .files import Array, Record, check_arrays, write_arrays
 from .pseudolabels import top_k
 from .zeroshot import CLIP, average_prompts, encode_prompts, zero_shot_probabilities
 
@@ -263,7 +263,7 @@ class PrototypeIndex:
         Raises ValueError when `directory` holds anything else, OSError for a disk that is
         full or refuses.
         """
-        path = own_file(Path(directory), _FILE, _EARLIER, "a saved index")
+        path = own_file(Path(directory), _FILE, _EARLIER, "saved index")
         arrays, facts = _taken_apart(self._index, self.kind)
         effort = int(self.effort)
         record = SavedIndex(
@@ -293,7 +293,6 @@ class PrototypeIndex:
 # %% ../nbs/06_retrieval.ipynb #cell-37
 _FILE = "index.safetensors"
 _EARLIER = ("index.json", "index.faiss")        # what clipadapt 0.1 wrote
-_REMEDY = "save it again"
 
 
 class SavedIndex(Record):
@@ -377,23 +376,11 @@ def _list_contents(index) -> tuple[np.ndarray, np.ndarray]:
 def _read_index(directory: Path) -> tuple[dict[str, np.ndarray], SavedIndex]:
     """The arrays and the record of a saved index, when they fit each other."""
     path = directory / _FILE
-    try:
-        arrays, record = read_arrays(path, SavedIndex, _REMEDY)
-    except FileNotFoundError:
-        if path.with_name(_EARLIER[0]).is_file():
-            raise ValueError(
-                f"{directory} was written by an earlier clipadapt, whose files are not read "
-                "any more; make the index and save it again"
-            ) from None
-        raise FileNotFoundError(
-            f"{directory} holds no saved index (there is no {_FILE} in it)"
-        ) from None
+    arrays, record = read_own_file(path, SavedIndex, _EARLIER[0], "saved index")
     sizes = {"N": record.count, "D": record.dim, "L": record.nlist}
-    check_arrays(arrays, _CONTENT[record.kind], sizes, path, _REMEDY)
-    try:
+    check_arrays(arrays, _CONTENT[record.kind], sizes, path, REMEDY)
+    with blaming(path, REMEDY):
         _check_index(arrays, record)
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); {_REMEDY}") from error
     return arrays, record
 
 

