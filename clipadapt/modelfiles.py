@@ -261,8 +261,8 @@ def _count_built(build: Callable[[], torch.nn.Module]) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 # %% ../nbs/01_modelfiles.ipynb #cell-20
-def _check_size(settings: ModelSettings, weights: Path) -> None:
-    """ValueError for a model that is larger than its weights can be."""
+def _count(settings: ModelSettings) -> int:
+    """About how many parameters a model has."""
     vision, text = settings.vision_cfg, settings.text_cfg
     if vision.timm_model_name:
         count = _count_built(lambda: timm.create_model(vision.timm_model_name))
@@ -274,7 +274,12 @@ def _check_size(settings: ModelSettings, weights: Path) -> None:
         count += _count_text(text)
     count += 2 * settings.embed_dim**2          # what joins the two
     count += _count_text(settings.multimodal_cfg) if settings.multimodal_cfg else 0
-    size = weights.stat().st_size
+    return count
+
+
+def _check_size(settings: ModelSettings, weights: Path) -> None:
+    """ValueError for a model that is larger than its weights can be."""
+    count, size = _count(settings), weights.stat().st_size
     if count > size:
         raise ValueError(
             f"{weights.parent / _SETTINGS} describes a model of {count:,} parameters, "
@@ -330,7 +335,7 @@ def named_code(content: object, keys: tuple[str, ...] = ("auto_map",)) -> str | 
             waiting.extend(item.values() if isinstance(item, dict) else item)
     return None
 
-
+# %% ../nbs/01_modelfiles.ipynb #cell-26b
 def read_json(source: str | Path, name: str) -> object:
     """A JSON file of a model of transformers, as Python objects.
 
@@ -425,7 +430,7 @@ def build_model(
     open_clip.set_model_preprocess_cfg(model, preprocess)
     return model, image_transform_v2(PreprocessCfg(**preprocess), is_train=False)
 
-
+# %% ../nbs/01_modelfiles.ipynb #cell-30b
 @contextmanager
 def _explained(complaint: str) -> Iterator[None]:
     """Turn what OpenCLIP and PyTorch make of strange files into one sentence."""
@@ -509,7 +514,7 @@ def hub_files(name: str) -> ModelFiles:
     except Exception as error:      # of whichever library carries the connection
         raise unreachable(f"hf-hub:{name}", error) from error
 
-
+# %% ../nbs/01_modelfiles.ipynb #cell-33b
 def open_model(location: str):
     """Model, preprocessing and tokenizer of a model folder, or of a model on the hub.
 
