@@ -224,14 +224,25 @@ def _names(images) -> list[str]:
     return [path or f"image {number}" for number, path in enumerate(paths)]
 
 # %% ../nbs/16_cli.ipynb #new-images
-def _read_images(folder: str | None, names: list[str] | None, split: str = "train"):
+def _image_set(folder: str | None, max_pixels: int, split: str):
+    """The images of a folder, or one half of the handwriting where there is none."""
+    from clipadapt.data import ImageSet, digits
+
+    if folder:
+        return ImageSet.from_folder(folder, max_pixels=max_pixels)
+    return digits(split)
+
+
+def _read_images(
+    folder: str | None, names: list[str] | None, max_pixels: int, split: str = "train"
+):
     """The images of a folder, counted by `names`; the handwriting without a folder.
 
     Labels stay when all sub-folders are classes; the names of the others are said.
     """
-    from clipadapt.data import ImageSet, digits
+    from clipadapt.data import ImageSet
 
-    images = ImageSet.from_folder(folder) if folder else digits(split)
+    images = _image_set(folder, max_pixels, split)
     if not names and not images.classnames:
         raise ValueError(
             f"{folder} has no sub-folders to take class names from: give --classes "
@@ -304,6 +315,7 @@ def _run_files(folder: Path) -> list[Path]:
     """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; choose another --out")
+    _check_top(folder)
     names = [
         path.relative_to(folder) for path in folder.rglob("*")
         if path.is_symlink() or not path.is_dir()
@@ -313,10 +325,7 @@ def _run_files(folder: Path) -> list[Path]:
     if whole and not foreign and Path("config.json") not in whole:
         foreign = whole
     if foreign:
-        some = ", ".join(sorted(map(str, foreign))[:3])
-        raise ValueError(
-            f"{folder} holds other things than a run ({some}); choose another --out"
-        )
+        raise _holds_other_things(folder, foreign)
     if whole:
         try:
             _read_config(folder / "config.json")
@@ -324,6 +333,26 @@ def _run_files(folder: Path) -> list[Path]:
             remedy = f"choose another --out, or delete {folder}"
             raise ValueError(f"{error}; {remedy}") from error
     return [folder / name for name in whole]
+
+
+def _check_top(folder: Path) -> None:
+    """Refuse a folder by what lies in it, before all that lies below is looked at."""
+    names = [Path(name) for name in os.listdir(folder)] if folder.is_dir() else []
+    rooms = {Path("model"), Path("runs")}
+    foreign = [
+        name for name in names
+        if name not in rooms and not draft_target(name) and not _is_ours(name)
+    ]
+    if foreign:
+        raise _holds_other_things(folder, foreign)
+
+
+def _holds_other_things(folder: Path, foreign: list[Path]) -> ValueError:
+    some = ", ".join(sorted(map(str, foreign))[:3])
+    return ValueError(
+        f"{folder} holds other things than a run ({some}); choose another --out"
+    )
+
 
 # %% ../nbs/16_cli.ipynb #new-config
 def _read_config(path: str | Path) -> dict:
@@ -385,7 +414,8 @@ def _config_schema(command: str):
         },
         "compare": {"test": Optional[text], "methods": text, "seeds": int},
     }[command]
-    fields = {**{name: Optional[text] for name in names}, **kinds, "command": text}
+    fields = {name: Optional[text] for name in names}
+    fields |= {**kinds, "max_pixels": int, "command": text}
     allowed = {name: (kind, None) for name, kind in fields.items()}
     return create_model("Config", __base__=Record, **allowed)
 
@@ -611,12 +641,21 @@ class _UserPath(click.ParamType):
 # %% ../nbs/16_cli.ipynb #x2
 METHODS = ("zero-shot", "nearest-neighbours", "prototypes", "fpl", "ifpl", "grip", "coreg", "latteclip", "lpclip", "flyp", "reclip")
 PATH, SEED = _UserPath(), click.IntRange(0, 2**32 - 1)
-IMAGES = click.option(
-    "--images",
-    type=PATH,
-    metavar="DIR",
-    help="Folder of images: flat, or a sub-folder a class.  [default: the handwriting]",
-)
+IMAGES = [
+    click.option(
+        "--images",
+        type=PATH,
+        metavar="DIR",
+        help="Folder of images: flat, or a sub-folder a class.  [default: the handwriting]",
+    ),
+    click.option(
+        "--max-pixels",
+        type=click.IntRange(1),
+        default=100_000_000,
+        show_default=True,
+        help="Larger images are skipped: a small file can hold gigabytes of them.",
+    ),
+]
 CLASSES = click.option(
     "--classes",
     type=PATH,
@@ -637,6 +676,8 @@ DEVICE = click.option(
     "--device", help="cpu, cuda, cuda:1, ...  [default: a GPU if there is one]"
 )
 MODEL = [*NAMED, DEVICE]
+
+# %% ../nbs/16_cli.ipynb #x75479674
 RUN = [
     click.option(
         "--overwrite",
@@ -839,7 +880,10 @@ def _configure(method, settings: Sequence[str]):
 )
 @click.option("--seed", type=SEED, default=0, show_default=True)
 @click.pass_context
-def adapt(context, images, classes, model, pretrained, device, out, overwrite, resume, preset, method, settings, use_labels, seed, probabilities) -> None:
+def adapt(
+    context, images, max_pixels, classes, model, pretrained, device, out, overwrite,
+    resume, preset, method, settings, use_labels, seed, probabilities,
+) -> None:
     """Adapt CLIP to a folder of images; write the classifier and its predictions.
 
     \b
@@ -848,7 +892,7 @@ def adapt(context, images, classes, model, pretrained, device, out, overwrite, r
     clipadapt adapt --config run/config.json --out again
     """
     options = _run_options(context)
-    pool = _read_images(options["images"], _read_classes(options["classes"]))
+    pool = _read_images(options["images"], _read_classes(options["classes"]), max_pixels)
     clip = _load_model(model, pretrained, device)
     chosen = _configure(_make_methods(clip, pool.classnames, preset)[method], settings).set_params(seed=seed)
     with _run_folder(out, options, overwrite, resume) as folder:
@@ -941,7 +985,8 @@ def _predictions(method, images, probabilities: bool = False):
 @click.option("--pretrained", metavar="TAG", help="Its weights.")
 @_options(DEVICE)
 def predict(
-    images, saved, model, pretrained, device, out, overwrite, probabilities
+    images, max_pixels, saved, model, pretrained, device, out, overwrite,
+    probabilities,
 ) -> None:
     """Ask a saved classifier about new images.
 
@@ -963,7 +1008,7 @@ def predict(
         )
     clip = _model_of(record.clip, saved, model, pretrained, device)
     method = getattr(clipadapt, record.method).load(saved, clip)
-    pool = _read_images(images, method.classnames_, "test")
+    pool = _read_images(images, method.classnames_, max_pixels, "test")
     _write_result(target, _predictions(method, pool, probabilities))
     _report_accuracy(method, pool)
 
@@ -991,7 +1036,10 @@ def _model_of(
 @main.command("zero-shot")
 @_options(IMAGES, CLASSES, MODEL, TABLE, PROBABILITIES, QUIET)
 @click.option("--templates", default="single", show_default=True, help="A template set, or one template such as 'a photo of a {}.'")
-def zero_shot(images, classes, model, pretrained, device, templates, out, overwrite, probabilities) -> None:
+def zero_shot(
+    images, max_pixels, classes, model, pretrained, device, templates, out,
+    overwrite, probabilities,
+) -> None:
     """Let CLIP guess, without adapting anything.
 
     \b
@@ -1000,10 +1048,9 @@ def zero_shot(images, classes, model, pretrained, device, templates, out, overwr
     from clipadapt.adapter import ZeroShot
 
     target = _check_file(out, overwrite, ".csv", ".json")
-    pool = _read_images(images, _read_classes(classes), "test")
-    method = ZeroShot(
-        _load_model(model, pretrained, device), pool.classnames, templates=templates
-    ).fit(pool)
+    pool = _read_images(images, _read_classes(classes), max_pixels, "test")
+    clip = _load_model(model, pretrained, device)
+    method = ZeroShot(clip, pool.classnames, templates=templates).fit(pool)
     _write_result(target, _predictions(method, pool, probabilities))
     _report_accuracy(method, pool)
 
@@ -1041,7 +1088,10 @@ def zero_shot(images, classes, model, pretrained, device, templates, out, overwr
     help="How many seeds.",
 )
 @click.pass_context
-def compare(context, images, classes, model, pretrained, device, out, overwrite, resume, preset, test, methods, seeds) -> None:
+def compare(
+    context, images, max_pixels, classes, model, pretrained, device, out, overwrite,
+    resume, preset, test, methods, seeds,
+) -> None:
     """Run several methods on the same images; write a table and a report.
 
     \b
@@ -1049,8 +1099,10 @@ def compare(context, images, classes, model, pretrained, device, out, overwrite,
     clipadapt compare --images photos --test labelled --model ViT-B-32 --pretrained openai --methods zero-shot,prototypes,reclip --out compared
     """
     options, wanted = _run_options(context), _method_names(methods)
-    pool = _read_images(options["images"], _read_classes(options["classes"]))
-    asked = _read_images(options["test"], pool.classnames, "test") if test or not images else pool
+    pool = _read_images(options["images"], _read_classes(options["classes"]), max_pixels)
+    asked = pool
+    if test or not images:
+        asked = _read_images(options["test"], pool.classnames, max_pixels, "test")
     unlabelled = int((asked.labels < 0).sum())
     if 0 < unlabelled < len(asked):
         raise ValueError(f"{unlabelled} of {len(asked)} images to score on have no label; move them out of {test or images}")
@@ -1110,21 +1162,22 @@ def _compare_in(folder: Path, methods: dict, pool, asked, seeds: int) -> None:
 )
 @click.option("--overwrite", is_flag=True, help="Replace these two files.")
 @click.pass_context
-def encode(context, images, model, pretrained, device, out, overwrite) -> None:
+def encode(
+    context, images, max_pixels, model, pretrained, device, out, overwrite,
+) -> None:
     """Image features of a folder, unit rows, float32. What was encoded before is not encoded again.
 
     \b
     clipadapt encode --images photos --model ViT-B-32 --pretrained laion2b_s34b_b79k --out features.safetensors
     """
     import numpy as np
-    from clipadapt.data import ImageSet, digits
+
     from clipadapt.features import FeatureStore
 
     target = _check_file(out, overwrite, ".safetensors", ".npy", beside=".json")
     context.find_root().obj = "What was encoded is kept; the same command goes on from there."
-    pool, clip = (
-        ImageSet.from_folder(images) if images else digits("train")
-    ), _load_model(model, pretrained, device)
+    pool = _image_set(images, max_pixels, "train")
+    clip = _load_model(model, pretrained, device)
     features = np.ascontiguousarray(FeatureStore().encode(clip, pool), dtype=np.float32)
     with whole_file(target) as draft:
         if target.suffix.lower() == ".npy":
@@ -1143,7 +1196,9 @@ def encode(context, images, model, pretrained, device, out, overwrite) -> None:
 @click.option("--captioner", metavar="MODEL", help="An image-text-to-text model of transformers.  [default: the ruler, which knows glyphs only]")
 @click.option("--prompt", default="Describe the image in one sentence.", show_default=True)
 @click.pass_context
-def caption_command(context, images, captioner, prompt, out, overwrite) -> None:
+def caption_command(
+    context, images, max_pixels, captioner, prompt, out, overwrite,
+) -> None:
     """A sentence for each image. What was described before is not described again.
 
     \b
@@ -1152,11 +1207,10 @@ def caption_command(context, images, captioner, prompt, out, overwrite) -> None:
     import pandas as pd
 
     from clipadapt.captions import AttributeCaptioner, TransformersCaptioner, caption
-    from clipadapt.data import ImageSet, digits
 
     target = _check_file(out, overwrite, ".csv", ".json")
     context.find_root().obj = "What was described is kept; the same command goes on from there."
-    pool = ImageSet.from_folder(images) if images else digits("test")
+    pool = _image_set(images, max_pixels, "test")
     captions = caption(TransformersCaptioner(captioner) if captioner else AttributeCaptioner(), pool, prompt)
     table = pd.DataFrame(
         {"image": _names(pool), "caption": captions.texts}, dtype=object

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.error import URLError
 
+import click
 import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageEnhance, ImageFile, ImageOps
@@ -208,8 +209,8 @@ def _count_pixels(image: Image.Image, name: str, max_pixels: int) -> int:
     if width * height > max_pixels:
         raise ValueError(
             f"{name}: {width:,} x {height:,} are {width * height:,} pixels, more than "
-            f"max_pixels={max_pixels:,}. If you trust it, pass a higher max_pixels, "
-            "for example to ImageSet.from_folder")
+            f"max_pixels={max_pixels:,}. If you trust it, pass a higher max_pixels "
+            "to ImageSet.from_folder, or --max-pixels to a command")
     return width * height
 
 # %% ../nbs/00_data.ipynb #cell-25
@@ -255,7 +256,7 @@ def printable(text: str | bytes | os.PathLike) -> str:
 
 def short_reason(error: BaseException) -> str:
     """What an error of another library says, on one line of at most 160 letters."""
-    message = printable(" ".join(str(error).split()))
+    message = printable(" ".join(click.unstyle(str(error)).split()))
     return textwrap.shorten(message, 160, placeholder=" ...") or type(error).__name__
 
 
@@ -513,7 +514,9 @@ def check_labels(labels: Sequence[int] | None, count: int, num_classes: int) -> 
     array = _label_array(labels)
     if array.shape != (count,):
         raise ValueError(f"{count} images need labels of shape ({count},), these have shape {array.shape}")
-    if count and array.dtype.kind not in "iu":
+    if not count:
+        return np.empty(0, np.int64)
+    if array.dtype.kind not in "iu":
         odd = [label for label in array.tolist() if type(label) is not int] or array
         raise ValueError(f"labels must be integers, these are {array.dtype}, for "
                          f"example {reprlib.repr(odd[0])}; -1 means unlabelled")
@@ -981,7 +984,7 @@ def show_images(images: Sequence, titles: Sequence[str] = (), columns: int = 8, 
     for axis, image in zip(axes.flat, images):
         axis.imshow(read_image(image))
     for axis, title in zip(axes.flat, titles):
-        axis.set_title(title, fontsize=8)
+        axis.set_title(title, fontsize=8, parse_math=False)
     return figure
 
 # %% ../nbs/00_data.ipynb #cell-80

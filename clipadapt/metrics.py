@@ -175,7 +175,7 @@ def one_line(name: str) -> str:
 
 
 def _shortened(name: str, most: int, end: str = "") -> str:
-    """`name` and `end` in `most` letters; what is too much is left out in the middle."""
+    """`name` and `end` in `most` letters; what is too much is cut in the middle."""
     if len(name) + len(end) <= most:
         return name + end
     room = most - len(end)

@@ -28,15 +28,8 @@ from tqdm.auto import tqdm
 
 from . import metrics
 from .adapter import Adapter
-from clipadapt.data import (
-    ImageSet,
-    _View,
-    as_imageset,
-    check_classnames,
-    check_count,
-    check_labels,
-    read_image,
-)
+from .data import (
+    ImageSet, as_imageset, check_classnames, check_count, check_labels, read_image)
 from .features import hash_each
 from .metrics import label_text, label_texts
 
@@ -306,7 +299,11 @@ class Corrupted(ImageSet):
         check_corruption(name, severity)
         images = as_imageset(images)
         transform = partial(_corrupted, name=name, severity=int(severity))
-        super().__init__(_View(images.images, transform, seed), images.classnames, images.labels, skipped=images.skipped)
+        seen = images.view(transform, seed)
+        super().__init__(
+            seen.images, seen.classnames, seen.labels, skipped=images.skipped,
+            ignored=images.ignored, max_pixels=images.max_pixels,
+        )
         self.name, self.severity, self.seed = name, int(severity), seed
 
     def __repr__(self) -> str:
@@ -718,7 +715,14 @@ def read_imagenet(root: str | Path, wnids: Sequence[str] | str | Path | None = N
     if unknown:
         raise ValueError(f"{root} has folders that are no class of ImageNet: {', '.join(unknown[:5])}")
     order, names = sorted(range(len(folders)), key=lambda label: known[folders[label]]), imagenet_names()
-    return ImageSet(images.images, [names[known[folders[label]]] for label in order], np.argsort(order)[images.labels], skipped=images.skipped)
+    return ImageSet(
+        images.images,
+        [names[known[folders[label]]] for label in order],
+        np.argsort(order)[images.labels],
+        skipped=images.skipped,
+        ignored=images.ignored,
+        max_pixels=images.max_pixels,
+    )
 
 # %% ../nbs/13_robustness.ipynb #cell-72
 class Restricted(Adapter):

@@ -130,7 +130,7 @@ def check_bad_labels(case: Case) -> None:
 
 # %% ../nbs/03_testing.ipynb #cell-14
 def check_same_seed(case: Case) -> None:
-    """fitting again, anew or on top, with the same seed gives the same result, wherever the global random state is"""
+    """the same seed gives the same result again, whatever the global random state"""
     expected = case.fitted.predict_proba(case.test)
     with seeded(1):
         again = case.make().fit(case.train)
@@ -151,7 +151,7 @@ def check_parameters(case: Case) -> None:
 
 
 def check_declaration(case: Case) -> None:
-    """what fit leaves behind is what the class declares in `fitted`, if it declares anything: arrays of these types and shapes, plain values"""
+    """what fit leaves behind is what the class declares in `fitted`, if it does"""
     with tempfile.TemporaryDirectory() as folder:
         try:
             case.fitted.save(Path(folder) / "model")

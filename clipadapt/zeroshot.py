@@ -150,7 +150,7 @@ def _name(images: ImageSet, index: int) -> str:
 
 
 def _check_finite(features: torch.Tensor, name: Callable[[int], str]) -> None:
-    """ValueError, with `name(row)` of the first bad row, unless all [B, D] are finite."""
+    """ValueError, with `name(row)` of the first bad row, unless all are finite."""
     if not features.sum().isfinite():
         broken = (~features.isfinite()).any(1).nonzero().flatten().tolist()
         raise ValueError(
@@ -283,7 +283,7 @@ class CLIP:
     def _checked(
         self, encoded: Iterator[torch.Tensor], name: Callable[[int], str]
     ) -> Iterator[torch.Tensor]:
-        """The same batches, checked to be finite; `name(i)` is what to call row i of all."""
+        """The same batches, checked to be finite; `name(i)` is a name for row i."""
         done = 0
         for features in encoded:
             _check_finite(features, lambda row: name(done + row))
@@ -315,6 +315,12 @@ def _check_device(device: str | torch.device | None) -> torch.device:
         raise ValueError(f"unknown device {device!r}: use 'cpu', 'cuda', 'cuda:0', 'mps' or None") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {str(device)!r} was asked for, but PyTorch sees no GPU; use device='cpu' or None")
+    try:
+        torch.zeros(1, device=device).item()
+    except Exception as error:      # each device has errors of its own
+        raise ValueError(
+            f"device {str(device)!r} cannot be used here; use 'cpu', 'cuda' or None"
+        ) from error
     return device
 
 
@@ -450,8 +456,9 @@ def load_clip(
 def cache_directory() -> Path:
     """The folder for what can be made again: an absolute path.
 
-    It is `$CLIPADAPT_CACHE`, or the user's cache folder. Where there is neither (no home folder, as in many containers) it
-    is a private folder among the temporary files, with a warning.
+    It is `$CLIPADAPT_CACHE`, or the user's cache folder. Where there is neither (no
+    home folder, as in many containers) it is a private folder among the temporary
+    files, with a warning.
     """
     try:
         chosen = os.environ.get("CLIPADAPT_CACHE") or user_cache_path("clipadapt")

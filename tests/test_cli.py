@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,7 @@ import psutil
 import pytest
 import torch
 from click.testing import CliRunner
+from PIL import Image
 
 import clipadapt
 from clipadapt import digits
@@ -262,8 +264,9 @@ def forge(saved, folder, **changes):
 
 def test_a_model_of_a_newer_version(saved, folders, tmp_path):
     content = (saved / "model" / "adapter.safetensors").read_bytes()
-    assert content.count(b'"format":"2"') == 1
-    (tmp_path / "adapter.safetensors").write_bytes(content.replace(b'"format":"2"', b'"format":"9"'))
+    assert content.count(rb'\"format\":2') == 1
+    newer = content.replace(rb'\"format\":2', rb'\"format\":9')
+    (tmp_path / "adapter.safetensors").write_bytes(newer)
     result = run("predict", "--saved", tmp_path, "--images", folders / "flat")
     assert result.exit_code == 1 and "newer clipadapt" in result.stderr
     result = run("predict", "--saved", forge(saved, tmp_path, method="Magic"), "--images", folders / "flat")
@@ -580,3 +583,30 @@ def test_sub_folders_with_underscores_are_classes_with_blanks(folders, tmp_path)
     assert both.exit_code == 1 and "could mean both" in both.stderr
     other = run("zero-shot", "--images", tmp_path / "in", "--classes", "cat,dog")
     assert other.exit_code == 0 and "not the classes (hot dog)" in other.stderr and "0 of them labelled" in other.stderr
+
+
+@pytest.mark.parametrize("device", ["meta", "mps", "cuda:99", "toaster"])
+def test_a_device_that_is_not_there_is_one_sentence(folders, device):
+    result = run("zero-shot", "--images", folders / "flat", "--classes", "a,b", "--device", device)
+    assert result.exit_code == 1 and len(result.stderr.splitlines()) < 5
+    assert "device" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_a_large_folder_is_refused_by_what_lies_in_it(folders, tmp_path, monkeypatch):
+    """Nobody waits until the whole of a home folder has been looked at."""
+    (tmp_path / "documents" / "letters").mkdir(parents=True)
+    (tmp_path / "note.txt").touch()
+    monkeypatch.setattr(Path, "rglob", lambda *_: pytest.fail("it looked below"))
+    result = run("adapt", "--images", folders / "flat", "--classes", "a,b", "--out", tmp_path)
+    assert result.exit_code == 1 and "holds other things than a run (documents, note.txt)" in result.stderr
+
+
+def test_the_limit_on_pixels_is_an_option(folders, tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    Image.new("RGB", (30, 20)).save(folder / "large.png")
+    Image.new("RGB", (10, 10)).save(folder / "small.png")
+    result = run("zero-shot", "--images", folder, "--classes", "a,b", "--max-pixels", 100)
+    assert result.exit_code == 0 and len(result.stdout.splitlines()) == 2
+    assert "large.png" in result.stderr and "--max-pixels" in result.stderr
+    assert len(run("zero-shot", "--images", folder, "--classes", "a,b").stdout.splitlines()) == 3

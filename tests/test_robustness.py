@@ -284,8 +284,12 @@ def test_plots(table):
     labels = np.repeat([0, 1], 12)
     figure = plot_latent({"near": labels[:, None] + 0.01 * rng.standard_normal((24, 3)), "random": rng.standard_normal((24, 3))}, labels, ["a", "b"])
     assert figure.axes[0].get_title().replace("\n", " ").startswith("near: 100.0 %")
-    with pytest.raises(ValueError, match="features must be"):
-        neighbour_purity(np.zeros((3, 2)), np.zeros(4))
+    for labels, message in ((np.zeros(4, int), "need labels of shape"), (np.zeros(3, int), "features must be"), ([0, -1, 0], "every row needs a label")):
+        with pytest.raises(ValueError, match=message):
+            neighbour_purity(np.zeros((3, 2)), labels)
+    for features in (np.zeros(3), np.full((3, 2), np.nan), None, [["a"]]):
+        with pytest.raises(ValueError, match="features must be"):
+            neighbour_purity(features, [0, 0, 0])
     plt.close("all")
 
 

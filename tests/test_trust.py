@@ -15,7 +15,7 @@ from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
 from clipadapt import Prototypes, ZeroShot, load_clip
-from clipadapt.modelfiles import read_settings
+from clipadapt.modelfiles import read_settings, short_reason
 from clipadapt.zeroshot import builtin_directory
 from tiny_llava import make_tokenizer
 
@@ -317,3 +317,8 @@ def test_a_text_of_a_million_letters_is_cut_in_time(clip, text):
         assert torch.equal(features, clip.encode_text(["cat"]))
     if text.startswith("word "):
         assert torch.equal(clip.tokenizer([text]), clip.tokenizer(["word " * 200]))
+
+
+def test_reasons_of_libraries_hold_no_escape_codes():
+    reason = short_reason(RuntimeError("\x1b[1mWeights only\x1b[0m\nload \x07failed"))
+    assert reason == "Weights only load \\x07failed"
