@@ -292,7 +292,10 @@ def short_reason(error: BaseException) -> str:
     return textwrap.shorten(str(error), 160, placeholder=" ...") or type(error).__name__
 
 # %% ../nbs/01_modelfiles.ipynb #cell-23
-_KERNELS = ("attn_implementation", "_attn_implementation", "experts_implementation")
+_KERNELS = tuple(
+    f"{before}{kind}_implementation{behind}"        # the names that transformers reads
+    for kind in ("attn", "experts") for before in ("", "_") for behind in ("", "_internal")
+)
 
 
 def _count_transformer(name: str) -> int:
