@@ -203,9 +203,10 @@ def _without_pillows_limit() -> Iterator[None]:
 
 def _count_pixels(image: Image.Image, name: str, max_pixels: int) -> int:
     """The pixels that decoding `image` makes. Raises ValueError for too many."""
-    tags = getattr(image, "tag_v2", {})  # a TIFF may come in tiles, larger than itself
-    tile = tags.get(322, 0), tags.get(323, 0)
-    width, height = max(image.size, tile, key=lambda sides: sides[0] * sides[1])
+    with _naming(name):  # a TIFF may come in tiles, larger than itself; or in nonsense
+        tags = getattr(image, "tag_v2", {})
+        tile = tags.get(322, 0), tags.get(323, 0)
+        width, height = max(image.size, tile, key=lambda sides: sides[0] * sides[1])
     if width * height > max_pixels:
         raise ValueError(
             f"{name}: {width:,} x {height:,} are {width * height:,} pixels, more than "
@@ -759,6 +760,8 @@ def _kind_of_file(path: Path) -> str | None:
     if path.suffix:
         ending = path.suffix.lower()
         return None if ending in _ENDINGS else printable(ending)[:20]
+    if not path.is_file():  # opening a pipe would wait for ever
+        return "without an ending"
     try:
         with open(path, "rb") as file:
             _open(file)
@@ -1071,20 +1074,37 @@ def _fixed_split(part, labels: np.ndarray, split: str) -> np.ndarray:
     return order[np.sort(train if split == "train" else test)]
 
 
+def _torchvision_items(part) -> Sequence:
+    """The files of a torchvision data set, for `read_image`; itself where it has none."""
+    if isinstance(part, torchvision.datasets.Caltech101):
+        folders = [Path(part.root, "101_ObjectCategories", name) for name in part.categories]
+        return [folders[label] / f"image_{number:04d}.jpg" for label, number in zip(part.y, part.index)]
+    for attribute in ("_image_files", "_images", "_samples", "samples"):
+        items = getattr(part, attribute, None) or [None]
+        paths = [item[0] if isinstance(item, tuple) else item for item in items]
+        if isinstance(paths[0], (str, os.PathLike)):
+            return [Path(path) for path in paths]
+    return part
+
+
 class _TorchvisionImages(Sequence):
-    """The images of torchvision data sets, one after the other, without their labels."""
+    """The images of torchvision data sets, one after the other, without their labels.
+
+    Files are left to `read_image`: torchvision would let Pillow open whatever they hold.
+    """
 
     def __init__(self, parts: Sequence):
-        self.items = torch.utils.data.ConcatDataset(parts)
+        self.items = torch.utils.data.ConcatDataset([*map(_torchvision_items, parts)])
 
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, index: int) -> Image.Image:
+    def __getitem__(self, index: int) -> Image.Image | Path:
         if not -len(self) <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")
         with _naming(f"image {index} of the data set"):
-            return self.items[index][0]
+            item = self.items[index]
+        return item if isinstance(item, Path) else item[0]
 
 # %% ../nbs/00_data.ipynb #cell-91
 def read_hub(

@@ -293,7 +293,10 @@ class Refused(ValueError):
 
 
 # %% ../nbs/01_modelfiles.ipynb #cell-23
-_KERNELS = ("attn_implementation", "_attn_implementation", "experts_implementation")
+_KERNELS = tuple(
+    f"{before}{kind}_implementation{behind}"        # the names that transformers reads
+    for kind in ("attn", "experts") for before in ("", "_") for behind in ("", "_internal")
+)
 
 
 def _count_transformer(name: str) -> int:

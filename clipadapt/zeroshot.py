@@ -26,9 +26,10 @@ import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from platformdirs import user_cache_path
 from safetensors.torch import load_file, save_file
-from torchvision.transforms import Compose, Normalize, ToTensor
+from torchvision.transforms import Compose, Normalize, Resize, ToTensor
 from tqdm.auto import tqdm
 
 from clipadapt.data import (
@@ -74,12 +75,29 @@ def _batches(count: int, size: int) -> list[range]:
     return [range(start, min(start + size, count)) for start in range(0, count, size)]
 
 
+_LONGEST = 64       # times the short side; of what is longer only the middle is prepared
+
+
+def _middle(image: Image.Image, preprocess) -> Image.Image:
+    """The middle of a very long image, if the preprocessing enlarges the short side and crops the middle.
+
+    A line of 1,000,000 x 1 pixels, a file of 3 kB, would become 224,000,000 x 224 on the way.
+    """
+    first, short = next(iter(getattr(preprocess, "transforms", [])), None), min(image.size)
+    if max(image.size) <= _LONGEST * short or not (isinstance(first, Resize) and isinstance(first.size, int)):
+        return image
+    width, height = (min(side, _LONGEST * short + side % 2) for side in image.size)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
 def _pixels(preprocess, images: ImageSet, batch: range) -> torch.Tensor:
     """One batch, prepared up to the arithmetic: uint8 [B, H, W, 3], or what an unusual preprocessing gives."""
     split = _split_preprocess(preprocess)
+    pictures = (_middle(images[i][0], preprocess) for i in batch)
     if split is None:
-        return torch.stack([preprocess(images[i][0]) for i in batch])
-    return torch.from_numpy(np.stack([np.asarray(split[0](images[i][0])) for i in batch]))
+        return torch.stack([preprocess(picture) for picture in pictures])
+    return torch.from_numpy(np.stack([np.asarray(split[0](picture)) for picture in pictures]))
 
 
 def _normalised(preprocess, pixels: torch.Tensor) -> torch.Tensor:
