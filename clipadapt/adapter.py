@@ -13,23 +13,30 @@ from typing import Any, ClassVar, get_type_hints
 
 import numpy as np
 import torch
-from pydantic import ConfigDict, JsonValue, PydanticUserError, TypeAdapter, ValidationError
+from pydantic import (
+    ConfigDict,
+    JsonValue,
+    PydanticUserError,
+    TypeAdapter,
+    ValidationError,
+)
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 
 from .data import ImageSet, as_imageset, check_classnames, check_labels
-from .files import (
-    Array, Record, check_arrays, draft_target, read_arrays, write_arrays)
+from clipadapt.files import (
+    AnyRecord, Array, Record, _first_complaint, check_arrays, draft_target, read_arrays,
+    write_arrays)
 from .zeroshot import (
     CLIP, average_prompts, encode_prompts, is_known, load_clip, zero_shot_probabilities)
 
 # %% auto #0
-__all__ = ['SavedClip', 'SavedMethod', 'Declared', 'Saved', 'own_file', 'check_declared', 'read_saved', 'translate_labels',
-           'Adapter', 'ZeroShot']
+__all__ = ['REMEDY', 'SavedClip', 'SavedMethod', 'Declared', 'Saved', 'own_file', 'check_declared', 'read_saved', 'read_own_file',
+           'blaming', 'translate_labels', 'Adapter', 'ZeroShot']
 
 # %% ../nbs/03_adapter.ipynb #cell-10
 _FILE = "adapter.safetensors"
-_REMEDY = "save it again"
+REMEDY = "save it again"
 
 
 class SavedClip(Record):
@@ -54,11 +61,13 @@ class SavedMethod(Record):
 class Declared(BaseEstimator):
     """What can be saved of an estimator with the parameters `clip` and `classnames`.
 
-    unsaved: names of parameters that are not written; a loaded method has their defaults.
+    unsaved: names of parameters that are not written; a loaded method has their
+        defaults.
     fitted: what `fit` leaves behind beside `classnames_`: attributes by name, each an
-        `Array`, in which C is the number of classes and D the length of a feature, or the
-        type of a plain value, such as `int` or `list[dict]`. A class that does not declare
-        anything itself may leave more behind than it inherits: numbers that are finite.
+        `Array`, in which C is the number of classes and D the length of a feature, or
+        the type of a plain value, such as `int` or `list[dict]`. A class that does not
+        declare anything itself may leave more behind than it inherits: numbers that are
+        finite.
     optional: names of attributes in `fitted` that need not be there.
     """
 
@@ -71,7 +80,9 @@ class Declared(BaseEstimator):
 
     def _record(self) -> tuple[dict[str, np.ndarray], SavedMethod]:
         """What is saved: arrays by attribute name, and everything else as JSON."""
-        fitted = {name: value for name, value in vars(self).items() if _is_fitted_name(name)}
+        fitted = {
+            name: value for name, value in vars(self).items() if _is_fitted_name(name)
+        }
         arrays = {
             name: np.asarray(value, order="C")
             for name, value in fitted.items() if isinstance(value, np.ndarray)
@@ -85,13 +96,15 @@ class Declared(BaseEstimator):
                 pretrained=self.clip.pretrained,
                 fingerprint=self.clip.fingerprint,
             ),
-            params=_as_json({name: params[name] for name in set(params) - set(self.unsaved)}),
+            params=_as_json(
+                {name: params[name] for name in set(params) - set(self.unsaved)}
+            ),
             fitted=_as_json(plain),
         )
 
 # %% ../nbs/03_adapter.ipynb #new-31-14
 class Saved(Declared):
-    """Saving and loading, for estimators with the parameters `clip` and `classnames`."""
+    """Saving and loading of estimators with the parameters `clip` and `classnames`."""
 
     def save(self, directory: str | Path) -> None:
         """Write the fitted method to one file in `directory`, whole or not at all.
@@ -101,10 +114,11 @@ class Saved(Declared):
 
         Raises NotFittedError before `fit`; ValueError when `directory` holds anything
         else, and when a parameter or fitted attribute is not what `load` would accept
-        (arrays and plain JSON, as declared); OSError for a disk that is full or refuses.
+        (arrays and plain JSON, as declared); OSError for a disk that is full or
+        refuses.
         """
         self._check_fitted()
-        path = own_file(Path(directory), _FILE, [_EARLIER], "a saved method")
+        path = own_file(Path(directory), _FILE, [_EARLIER], "saved method")
         arrays, record = self._record()
         _check_saveable(self, arrays, record)
         write_arrays(path, arrays, record)
@@ -127,9 +141,9 @@ class Saved(Declared):
         _check_method(cls, record, path)
         clip = _fitting_clip(clip, record.clip, path)
         method = cls(clip, record.fitted["classnames_"], **record.params)
-        _check_state(method, arrays, record.fitted, path, _REMEDY)
+        _check_state(method, arrays, record.fitted, path, REMEDY)
         vars(method).update(record.fitted | arrays)
-        with _blaming(path):
+        with blaming(path, REMEDY):
             method._check_loaded()
         return method
 
@@ -139,7 +153,7 @@ _EARLIER = "adapter.json"       # what clipadapt 0.1 wrote beside the arrays
 
 
 def _as_json(values: Mapping[str, Any]) -> dict[str, JsonValue]:
-    """Values by name as plain JSON, tuples made lists, or ValueError for other things."""
+    """Values by name as plain JSON, tuples made lists; ValueError for anything else."""
     plain = {}
     for name, value in values.items():
         value = list(value) if isinstance(value, tuple) else value
@@ -148,18 +162,18 @@ def _as_json(values: Mapping[str, Any]) -> dict[str, JsonValue]:
             json.dumps(plain[name], ensure_ascii=False).encode()
         except ValueError as error:
             raise ValueError(
-                f"{name}={value!r:.80} cannot be saved: parameters are numbers, strings, "
-                "lists or None; fitted attributes also arrays"
+                f"{name}={value!r:.80} cannot be saved: parameters are numbers,"
+                " strings, lists or None; fitted attributes also arrays"
             ) from error
     return plain
 
-
+# %% ../nbs/03_adapter.ipynb #cell-12b
 def own_file(directory: Path, name: str, earlier: Sequence[str], what: str) -> Path:
     """The path of the file `name` in a folder that is for this file alone.
 
     directory: the folder; it need not be there.
     earlier: names of files that earlier versions wrote in its place.
-    what: what the file holds, for the message.
+    what: what the file holds, for the message ("saved method").
 
     Raises ValueError when `directory` is a file, or holds anything else. Drafts that a
     killed process left do not count.
@@ -167,9 +181,13 @@ def own_file(directory: Path, name: str, earlier: Sequence[str], what: str) -> P
     def is_foreign(path: Path) -> bool:
         return path.name not in (name, *earlier) and draft_target(path) != name
 
-    if directory.is_file() or directory.is_dir() and any(map(is_foreign, directory.iterdir())):
+    if (
+        directory.is_file()
+        or directory.is_dir()
+        and any(map(is_foreign, directory.iterdir()))
+    ):
         raise ValueError(
-            f"{directory} holds something else than {what}; choose another folder"
+            f"{directory} holds something else than a {what}; choose another folder"
         )
     return directory / name
 
@@ -185,8 +203,8 @@ def check_declared(
     """Raise ValueError, naming the file, unless its content is as declared.
 
     arrays, values: what was read, by name.
-    declared: for each name an `Array`, or the type of a plain value. All of them must be
-        there, and nothing else.
+    declared: for each name an `Array`, or the type of a plain value. All of them must
+        be there, and nothing else.
     sizes: the sizes in an `Array` that are known beforehand, by name.
     path, remedy: for the message: where it comes from, and what to do about it.
     """
@@ -201,12 +219,14 @@ def check_declared(
         try:
             _adapter(types[name]).validate_json(json.dumps(value), strict=True)
         except ValidationError as error:
-            reason = error.errors(include_url=False, include_input=False)[0]["msg"]
-            raise ValueError(f"{path} is damaged ({name}: {reason}); {remedy}") from error
+            reason = _first_complaint(error)
+            raise ValueError(
+                f"{path} is damaged ({name}: {reason}); {remedy}"
+            ) from error
 
 
 def _adapter(kind: Any) -> TypeAdapter:
-    """What judges values of a type; of a type that pydantic does not know, nothing does."""
+    """What judges values of a type; any value will do for one unknown to pydantic."""
     try:
         return TypeAdapter(kind)
     except PydanticUserError:
@@ -216,7 +236,7 @@ def _adapter(kind: Any) -> TypeAdapter:
 def _check_params(
     kind: type[Declared], params: Mapping[str, JsonValue], path: str | Path, remedy: str
 ) -> None:
-    """ValueError unless `params` are those of the class and have the annotated types."""
+    """ValueError unless `params` are those of the class, of the annotated types."""
     try:
         hints = get_type_hints(kind.__init__)
     except NameError:       # types that exist for type checkers only
@@ -249,7 +269,7 @@ def _check_state(
         sizes["D"] = method.clip.embed_dim
     check_declared(arrays, values, declared, sizes, path, remedy)
 
-
+# %% ../nbs/03_adapter.ipynb #new-32-19b
 def _any_numbers(arrays: Mapping[str, np.ndarray]) -> dict[str, Array]:
     """Declarations that take these arrays as they are, if they hold finite numbers."""
     return {
@@ -271,22 +291,38 @@ def read_saved(directory: str | Path) -> tuple[SavedMethod, dict[str, np.ndarray
     is damaged, has no class names, or was written by another generation of clipadapt.
     """
     path = Path(directory) / _FILE
+    arrays, record = read_own_file(path, SavedMethod, _EARLIER, "saved method")
+    with blaming(path, REMEDY):
+        _check_names(record.fitted.get("classnames_"))
+    return record, arrays
+
+# %% ../nbs/03_adapter.ipynb #new-34-21b
+def read_own_file(
+    path: Path, schema: type[AnyRecord], earlier: str, what: str
+) -> tuple[dict[str, np.ndarray], AnyRecord]:
+    """`read_arrays` for a file that `own_file` gave the path of.
+
+    path: the file.
+    schema: the class of its record.
+    earlier: the name of a file that earlier versions wrote in its place.
+    what: what the file holds, for the messages.
+
+    Raises FileNotFoundError when it is not there, and ValueError when it is damaged or
+    was written by another generation of clipadapt.
+    """
     try:
-        arrays, record = read_arrays(path, SavedMethod, _REMEDY)
+        return read_arrays(path, schema, REMEDY)
     except (FileNotFoundError, ValueError) as error:
-        if path.with_name(_EARLIER).is_file():
+        if path.with_name(earlier).is_file():
             raise ValueError(
-                f"{directory} was written by an earlier clipadapt, whose files are not read "
-                "any more; fit the method and save it again"
+                f"{path.parent} was written by an earlier clipadapt, whose files are"
+                f" not read any more; make the {what} anew, and save it again"
             ) from error
         if isinstance(error, ValueError):
             raise
         raise FileNotFoundError(
-            f"{directory} holds no saved method (there is no {_FILE} in it)"
+            f"{path.parent} holds no {what} (there is no {path.name} in it)"
         ) from None
-    with _blaming(path):
-        _check_names(record.fitted.get("classnames_"))
-    return record, arrays
 
 
 def _check_names(names: JsonValue) -> None:
@@ -298,19 +334,24 @@ def _check_names(names: JsonValue) -> None:
 
 # %% ../nbs/03_adapter.ipynb #new-35-22
 @contextmanager
-def _blaming(path: Path) -> Iterator[None]:
-    """Say of every ValueError in the block that the file is damaged."""
+def blaming(path: Path, remedy: str) -> Iterator[None]:
+    """Say of every ValueError in the block that the file `path` is damaged.
+
+    path, remedy: for the message: which file, and what to do about it.
+    """
     try:
         yield
     except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); {_REMEDY}") from error
+        raise ValueError(f"{path} is damaged ({error}); {remedy}") from error
 
 
 def _check_saveable(
     method: Saved, arrays: Mapping[str, np.ndarray], record: SavedMethod
 ) -> None:
     """ValueError unless `load` would accept what is about to be saved."""
-    remedy = "see what the class declares in `fitted` and in the types of its parameters"
+    remedy = (
+        "see what the class declares in `fitted` and in the types of its parameters"
+    )
     try:
         _check_params(type(method), record.params, "a parameter", remedy)
         _check_state(method, arrays, record.fitted, "what fit left behind", remedy)
@@ -324,10 +365,10 @@ def _check_method(kind: type[Saved], record: SavedMethod, path: Path) -> None:
     """ValueError unless a record is one of this class, with the parameters it has."""
     if record.method != kind.__name__:
         raise ValueError(
-            f"{path} holds a {record.method!r:.80}, not a {kind.__name__}: load it with "
-            "its own class"
+            f"{path} holds a {record.method!r:.80}, not a {kind.__name__}: load it with"
+            " its own class"
         )
-    _check_params(kind, record.params, path, _REMEDY)
+    _check_params(kind, record.params, path, REMEDY)
 
 # %% ../nbs/03_adapter.ipynb #new-36-23
 def _fitting_clip(clip: CLIP | None, wanted: SavedClip, path: Path) -> CLIP:
@@ -338,17 +379,17 @@ def _fitting_clip(clip: CLIP | None, wanted: SavedClip, path: Path) -> CLIP:
     if clip is None and not is_known(wanted.name, wanted.pretrained):
         call = f"load_clip({wanted.name!r:.200}, {wanted.pretrained!r:.200})"
         raise ValueError(
-            f"{path} asks for a CLIP that is neither built in nor one of OpenCLIP's own: "
-            f"{call}. A file is not obeyed in that: load the model yourself if you trust "
-            "it, and pass it as clip="
+            f"{path} asks for a CLIP that is neither built in nor one of OpenCLIP's"
+            f" own: {call}. A file is not obeyed in that: load the model yourself if"
+            " you trust it, and pass it as clip="
         )
     clip = clip or load_clip(wanted.name, wanted.pretrained)
     if clip.fingerprint != wanted.fingerprint:
         name = f"{wanted.name or 'built-in or your own'!s:.80}"
         raise ValueError(
-            f"{path} was fitted with another CLIP ({name}, "
-            f"{wanted.pretrained or 'no tag'!s:.80}); this is {clip}. Pass the right one "
-            "as clip="
+            f"{path} was fitted with another CLIP ({name},"
+            f" {wanted.pretrained or 'no tag'!s:.80}); this is {clip}. Pass the right"
+            " one as clip="
         )
     return clip
 
@@ -362,8 +403,8 @@ def translate_labels(
     y: labels, int [N]; None translates those of `images` by class name.
     classnames: the names that the answer counts.
 
-    Raises ValueError when `images` has a class outside `classnames`, and for a `y` beside
-    images that count their classes otherwise.
+    Raises ValueError when `images` has a class outside `classnames`, and for a `y`
+    beside images that count their classes otherwise.
     """
     ours, theirs = check_classnames(classnames), check_classnames(images.classnames)
     if y is not None:
@@ -380,14 +421,17 @@ def translate_labels(
 class Adapter(Saved):
     """The base of all methods: `Method(clip, classnames, *, ..., seed=0)`, then `fit`, `predict`, `score`, `save`.
 
-    A subclass stores its parameters in `__init__` untouched and implements `_fit(images, labels)` (an ImageSet
-    without labels; int64 [N], -1 = unlabelled; the class names are in `classnames_` by then) and
-    `_predict_logits(images)` (float tensor [N, C]), or `_predict_proba` where there are no logits. Everything it
-    learns goes into attributes that end in an underscore, arrays and plain JSON values, which `fitted` declares.
+    A subclass stores its parameters in `__init__` untouched and implements
+    `_fit(images, labels)` (an ImageSet without labels; int64 [N], -1 = unlabelled; the
+    class names are in `classnames_` by then) and `_predict_logits(images)` (float
+    tensor [N, C]), or `_predict_proba` where there are no logits. Everything it learns
+    goes into attributes that end in an underscore, arrays and plain JSON values, which
+    `fitted` declares.
 
     Random numbers drawn in `_fit` come from `np.random.default_rng(self.seed)` or from
-    `torch.Generator().manual_seed(self.seed)`. What takes no generator, such as the initialisation of layers,
-    stands in a short block `with seeded(self.seed):`. Then fits in several threads do not disturb each other.
+    `torch.Generator().manual_seed(self.seed)`. What takes no generator, such as the
+    initialisation of layers, stands in a short block `with seeded(self.seed):`. Then
+    fits in several threads do not disturb each other.
     """
 
     def __init__(self, clip: CLIP, classnames: Sequence[str], *, seed: int = 0):
@@ -457,10 +501,11 @@ class Adapter(Saved):
         if not len(images):
             return np.empty((0, len(self.classnames_)), np.float32)
         answers = np.asarray(answer(images.unlabelled()), np.float32)
-        if not (answers < np.inf).all():        # also False for NaN; a logit may be -inf
+        if not (answers < np.inf).all():  # also False for NaN; a logit may be -inf
             raise ValueError(
-                f"this {type(self).__name__} answers with numbers that are not finite: is "
-                "its CLIP damaged, or was it trained with too high a learning rate?"
+                f"this {type(self).__name__} answers with numbers that are not finite:"
+                " is its CLIP damaged, or was it trained with too high a learning"
+                " rate?"
             )
         return answers
 

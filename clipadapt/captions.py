@@ -24,13 +24,14 @@ from PIL import Image
 from scipy import ndimage
 from tqdm.auto import tqdm
 
-from .data import ImageSet, as_imageset, check_classnames, check_count
-from .features import _name, hash_each
+from .data import (
+    ImageSet, as_imageset, check_classnames, check_count, short_reason)
+from .features import hash_each
 from .files import hash_parts
 from .glyphs import (COLOURS, LEAN, NARROW, THICK, THIN, WIDE, Attributes, count_loops, described_caption, in_words, stroke_width,
                               width_to_height)
-from .modelfiles import named_code, read_json, short_reason
-from .zeroshot import _ahead, _batches, _check_device, cache_directory
+from .modelfiles import named_code, read_json
+from .zeroshot import _ahead, _batches, _check_device, _name, cache_directory
 
 # %% auto #0
 __all__ = ['DOMAINS', 'MAX_WORDS', 'MAX_CHARACTERS', 'ATTRIBUTES', 'Domain', 'image_prompt', 'group_prompt', 'image_prompts',
@@ -221,11 +222,18 @@ def _ask_twice(describe: Callable, things: Sequence, prompts: Sequence[str]) -> 
             for answer, thing, prompt in zip(answers, things, prompts)]
 
 # %% ../nbs/11_captions.ipynb #cell-26
-_UNHASHED = ("CREATE TABLE captions (image TEXT, prompt TEXT, captioner TEXT, text TEXT NOT NULL, "
-             "PRIMARY KEY (image, prompt, captioner)) WITHOUT ROWID")
+_UNHASHED = (
+    "CREATE TABLE captions (image TEXT, prompt TEXT, captioner TEXT, text TEXT NOT"
+    " NULL, PRIMARY KEY (image, prompt, captioner)) WITHOUT ROWID"
+)
 _TABLE = _UNHASHED.replace("NOT NULL", "NOT NULL, hash BLOB NOT NULL")
-_INTACT = "hash = hash_of(captions.image, captions.prompt, captions.captioner, captions.text)"
-_FIND = f"SELECT text FROM captions WHERE image = ? AND prompt = ? AND captioner = ? AND {_INTACT}"
+_INTACT = (
+    "hash = hash_of(captions.image, captions.prompt, captions.captioner, captions.text)"
+)
+_FIND = (
+    "SELECT text FROM captions WHERE image = ? AND prompt = ? AND captioner = ? AND"
+    f" {_INTACT}"
+)
 _ADD = ("INSERT INTO captions VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE "
         f"SET text = excluded.text, hash = excluded.hash WHERE NOT captions.{_INTACT}")
 _Key = tuple[str, str, str]
@@ -236,7 +244,11 @@ class _Forged(sqlite3.DatabaseError):
 
 
 def _cache_file(location: str | Path | None) -> Path:
-    chosen = Path(os.path.expanduser(location)) if location else cache_directory() / "captions.sqlite"
+    chosen = (
+        Path(os.path.expanduser(location))
+        if location
+        else cache_directory() / "captions.sqlite"
+    )
     return chosen.absolute()
 
 
@@ -244,7 +256,7 @@ def _hash_caption(*parts) -> bytes:
     """A hash over the key of a caption and its text, for SQLite to call."""
     return hash_parts(*map(str, parts))
 
-
+# %% ../nbs/11_captions.ipynb #cell-26b
 def _prepare(connection: sqlite3.Connection) -> None:
     """Make the table, or check that it is ours, and the only one."""
     connection.text_factory = bytes.decode
@@ -257,7 +269,7 @@ def _prepare(connection: sqlite3.Connection) -> None:
     if _tables(connection) != [_TABLE]:
         raise _Forged("its tables are not those of a caption cache")
 
-
+# %% ../nbs/11_captions.ipynb #cell-26b
 def _tables(connection: sqlite3.Connection) -> list[str]:
     """How everything in the file was defined: tables, and what else there may be."""
     return [text for text, in connection.execute("SELECT sql FROM sqlite_master")]
@@ -272,7 +284,9 @@ def _add_hashes(connection: sqlite3.Connection) -> None:
             connection.execute("DROP TABLE captions")
             connection.execute(_TABLE)
             hashed = [(*row, _hash_caption(*row)) for row in rows]
-            connection.executemany("INSERT INTO captions VALUES (?, ?, ?, ?, ?)", hashed)
+            connection.executemany(
+                "INSERT INTO captions VALUES (?, ?, ?, ?, ?)", hashed
+            )
 
 
 def _checked(text) -> str:
@@ -281,7 +295,7 @@ def _checked(text) -> str:
         raise _Forged("a caption in it is no text on one line")
     return text
 
-
+# %% ../nbs/11_captions.ipynb #cell-26c
 class _Cache:
     """Captions in an SQLite file, by hash of the image, prompt and name of the captioner; in memory for False."""
 
@@ -298,13 +312,21 @@ class _Cache:
     def find(self, keys: Sequence[_Key]) -> dict[_Key, str]:
         """Those captions of `keys` that are there, as they were written."""
         with self.explained():
-            rows = ((key, self.connection.execute(_FIND, key).fetchone()) for key in keys)
+            rows = (
+                (key, self.connection.execute(_FIND, key).fetchone()) for key in keys
+            )
             return {key: _checked(row[0]) for key, row in rows if row}
 
     def add(self, captions: dict[_Key, str]) -> dict[_Key, str]:
         """Write captions in one transaction, but for those that are there already; return what is there now."""
         with self.explained(), self.connection:
-            self.connection.executemany(_ADD, [(*key, text, _hash_caption(*key, text)) for key, text in captions.items()])
+            self.connection.executemany(
+                _ADD,
+                [
+                    (*key, text, _hash_caption(*key, text))
+                    for key, text in captions.items()
+                ],
+            )
         return self.find(list(captions))
 
     @contextmanager
@@ -351,7 +373,7 @@ def caption(captioner: Captioner, images: ImageSet, prompts: str | Sequence[str]
     return _run(captioner, images, np.arange(len(images))[:, None], prompts, cache,
                 lambda groups, asked: captioner.describe([image for image, in groups], asked), lambda digests: digests[0].hex())
 
-
+# %% ../nbs/11_captions.ipynb #cell-28b
 def caption_groups(captioner: Captioner, images: ImageSet, groups: np.ndarray, prompts: str | Sequence[str],
                    cache: str | Path | None | bool = None) -> Captions:
     """Describe what the images of every group have in common: G texts. See `caption` for cache and failures.
@@ -557,27 +579,32 @@ def _identify_model(model: str, folder: Path) -> str:
     return f"folder {hash_parts(*contents).hex()}"
 
 
-_JSON_FILES = ("config.json", "processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json",
-               "tokenizer_config.json", "generation_config.json", "adapter_config.json")
+_JSON_FILES = (
+    "config.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "tokenizer_config.json",
+    "generation_config.json",
+    "adapter_config.json",
+)
 _CODE = ("auto_map", "custom_generate", "base_model_name_or_path")
 
-
+# %% ../nbs/11_captions.ipynb #cell-65b
 def _refuse_code(model: str) -> None:
-    """ValueError when a file of a model names code, or another model, that would be loaded with it."""
-    from transformers.utils import cached_file
-
+    """ValueError when a file of a model names code or another model to load with it."""
     for name in _JSON_FILES:
-        try:
-            path = cached_file(model, name)
-        except OSError:         # not there, or no connection: transformers says so soon
-            path = None
-        if path is None and name == "config.json":
+        content = read_json(model, name)
+        if content is None and name == "config.json":
             return
-        named = named_code(read_json(path), _CODE) if path else None
+        named = named_code(content, _CODE)
         if named:
-            raise ValueError(f"{model} wants to run code of its own, or to load another model ({named} in {name}), which is never done here")
+            raise ValueError(
+                f"{model} wants to run code of its own, or to load another model"
+                f" ({named} in {name}), which is never done here"
+            )
 
-
+# %% ../nbs/11_captions.ipynb #cell-65b
 @contextmanager
 def _explained(model: str) -> Iterator[None]:
     """Turn the errors of transformers into some that say what to do."""
@@ -585,14 +612,23 @@ def _explained(model: str) -> Iterator[None]:
         yield
     except (OSError, ConnectionError) as error:
         if any(word in str(error).lower() for word in ("connect", "offline", "timed out", "local_files_only")):
-            raise ConnectionError(f"could not fetch {model}: {short_reason(error)}. To work offline, give a folder with the model (snapshot_download of huggingface_hub "
-                                  "makes one), or use AttributeCaptioner, which needs no model") from error
-        raise FileNotFoundError(f"there is no complete model {model!r} with safetensors weights: {short_reason(error)}") from error
+            raise ConnectionError(
+                f"could not fetch {model}: {short_reason(error)}. To work offline, give"
+                " a folder with the model (snapshot_download of huggingface_hub makes"
+                " one), or use AttributeCaptioner, which needs no model"
+            ) from error
+        raise FileNotFoundError(
+            f"there is no complete model {model!r} with safetensors weights:"
+            f" {short_reason(error)}"
+        ) from error
     except (MemoryError, ImportError):
         raise
-    except Exception as error:  # transformers makes many things of files that are damaged
+    except Exception as error:      # transformers makes many things of damaged files
         own_code = "; it wants to run code of its own, which is never done here" if "trust_remote_code" in str(error) else ""
-        raise ValueError(f"{model} cannot be loaded as an image-text-to-text model{own_code}: {short_reason(error)}") from error
+        raise ValueError(
+            f"{model} cannot be loaded as an image-text-to-text model{own_code}:"
+            f" {short_reason(error)}"
+        ) from error
 
 
 def _check_quantization(quantization: str | None) -> None:
@@ -608,10 +644,12 @@ class TransformersCaptioner(Captioner):
 
     The size of a batch does not change the answers, but for ties within rounding.
 
-    `model` is a name on the Hugging Face hub, such as "llava-hf/llava-v1.6-mistral-7b-hf", or a folder. `quantization` is None, "4bit" or
-    "8bit" (the paper's captions: 4bit, 77 tokens). `device` is a GPU when PyTorch sees one, with the precision of the checkpoint there and
-    float32 on a CPU. Weights are loaded by `prepare`. Code that a model brings is never run;
-    one that names some is refused.
+    `model` is a name on the Hugging Face hub, such as
+    "llava-hf/llava-v1.6-mistral-7b-hf", or a folder. `quantization` is None, "4bit" or
+    "8bit" (the paper's captions: 4bit, 77 tokens). `device` is a GPU when PyTorch sees
+    one, with the precision of the checkpoint there and float32 on a CPU. Weights are
+    loaded by `prepare`. Code that a model brings is never run; one that names some is
+    refused.
 
     Raises FileNotFoundError or ConnectionError for a model that is not there, ImportError when quantization lacks a package, ValueError
     for a model that is none of this kind or has no chat template, and for wrong arguments.

@@ -113,20 +113,14 @@ def main(quiet: bool) -> None:
     warnings.showwarning = show
 
 # %% ../nbs/16_cli.ipynb #new-screen
-# Control characters, changes of direction, bytes that are no UTF-8.
-_UNSEEN = re.compile(
-    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
-)
-
-
 def _shown(text: str) -> str:
-    """A text for a screen: what could act on it, or cannot be printed, is escaped."""
-    return _UNSEEN.sub(lambda found: _escape(ord(found[0])), text)
+    """A text for a screen: what could act on it, or cannot be seen, is spelled out."""
+    parts = re.split(r"([\n\t])", text)
+    if all(part.isprintable() or part in "\n\t" for part in parts):
+        return text
+    from clipadapt.data import printable
 
-
-def _escape(code: int) -> str:
-    byte = code - 0xDC00 if 0xDC80 <= code <= 0xDCFF else code
-    return f"\\x{byte:02x}" if byte < 256 else f"\\u{byte:04x}"
+    return "".join(part if part in "\n\t" else printable(part) for part in parts)
 
 
 def _say(text: str) -> None:
@@ -273,15 +267,17 @@ def _labels(images, names: list[str], where: str):
     """Labels counted by `names`; none when a sub-folder is not among them."""
     import numpy as np
 
+    from clipadapt.data import _as_name
+
     if not images.classnames:
         return None
-    index = {_folder_name(name): label for label, name in enumerate(names)}
+    index = {_as_name(name): label for label, name in enumerate(names)}
     if len(index) < len(names):
         raise ValueError(
-            "two classes differ in underscores and blanks only, so that a sub-folder could "
-            "mean both; give the other one another name"
+            "two classes differ in underscores and blanks only, so that a sub-folder"
+            " could mean both; give the other one another name"
         )
-    folders = [*map(_folder_name, images.classnames)]
+    folders = [*map(_as_name, images.classnames)]
     others = [name for name in folders if name not in index]
     if others:
         some = ", ".join(others[:3] + ["..."] * (len(others) > 3))
@@ -291,11 +287,6 @@ def _labels(images, names: list[str], where: str):
         )
         return None
     return np.array([*map(index.get, folders), -1])[images.labels]
-
-
-def _folder_name(name: str) -> str:
-    """The name of a class as a sub-folder may have it: underscores are blanks there."""
-    return " ".join(name.replace("_", " ").split())
 
 # %% ../nbs/16_cli.ipynb #new-runfiles
 WRITTEN = re.compile(
@@ -365,7 +356,7 @@ def _holds_other_things(folder: Path, foreign: list[Path]) -> ValueError:
 
 # %% ../nbs/16_cli.ipynb #new-config
 def _read_config(path: str | Path) -> dict:
-    """The options that a run keeps in its config.json, or ValueError for another file."""
+    """The options in the config.json of a run, or ValueError for another file."""
     from pydantic import ValidationError
 
     try:
@@ -404,7 +395,7 @@ def _complaint(error) -> str:
 
 # %% ../nbs/16_cli.ipynb #new-schema
 def _text(value) -> str:
-    """Any text, also a file name that is no UTF-8, which pydantic's own `str` refuses."""
+    """Any text, also a name that is no UTF-8, which pydantic's own `str` refuses."""
     if not isinstance(value, str):
         raise ValueError("should be text")
     return value
@@ -488,8 +479,8 @@ def _run_folder(
     """Yield the folder that a run is made in; its options and its log are kept there.
 
     A run that replaces another one is made beside it and takes its place at the end. A
-    run that fails before anything of value was written leaves nothing. Raises ValueError
-    when something would be lost.
+    run that fails before anything of value was written leaves nothing. Raises
+    ValueError when something would be lost.
     """
     target, options = Path(out), json.loads(json.dumps(options))
     folder = _working_folder(target, options, overwrite, resume)
@@ -567,7 +558,8 @@ def _check_file(
     """The path of a result.
 
     Raises ValueError, before any work is done, when it is a folder, ends in something
-    else, or is there already, it or the file `beside` it; OSError when it cannot be made.
+    else, or is there already, it or the file `beside` it; OSError when it cannot be
+    made.
     """
     if out is None:
         return None
@@ -607,7 +599,19 @@ def _record(clip, **more) -> dict:
     from clipadapt.features import hash_images
 
     packages = ("clipadapt", "torch", "open_clip_torch", "scikit-learn", "numpy", "faiss-gpu" if sys.platform == "linux" else "faiss-cpu")
-    hashes = {name: {"count": len(value), "hash": hash_images(value), "skipped": value.skipped, "ignored": value.ignored} if hasattr(value, "skipped") else value for name, value in more.items()}
+    hashes = {
+        name: (
+            {
+                "count": len(value),
+                "hash": hash_images(value),
+                "skipped": value.skipped,
+                "ignored": value.ignored,
+            }
+            if hasattr(value, "skipped")
+            else value
+        )
+        for name, value in more.items()
+    }
     return {"versions": {"python": sys.version.split()[0], **{name: _version(name) for name in packages}},
             "clip": {"name": clip.name, "pretrained": clip.pretrained, "fingerprint": clip.fingerprint}, "date": time.strftime("%Y-%m-%d %H:%M:%S"), **hashes}
 
@@ -639,26 +643,77 @@ METHODS = ("zero-shot", "nearest-neighbours", "prototypes", "fpl", "ifpl", "grip
 PATH, SEED = _UserPath(), click.IntRange(0, 2**32 - 1)
 IMAGES = [
     click.option(
-        "--images", type=PATH, metavar="DIR",
+        "--images",
+        type=PATH,
+        metavar="DIR",
         help="Folder of images: flat, or a sub-folder a class.  [default: the handwriting]",
     ),
     click.option(
-        "--max-pixels", type=click.IntRange(1), default=100_000_000, show_default=True,
+        "--max-pixels",
+        type=click.IntRange(1),
+        default=100_000_000,
+        show_default=True,
         help="Larger images are skipped: a small file can hold gigabytes of them.",
     ),
 ]
-CLASSES = click.option("--classes", type=PATH, metavar="A,B,C|FILE", help="Class names, or a text file with one a line.  [default: the sub-folders]")
-NAMED = [click.option("--model", metavar="NAME", help="Any OpenCLIP model, such as ViT-B-32.  [default: the small built-in one]"),
-         click.option("--pretrained", metavar="TAG", help="Its weights, such as laion2b_s34b_b79k.")]
-DEVICE = click.option("--device", help="cpu, cuda, cuda:1, ...  [default: a GPU if there is one]")
+CLASSES = click.option(
+    "--classes",
+    type=PATH,
+    metavar="A,B,C|FILE",
+    help="Class names, or a text file with one a line.  [default: the sub-folders]",
+)
+NAMED = [
+    click.option(
+        "--model",
+        metavar="NAME",
+        help="Any OpenCLIP model, such as ViT-B-32.  [default: the small built-in one]",
+    ),
+    click.option(
+        "--pretrained", metavar="TAG", help="Its weights, such as laion2b_s34b_b79k."
+    ),
+]
+DEVICE = click.option(
+    "--device", help="cpu, cuda, cuda:1, ...  [default: a GPU if there is one]"
+)
 MODEL = [*NAMED, DEVICE]
-RUN = [click.option("--overwrite", is_flag=True, help="Replace the run that --out holds, when the new one is finished."),
-       click.option("--resume", is_flag=True, help="Go on with the run in --out, or with one that was to --overwrite it."),
-       click.option("--config", type=PATH, metavar="FILE", is_eager=True, expose_value=False, callback=lambda context, _, path: _use_config(context, path),
-                    help="Take options from the config.json of another run.")]
-TABLE = [click.option("--out", type=PATH, metavar="FILE", help="A .csv or .json file. In CSV, text that a spreadsheet would take for a formula "
-                      "begins with a single quote; JSON has it unchanged.  [default: CSV on the standard output]"),
-         click.option("--overwrite", is_flag=True, help="Replace the file that --out names.")]
+
+# %% ../nbs/16_cli.ipynb #x75479674
+RUN = [
+    click.option(
+        "--overwrite",
+        is_flag=True,
+        help="Replace the run that --out holds, when the new one is finished.",
+    ),
+    click.option(
+        "--resume",
+        is_flag=True,
+        help="Go on with the run in --out, or with one that was to --overwrite it.",
+    ),
+    click.option(
+        "--config",
+        type=PATH,
+        metavar="FILE",
+        is_eager=True,
+        expose_value=False,
+        callback=lambda context, _, path: _use_config(context, path),
+        help="Take options from the config.json of another run.",
+    ),
+]
+TABLE = [
+    click.option(
+        "--out",
+        type=PATH,
+        metavar="FILE",
+        help=(
+            "A .csv or .json file. In CSV, text that a spreadsheet would take for a"
+            " formula begins with a single quote; JSON has it unchanged.  [default: CSV"
+            " on the standard output]"
+        ),
+    ),
+    click.option(
+        "--overwrite", is_flag=True, help="Replace the file that --out names."
+    ),
+]
 QUIET = click.option("--quiet", is_flag=True, expose_value=False, callback=lambda *given: _hush(given[2]), help="Say nothing but results and errors.")
 PROBABILITIES = click.option("--probabilities", is_flag=True, help="Also the probability of every class.")
 PRESET = click.option("--preset", type=click.Choice(["small", "default"]), help="Settings for a thousand small images and the built-in model (small), or each "
@@ -695,7 +750,7 @@ def _run_options(context: click.Context) -> dict:
 
 # %% ../nbs/16_cli.ipynb #sp6
 def _load_model(model: str | None, pretrained: str | None, device: str | None):
-    """The CLIP of a command. Which one it is is said, for a config may have named it."""
+    """The CLIP of a command. Its name is logged, for a config may have chosen it."""
     from clipadapt.zeroshot import load_clip
 
     if model:
@@ -801,13 +856,34 @@ def _configure(method, settings: Sequence[str]):
 # %% ../nbs/16_cli.ipynb #new-adapt
 @main.command()
 @_options(IMAGES, CLASSES, MODEL, RUN, PRESET, PROBABILITIES, QUIET)
-@click.option("--out", type=PATH, metavar="DIR", required=True, help="Folder for the results; must be new or empty.")
-@click.option("--method", type=click.Choice(METHODS), default="prototypes", show_default=True)
-@click.option("--set", "settings", metavar="NAME=VALUE", multiple=True, help="Change a parameter of the method; may be repeated.")
-@click.option("--use-labels", is_flag=True, help="Use the labels that sub-folders give, as the few known ones.")
+@click.option(
+    "--out",
+    type=PATH,
+    metavar="DIR",
+    required=True,
+    help="Folder for the results; must be new or empty.",
+)
+@click.option(
+    "--method", type=click.Choice(METHODS), default="prototypes", show_default=True
+)
+@click.option(
+    "--set",
+    "settings",
+    metavar="NAME=VALUE",
+    multiple=True,
+    help="Change a parameter of the method; may be repeated.",
+)
+@click.option(
+    "--use-labels",
+    is_flag=True,
+    help="Use the labels that sub-folders give, as the few known ones.",
+)
 @click.option("--seed", type=SEED, default=0, show_default=True)
 @click.pass_context
-def adapt(context, images, max_pixels, classes, model, pretrained, device, out, overwrite, resume, preset, method, settings, use_labels, seed, probabilities) -> None:
+def adapt(
+    context, images, max_pixels, classes, model, pretrained, device, out, overwrite,
+    resume, preset, method, settings, use_labels, seed, probabilities,
+) -> None:
     """Adapt CLIP to a folder of images; write the classifier and its predictions.
 
     \b
@@ -821,10 +897,19 @@ def adapt(context, images, max_pixels, classes, model, pretrained, device, out, 
     chosen = _configure(_make_methods(clip, pool.classnames, preset)[method], settings).set_params(seed=seed)
     with _run_folder(out, options, overwrite, resume) as folder:
         context.find_root().obj = _kept("What is done is kept", folder, out)
-        _adapt_in(folder, out, chosen, pool, pool.labels if use_labels else None, probabilities)
+        _adapt_in(
+            folder,
+            out,
+            chosen,
+            pool,
+            pool.labels if use_labels else None,
+            probabilities,
+        )
 
 # %% ../nbs/16_cli.ipynb #sq2
-def _adapt_in(folder: Path, out: str, method, pool, labels, probabilities: bool) -> None:
+def _adapt_in(
+    folder: Path, out: str, method, pool, labels, probabilities: bool
+) -> None:
     """Fit the method, and write all that a run folder holds."""
     from clipadapt.training import Checkpoint
 
@@ -837,7 +922,10 @@ def _adapt_in(folder: Path, out: str, method, pool, labels, probabilities: bool)
     seconds = time.perf_counter() - start
     method.save(folder / "model")
     _write_table(folder / "predictions.csv", _predictions(method, pool, probabilities))
-    _write_json(folder / "record.json", _record(method.clip, images=pool, seconds=round(seconds, 3)))
+    _write_json(
+        folder / "record.json",
+        _record(method.clip, images=pool, seconds=round(seconds, 3)),
+    )
     Checkpoint(checkpoint, {}).delete()
     logger.info("fitted in %.1f s; wrote %s", seconds, out)
     _report_accuracy(method, pool)
@@ -856,7 +944,7 @@ def _report_accuracy(method, images) -> None:
 
 
 def _predictions(method, images, probabilities: bool = False):
-    """A row an image: image, prediction, confidence, with `probabilities` a column a class.
+    """A row an image: image, prediction, confidence, or also a column a class.
 
     The column of a class is called "NAME (class)" where its name is taken.
     """
@@ -879,11 +967,27 @@ def _predictions(method, images, probabilities: bool = False):
 # %% ../nbs/16_cli.ipynb #new-predict
 @main.command()
 @_options(IMAGES, TABLE, PROBABILITIES, QUIET)
-@click.option("--saved", type=PATH, metavar="DIR", required=True, help="A run folder, or the model folder in it.")
-@click.option("--model", metavar="NAME", help="The model it was fitted with.  [default: the one it names, if that is a known one]")
+@click.option(
+    "--saved",
+    type=PATH,
+    metavar="DIR",
+    required=True,
+    help="A run folder, or the model folder in it.",
+)
+@click.option(
+    "--model",
+    metavar="NAME",
+    help=(
+        "The model it was fitted with.  [default: the one it names, if that is a known"
+        " one]"
+    ),
+)
 @click.option("--pretrained", metavar="TAG", help="Its weights.")
 @_options(DEVICE)
-def predict(images, max_pixels, saved, model, pretrained, device, out, overwrite, probabilities) -> None:
+def predict(
+    images, max_pixels, saved, model, pretrained, device, out, overwrite,
+    probabilities,
+) -> None:
     """Ask a saved classifier about new images.
 
     \b
@@ -898,7 +1002,10 @@ def predict(images, max_pixels, saved, model, pretrained, device, out, overwrite
         saved = Path(saved, "model")
     record, _ = read_saved(Path(saved))
     if record.method not in clipadapt.__all__:
-        raise ValueError(f"{saved} holds {record.method!r}, which is no method of this clipadapt; load it in Python with its own class")
+        raise ValueError(
+            f"{saved} holds {record.method!r}, which is no method of this clipadapt;"
+            " load it in Python with its own class"
+        )
     clip = _model_of(record.clip, saved, model, pretrained, device)
     method = getattr(clipadapt, record.method).load(saved, clip)
     pool = _read_images(images, method.classnames_, max_pixels, "test")
@@ -919,9 +1026,9 @@ def _model_of(
         if wanted.pretrained:
             words += f" --pretrained {shlex.quote(wanted.pretrained)}"
         raise ValueError(
-            f"{saved} asks for the model {wanted.name}, which is none of those that "
-            "OpenCLIP lists. A model can come from anywhere; if you trust this one, repeat "
-            f"the command with {words}"
+            f"{saved} asks for the model {wanted.name}, which is none of those that"
+            " OpenCLIP lists. A model can come from anywhere; if you trust this one,"
+            f" repeat the command with {words}"
         )
     return _load_model(wanted.name, wanted.pretrained, device)
 
@@ -929,7 +1036,10 @@ def _model_of(
 @main.command("zero-shot")
 @_options(IMAGES, CLASSES, MODEL, TABLE, PROBABILITIES, QUIET)
 @click.option("--templates", default="single", show_default=True, help="A template set, or one template such as 'a photo of a {}.'")
-def zero_shot(images, max_pixels, classes, model, pretrained, device, templates, out, overwrite, probabilities) -> None:
+def zero_shot(
+    images, max_pixels, classes, model, pretrained, device, templates, out,
+    overwrite, probabilities,
+) -> None:
     """Let CLIP guess, without adapting anything.
 
     \b
@@ -939,19 +1049,49 @@ def zero_shot(images, max_pixels, classes, model, pretrained, device, templates,
 
     target = _check_file(out, overwrite, ".csv", ".json")
     pool = _read_images(images, _read_classes(classes), max_pixels, "test")
-    method = ZeroShot(_load_model(model, pretrained, device), pool.classnames, templates=templates).fit(pool)
+    clip = _load_model(model, pretrained, device)
+    method = ZeroShot(clip, pool.classnames, templates=templates).fit(pool)
     _write_result(target, _predictions(method, pool, probabilities))
     _report_accuracy(method, pool)
 
 # %% ../nbs/16_cli.ipynb #new-compare
 @main.command()
 @_options(IMAGES, CLASSES, MODEL, RUN, PRESET, QUIET)
-@click.option("--out", type=PATH, metavar="DIR", default="runs/compared", show_default=True, help="Folder for the results; must be new or empty.")
-@click.option("--test", type=PATH, metavar="DIR", help="Labelled images to score on, a sub-folder a class.  [default: the other half of the handwriting, or --images]")
-@click.option("--methods", default="all", show_default=True, help=f"Names separated by commas: {', '.join(METHODS)}.")
-@click.option("--seeds", type=click.IntRange(1, 1000), default=1, show_default=True, help="How many seeds.")
+@click.option(
+    "--out",
+    type=PATH,
+    metavar="DIR",
+    default="runs/compared",
+    show_default=True,
+    help="Folder for the results; must be new or empty.",
+)
+@click.option(
+    "--test",
+    type=PATH,
+    metavar="DIR",
+    help=(
+        "Labelled images to score on, a sub-folder a class.  [default: the other half"
+        " of the handwriting, or --images]"
+    ),
+)
+@click.option(
+    "--methods",
+    default="all",
+    show_default=True,
+    help=f"Names separated by commas: {', '.join(METHODS)}.",
+)
+@click.option(
+    "--seeds",
+    type=click.IntRange(1, 1000),
+    default=1,
+    show_default=True,
+    help="How many seeds.",
+)
 @click.pass_context
-def compare(context, images, max_pixels, classes, model, pretrained, device, out, overwrite, resume, preset, test, methods, seeds) -> None:
+def compare(
+    context, images, max_pixels, classes, model, pretrained, device, out, overwrite,
+    resume, preset, test, methods, seeds,
+) -> None:
     """Run several methods on the same images; write a table and a report.
 
     \b
@@ -1010,10 +1150,21 @@ def _compare_in(folder: Path, methods: dict, pool, asked, seeds: int) -> None:
 # %% ../nbs/16_cli.ipynb #new-encode
 @main.command()
 @_options(IMAGES, MODEL, QUIET)
-@click.option("--out", type=PATH, metavar="FILE", required=True, help="A .safetensors or .npy file; a .json file with the names of the images is written beside it.")
+@click.option(
+    "--out",
+    type=PATH,
+    metavar="FILE",
+    required=True,
+    help=(
+        "A .safetensors or .npy file; a .json file with the names of the images is"
+        " written beside it."
+    ),
+)
 @click.option("--overwrite", is_flag=True, help="Replace these two files.")
 @click.pass_context
-def encode(context, images, max_pixels, model, pretrained, device, out, overwrite) -> None:
+def encode(
+    context, images, max_pixels, model, pretrained, device, out, overwrite,
+) -> None:
     """Image features of a folder, unit rows, float32. What was encoded before is not encoded again.
 
     \b
@@ -1045,7 +1196,9 @@ def encode(context, images, max_pixels, model, pretrained, device, out, overwrit
 @click.option("--captioner", metavar="MODEL", help="An image-text-to-text model of transformers.  [default: the ruler, which knows glyphs only]")
 @click.option("--prompt", default="Describe the image in one sentence.", show_default=True)
 @click.pass_context
-def caption_command(context, images, max_pixels, captioner, prompt, out, overwrite) -> None:
+def caption_command(
+    context, images, max_pixels, captioner, prompt, out, overwrite,
+) -> None:
     """A sentence for each image. What was described before is not described again.
 
     \b
@@ -1059,7 +1212,9 @@ def caption_command(context, images, max_pixels, captioner, prompt, out, overwri
     context.find_root().obj = "What was described is kept; the same command goes on from there."
     pool = _image_set(images, max_pixels, "test")
     captions = caption(TransformersCaptioner(captioner) if captioner else AttributeCaptioner(), pool, prompt)
-    table = pd.DataFrame({"image": _names(pool), "caption": captions.texts}, dtype=object)
+    table = pd.DataFrame(
+        {"image": _names(pool), "caption": captions.texts}, dtype=object
+    )
     _write_result(target, table)
 
 # %% ../nbs/16_cli.ipynb #sp11

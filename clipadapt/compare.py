@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import math
 import re
 import tempfile
 import time
@@ -30,11 +29,12 @@ from sklearn.base import clone
 from tqdm.auto import tqdm
 
 from . import baselines, coreg, grip, latteclip, lpclip, metrics
-from .adapter import Adapter, ZeroShot
+from .adapter import Adapter, ZeroShot, blaming
 from .baselines import FLYP, ReCLIP
 from .captions import AttributeCaptioner
 from .coreg import CoReg
-from .data import ImageSet, check_classnames, check_count, digits, show_images
+from .data import (
+    ImageSet, check_classnames, check_count, check_number, digits, show_images)
 from .files import Array, check_arrays, hash_parts, whole_file
 from .features import FeatureStore, StoredCLIP, fit_facts, hash_images
 from .grip import FPL, GRIP, IFPL
@@ -47,9 +47,9 @@ from .training import Checkpoint
 from .zeroshot import CLIP, load_clip
 
 # %% auto #0
-__all__ = ['KNOWN_COLUMNS', 'Run', 'run_method', 'run_all', 'tabulate', 'compare', 'plot_accuracies', 'plot_classes', 'changes',
-           'plot_changes', 'plot_cost', 'redraw', 'recommend', 'report', 'corruption_accuracies', 'small_methods',
-           'demo']
+__all__ = ['KNOWN_COLUMNS', 'Run', 'run_method', 'run_all', 'tabulate', 'check_runs', 'compare', 'plot_accuracies',
+           'plot_classes', 'changes', 'plot_changes', 'plot_cost', 'redraw', 'recommend', 'report',
+           'corruption_accuracies', 'small_methods', 'demo']
 
 # %% ../nbs/15_compare.ipynb #cell-10
 @dataclass
@@ -70,12 +70,12 @@ class Run:
 def run_method(
     name: str, method: Adapter, train: ImageSet, test: ImageSet, seed: int = 0
 ) -> Run:
-    """Fit a copy of `method` with `seed` on `train` without labels, predict `test` once.
+    """Fit a copy of `method` on `train` without labels, and predict `test` once.
 
     name: what the run is called.
     method: any method, unfitted; it stays as it is.
-    train, test: images; seed 0 reads those of `train` in their order, any other one in an
-        order of its own.
+    train, test: images; seed 0 reads those of `train` in their order, any other one in
+        an order of its own.
 
     An error, or answers that are no probabilities, becomes the error of the run.
     """
@@ -92,7 +92,7 @@ def run_method(
         warnings.warn(message, stacklevel=2)
         return Run(name, method, None, np.nan, seed, reason)
 
-
+# %% ../nbs/15_compare.ipynb #cell-10b
 def _in_order(images: ImageSet, seed: int) -> ImageSet:
     if not seed:
         return images
@@ -138,17 +138,22 @@ def _kept_run(
         path.unlink(missing_ok=True)
     return run
 
-
+# %% ../nbs/15_compare.ipynb #cell-12b
 def _with_checkpoint(method: Adapter, stem: Path, facts: dict) -> Adapter:
     """A copy of `method` that writes a checkpoint beside the run's file, if it can.
 
     The name of that file stands for the `facts`, so that a method with other parameters
     begins anew instead of finding a checkpoint that is not its own.
     """
-    if "checkpoint" not in method.get_params(deep=False) or method.checkpoint is not None:
+    if (
+        "checkpoint" not in method.get_params(deep=False)
+        or method.checkpoint is not None
+    ):
         return method
     text = json.dumps(facts, sort_keys=True, default=lambda value: value.tolist())
-    path = stem.with_name(f"{stem.name}-{hash_parts(text).hex()[:8]}.checkpoint.safetensors")
+    path = stem.with_name(
+        f"{stem.name}-{hash_parts(text).hex()[:8]}.checkpoint.safetensors"
+    )
     return clone(method).set_params(checkpoint=str(path))
 
 
@@ -159,15 +164,9 @@ def _check_kept(
     remedy = "delete it to make the run again"
     declared = {"probabilities": Array("float32", *size, low=0)}
     check_arrays(arrays, declared, {}, path, remedy)
-    seconds = record.get("seconds")
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
-        raise ValueError(f"{path} is damaged (seconds: {seconds!r:.40}); {remedy}")
-    if not 0 <= seconds < math.inf:
-        raise ValueError(f"{path} is damaged (seconds: {seconds!r}); {remedy}")
-    try:
+    with blaming(path, remedy):
+        check_number(record.get("seconds"), "seconds", 0)
         metrics.check_probabilities(arrays["probabilities"])
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); {remedy}") from error
 
 # %% ../nbs/15_compare.ipynb #cell-13
 def run_all(
@@ -183,13 +182,13 @@ def run_all(
     train: the images to fit on; their labels are not read.
     test: the images to ask about; they may be without labels.
     seeds: whole numbers from 0, each a run of every method.
-    folder: keeps each run as soon as it is done, and gives back those it has; a method that
-        can go on from a checkpoint has it there, too, until its run is done.
+    folder: keeps each run as soon as it is done, and gives back those it has; a method
+        that can go on from a checkpoint has it there, too, until its run is done.
 
-    Returns the runs method by method and seed by seed. A method that fails is reported and
-    does not stop the others. Raises ValueError when there is no method, when every one
-    fails, and when `folder` holds runs of the same name on other images or with other
-    parameters; OSError when the disk of `folder` is full.
+    Returns the runs method by method and seed by seed. A method that fails is reported
+    and does not stop the others. Raises ValueError when there is no method, when every
+    one fails, and when `folder` holds runs of the same name on other images or with
+    other parameters; OSError when the disk of `folder` is full.
     """
     named = _named(methods)
     todo = [(name, method, check_count(seed, "a seed", 0)) for name, method in named.items() for seed in seeds]
@@ -201,7 +200,7 @@ def run_all(
         raise ValueError(f"every method failed; the first one: {runs[0].error}")
     return runs
 
-
+# %% ../nbs/15_compare.ipynb #cell-13b
 def _named(methods: Mapping[str, Adapter] | Sequence[Adapter]) -> dict[str, Adapter]:
     """Methods by name: those of a dict, or the name of the class."""
     listed = isinstance(methods, (Mapping, Sequence))
@@ -213,7 +212,8 @@ def _named(methods: Mapping[str, Adapter] | Sequence[Adapter]) -> dict[str, Adap
         named = {type(method).__name__: method for method in methods}
     if not named or len(named) < len(methods):
         raise ValueError(
-            "give at least one method, and a dict of names when two are of the same class"
+            "give at least one method, and a dict of names when two are of the same"
+            " class"
         )
     for name, method in named.items():
         _check_named(name, method)
@@ -225,7 +225,9 @@ def _check_named(name: str, method: Adapter) -> None:
     if not isinstance(name, str) or not name.strip():
         raise ValueError(f"the name of a method must be a text, not {name!r:.80}")
     if any("\ud800" <= sign <= "\udfff" for sign in name):
-        raise ValueError(f"the name of a method must be a text that can be written, not {name!r:.80}")
+        raise ValueError(
+            f"the name of a method must be a text that can be written, not {name!r:.80}"
+        )
     if isinstance(method, type):
         raise ValueError(
             f"{name} is a class; make a method of it first: "
@@ -267,13 +269,20 @@ def _check_labelled(test: ImageSet) -> None:
         raise ValueError("every test image needs a label" + (f", {(test.labels < 0).sum()} of {len(test)} have none" if isinstance(test, ImageSet) else ": pass an ImageSet")
                          + " (clipadapt.selection scores methods without labels)")
 
+# %% ../nbs/15_compare.ipynb #cell-18b
+def check_runs(runs: Sequence[Run]) -> None:
+    """ValueError unless these are runs with names, as `run_all` gives them."""
+    for run in runs if isinstance(runs, Sequence) else [runs]:
+        if not isinstance(run, Run) or not isinstance(run.name, str):
+            raise ValueError(
+                f"give a list of runs with names, as run_all does, not {run!r:.80}"
+            )
+
 
 def _succeeded(runs: Sequence[Run], test: ImageSet) -> list[Run]:
     """The runs that did not fail; ValueError when there is nothing to score them against."""
     _check_labelled(test)
-    for run in runs:
-        if not isinstance(run, Run) or not isinstance(run.name, str):
-            raise ValueError(f"give a list of runs with names, as run_all does, not {run!r:.80}")
+    check_runs(runs)
     succeeded = [run for run in runs if not run.error]
     if not succeeded:
         raise ValueError("there is no run that succeeded")
@@ -303,9 +312,27 @@ def plot_accuracies(runs: Sequence[Run], test: ImageSet, axes: Axes | None = Non
     """
     table = tabulate(runs, test).dropna(subset="accuracy").sort_values("accuracy", ascending=False, kind="stable")
     names = dict(zip(table["method"], label_texts(table["method"])))
-    dots = pd.DataFrame([{"method": names[run.name], "accuracy (%)": 100 * _figures(run, test)["accuracy"]} for run in _succeeded(runs, test)])
+    dots = pd.DataFrame(
+        [
+            {
+                "method": names[run.name],
+                "accuracy (%)": 100 * _figures(run, test)["accuracy"],
+            }
+            for run in _succeeded(runs, test)
+        ]
+    )
     axes = metrics._axes(axes, (7, 0.36 * len(table) + 1.5))
-    sns.stripplot(dots, x="accuracy (%)", y="method", order=list(names.values()), color="#4c72b0", size=6, alpha=0.7, jitter=False, ax=axes)
+    sns.stripplot(
+        dots,
+        x="accuracy (%)",
+        y="method",
+        order=list(names.values()),
+        color="#4c72b0",
+        size=6,
+        alpha=0.7,
+        jitter=False,
+        ax=axes,
+    )
     axes.vlines(100 * table["accuracy"], np.arange(len(table)) - 0.3, np.arange(len(table)) + 0.3, color="black")
     if _baseline(runs):
         axes.axvline(100 * table.set_index("method")["accuracy"][_baseline(runs)], color="grey", linestyle="--", zorder=0)
@@ -313,7 +340,7 @@ def plot_accuracies(runs: Sequence[Run], test: ImageSet, axes: Axes | None = Non
     metrics._set_title(axes, _lead(table))
     return axes
 
-
+# %% ../nbs/15_compare.ipynb #cell-22b
 def _lead(table: pd.DataFrame) -> str:
     """The sentence that names the best method of a sorted table and how far it is ahead."""
     best, lead = table.iloc[0], ""
@@ -333,8 +360,8 @@ def plot_classes(
     """Heat map of the accuracy of every class (columns) with every method (rows).
 
     runs: as `run_all` gives them; a cell is the mean over the seeds.
-    test: the labelled images that the runs were asked about. Of more than 40 classes the 30
-        with the lowest cells are drawn.
+    test: the labelled images that the runs were asked about. Of more than 40 classes
+        the 30 with the lowest cells are drawn.
     axes: where to draw; None makes a new figure.
 
     The title names the lowest cell. Returns the matplotlib Axes. Raises ValueError as
@@ -361,9 +388,9 @@ def plot_classes(
     metrics._set_title(axes, f"Lowest: {method} is right in {right} of “{name}”")
     return axes
 
-
+# %% ../nbs/15_compare.ipynb #cell-26b
 def _class_shares(runs: Sequence[Run], test: ImageSet) -> pd.DataFrame:
-    """Accuracy in per cent, a row a method and a column a class, means over the seeds."""
+    """Accuracy in per cent, a row a method, a column a class: means over the seeds."""
     runs = [(run.name, _per_class(run, test)) for run in _succeeded(runs, test)]
     classes = list(dict.fromkeys(name for _, shares in runs for name in shares))
     seeds: dict[str, list[list[float]]] = {}
@@ -388,13 +415,18 @@ def changes(runs: Sequence[Run], test: ImageSet) -> pd.DataFrame:
     succeeded, baseline = _succeeded(runs, test), _baseline(runs)
     if baseline is None:
         raise ValueError("there is no ZeroShot among these runs to hold the others against: add one")
-    right = {(run.name, run.seed): run.probabilities.argmax(1) == run.method.true_labels(test) for run in succeeded}
+    right = {
+        (run.name, run.seed): (
+            run.probabilities.argmax(1) == run.method.true_labels(test)
+        )
+        for run in succeeded
+    }
     before = {seed: hits for (name, seed), hits in right.items() if name == baseline}
     rows = [{"method": name, "mended": (hits & ~before[seed]).mean(), "broken": (~hits & before[seed]).mean()}
             for (name, seed), hits in right.items() if name != baseline and seed in before]
     return pd.DataFrame(rows, columns=["method", "mended", "broken"]).groupby("method", sort=False).mean()
 
-
+# %% ../nbs/15_compare.ipynb #cell-29b
 def plot_changes(runs: Sequence[Run], test: ImageSet, axes: Axes | None = None) -> Axes:
     """Bars of what each method mended (right) and broke (left) of zero-shot's answers; the title names the method that breaks least.
 
@@ -404,8 +436,18 @@ def plot_changes(runs: Sequence[Run], test: ImageSet, axes: Axes | None = None) 
     shares = shares.loc[(shares["mended"] - shares["broken"]).sort_values(ascending=False, kind="stable").index]
     axes = metrics._axes(axes, (7, 0.36 * len(shares) + 1.6))
     names = label_texts(shares.index)
-    axes.barh(names, shares["mended"], color="#55a868", label="mended: wrong before, right now")
-    axes.barh(names, -shares["broken"], color="#c44e52", label="broken: right before, wrong now")
+    axes.barh(
+        names,
+        shares["mended"],
+        color="#55a868",
+        label="mended: wrong before, right now",
+    )
+    axes.barh(
+        names,
+        -shares["broken"],
+        color="#c44e52",
+        label="broken: right before, wrong now",
+    )
     axes.axvline(0, color="black")
     axes.xaxis.set_major_formatter(lambda value, _: f"{abs(value):g}")
     axes.invert_yaxis()
@@ -433,7 +475,13 @@ def plot_cost(runs: Sequence[Run], test: ImageSet, axes: Axes | None = None) -> 
     axes.plot(front["seconds"], 100 * front["accuracy"], color="#dd8452", zorder=2)
     axes.scatter(table["seconds"], 100 * table["accuracy"], color="#4c72b0", zorder=3)
     for row in table.itertuples():
-        axes.annotate(label_text(row.method), (row.seconds, 100 * row.accuracy), xytext=(5, 4), textcoords="offset points", fontsize=9)
+        axes.annotate(
+            label_text(row.method),
+            (row.seconds, 100 * row.accuracy),
+            xytext=(5, 4),
+            textcoords="offset points",
+            fontsize=9,
+        )
     axes.set_xscale("log")
     axes.margins(x=0.15, y=0.1)
     axes.set(xlabel="seconds to fit (logarithmic)", ylabel=f"accuracy on {len(test)} test images (%)")
@@ -568,7 +616,7 @@ def _with_title(axes: Axes) -> tuple[str, str]:
     """A plot as `_picture` gives it, and its title as plain text."""
     return _picture(axes.figure), metrics.title_text(axes)
 
-
+# %% ../nbs/15_compare.ipynb #cell-44b
 def _picture(figure) -> str:
     """A matplotlib figure as a data URL (PNG); the figure is closed."""
     buffer = io.BytesIO()

@@ -8,11 +8,13 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import os
 import random
 import re
 import reprlib
 import stat
+import textwrap
 import threading
 import unicodedata
 import warnings
@@ -23,10 +25,12 @@ from contextlib import contextmanager, nullcontext
 from functools import cache, partial
 from importlib.metadata import version
 from importlib.resources import files
+from numbers import Real
 from pathlib import Path
 from typing import BinaryIO
 from urllib.error import URLError
 
+import click
 import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageEnhance, ImageFile, ImageOps
@@ -34,9 +38,9 @@ from tqdm.auto import tqdm
 
 # %% auto #0
 __all__ = ['torchvision', 'IMAGE_KINDS', 'MAX_PIXELS', 'DIGIT_NAMES', 'TORCHVISION_SPLITS', 'DISTORTIONS', 'to_rgb', 'printable',
-           'read_image', 'check_classnames', 'check_labels', 'check_count', 'seeded', 'ImageSet', 'as_imageset',
-           'read_folder', 'digits', 'show_images', 'dataset_facts', 'read_torchvision', 'read_hub', 'weak_view',
-           'strong_view']
+           'short_reason', 'read_image', 'check_classnames', 'check_labels', 'check_count', 'check_number', 'seeded',
+           'ImageSet', 'as_imageset', 'read_folder', 'digits', 'show_images', 'dataset_facts', 'read_torchvision',
+           'read_hub', 'weak_view', 'strong_view']
 
 # %% ../nbs/00_data.ipynb #cell-8
 def _import_torchvision():
@@ -64,10 +68,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
     image: a Pillow image of any mode, with at least one pixel; it is not changed.
 
-    The EXIF orientation is applied (one that cannot be read is ignored), transparency is
-    laid over white, 16-bit grey (0-65535) is scaled to 0-255, and floating-point grey is
-    taken as 0-1, or as 0-255 when a value exceeds 1. Pixels that hold no number (NaN,
-    infinity: "no data" in scientific files) become black; the others decide the range.
+    The EXIF orientation is applied (one that cannot be read is ignored), transparency
+    is laid over white, 16-bit grey (0-65535) is scaled to 0-255, and floating-point
+    grey is taken as 0-1, or as 0-255 when a value exceeds 1. Pixels that hold no number
+    (NaN, infinity: "no data" in scientific files) become black; the others decide the
+    range.
     Raises ValueError for integers outside 0-65535, and for an image without pixels or
     without a single number.
     """
@@ -198,9 +203,10 @@ def _without_pillows_limit() -> Iterator[None]:
 
 def _count_pixels(image: Image.Image, name: str, max_pixels: int) -> int:
     """The pixels that decoding `image` makes. Raises ValueError for too many."""
-    tags = getattr(image, "tag_v2", {})  # a TIFF may come in tiles, larger than itself
-    tile = tags.get(322, 0), tags.get(323, 0)
-    width, height = max(image.size, tile, key=lambda sides: sides[0] * sides[1])
+    with _naming(name):  # a TIFF may come in tiles, larger than itself; or in nonsense
+        tags = getattr(image, "tag_v2", {})
+        tile = tags.get(322, 0), tags.get(323, 0)
+        width, height = max(image.size, tile, key=lambda sides: sides[0] * sides[1])
     if width * height > max_pixels:
         raise ValueError(
             f"{name}: {width:,} x {height:,} are {width * height:,} pixels, more than "
@@ -217,7 +223,7 @@ def _naming(name: str) -> Iterator[None]:
     except MemoryError:
         raise ValueError(f"{name}: there is not enough memory to decode it") from None
     except Exception as error:
-        reason = printable(str(error)) or type(error).__name__
+        reason = short_reason(error)
         raise ValueError(f"{name}: cannot be read as an image ({reason})") from error
 
 
@@ -235,7 +241,8 @@ def _decode(file: BinaryIO, name: str, max_pixels: int) -> Image.Image:
 # %% ../nbs/00_data.ipynb #cell-27
 _HIDDEN = set(
     "\u00ad\u200b\u200e\u200f\u2060\ufeff"                      # take no room
-    "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # turn text around
+    "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"   # turn text around
+    "\u2028\u2029")                                             # end a line
 
 
 def printable(text: str | bytes | os.PathLike) -> str:
@@ -246,6 +253,12 @@ def printable(text: str | bytes | os.PathLike) -> str:
     """
     text = os.fsdecode(text)
     return text if text.isprintable() else "".join(map(_spelled_out, text))
+
+
+def short_reason(error: BaseException) -> str:
+    """What an error of another library says, on one line of at most 160 letters."""
+    message = printable(" ".join(click.unstyle(str(error)).split()))
+    return textwrap.shorten(message, 160, placeholder=" ...") or type(error).__name__
 
 
 def _spelled_out(character: str) -> str:
@@ -389,12 +402,12 @@ def check_classnames(classnames: Iterable[str] | str | Path) -> list[str]:
     classnames: names in the order of their labels, or the path of a file of them. Runs
         of blanks are made one.
 
-    The file is text in UTF-8 (or UTF-16 with its mark) with one name a line. Blank lines
-    are left out, and a single line "cat,dog,rabbit" is three names. A table with a
-    header (.csv, .tsv, or columns in a text file) has its names in the column called
-    name, classname, class or label. Raises FileNotFoundError when there is no such file, and
-    ValueError for another table, for what is no text, for dicts and sets, and for names
-    that are empty, repeated, or hold control characters.
+    The file is text in UTF-8 (or UTF-16 with its mark) with one name a line. Blank
+    lines are left out, and a single line "cat,dog,rabbit" is three names. A table with
+    a header (.csv, .tsv, or columns in a text file) has its names in the column called
+    name, classname, class or label. Raises FileNotFoundError when there is no such
+    file, and ValueError for another table, for what is no text, for dicts and sets, and
+    for names that are empty, repeated, or hold control characters.
     """
     if isinstance(classnames, (str, os.PathLike)):
         classnames = _read_classnames(Path(classnames))
@@ -408,8 +421,10 @@ def check_classnames(classnames: Iterable[str] | str | Path) -> list[str]:
 # %% ../nbs/00_data.ipynb #cell-40
 def _in_order(classnames) -> Iterable:
     if isinstance(classnames, Mapping):
-        raise ValueError("class names are a list in the order of their labels, not a dict"
-                         "; pass list(names.values()) if its keys count 0, 1, 2, ...")
+        raise ValueError(
+            "class names are a list in the order of their labels, not a dict"
+            "; pass list(names.values()) if its keys count 0, 1, 2, ..."
+        )
     if isinstance(classnames, (set, frozenset)):
         raise ValueError("class names are a list in the order of their labels; a set "
                          "has another order in every run: pass sorted(names)")
@@ -529,6 +544,25 @@ def check_count(value: int, name: str, lowest: int = 1) -> int:
         raise ValueError(f"{name} must be a {'positive ' if lowest == 1 else ''}whole number{f' from {lowest}' if lowest not in (0, 1) else ''}, got {value!r}")
     return int(value)
 
+
+def check_number(
+    value: float, name: str, lowest: float = -math.inf, highest: float = math.inf
+) -> float:
+    """Return a finite number as float.
+
+    value: the number.
+    name: what to call it in the message.
+    lowest, highest: the range it must be in, both ends included.
+
+    Raises ValueError for anything else (booleans, NaN, infinity).
+    """
+    real = isinstance(value, Real) and not isinstance(value, (bool, np.bool_))
+    if not real or not math.isfinite(value) or not lowest <= value <= highest:
+        above = f" from {lowest:g}" if math.isfinite(lowest) else ""
+        bounds = f" in {lowest:g} ... {highest:g}" if math.isfinite(highest) else above
+        raise ValueError(f"{name} must be a finite number{bounds}, got {value!r:.80}")
+    return float(value)
+
 # %% ../nbs/00_data.ipynb #cell-49
 _GLOBAL_RANDOM_STATE = threading.RLock()
 
@@ -537,10 +571,11 @@ _GLOBAL_RANDOM_STATE = threading.RLock()
 def seeded(seed: int) -> Iterator[None]:
     """Run a block with the global random state set from `seed`, then restore it.
 
-    The state is that of Python, NumPy and PyTorch (CPU and GPUs). There is only one of it,
-    so while a thread is in such a block, other threads wait before theirs: keep it short.
-    It is meant for what takes no generator of its own, such as the initialisation of
-    PyTorch's layers; everything else draws from `np.random.default_rng(seed)`.
+    The state is that of Python, NumPy and PyTorch (CPU and GPUs). There is only one of
+    it, so while a thread is in such a block, other threads wait before theirs: keep it
+    short. It is meant for what takes no generator of its own, such as the
+    initialisation of PyTorch's layers; everything else draws from
+    `np.random.default_rng(seed)`.
     """
     with _GLOBAL_RANDOM_STATE, torch.random.fork_rng():
         python_state, numpy_state = random.getstate(), np.random.get_state()
@@ -691,8 +726,10 @@ def as_imageset(images) -> ImageSet:
 
 def _check_sequence(images) -> Sequence:
     if isinstance(images, (str, bytes, bytearray, os.PathLike, Image.Image, Mapping)):
-        raise ValueError(f"one {type(images).__name__} is not a set of images; put it in "
-                         "a list, or use ImageSet.from_folder for a folder")
+        raise ValueError(
+            f"one {type(images).__name__} is not a set of images; put it in "
+            "a list, or use ImageSet.from_folder for a folder"
+        )
     if not (hasattr(images, "__len__") and hasattr(images, "__getitem__")):
         raise ValueError("images must be a list or another sequence, not "
                          f"{type(images).__name__}")
@@ -723,6 +760,8 @@ def _kind_of_file(path: Path) -> str | None:
     if path.suffix:
         ending = path.suffix.lower()
         return None if ending in _ENDINGS else printable(ending)[:20]
+    if not path.is_file():  # opening a pipe would wait for ever
+        return "without an ending"
     try:
         with open(path, "rb") as file:
             _open(file)
@@ -883,7 +922,9 @@ def _without_damaged(images: ImageSet, on_error: str) -> ImageSet:
     with ThreadPoolExecutor() as pool:
         check = partial(_damage, max_pixels=images.max_pixels)
         results = pool.map(check, paths)
-        reasons = list(tqdm(results, "checking images", len(paths), unit="image", delay=2))
+        reasons = list(
+            tqdm(results, "checking images", len(paths), unit="image", delay=2)
+        )
     damaged = [(str(path), reason) for path, reason in zip(paths, reasons) if reason]
     skipped = images.skipped + damaged
     if not skipped:
@@ -1033,30 +1074,55 @@ def _fixed_split(part, labels: np.ndarray, split: str) -> np.ndarray:
     return order[np.sort(train if split == "train" else test)]
 
 
+def _torchvision_items(part) -> Sequence:
+    """The files of a torchvision data set, for `read_image`; itself where it has none."""
+    if isinstance(part, torchvision.datasets.Caltech101):
+        folders = [Path(part.root, "101_ObjectCategories", name) for name in part.categories]
+        return [folders[label] / f"image_{number:04d}.jpg" for label, number in zip(part.y, part.index)]
+    for attribute in ("_image_files", "_images", "_samples", "samples"):
+        items = getattr(part, attribute, None) or [None]
+        paths = [item[0] if isinstance(item, tuple) else item for item in items]
+        if isinstance(paths[0], (str, os.PathLike)):
+            return [Path(path) for path in paths]
+    return part
+
+
 class _TorchvisionImages(Sequence):
-    """The images of torchvision data sets, one after the other, without their labels."""
+    """The images of torchvision data sets, one after the other, without their labels.
+
+    Files are left to `read_image`: torchvision would let Pillow open whatever they hold.
+    """
 
     def __init__(self, parts: Sequence):
-        self.items = torch.utils.data.ConcatDataset(parts)
+        self.items = torch.utils.data.ConcatDataset([*map(_torchvision_items, parts)])
 
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, index: int) -> Image.Image:
+    def __getitem__(self, index: int) -> Image.Image | Path:
         if not -len(self) <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")
         with _naming(f"image {index} of the data set"):
-            return self.items[index][0]
+            item = self.items[index]
+        return item if isinstance(item, Path) else item[0]
 
 # %% ../nbs/00_data.ipynb #cell-91
-def read_hub(name: str, split: str = "train", image_column: str | None = None, label_column: str | None = None,
-             max_pixels: int = MAX_PIXELS, **options) -> ImageSet:
+def read_hub(
+    name: str,
+    split: str = "train",
+    image_column: str | None = None,
+    label_column: str | None = None,
+    max_pixels: int = MAX_PIXELS,
+    **options,
+) -> ImageSet:
     """One split of a Hugging Face data set, by its name on the hub or a local folder; needs `clipadapt[hub]`.
 
-    Without `image_column` and `label_column` the first image column and the first class-label column are taken (no
-    label column: unlabelled). `max_pixels` is the largest width x height that is decoded; `options` go to
-    `datasets.load_dataset`. Raises ValueError when there is no image column, ConnectionError when the data cannot be
-    fetched; an image that cannot be read is named by its row when it is asked for.
+    Without `image_column` and `label_column` the first image column and the first
+    class-label column are taken (no label column: unlabelled). `max_pixels` is the
+    largest width x height that is decoded; `options` go to `datasets.load_dataset`.
+    Raises ValueError when there is no image column, ConnectionError when the data
+    cannot be fetched; an image that cannot be read is named by its row when it is asked
+    for.
     """
     try:
         import datasets
@@ -1079,8 +1145,12 @@ def read_hub(name: str, split: str = "train", image_column: str | None = None, l
     images = _Column(table.select_columns(image_column), image_column, name, max_pixels)
     if label_column is None:
         return ImageSet(images, max_pixels=max_pixels)
-    return ImageSet(images, [known.replace("_", " ") for known in columns[label_column].names], table[label_column][:],
-                    max_pixels=max_pixels)
+    return ImageSet(
+        images,
+        [known.replace("_", " ") for known in columns[label_column].names],
+        table[label_column][:],
+        max_pixels=max_pixels,
+    )
 
 # %% ../nbs/00_data.ipynb #cell-93
 class _Column(Sequence):

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import textwrap
-import unicodedata
 from collections.abc import Sequence
 from numbers import Real
 
@@ -21,7 +20,7 @@ from scipy.special import log_softmax, logsumexp
 from scipy.stats import entropy
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
-from .data import check_classnames, check_count
+from .data import check_classnames, check_count, printable
 
 # %% auto #0
 __all__ = ['check_probabilities', 'accuracy', 'confusion', 'one_line', 'label_text', 'label_texts', 'title_text',
@@ -41,7 +40,7 @@ def _array(values) -> np.ndarray:
             values = values.double()
     try:
         return np.asarray(values)
-    except (ValueError, TypeError) as error:        # rows of different lengths, for example
+    except (ValueError, TypeError) as error:  # rows of different lengths, for example
         kind = type(values).__name__
         raise ValueError(f"this {kind} cannot be read as an array ({error})") from error
 
@@ -100,8 +99,14 @@ def check_probabilities(
         totals = table.sum(axis=1)
     for wrong, what in [
         (~np.isfinite(table).all(axis=1), "are not finite"),
-        ((table < 0).any(axis=1), "hold a negative number (logits? take the softmax first)"),
-        (~(np.abs(totals - 1) <= 1e-3), "do not sum to one (logits? take the softmax first)"),
+        (
+            (table < 0).any(axis=1),
+            "hold a negative number (logits? take the softmax first)",
+        ),
+        (
+            ~(np.abs(totals - 1) <= 1e-3),
+            "do not sum to one (logits? take the softmax first)",
+        ),
     ]:
         if wrong.any():
             row = int(wrong.argmax())
@@ -164,20 +169,13 @@ def _set_title(axes: Axes, title: str) -> None:
     axes.set_title(textwrap.fill(title, width, break_long_words=False), fontsize=12)
 
 # %% ../nbs/02_metrics.ipynb #cell-36
-_UNDRAWN = {"Cc": "\ufffd", "Cs": "\ufffd", "Cf": ""}     # control, half a sign, format
-_JOINERS = "\u200c\u200d"                             # format signs that words need
-
-
 def one_line(name: str) -> str:
-    """`name` without line breaks, tabs, and signs that no font or screen can show."""
-    return "".join(
-        sign if sign in _JOINERS else _UNDRAWN.get(unicodedata.category(sign), sign)
-        for sign in " ".join(str(name).split())
-    )
+    """`name` on one line; what cannot be seen is spelled out (see `printable`)."""
+    return printable(" ".join(str(name).split()))
 
 
 def _shortened(name: str, most: int, end: str = "") -> str:
-    """`name` and `end` in `most` letters; what is left out is left out in the middle."""
+    """`name` and `end` in `most` letters; what is too much is cut in the middle."""
     if len(name) + len(end) <= most:
         return name + end
     room = most - len(end)
@@ -196,12 +194,12 @@ def label_text(name: str, most: int = 30) -> str:
     most: letters to show; of a longer name the middle becomes "…", since names often
         differ at their ends.
 
-    Returns one line that is drawn literally: dollar signs start no formula, and a legend
-    does not leave out a name that begins with an underscore.
+    Returns one line that is drawn literally: dollar signs start no formula, and a
+    legend does not leave out a name that begins with an underscore.
     """
     return _literal(_shortened(one_line(name), most))
 
-
+# %% ../nbs/02_metrics.ipynb #cell-36b
 def label_texts(names: Sequence[str], most: int = 30) -> list[str]:
     """`label_text` of several names; those that would look alike get a number."""
     shown: dict[str, None] = {}
@@ -255,7 +253,9 @@ def _cell_texts(shares: np.ndarray) -> np.ndarray:
     return np.array([["" if not share > 0 else "<1" if share < 0.005 else f"{100 * share:.0f}" for share in row] for row in shares])
 
 # %% ../nbs/02_metrics.ipynb #cell-46
-def _most_confused(labels: np.ndarray, predictions: np.ndarray, count: int) -> np.ndarray:
+def _most_confused(
+    labels: np.ndarray, predictions: np.ndarray, count: int
+) -> np.ndarray:
     """Up to `count` classes, ascending: those of the largest confusions, by share."""
     wrong = labels != predictions
     pairs, times = np.unique(
@@ -266,7 +266,7 @@ def _most_confused(labels: np.ndarray, predictions: np.ndarray, count: int) -> n
     found, first = np.unique(np.append(classes, labels), return_index=True)
     return np.sort(found[np.argsort(first)][:count])
 
-
+# %% ../nbs/02_metrics.ipynb #cell-46b
 def plot_confusion(
     labels: Sequence[int] | np.ndarray,
     predictions: Sequence[int] | np.ndarray,
@@ -280,8 +280,8 @@ def plot_confusion(
         confusions are drawn. Rows of classes without an image stay blank.
     axes: where to draw; None makes a new figure.
 
-    The title names the largest confusion. Returns the matplotlib Axes. Raises ValueError as
-    `confusion` and `clipadapt.data.check_classnames` do.
+    The title names the largest confusion. Returns the matplotlib Axes. Raises
+    ValueError as `confusion` and `clipadapt.data.check_classnames` do.
     """
     classnames = check_classnames(classnames)
     labels, predictions = _check_pair(labels, predictions, num_classes=len(classnames))
@@ -298,11 +298,11 @@ def plot_confusion(
     _set_title(axes, _confusion_title(shares, counts, names))
     return axes
 
-
+# %% ../nbs/02_metrics.ipynb #cell-46c
 def _cells(
     labels: np.ndarray, predictions: np.ndarray, classes: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and columns of the confusion matrix: counts, and shares of the true class."""
+    """A part of the confusion matrix: counts, and shares of the true class."""
     place = np.full(max(labels.max(), predictions.max(), classes.max()) + 1, -1)
     place[classes] = np.arange(len(classes))
     rows, columns = place[labels], place[predictions]
@@ -365,8 +365,11 @@ def _per_class_title(accuracies: np.ndarray, classnames: Sequence[str]) -> str:
     worst, best = int(np.nanargmin(accuracies)), int(np.nanargmax(accuracies))
     if accuracies[worst] == accuracies[best]:
         return f"Every class is right in {_percent(accuracies[best])} of its images"
-    return (f"“{label_text(classnames[worst])}” is right in {_percent(accuracies[worst])} of its images, "
-            f"“{label_text(classnames[best])}” in {_percent(accuracies[best])}")
+    return (
+        f"“{label_text(classnames[worst])}” is right in {_percent(accuracies[worst])}"
+        f" of its images, “{label_text(classnames[best])}” in"
+        f" {_percent(accuracies[best])}"
+    )
 
 # %% ../nbs/02_metrics.ipynb #cell-62
 def plot_per_class(
@@ -415,7 +418,10 @@ def harmonic_mean(a: float, b: float) -> float:
     """
     for value in (a, b):
         if not isinstance(value, Real) or not 0 <= value <= 1:
-            raise ValueError(f"harmonic_mean takes accuracies in [0, 1], got {value!r:.80}: divide per cent by 100")
+            raise ValueError(
+                f"harmonic_mean takes accuracies in [0, 1], got {value!r:.80}: divide"
+                " per cent by 100"
+            )
     return float(2 * a * b / (a + b)) if a + b > 0 else 0.0
 
 # %% ../nbs/02_metrics.ipynb #cell-69
@@ -461,18 +467,33 @@ def calibration_bins(labels: Sequence[int] | np.ndarray, probabilities: Sequence
     """
     return bin_scores(*_confidence(labels, probabilities), bins)
 
-
+# %% ../nbs/02_metrics.ipynb #cell-78b
 def bin_scores(scores: np.ndarray, right: np.ndarray, bins: int = 10) -> pd.DataFrame:
-    """The table of `calibration_bins` for any scores in [0, 1], floats [N], of answers that are `right` or not, bool [N].
+    """The table of `calibration_bins` for any scores.
 
-    Raises ValueError for scores that are not finite or do not fit, and for `bins` below 1.
+    scores: floats [N] in [0, 1].
+    right: whether each answer is right, bool [N].
+    bins: how many bins of equal width there are.
+
+    Raises ValueError for scores that are not finite or do not fit, and for `bins` below
+    1.
     """
     check_count(bins, "bins")
     scores, right = _array(scores), _array(right)
-    if scores.ndim != 1 or scores.dtype.kind not in "fiub" or not np.isfinite(scores).all():
-        raise ValueError(f"scores must be finite numbers [N], got {scores.dtype} of shape {scores.shape}")
+    if (
+        scores.ndim != 1
+        or scores.dtype.kind not in "fiub"
+        or not np.isfinite(scores).all()
+    ):
+        raise ValueError(
+            f"scores must be finite numbers [N], got {scores.dtype} of shape"
+            f" {scores.shape}"
+        )
     if right.shape != scores.shape or right.dtype.kind not in "fiub":
-        raise ValueError(f"right must be bool [{len(scores)}], got {right.dtype} of shape {right.shape}")
+        raise ValueError(
+            f"right must be bool [{len(scores)}], got {right.dtype} of shape"
+            f" {right.shape}"
+        )
     edges = np.linspace(0, 1, bins + 1)
     index = np.digitize(scores, edges[1:-1], right=True)
     count, total, correct = (np.bincount(index, weights=weights, minlength=bins) for weights in (None, scores, right))
@@ -657,9 +678,11 @@ def apply_temperature(probabilities: Sequence[Sequence[float]] | np.ndarray, tem
     Source: Guo et al. 2017, "On Calibration of Modern Neural Networks", Eq. 9.
     """
     temperature = _check_positive(temperature, "temperature")
-    return np.exp(log_softmax(_log(check_probabilities(probabilities)) / temperature, axis=1))
+    return np.exp(
+        log_softmax(_log(check_probabilities(probabilities)) / temperature, axis=1)
+    )
 
-
+# %% ../nbs/02_metrics.ipynb #cell-124b
 def fit_temperature(labels: Sequence[int] | np.ndarray, probabilities: Sequence[Sequence[float]] | np.ndarray) -> float:
     """The temperature in 0.01 ... 100 with the lowest NLL of `apply_temperature(probabilities, temperature)`.
 
@@ -714,7 +737,8 @@ def negative_entropy(probabilities: Sequence[Sequence[float]] | np.ndarray) -> n
 
     probabilities: floats [N, C]. Raises ValueError for rows that are not probabilities.
     """
-    return 0.0 - entropy(check_probabilities(probabilities), axis=1)          # 0.0 -: no minus zero
+    probabilities = check_probabilities(probabilities)
+    return 0.0 - entropy(probabilities, axis=1)     # 0.0 -: no minus zero
 
 
 def negative_energy(logits: Sequence[Sequence[float]] | np.ndarray, temperature: float = 1.0) -> np.ndarray:
@@ -833,7 +857,10 @@ def epistemic_uncertainty(probabilities: Sequence | np.ndarray) -> pd.DataFrame:
     Estimation using Deep Ensembles" (the ensemble).
     """
     if not isinstance(probabilities, (list, tuple, np.ndarray, torch.Tensor)):
-        raise ValueError(f"probabilities must be [models, images, classes], not {type(probabilities).__name__}")
+        raise ValueError(
+            "probabilities must be [models, images, classes], not"
+            f" {type(probabilities).__name__}"
+        )
     models = [_array(model) for model in probabilities]
     shapes = sorted({model.shape for model in models})
     if len(shapes) != 1 or len(shapes[0]) != 2:

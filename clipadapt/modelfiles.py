@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import json
 import re
-import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-import click
 import open_clip
 import timm
 import torch
@@ -23,13 +21,13 @@ from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
 from pydantic import AfterValidator, ConfigDict, Field, ValidationError
 
-from .data import printable
+from .data import short_reason
 from .files import Record
 
 # %% auto #0
 __all__ = ['TowerSettings', 'VisionSettings', 'TokenizerOptions', 'TextSettings', 'DecoderSettings', 'ModelSettings',
-           'ImageSettings', 'SettingsFile', 'read_settings', 'Refused', 'short_reason', 'named_code', 'read_json',
-           'build_tokenizer', 'build_model', 'ModelFiles', 'local_files', 'unreachable', 'hub_files', 'open_model']
+           'ImageSettings', 'SettingsFile', 'read_settings', 'Refused', 'named_code', 'read_json', 'build_tokenizer',
+           'build_model', 'ModelFiles', 'local_files', 'unreachable', 'hub_files', 'open_model']
 
 # %% ../nbs/01_modelfiles.ipynb #cell-8
 def _hub_name(name: str) -> str:
@@ -263,8 +261,8 @@ def _count_built(build: Callable[[], torch.nn.Module]) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 # %% ../nbs/01_modelfiles.ipynb #cell-20
-def _check_size(settings: ModelSettings, weights: Path) -> None:
-    """ValueError for a model that is larger than its weights can be."""
+def _count(settings: ModelSettings) -> int:
+    """About how many parameters a model has."""
     vision, text = settings.vision_cfg, settings.text_cfg
     if vision.timm_model_name:
         count = _count_built(lambda: timm.create_model(vision.timm_model_name))
@@ -276,7 +274,12 @@ def _check_size(settings: ModelSettings, weights: Path) -> None:
         count += _count_text(text)
     count += 2 * settings.embed_dim**2          # what joins the two
     count += _count_text(settings.multimodal_cfg) if settings.multimodal_cfg else 0
-    size = weights.stat().st_size
+    return count
+
+
+def _check_size(settings: ModelSettings, weights: Path) -> None:
+    """ValueError for a model that is larger than its weights can be."""
+    count, size = _count(settings), weights.stat().st_size
     if count > size:
         raise ValueError(
             f"{weights.parent / _SETTINGS} describes a model of {count:,} parameters, "
@@ -289,13 +292,11 @@ class Refused(ValueError):
     """A model that asks for something that is never done here."""
 
 
-def short_reason(error: BaseException) -> str:
-    """The message of a library's error on one line of at most 160 characters."""
-    text = printable(" ".join(click.unstyle(str(error)).split()))
-    return textwrap.shorten(text, 160, placeholder=" ...") or type(error).__name__
-
 # %% ../nbs/01_modelfiles.ipynb #cell-23
-_KERNELS = ("attn_implementation", "_attn_implementation", "experts_implementation")
+_KERNELS = tuple(
+    f"{before}{kind}_implementation{behind}"        # the names that transformers reads
+    for kind in ("attn", "experts") for before in ("", "_") for behind in ("", "_internal")
+)
 
 
 def _count_transformer(name: str) -> int:
@@ -337,9 +338,24 @@ def named_code(content: object, keys: tuple[str, ...] = ("auto_map",)) -> str | 
             waiting.extend(item.values() if isinstance(item, dict) else item)
     return None
 
+# %% ../nbs/01_modelfiles.ipynb #cell-26b
+def read_json(source: str | Path, name: str) -> object:
+    """A JSON file of a model of transformers, as Python objects.
 
-def read_json(path: str | Path) -> object:
-    """A JSON file as Python objects. Raises ValueError, naming it, for no JSON."""
+    source: the model: a folder, or a name on the hub.
+    name: the file in it.
+
+    None when there is no such file, or none to be had: whoever loads the model will say
+    so. Raises ValueError, naming the file, for one that is not JSON.
+    """
+    from transformers.utils import cached_file
+
+    try:
+        path = cached_file(source, name)
+    except OSError:
+        path = None
+    if path is None:
+        return None
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -348,14 +364,8 @@ def read_json(path: str | Path) -> object:
 # %% ../nbs/01_modelfiles.ipynb #cell-27
 def _check_tokenizer(source: str) -> None:
     """ValueError when the files of a tokenizer name code of their own."""
-    from transformers.utils import cached_file
-
     for name in ("tokenizer_config.json", "config.json"):
-        try:
-            path = cached_file(source, name)
-        except OSError:     # not there, or not to be had: AutoTokenizer says so
-            path = None
-        content = read_json(path) if path else {}
+        content = read_json(source, name)
         code = content.get("auto_map") if isinstance(content, dict) else None
         if code and (not isinstance(code, dict) or "AutoTokenizer" in code):
             raise Refused(
@@ -423,7 +433,7 @@ def build_model(
     open_clip.set_model_preprocess_cfg(model, preprocess)
     return model, image_transform_v2(PreprocessCfg(**preprocess), is_train=False)
 
-
+# %% ../nbs/01_modelfiles.ipynb #cell-30b
 @contextmanager
 def _explained(complaint: str) -> Iterator[None]:
     """Turn what OpenCLIP and PyTorch make of strange files into one sentence."""
@@ -507,7 +517,7 @@ def hub_files(name: str) -> ModelFiles:
     except Exception as error:      # of whichever library carries the connection
         raise unreachable(f"hf-hub:{name}", error) from error
 
-
+# %% ../nbs/01_modelfiles.ipynb #cell-33b
 def open_model(location: str):
     """Model, preprocessing and tokenizer of a model folder, or of a model on the hub.
 

@@ -9,7 +9,6 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from numbers import Real
 
 import numpy as np
 import pandas as pd
@@ -17,12 +16,12 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
-from .data import check_classnames, check_count, check_labels
+from .data import check_classnames, check_count, check_labels, check_number
 
 # %% auto #0
-__all__ = ['POLICIES', 'Pseudolabels', 'check_number', 'conventional', 'purity', 'coverage', 'effective_classes', 'quality',
-           'top_k', 'above_threshold', 'class_balanced', 'score_calibration', 'DegenerateMixtureWarning',
-           'clean_posterior', 'union_candidates', 'top_k_candidates', 'ratio_candidates', 'candidate_quality']
+__all__ = ['POLICIES', 'Pseudolabels', 'conventional', 'purity', 'coverage', 'effective_classes', 'quality', 'top_k',
+           'above_threshold', 'class_balanced', 'score_calibration', 'DegenerateMixtureWarning', 'clean_posterior',
+           'union_candidates', 'top_k_candidates', 'ratio_candidates', 'candidate_quality']
 
 # %% ../nbs/05_pseudolabels.ipynb #cell-8
 @dataclass(frozen=True, eq=False)
@@ -59,7 +58,7 @@ class Pseudolabels:
         labels[self.images] = self.classes
         return labels
 
-
+# %% ../nbs/05_pseudolabels.ipynb #cell-8b
 def _collect(scores: np.ndarray, images: np.ndarray, classes: np.ndarray) -> Pseudolabels:
     """The pairs in the order that `Pseudolabels` promises."""
     chosen = scores[images, classes].astype(np.float32)
@@ -83,8 +82,10 @@ def _check_scores(scores, name: str = "scores", shape: str = "[N, C]", hint: str
         scores = (scores.float() if scores.dtype == torch.bfloat16 else scores).numpy()
     try:
         scores = np.asarray(scores)
-    except (ValueError, TypeError) as error:        # rows of different lengths, for example
-        raise ValueError(f"{name} cannot be read as an array {shape} ({error})") from error
+    except (ValueError, TypeError) as error:  # rows of different lengths, for example
+        raise ValueError(
+            f"{name} cannot be read as an array {shape} ({error})"
+        ) from error
     if scores.ndim != shape.count(",") + 1 or scores.dtype.kind != "f" or (scores.ndim > 1 and not scores.shape[-1]):
         raise ValueError(f"{name} must be floating-point numbers of shape {shape}, got {scores.dtype} of shape {scores.shape}")
     bad = _not_finite(scores.reshape(len(scores), -1) if len(scores) else scores.reshape(0, 1))
@@ -101,18 +102,6 @@ def _not_finite(rows: np.ndarray) -> np.ndarray:
         if not finite.all():
             bad[block] = ~finite.all(axis=1)
     return bad
-
-
-def check_number(
-    value: float, name: str, lowest: float = -math.inf, highest: float = math.inf
-) -> float:
-    """`value` as float. Raises ValueError, calling it `name`, unless it is a finite number
-    from `lowest` to `highest`."""
-    real = isinstance(value, Real) and not isinstance(value, (bool, np.bool_))
-    if not real or not math.isfinite(value) or not lowest <= value <= highest:
-        bounds = f" in {lowest:g} ... {highest:g}" if math.isfinite(highest) else ""
-        raise ValueError(f"{name} must be a finite number{bounds}, got {value!r:.80}")
-    return float(value)
 
 # %% ../nbs/05_pseudolabels.ipynb #cell-15
 def _argmax(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -143,13 +132,15 @@ def _check_pseudolabels(pseudolabels: Pseudolabels) -> None:
 
 
 def _as_labels(labels) -> np.ndarray:
-    """Labels as an integer array [N], or a ValueError; their range is for the caller."""
+    """Labels as an integer array [N], or ValueError; their range is for the caller."""
     try:
         labels = np.asarray(labels if len(labels) else np.empty(0, int))
     except (ValueError, TypeError) as error:
         raise ValueError(f"labels must be integers [N], not {labels!r:.80}") from error
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
-        raise ValueError(f"labels must be integers [N], got {labels.dtype} of shape {labels.shape}")
+        raise ValueError(
+            f"labels must be integers [N], got {labels.dtype} of shape {labels.shape}"
+        )
     return labels
 
 
@@ -173,7 +164,7 @@ def purity(pseudolabels: Pseudolabels, labels: Sequence[int]) -> float:
     right = _right(pseudolabels, labels)[1]
     return float(right.mean()) if len(right) else float("nan")
 
-
+# %% ../nbs/05_pseudolabels.ipynb #cell-18b
 def coverage(pseudolabels: Pseudolabels, count: int) -> float:
     """Fraction of `count` images that have at least one pseudolabel; nan when `count` is 0."""
     _check_pseudolabels(pseudolabels)
@@ -365,7 +356,7 @@ def class_balanced(scores, share: float) -> Pseudolabels:
     none. Source: class-balanced self-training (Zou et al. 2018), Algorithm 2. Raises ValueError for another share or
     shape, and NaN or infinite scores.
     """
-    if not check_number(share, "share") or not 0 < share <= 1:
+    if not 0 < check_number(share, "share") <= 1:
         raise ValueError(f"share must lie in (0, 1], got {share!r}")
     scores = _check_scores(scores)
     classes, values = _argmax(scores)
@@ -451,7 +442,9 @@ def union_candidates(probabilities) -> np.ndarray:
     probabilities: floats [T, N, C], array, tensor, or a list of T tables. Raises ValueError without templates, and for NaN.
     """
     if not isinstance(probabilities, (list, tuple, np.ndarray, torch.Tensor)):
-        raise ValueError(f"probabilities must be [T, N, C], not {type(probabilities).__name__}")
+        raise ValueError(
+            f"probabilities must be [T, N, C], not {type(probabilities).__name__}"
+        )
     tables = [_check_scores(table, "probabilities of each template") for table in probabilities]
     if not tables or len({table.shape for table in tables}) > 1:
         raise ValueError(f"probabilities must be [T, N, C] with at least one template, got tables of {[table.shape for table in tables]}")
@@ -474,13 +467,13 @@ def top_k_candidates(probabilities, k: int) -> np.ndarray:
         candidates[block] = above | (tied & (tied.cumsum(1) <= k - above.sum(1, keepdims=True)))
     return candidates
 
-
+# %% ../nbs/05_pseudolabels.ipynb #cell-74b
 def ratio_candidates(probabilities, ratio: float) -> np.ndarray:
     """The classes at least `ratio` times as probable as the best one: bool [N, C].
 
     probabilities: floats [N, C], not negative; 0 < ratio <= 1. Raises ValueError for another ratio or shape, NaN or negative numbers.
     """
-    if not check_number(ratio, "ratio") or not 0 < ratio <= 1:
+    if not 0 < check_number(ratio, "ratio") <= 1:
         raise ValueError(f"ratio must lie in (0, 1], got {ratio!r}")
     scores = _check_scores(probabilities, "probabilities")
     if scores.min(initial=0) < 0:
@@ -502,7 +495,7 @@ def candidate_quality(candidates: np.ndarray, labels: Sequence[int] | None = Non
         candidates = candidates.detach().cpu().tolist()
     try:
         candidates = np.asarray(candidates)
-    except (ValueError, TypeError) as error:        # rows of different lengths, for example
+    except (ValueError, TypeError) as error:  # rows of different lengths, for example
         raise ValueError(f"candidates must be bool [N, C] ({error})") from error
     if candidates.ndim != 2 or candidates.dtype != bool:
         raise ValueError(f"candidates must be bool [N, C], got {candidates.dtype} of shape {candidates.shape}")

@@ -15,9 +15,9 @@ from typing import Literal
 import numpy as np
 import torch
 
-from .adapter import Adapter, own_file
+from .adapter import REMEDY, Adapter, blaming, own_file, read_own_file
 from .data import ImageSet, check_count, check_labels
-from .files import Array, Record, check_arrays, read_arrays, write_arrays
+from .files import Array, Record, check_arrays, write_arrays
 from .pseudolabels import top_k
 from .zeroshot import CLIP, average_prompts, encode_prompts, zero_shot_probabilities
 
@@ -124,10 +124,14 @@ def _build(vectors: np.ndarray, kind: str, nlist: int | None, code_bytes: int | 
     if not 1 <= nlist <= count:
         raise ValueError(f"nlist must lie in 1 ... {count}, the number of vectors, not {nlist}")
     code_bytes = _code_bytes(count, dim, code_bytes) if kind == "ivfpq" else 0
-    return _trained(_untrained(kind, dim, nlist=nlist, code_bytes=code_bytes), vectors, seed)
+    return _trained(
+        _untrained(kind, dim, nlist=nlist, code_bytes=code_bytes), vectors, seed
+    )
 
 
-def _untrained(kind: str, dim: int, nlist: int = 0, code_bytes: int = 0, links: int = 0):
+def _untrained(
+    kind: str, dim: int, nlist: int = 0, code_bytes: int = 0, links: int = 0
+):
     """An empty FAISS index of `kind`, before anything is learned from vectors."""
     import faiss
 
@@ -260,10 +264,10 @@ class PrototypeIndex:
         directory: is made if need be; an index that was saved there is replaced in one
             step.
 
-        Raises ValueError when `directory` holds anything else, OSError for a disk that is
-        full or refuses.
+        Raises ValueError when `directory` holds anything else, OSError for a disk that
+        is full or refuses.
         """
-        path = own_file(Path(directory), _FILE, _EARLIER, "a saved index")
+        path = own_file(Path(directory), _FILE, _EARLIER, "saved index")
         arrays, facts = _taken_apart(self._index, self.kind)
         effort = int(self.effort)
         record = SavedIndex(
@@ -280,12 +284,15 @@ class PrototypeIndex:
         dim: the dimension you expect, for instance `clip.embed_dim`; None takes any.
 
         Nothing in the file is handed to FAISS before it is checked. Raises
-        FileNotFoundError when there is no index, ValueError when it is damaged, foreign,
-        written by another generation of clipadapt, or of another dimension.
+        FileNotFoundError when there is no index, ValueError when it is damaged,
+        foreign, written by another generation of clipadapt, or of another dimension.
         """
         arrays, record = _read_index(Path(directory))
         if dim not in (None, record.dim):
-            raise ValueError(f"the index in {directory} has {record.dim} dimensions, not {dim}: it was made with another CLIP")
+            raise ValueError(
+                f"the index in {directory} has {record.dim} dimensions, not {dim}: it"
+                " was made with another CLIP"
+            )
         index = object.__new__(cls)
         index._set(_put_together(arrays, record), record.kind, record.effort)
         return index
@@ -293,7 +300,6 @@ class PrototypeIndex:
 # %% ../nbs/06_retrieval.ipynb #cell-37
 _FILE = "index.safetensors"
 _EARLIER = ("index.json", "index.faiss")        # what clipadapt 0.1 wrote
-_REMEDY = "save it again"
 
 
 class SavedIndex(Record):
@@ -358,9 +364,9 @@ def _taken_apart(index, kind: str) -> tuple[dict[str, np.ndarray], dict[str, int
         arrays |= {"codes": codes, "codebook": book}
     return arrays, {"nlist": index.nlist}
 
-
+# %% ../nbs/06_retrieval.ipynb #new-95-38b
 def _list_contents(index) -> tuple[np.ndarray, np.ndarray]:
-    """Of an IVF index the codes, uint8 [N, B], and the list that each is in, int64 [N]."""
+    """The codes of an IVF index, uint8 [N, B], and the list of each, int64 [N]."""
     import faiss
 
     codes = np.empty((index.ntotal, index.code_size), np.uint8)
@@ -369,7 +375,9 @@ def _list_contents(index) -> tuple[np.ndarray, np.ndarray]:
         size = index.invlists.list_size(number)
         if size:
             positions = faiss.rev_swig_ptr(index.invlists.get_ids(number), size)
-            found = faiss.rev_swig_ptr(index.invlists.get_codes(number), size * codes.shape[1])
+            found = faiss.rev_swig_ptr(
+                index.invlists.get_codes(number), size * codes.shape[1]
+            )
             codes[positions], lists[positions] = found.reshape(size, -1), number
     return codes, lists
 
@@ -377,23 +385,11 @@ def _list_contents(index) -> tuple[np.ndarray, np.ndarray]:
 def _read_index(directory: Path) -> tuple[dict[str, np.ndarray], SavedIndex]:
     """The arrays and the record of a saved index, when they fit each other."""
     path = directory / _FILE
-    try:
-        arrays, record = read_arrays(path, SavedIndex, _REMEDY)
-    except FileNotFoundError:
-        if path.with_name(_EARLIER[0]).is_file():
-            raise ValueError(
-                f"{directory} was written by an earlier clipadapt, whose files are not read "
-                "any more; make the index and save it again"
-            ) from None
-        raise FileNotFoundError(
-            f"{directory} holds no saved index (there is no {_FILE} in it)"
-        ) from None
+    arrays, record = read_own_file(path, SavedIndex, _EARLIER[0], "saved index")
     sizes = {"N": record.count, "D": record.dim, "L": record.nlist}
-    check_arrays(arrays, _CONTENT[record.kind], sizes, path, _REMEDY)
-    try:
+    check_arrays(arrays, _CONTENT[record.kind], sizes, path, REMEDY)
+    with blaming(path, REMEDY):
         _check_index(arrays, record)
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); {_REMEDY}") from error
     return arrays, record
 
 
@@ -421,7 +417,9 @@ def _room(levels: np.ndarray, links: int) -> np.ndarray:
     return links * (levels.astype(np.int64) + 1)
 
 
-def _check_graph(levels: np.ndarray, neighbours: np.ndarray, record: SavedIndex) -> None:
+def _check_graph(
+    levels: np.ndarray, neighbours: np.ndarray, record: SavedIndex
+) -> None:
     """ValueError unless each link leads to a vector that is on the same floor."""
     if not 2 <= record.links <= len(neighbours) or levels.max() > _FLOORS:
         raise ValueError("its graph has no possible shape")
@@ -431,7 +429,9 @@ def _check_graph(levels: np.ndarray, neighbours: np.ndarray, record: SavedIndex)
     if not 0 <= record.entry < len(levels) or levels[record.entry] != levels.max():
         raise ValueError("its graph is entered at the wrong place")
     for vector in np.flatnonzero(levels > 1):
-        upper = neighbours[ends[vector] - record.links * (levels[vector] - 1):ends[vector]]
+        upper = neighbours[
+            ends[vector] - record.links * (levels[vector] - 1) : ends[vector]
+        ]
         floors = 1 + np.arange(len(upper)) // record.links
         if (levels[upper[upper >= 0]] <= floors[upper >= 0]).any():
             raise ValueError("a link of its graph leads to another floor")
@@ -457,13 +457,14 @@ def _set_graph(index, arrays: dict[str, np.ndarray], record: SavedIndex) -> None
     graph, levels = index.hnsw, arrays["levels"]
     index.storage.add(arrays["vectors"])
     index.ntotal = len(levels)
-    offsets = np.concatenate([[0], _room(levels, record.links).cumsum()]).astype(np.uint64)
+    ends = _room(levels, record.links).cumsum()
+    offsets = np.concatenate([[0], ends]).astype(np.uint64)
     faiss.copy_array_to_vector(offsets, graph.offsets)
     faiss.copy_array_to_vector(levels, graph.levels)
     faiss.copy_array_to_vector(arrays["neighbours"], graph.neighbors)
     graph.entry_point, graph.max_level = record.entry, int(levels.max()) - 1
 
-
+# %% ../nbs/06_retrieval.ipynb #new-99-42b
 def _set_lists(index, arrays: dict[str, np.ndarray]) -> None:
     """Put centres and vectors (or their codes) into an empty IVF index."""
     import faiss
@@ -628,7 +629,8 @@ class Prototypes(Adapter):
 
     def _check_loaded(self) -> None:
         unit_rows(self.prototypes_, "prototypes_")
-        if (np.diff(self.owners_) < 0).any() or len(set(self.owners_)) != len(self.classnames_):
+        named = len(set(self.owners_))
+        if (np.diff(self.owners_) < 0).any() or named != len(self.classnames_):
             raise ValueError("owners_ must rise, and name every class")
 
     def _predict_logits(self, images: ImageSet) -> torch.Tensor:
@@ -636,7 +638,7 @@ class Prototypes(Adapter):
         best = np.maximum.reduceat(similarities, np.searchsorted(self.owners_, np.arange(len(self.classnames_))), axis=1)
         return self.clip.logit_scale * torch.from_numpy(best)
 
-
+# %% ../nbs/06_retrieval.ipynb #cell-67b
 def _report_empty(pseudolabels: np.ndarray, classnames: list[str]) -> list[str]:
     """The names of classes that no image was assigned to; warns when there are any."""
     empty = [classnames[c] for c in np.flatnonzero(np.bincount(pseudolabels, minlength=len(classnames)) == 0)]

@@ -28,7 +28,8 @@ from tqdm.auto import tqdm
 
 from . import metrics
 from .adapter import Adapter
-from .data import ImageSet, as_imageset, check_classnames, check_count, check_labels, read_image
+from .data import (
+    ImageSet, as_imageset, check_classnames, check_count, check_labels, read_image)
 from .features import hash_each
 from .metrics import label_text, label_texts
 
@@ -247,7 +248,11 @@ def check_corruption(name: str, severity: int = 1) -> None:
     if not isinstance(name, str) or name not in CORRUPTIONS:
         near = difflib.get_close_matches(str(name).lower().replace("_", " "), CORRUPTIONS, 1, 0.5)
         raise ValueError(f"there is no corruption {name!r}; {f'did you mean {near[0]!r}? There' if near else 'there'} are {', '.join(CORRUPTIONS)}")
-    if not isinstance(severity, Real) or isinstance(severity, bool) or severity not in SEVERITIES:
+    if (
+        not isinstance(severity, Real)
+        or isinstance(severity, bool)
+        or severity not in SEVERITIES
+    ):
         raise ValueError(f"severity must be 1, 2, 3, 4 or 5, not {severity!r}; severity 0 is the image itself")
 
 
@@ -278,11 +283,11 @@ def corrupt(image: Image.Image, name: str, severity: int, rng: np.random.Generat
     function = globals()[name.replace(" ", "_")]
     return _to_image(function(pixels, rng, **corruption_parameters(name, severity, min(pixels.shape[:2]))))
 
-
+# %% ../nbs/13_robustness.ipynb #cell-23b
 def _corrupted(image: Image.Image, rng: np.random.Generator, name: str, severity: int) -> Image.Image:
     return corrupt(image, name, severity, rng)
 
-
+# %% ../nbs/13_robustness.ipynb #cell-23b
 class Corrupted(ImageSet):
     """The images of a set with one corruption: `Corrupted(images, name, severity, seed=0)`. Labels and class names are kept.
 
@@ -367,7 +372,7 @@ def warn_of_overlap(method: Adapter, test: ImageSet, outside: Mapping[str, Image
         if same:
             warnings.warn(f"{same} images of the outside set {name!r} are test images, too")
 
-
+# %% ../nbs/13_robustness.ipynb #cell-31b
 def _checked(method: Adapter, test, y: Sequence[int] | None, corruptions: Sequence[str], severities: Sequence[int],
              outside: Mapping[str, ImageSet] | None) -> tuple[ImageSet, np.ndarray, dict[str, ImageSet]]:
     """The test images, their labels int64 [N], and the outside sets; ValueError for whatever `evaluate` cannot work with."""
@@ -424,11 +429,15 @@ def evaluate(method: Adapter, test, y: Sequence[int] | None = None, *, corruptio
 
 # %% ../nbs/13_robustness.ipynb #cell-34
 def _check_results(table: pd.DataFrame) -> None:
-    """ValueError unless this is a table of `evaluate`, every row of it with a method."""
+    """ValueError unless this is a table of `evaluate` with a method in every row."""
     if not isinstance(table, pd.DataFrame) or set(COLUMNS) - set(table.columns):
-        raise ValueError(f"give a table of evaluate, with the columns {', '.join(COLUMNS)}")
+        raise ValueError(
+            f"give a table of evaluate, with the columns {', '.join(COLUMNS)}"
+        )
     if table.method.isna().any():
-        raise ValueError(f"{table.method.isna().sum()} rows of the table name no method")
+        raise ValueError(
+            f"{table.method.isna().sum()} rows of the table name no method"
+        )
 
 
 def _corruption_accuracies(table: pd.DataFrame) -> pd.Series:
@@ -452,7 +461,7 @@ def mean_corruption_accuracy(table: pd.DataFrame) -> float:
     """Accuracy (0-1) of one method, the mean of all corruptions in the table, each the mean of its severities. Raises ValueError without corruptions."""
     return float(_corruption_accuracies(table).mean())
 
-
+# %% ../nbs/13_robustness.ipynb #cell-34b
 def summarise(table: pd.DataFrame, score: str = "max probability") -> pd.DataFrame:
     """One row a method of `evaluate`'s tables (joined by pd.concat): method, accuracy, ece, mean_corruption_accuracy, worst_corruption,
     worst_corruption_accuracy, mean_auroc (of all outside sets, by `score`). Where a method comes several times (with other seeds), the mean counts.
@@ -496,7 +505,9 @@ def _glyphs(kind: str, names: Sequence[str], count: int, seed: int) -> ImageSet:
     """`count` glyphs of a kind, drawn with a pen on the page of the digits; their class is "kind name"."""
     from clipadapt import glyphs
 
-    bank, rng = _bank(kind, tuple(names)), np.random.default_rng(check_count(seed, "seed", 0))
+    bank, rng = _bank(kind, tuple(names)), np.random.default_rng(
+        check_count(seed, "seed", 0)
+    )
     index = rng.integers(len(bank), size=check_count(count, "count"))
     ink, _ = glyphs.draw_ink(bank, index, rng, glyphs.Style(pen=1, half_width=(1.3, 2.6), height=(12, 15)))
     reduce = glyphs.resizing(32, 8, Image.Resampling.BOX)
@@ -508,7 +519,7 @@ def letters(count: int, seed: int = 0) -> ImageSet:
     """`count` printed letters redrawn with a pen, scanned as the digits were: 8x8 pixels in sixteen greys, enlarged to 32. Only letters of `LETTERS`; labelled."""
     return _glyphs("letter", LETTERS, count, seed)
 
-
+# %% ../nbs/13_robustness.ipynb #cell-41b
 def shapes(count: int, seed: int = 0) -> ImageSet:
     """`count` outlines of geometric `SHAPES`, drawn and scanned as `letters` are; labelled."""
     return _glyphs("shape", SHAPES, count, seed)
@@ -553,11 +564,27 @@ def plot_severity(table: pd.DataFrame, axes: Axes | None = None) -> Axes:
     means["method"] = means["method"].map(names)
     axes, paired = metrics._axes(axes, (7, 4)), sns.color_palette("tab20")
     palette = [*paired[::2], *paired[1::2]][: len(last)] if len(last) <= 20 else "husl"
-    sns.lineplot(means, x="severity", y="accuracy", hue="method", style="method", hue_order=list(names.values()),
-                 style_order=list(names.values()), palette=palette,
-                 markers=True, dashes=False, ax=axes)
-    title = f"{names[best]} is right in {last[best]:.0f} % at severity {means.severity.max()}"
-    metrics._set_title(axes, title if best == worst else f"{title}, {names[worst]} in {last[worst]:.0f} %")
+    sns.lineplot(
+        means,
+        x="severity",
+        y="accuracy",
+        hue="method",
+        style="method",
+        hue_order=list(names.values()),
+        style_order=list(names.values()),
+        palette=palette,
+        markers=True,
+        dashes=False,
+        ax=axes,
+    )
+    title = (
+        f"{names[best]} is right in {last[best]:.0f} % at severity"
+        f" {means.severity.max()}"
+    )
+    metrics._set_title(
+        axes,
+        title if best == worst else f"{title}, {names[worst]} in {last[worst]:.0f} %",
+    )
     sns.move_legend(axes, "upper left", bbox_to_anchor=(1, 1), frameon=False)
     axes.set(xlabel=f"severity (0: clean; mean of {rows[rows.kind == 'corruption'].set.nunique()} corruptions)", ylabel="accuracy (%)", xticks=sorted(means.severity.unique()))
     return axes
@@ -568,7 +595,8 @@ def _check_latent(features) -> np.ndarray:
     features = np.asarray(features)
     if features.ndim != 2 or not features.size or features.dtype.kind not in "fiu":
         raise ValueError(
-            f"features must be numbers [N, D], got {features.dtype} of shape {features.shape}"
+            f"features must be numbers [N, D], got {features.dtype} of shape"
+            f" {features.shape}"
         )
     if not np.isfinite(features).all():
         raise ValueError("features must be finite; some are NaN or infinite")
@@ -591,7 +619,7 @@ def neighbour_purity(features: np.ndarray, labels: np.ndarray, neighbours: int =
     found = NearestNeighbors(n_neighbors=neighbours).fit(features).kneighbors(return_distance=False)
     return float((labels[found] == labels[:, None]).mean())
 
-
+# %% ../nbs/13_robustness.ipynb #cell-65b
 def plot_latent(
     spaces: Mapping[str, np.ndarray],
     labels: np.ndarray,
@@ -601,13 +629,13 @@ def plot_latent(
     """A map of each of some spaces, coloured by label; returns the matplotlib figure.
 
     spaces: features [N, D] by name.
-    labels: int [N], all known, counted by `classnames`. The legend is left out for more than
-        40 classes.
+    labels: int [N], all known, counted by `classnames`. The legend is left out for more
+        than 40 classes.
     seed: of t-SNE (van der Maaten and Hinton 2008), which draws the map.
 
-    Distances between groups mean nothing on such a map; the titles give a number from the
-    space itself, `neighbour_purity` of ten neighbours. Raises ValueError as that does, and
-    for labels or names that do not fit.
+    Distances between groups mean nothing on such a map; the titles give a number from
+    the space itself, `neighbour_purity` of ten neighbours. Raises ValueError as that
+    does, and for labels or names that do not fit.
     """
     if not isinstance(spaces, Mapping) or not spaces:
         raise ValueError("spaces must be a dict of features by name, with at least one")
@@ -619,7 +647,11 @@ def plot_latent(
     purities = {name: neighbour_purity(features, labels) for name, features in spaces.items()}
     with sns.axes_style("white"):
         figure, panels = plt.subplots(
-            1, len(spaces), figsize=(5.4 * len(spaces), 4.8), squeeze=False, layout="constrained"
+            1,
+            len(spaces),
+            figsize=(5.4 * len(spaces), 4.8),
+            squeeze=False,
+            layout="constrained",
         )
     hues = [names[label] for label in labels]
     for axes, (name, features) in zip(panels[0], spaces.items()):
@@ -630,7 +662,9 @@ def plot_latent(
             legend=len(names) <= 40 and axes is panels[0, -1], ax=axes,
         )
         axes.set(xticks=[], yticks=[], xlabel="t-SNE 1 (no unit)", ylabel="t-SNE 2 (no unit)")
-        share = f"{100 * purities[name]:.1f} % of ten nearest neighbours share the class"
+        share = (
+            f"{100 * purities[name]:.1f} % of ten nearest neighbours share the class"
+        )
         metrics._set_title(axes, f"{label_text(name)}: {share}")
     if panels[0, -1].get_legend():
         sns.move_legend(
@@ -639,7 +673,7 @@ def plot_latent(
         )
     return figure
 
-
+# %% ../nbs/13_robustness.ipynb #cell-65c
 def _on_a_map(features: np.ndarray, seed: int) -> np.ndarray:
     """Features [N, D] as points in the plane [N, 2], neighbours near each other."""
     from sklearn.manifold import TSNE
@@ -700,7 +734,11 @@ class Restricted(Adapter):
     def __init__(self, method: Adapter, classnames: Sequence[str]):
         _check_method(method)
         super().__init__(method.clip, classnames, seed=method.seed)
-        unknown = [name for name in check_classnames(classnames) if name not in method.classnames_]
+        unknown = [
+            name
+            for name in check_classnames(classnames)
+            if name not in method.classnames_
+        ]
         if unknown:
             raise ValueError(f"the method does not know these classes: {', '.join(unknown[:5])}")
         self.method, self.classnames_ = method, check_classnames(classnames)

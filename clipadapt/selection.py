@@ -13,9 +13,14 @@ import seaborn as sns
 from matplotlib.axes import Axes
 
 from . import metrics
-from .compare import Run
+from .compare import Run, check_runs
 from .data import ImageSet, as_imageset
-from .metrics import apply_temperature, fit_temperature, label_texts, negative_entropy
+from clipadapt.metrics import (
+    apply_temperature,
+    fit_temperature,
+    label_texts,
+    negative_entropy,
+)
 
 # %% auto #0
 __all__ = ['SCORES', 'agreement', 'label_free', 'rank_quality', 'plot_score', 'recommend_without_labels']
@@ -23,15 +28,14 @@ __all__ = ['SCORES', 'agreement', 'label_free', 'rank_quality', 'plot_score', 'r
 # %% ../nbs/15_selection.ipynb #cell-9
 def _votes(runs: Sequence[Run]) -> dict[str, np.ndarray]:
     """The share of a method's seeds that answers each class, float64 [N, C], by name; runs that failed are left out."""
-    if not isinstance(runs, Sequence):
-        raise ValueError(f"give a list of runs, not {type(runs).__name__}")
+    check_runs(runs)
     answers: dict[str, list[np.ndarray]] = {}
     for run in runs:
-        if not isinstance(run, Run) or not isinstance(run.name, str):
-            raise ValueError(f"give a list of runs with names, as run_all does, not {run!r:.80}")
         if not run.error:
-            table = metrics.check_probabilities(run.probabilities, name=f"probabilities of {run.name}")
-            answers.setdefault(run.name, []).append(np.eye(table.shape[1])[table.argmax(1)])
+            what = f"probabilities of {run.name}"
+            table = metrics.check_probabilities(run.probabilities, name=what)
+            chosen = np.eye(table.shape[1])[table.argmax(1)]
+            answers.setdefault(run.name, []).append(chosen)
     if len({array.shape for arrays in answers.values() for array in arrays}) != 1:
         raise ValueError("give runs that succeeded, all on the same images and classes")
     return {name: np.mean(arrays, axis=0) for name, arrays in answers.items()}
@@ -61,7 +65,11 @@ def label_free(runs: Sequence[Run], images: ImageSet | None = None) -> pd.DataFr
     runs were asked about; what is missing is NaN. Labels are not read. Raises ValueError when the runs are on different images.
     """
     votes, table, rows = _votes(runs), agreement(runs), []
-    features = None if images is None else runs[0].method.clip.encode_image(as_imageset(images).unlabelled()).numpy()
+    features = (
+        None
+        if images is None
+        else runs[0].method.clip.encode_image(as_imageset(images).unlabelled()).numpy()
+    )
     for name in votes:
         probabilities = np.concatenate([run.probabilities for run in runs if run.name == name and not run.error]).astype(np.float64)
         others = [vote for other, vote in votes.items() if other != name]
@@ -82,7 +90,7 @@ def _calibrated(probabilities: np.ndarray, others: list[np.ndarray]) -> float:
         return np.nan
     return apply_temperature(probabilities, temperature).max(axis=1).mean()
 
-
+# %% ../nbs/15_selection.ipynb #cell-12b
 def _information(probabilities: np.ndarray) -> float:
     """Mutual information of image and answer as a share of ln C: 1 when answers are certain and all classes as frequent, 0 when all answers are alike."""
     classes = probabilities.shape[1]
@@ -91,7 +99,7 @@ def _information(probabilities: np.ndarray) -> float:
     of_the_mean = -negative_entropy(probabilities.mean(axis=0, keepdims=True))[0]
     return float((of_the_mean + negative_entropy(probabilities).mean()) / np.log(classes))
 
-
+# %% ../nbs/15_selection.ipynb #cell-12b
 def _silhouette(answers: np.ndarray, features: np.ndarray | None, most: int = 2000) -> float:
     """Silhouette of the answers as clusters of the frozen image features [N, D], by cosine distance, over at most `most` images; NaN for a single cluster."""
     from sklearn.metrics import silhouette_score
@@ -124,7 +132,7 @@ def rank_quality(table: pd.DataFrame) -> pd.DataFrame:
                     else {"score": score, "spearman": np.nan, "worst": np.nan, "regret": np.nan, "sets": 0})
     return pd.DataFrame(rows).set_index("score")
 
-
+# %% ../nbs/15_selection.ipynb #cell-18b
 def plot_score(table: pd.DataFrame, score: str = "agreement", axes: Axes | None = None) -> Axes:
     """True accuracy against one score, a point a method and set, a colour a set; the title gives the rank correlation within the sets.
 

@@ -37,7 +37,12 @@ def _require(condition: bool, message: str) -> None:
     if not condition:
         raise AssertionError(message)
 
+# %% auto #0
+__all__ = ['CHECKS', 'Case', 'check_outputs', 'check_logits', 'check_order_and_subset', 'check_batch_size', 'check_input_kinds',
+           'check_empty_input', 'check_unfitted', 'check_bad_labels', 'check_same_seed', 'check_parameters',
+           'check_declaration', 'check_save_and_load', 'check_nothing_touched', 'check_labels_unread', 'check_adapter']
 
+# %% ../nbs/03_testing.ipynb #cell-6b
 def _raises(kind: type[Exception], call: Callable, what: str) -> None:
     try:
         call()
@@ -51,11 +56,6 @@ def _raises(kind: type[Exception], call: Callable, what: str) -> None:
 def _same(first: np.ndarray, second: np.ndarray, message: str, tolerance: float = 1e-5) -> None:
     difference = np.abs(first - second).max(initial=0)
     _require(first.shape == second.shape and difference <= tolerance, f"{message} (largest difference {difference:.2g})")
-
-# %% auto #0
-__all__ = ['CHECKS', 'Case', 'check_outputs', 'check_logits', 'check_order_and_subset', 'check_batch_size', 'check_input_kinds',
-           'check_empty_input', 'check_unfitted', 'check_bad_labels', 'check_same_seed', 'check_parameters',
-           'check_declaration', 'check_save_and_load', 'check_nothing_touched', 'check_labels_unread', 'check_adapter']
 
 # %% ../nbs/03_testing.ipynb #cell-8
 def check_outputs(case: Case) -> None:
@@ -130,7 +130,7 @@ def check_bad_labels(case: Case) -> None:
 
 # %% ../nbs/03_testing.ipynb #cell-14
 def check_same_seed(case: Case) -> None:
-    """fitting again, anew or on top, with the same seed gives the same result, wherever the global random state is"""
+    """the same seed gives the same result again, whatever the global random state"""
     expected = case.fitted.predict_proba(case.test)
     with seeded(1):
         again = case.make().fit(case.train)
@@ -151,14 +151,14 @@ def check_parameters(case: Case) -> None:
 
 
 def check_declaration(case: Case) -> None:
-    """what fit leaves behind is what the class declares in `fitted`, if it declares anything: arrays of these types and shapes, plain values"""
+    """what fit leaves behind is what the class declares in `fitted`, if it does"""
     with tempfile.TemporaryDirectory() as folder:
         try:
             case.fitted.save(Path(folder) / "model")
         except ValueError as error:
             _require(False, str(error))
 
-
+# %% ../nbs/03_testing.ipynb #cell-14b
 def check_save_and_load(case: Case) -> None:
     """a saved and loaded method gives the same probabilities, to 1e-6, and refuses another CLIP"""
     with tempfile.TemporaryDirectory() as folder:
@@ -204,8 +204,22 @@ def check_labels_unread(case: Case) -> None:
     _same(case.fitted.predict_proba(shuffled(case.test)), expected, "predict(X) reads X.labels", 1e-6)
 
 # %% ../nbs/03_testing.ipynb #cell-18
-CHECKS = [check_outputs, check_order_and_subset, check_batch_size, check_input_kinds, check_empty_input, check_unfitted, check_bad_labels,
-          check_same_seed, check_parameters, check_declaration, check_save_and_load, check_nothing_touched, check_labels_unread, check_logits]
+CHECKS = [
+    check_outputs,
+    check_order_and_subset,
+    check_batch_size,
+    check_input_kinds,
+    check_empty_input,
+    check_unfitted,
+    check_bad_labels,
+    check_same_seed,
+    check_parameters,
+    check_declaration,
+    check_save_and_load,
+    check_nothing_touched,
+    check_labels_unread,
+    check_logits,
+]
 
 
 def check_adapter(method: type[Adapter], clip: CLIP | None = None, **params):

@@ -112,7 +112,7 @@ def train_epoch(optimiser: torch.optim.Optimizer, batch_loss: Callable[[torch.Te
         raise ValueError(f"the last step left parameters that are not finite: lower the learning rate (it is {recipe.learning_rate:g})")
     return total / sum(map(len, batches))
 
-
+# %% ../nbs/07_training.ipynb #cell-13b
 @contextmanager
 def progress_bar(epochs: Iterable[int], description: str) -> Iterator[tqdm]:
     """A bar over epochs that shows when they take long, and leaves nothing behind: not even when an error ends them."""
@@ -144,9 +144,9 @@ def note(record: dict, extra: dict | None, callback: str) -> None:
         raise ValueError(f"{callback} must return a dict without {', '.join(record)}, or None; it returned {extra!r:.80}")
     record.update(extra)
 
-
+# %% ../nbs/07_training.ipynb #cell-13c
 def _plain(values: Any, what: str) -> JsonValue:
-    """Values as plain JSON, arrays made lists; ValueError, calling them `what`, else."""
+    """Values as plain JSON, arrays made lists; ValueError, calling them `what`."""
     try:
         return json.loads(json.dumps(values, default=lambda value: value.tolist()))
     except (TypeError, AttributeError, ValueError, RecursionError) as error:
@@ -207,7 +207,9 @@ def _training_arrays(
     for index, parameter in enumerate(parameters):
         for slot in _SLOTS[type(optimiser)] if str(index) in trained else ():
             kind = Array(_dtype(parameter), *parameter.shape)
-            declared[f"optimiser.{index}.{slot}"] = Array("float32") if slot == "step" else kind
+            declared[f"optimiser.{index}.{slot}"] = (
+                Array("float32") if slot == "step" else kind
+            )
     return declared
 
 
@@ -226,8 +228,8 @@ def restore_training(
     arrays: the state; names that begin neither with "module." nor with "optimiser." are
         left to others.
 
-    Raises ValueError for arrays of another module or optimiser, and for numbers that are
-    not finite.
+    Raises ValueError for arrays of another module or optimiser, and for numbers that
+    are not finite.
     """
     own = {
         name: array for name, array in arrays.items()
@@ -244,7 +246,7 @@ def restore_training(
     })
     optimiser.load_state_dict({**optimiser.state_dict(), "state": remembered})
 
-
+# %% ../nbs/07_training.ipynb #new-33-23b
 def state_part(
     arrays: Mapping[str, np.ndarray],
     declared: Mapping[str, Array],
@@ -268,21 +270,23 @@ def state_part(
         for name, array in arrays.items() if name.startswith(prefix)
     }
     part = {name: found[name] for name in found if exact or name in declared}
-    check_arrays(part, declared, sizes or {}, "the state of a run", "start the run anew")
+    check_arrays(
+        part, declared, sizes or {}, "the state of a run", "start the run anew"
+    )
     return part
 
 # %% ../nbs/07_training.ipynb #cell-23
 class SavedRun(Record):
-    """What a checkpoint says beside its arrays: what it belongs to, and how far it got."""
+    """What a checkpoint says beside its arrays: whose it is, and how far it got."""
 
     model_config = ConfigDict(ser_json_inf_nan="constants")
 
     facts: dict[str, JsonValue]
     record: dict[str, JsonValue]
 
-
+# %% ../nbs/07_training.ipynb #cell-23b
 class _Generations:
-    """The newest checkpoint of a run, `path`, and beside it the one before, `previous`."""
+    """The newest checkpoint of a run, `path`, and the one before it, `previous`."""
 
     def __init__(self, path: str | Path):
         self.path, self._sound = Path(path), False
@@ -290,8 +294,10 @@ class _Generations:
 
     def write(self, arrays: Mapping[str, np.ndarray], run: SavedRun) -> None:
         """Write a new generation; there is a whole one at any moment."""
-        parse_record(run.model_dump_json(), SavedRun, "this checkpoint", "make it simpler")
-        if self._sound and self.path.is_file():     # a damaged one takes no good one's place
+        parse_record(
+            run.model_dump_json(), SavedRun, "this checkpoint", "make it simpler"
+        )
+        if self._sound and self.path.is_file():     # a damaged one replaces no good one
             with whole_file(self.previous) as draft:
                 _duplicate(self.path, draft)
         write_arrays(self.path, arrays, run)
@@ -323,11 +329,13 @@ def _duplicate(path: Path, draft: Path) -> None:
         shutil.copyfile(path, draft)
 
 
-def _changed(before: Mapping[str, JsonValue], now: Mapping[str, JsonValue]) -> list[str]:
+def _changed(
+    before: Mapping[str, JsonValue], now: Mapping[str, JsonValue]
+) -> list[str]:
     """The names of facts that differ; one that is None counts as absent."""
     def same(name: str) -> bool:
         first, second = before.get(name), now.get(name)
-        return first == second or json.dumps(first) == json.dumps(second)      # NaN, too
+        return first == second or json.dumps(first) == json.dumps(second)  # NaN, too
 
     return [name for name in {**before, **now} if not same(name)]
 
@@ -371,9 +379,9 @@ class Checkpoint:
         arrays: what each array must be, by name; None takes any.
         sizes: sizes in `arrays` that are known beforehand, by name.
 
-        A damaged file gives the round before, with a warning. Raises ValueError when that
-        cannot be read either, when a fact is not what it was (it is named), and for a
-        content that is not as asked for.
+        A damaged file gives the round before, with a warning. Raises ValueError when
+        that cannot be read either, when a fact is not what it was (it is named), and
+        for a content that is not as asked for.
         """
         if self.path is None or not self.path.is_file():
             return None
@@ -390,7 +398,7 @@ class Checkpoint:
         return found, run.record
 
     def delete(self) -> None:
-        """Remove the file and the round before it, once they are not needed any more."""
+        """Remove the file and the round before it, once neither is needed."""
         if self._files is not None:
             for path in (self.path, self._files.previous):
                 path.unlink(missing_ok=True)
@@ -399,12 +407,13 @@ class Checkpoint:
 def train_epochs(method, run, epochs: int, checkpoint: Checkpoint) -> None:
     """Take `run` through `epochs` epochs, from where the checkpoint left off.
 
-    method: its `history_` gathers a record of each epoch. After every epoch, and after a
-        restore, `method._show(run)` puts what was learned where `predict` finds it; then
-        `method._on_epoch(method)` may add to the record.
+    method: its `history_` gathers a record of each epoch. After every epoch, and after
+        a restore, `method._show(run)` puts what was learned where `predict` finds it;
+        then `method._on_epoch(method)` may add to the record.
     run: `run.epoch(number)` trains for an epoch and returns the record, plain values;
-        `run.state()` gives the arrays that the next one depends on, `run.restore(arrays)`
-        takes them over, or raises ValueError for arrays that are not its own.
+        `run.state()` gives the arrays that the next one depends on,
+        `run.restore(arrays)` takes them over, or raises ValueError for arrays that are
+        not its own.
     epochs: how many there are in all.
     checkpoint: is written after every epoch.
 

@@ -17,10 +17,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image
 
-from .data import ImageSet, as_imageset, check_classnames, check_count, check_labels
+from .data import (
+    ImageSet, as_imageset, check_classnames, check_count, check_labels, check_number)
 from .files import csv_text, whole_file
 from .metrics import check_probabilities, label_text, label_texts, one_line
-from .pseudolabels import Pseudolabels, check_number, purity, quality, top_k
+from .pseudolabels import Pseudolabels, purity, quality, top_k
 
 # %% auto #0
 __all__ = ['GREY', 'RIGHT', 'WRONG', 'SUSPICION', 'Panel', 'thumbnail', 'contact_sheet', 'select', 'describe',
@@ -85,7 +86,9 @@ class Panel:
     def redraw(self) -> None:
         """Put text and picture in place of the old ones."""
         text = escape(one_line(self.text()))
-        self.line.value = f"<div style='line-height:1.5'>{text}</div>"      # first: the picture takes longer
+        self.line.value = (  # first: the picture takes longer
+            f"<div style='line-height:1.5'>{text}</div>"
+        )
         figure = self.figure()
         self.picture.layout.width = f"{96 * figure.get_figwidth():.0f}px"
         self.picture.value = _png(figure, dpi=144, level=1)     # it is not kept, so it need not be small
@@ -105,7 +108,7 @@ class Panel:
         bundle = bundle[0] if isinstance(bundle, tuple) else bundle
         return {**bundle, "image/png": _png(self.figure()), "text/plain": self.text()}
 
-
+# %% ../nbs/17_widgets.ipynb #cell-8b
 def _ipywidgets():
     """The module ipywidgets, or an ImportError that says what to do."""
     try:
@@ -130,7 +133,9 @@ def _check_images(images) -> ImageSet:
     return images
 
 
-def _names_of(classnames: Sequence[str] | None, images: ImageSet, width: int) -> list[str]:
+def _names_of(
+    classnames: Sequence[str] | None, images: ImageSet, width: int
+) -> list[str]:
     """The class names given, else those of the images, else numbers."""
     if classnames is None or (isinstance(classnames, Sequence) and not classnames):
         classnames = images.classnames or [*map(str, range(width))]
@@ -145,7 +150,7 @@ def thumbnail(image: Image.Image, size: int = 56) -> np.ndarray:
     square.paste(image, ((size - image.width) // 2, (size - image.height) // 2))
     return np.asarray(square)
 
-
+# %% ../nbs/17_widgets.ipynb #cell-9b
 def contact_sheet(images: Sequence[Image.Image], frames: Sequence[str | None], columns: int = 10, size: int = 56, gap: int = 5) -> np.ndarray:
     """Images in a grid, as one: uint8 [rows * (size + 2 * gap), columns * (size + 2 * gap), 4]; `frames` are their colours, None for no frame."""
     from matplotlib.colors import to_rgb
@@ -193,7 +198,9 @@ class PseudolabelBrowser(Panel):
         self.probabilities = _check_table(probabilities, len(self.images), len(self.classnames))
         self.labels = None if labels is None else check_labels(labels, len(self.images), len(self.classnames))
         most = int(np.bincount(self.probabilities.argmax(1)).max())
-        options = [(one_line(name), number) for number, name in enumerate(self.classnames)]
+        options = [
+            (one_line(name), number) for number, name in enumerate(self.classnames)
+        ]
         self.classname = widgets.Dropdown(options=options, value=0, description="class")
         self.k = widgets.IntSlider(most, 1, max(2, most), description="K per class")
         self.threshold = widgets.FloatSlider(0.0, min=0.0, max=1.0, step=0.01, description="threshold")
@@ -230,7 +237,10 @@ def plot_selection(images: ImageSet, chosen: Pseudolabels, number: int, classnam
     left.imshow(contact_sheet([images[int(i)][0] for i in shown] or [Image.new("RGBA", (1, 1))], frames or [None]), aspect="equal")
     total, legend = (chosen.classes == number).sum(), "" if labels is None else "; orange frame: wrong, blue: right"
     found = f"{len(shown)} of {total} shown, most probable first{legend}"
-    _style(left, f"{label_text(classnames[number])}: {found if total else 'nothing selected'}")
+    _style(
+        left,
+        f"{label_text(classnames[number])}: {found if total else 'nothing selected'}",
+    )
     left.set_axis_off()
     left.set_anchor("NW")       # it stays where it is when there are fewer rows
     _purity_bars(right, chosen, number, classnames, labels)
@@ -307,9 +317,13 @@ class Audit(Panel):
             raise ValueError("none of the images has a label to audit: all are -1")
         self.by, self._decided = by, {}
         self.place = widgets.IntSlider(0, 0, max(1, len(self.order) - 1), description="place", disabled=len(self.order) == 1)
-        options = [(one_line(name), number) for number, name in enumerate(self.classnames)]
+        options = [
+            (one_line(name), number) for number, name in enumerate(self.classnames)
+        ]
         self.target = widgets.Dropdown(
-            options=options, value=int(self.order.suggestion[0]), description="change to"
+            options=options,
+            value=int(self.order.suggestion[0]),
+            description="change to",
         )
         self.keep, self.change, self.back = (widgets.Button(description=name, layout=widgets.Layout(width="80px")) for name in ("keep", "change", "back"))
         self.keep.on_click(lambda _: self.decide(int(self.given[self.image])))
@@ -354,10 +368,10 @@ class Audit(Panel):
         return table.assign(changed=table.label != table.decision)
 
     def save(self, path: str | Path) -> None:
-        """Write image, label, decision (class names) and changed to a .csv or .json file.
+        """Write image, label, decision (class names), changed to a .csv or .json file.
 
-        In the CSV a name that a spreadsheet would take for a formula has a quote in front.
-        Raises ValueError for another ending, OSError when the disk is full.
+        In the CSV a name that a spreadsheet would take for a formula has a quote in
+        front. Raises ValueError for another ending, OSError when the disk is full.
         """
         path, table = Path(path), self.decisions
         if path.suffix.lower() not in (".csv", ".json"):
@@ -369,7 +383,10 @@ class Audit(Panel):
             text, odd = csv_text(table), "surrogateescape"      # the bytes of the name
         else:
             rows = table.astype(object).to_dict("records")
-            text, odd = json.dumps(rows, indent=1, ensure_ascii=False), "backslashreplace"
+            text, odd = (
+                json.dumps(rows, indent=1, ensure_ascii=False),
+                "backslashreplace",
+            )
         with whole_file(path) as draft:
             draft.write_text(text, encoding="utf-8", errors=odd)
 
@@ -382,7 +399,7 @@ class Audit(Panel):
     def figure(self) -> Figure:
         return plot_suspect(self.images, self.probabilities, self.order, self._row, self.classnames, self.by)
 
-
+# %% ../nbs/17_widgets.ipynb #cell-24b
 def audit(images, probabilities, labels: Sequence[int] | Pseudolabels, classnames: Sequence[str] | None = None, by: str = "self_confidence") -> Audit:
     """Go through labels, the most suspicious first (see `suspicion`), and keep or change them; `.labels` are the corrected ones, `.save(path)` writes a CSV or JSON.
 
@@ -496,7 +513,7 @@ class MethodComparison(Panel):
     def figure(self) -> Figure:
         return plot_answers(self.images[self.image], {name: table[self.image] for name, table in self.tables.items()}, self.classnames)
 
-
+# %% ../nbs/17_widgets.ipynb #cell-33b
 def compare_on_image(methods, images, classnames: Sequence[str] | None = None) -> MethodComparison:
     """What several methods say of one image; a slider goes through the images, a box leaves only those on which the methods disagree.
 
@@ -519,12 +536,19 @@ def plot_answers(image: tuple[Image.Image, int], rows: Mapping[str, np.ndarray],
     left.set_anchor("NW")
     for y, values in enumerate(table):
         _answer_bars(right, -y, values[classes], RIGHT if values.argmax() == image[1] or not known else WRONG)
-    names, turn = label_texts([classnames[c] for c in classes], 12), max(map(len, classnames)) > 6
+    names, turn = (
+        label_texts([classnames[c] for c in classes], 12),
+        max(map(len, classnames)) > 6,
+    )
     right.set_xticks(range(len(classes)), names, rotation=30 if turn else 0)
     right.set_yticks(-np.arange(len(rows)), label_texts(rows, 24))
     right.set(xlim=(-0.6, len(classes) - 0.4), ylim=(-len(rows) + 0.95, 1))
     answers = {int(values.argmax()) for values in table}
-    found = f"all answer {label_text(classnames[answers.pop()])}" if len(answers) == 1 else f"{len(answers)} different answers"
+    found = (
+        f"all answer {label_text(classnames[answers.pop()])}"
+        if len(answers) == 1
+        else f"{len(answers)} different answers"
+    )
     _style(right, f"probability (%): {found}{'; blue: right, orange: wrong' if known else ''}")
     return figure
 
@@ -542,7 +566,9 @@ def _answer_bars(axis, base: float, values: np.ndarray, colour: str) -> None:
 # %% ../nbs/17_widgets.ipynb #cell-39
 def curves(history: Sequence[Mapping]) -> pd.DataFrame:
     """The numbers in a history, float64, one row an epoch and a column for each; those of a dict or list inside become "name key". What is no number is left out; None is nan."""
-    if not isinstance(history, Sequence) or not all(isinstance(record, Mapping) for record in history):
+    if not isinstance(history, Sequence) or not all(
+        isinstance(record, Mapping) for record in history
+    ):
         raise ValueError("a history is a list with a dict for every epoch")
 
     def flat(record, prefix: str = ""):

@@ -26,14 +26,23 @@ import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from platformdirs import user_cache_path
 from safetensors.torch import load_file, save_file
-from torchvision.transforms import Compose, Normalize, ToTensor
+from torchvision.transforms import Compose, Normalize, Resize, ToTensor
 from tqdm.auto import tqdm
 
-from .data import ImageSet, _Selection, _View, as_imageset, check_classnames, dataset_facts
-from .files import Record, hash_parts, read_record, whole_directory, write_record
-from .modelfiles import open_model, short_reason, unreachable
+from clipadapt.data import (
+    ImageSet, _Selection, _View, as_imageset, check_classnames, dataset_facts,
+    short_reason)
+from clipadapt.files import (
+    Record,
+    hash_parts,
+    read_record,
+    whole_directory,
+    write_record,
+)
+from .modelfiles import open_model, unreachable
 
 # %% auto #0
 __all__ = ['NEUTRAL_TEMPLATES', 'hash_weights', 'CLIP', 'is_known', 'load_clip', 'cache_directory', 'builtin_directory',
@@ -66,12 +75,29 @@ def _batches(count: int, size: int) -> list[range]:
     return [range(start, min(start + size, count)) for start in range(0, count, size)]
 
 
+_LONGEST = 64       # times the short side; of what is longer only the middle is prepared
+
+
+def _middle(image: Image.Image, preprocess) -> Image.Image:
+    """The middle of a very long image, if the preprocessing enlarges the short side and crops the middle.
+
+    A line of 1,000,000 x 1 pixels, a file of 3 kB, would become 224,000,000 x 224 on the way.
+    """
+    first, short = next(iter(getattr(preprocess, "transforms", [])), None), min(image.size)
+    if max(image.size) <= _LONGEST * short or not (isinstance(first, Resize) and isinstance(first.size, int)):
+        return image
+    width, height = (min(side, _LONGEST * short + side % 2) for side in image.size)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
 def _pixels(preprocess, images: ImageSet, batch: range) -> torch.Tensor:
     """One batch, prepared up to the arithmetic: uint8 [B, H, W, 3], or what an unusual preprocessing gives."""
     split = _split_preprocess(preprocess)
+    pictures = (_middle(images[i][0], preprocess) for i in batch)
     if split is None:
-        return torch.stack([preprocess(images[i][0]) for i in batch])
-    return torch.from_numpy(np.stack([np.asarray(split[0](images[i][0])) for i in batch]))
+        return torch.stack([preprocess(picture) for picture in pictures])
+    return torch.from_numpy(np.stack([np.asarray(split[0](picture)) for picture in pictures]))
 
 
 def _normalised(preprocess, pixels: torch.Tensor) -> torch.Tensor:
@@ -81,26 +107,31 @@ def _normalised(preprocess, pixels: torch.Tensor) -> torch.Tensor:
     return _split_preprocess(preprocess)[1](channels_first.float().div_(255))
 
 
-_LONG_TEXT = 5000       # characters; a tokenizer may need minutes for a word of a million
+_LONG_TEXT = 5000  # characters; a tokenizer may need minutes for a word of a million
 
-
-def _shown(text) -> str:
-    return repr(text) if len(repr(text)) <= 80 else f"{repr(text)[:77]}..."
-
-
+# %% ../nbs/01_zeroshot.ipynb #cell-12b
 def _check_text(text, position: int, tokenizer) -> str:
-    """The text, cut far behind what any model reads; ValueError, naming it, for what is no text."""
+    """The text, cut far behind what any model reads; ValueError for what is no text."""
     if not isinstance(text, str):
-        raise ValueError(f"text {position} is of type {type(text).__name__}, not a string: {_shown(text)}")
+        raise ValueError(
+            f"text {position} is of type {type(text).__name__}, not a string:"
+            f" {text!r:.80}"
+        )
     room = max(_LONG_TEXT, 20 * (getattr(tokenizer, "context_length", None) or 0))
     if len(text) > room:
         text = " ".join(text.split())[:room]
-    wrong = next((letter for letter in text if letter == "\0" or "\ud800" <= letter <= "\udfff"), None)
+    wrong = next(
+        (letter for letter in text if letter == "\0" or "\ud800" <= letter <= "\udfff"),
+        None,
+    )
     if wrong:
-        raise ValueError(f"text {position} holds {wrong!r}, which is no letter (a file name in another encoding?): {_shown(text)}")
+        raise ValueError(
+            f"text {position} holds {wrong!r}, which is no letter (a file name in"
+            f" another encoding?): {text!r:.80}"
+        )
     return text
 
-
+# %% ../nbs/01_zeroshot.ipynb #cell-12b
 def _warn_when_cut(texts: Sequence[str], tokenizer) -> None:
     if not hasattr(tokenizer, "encode"):
         return
@@ -123,23 +154,30 @@ def _encode(clip: CLIP, encoder, batches: Iterator[torch.Tensor]) -> Iterator[to
 
 
 def _name(images: ImageSet, index: int) -> str:
-    """What to call an image in a message: its position, and its file when it has one."""
+    """What to call an image in a message: its position, and its file if it has one."""
     position, items = index, images.images
     while isinstance(items, (_Selection, _View)):
-        position = int(items.indices[position]) if isinstance(items, _Selection) else position
+        position = (
+            int(items.indices[position]) if isinstance(items, _Selection) else position
+        )
         items = items.items
     item = items[position]
-    return f"image {index} ({item})" if isinstance(item, (str, Path)) else f"image {index}"
+    return (
+        f"image {index} ({item})" if isinstance(item, (str, Path)) else f"image {index}"
+    )
 
 
 def _check_finite(features: torch.Tensor, name: Callable[[int], str]) -> None:
-    """Raise ValueError, with `name(row)` of the first bad row, unless all features [B, D] are finite."""
+    """ValueError, with `name(row)` of the first bad row, unless all are finite."""
     if not features.sum().isfinite():
         broken = (~features.isfinite()).any(1).nonzero().flatten().tolist()
-        raise ValueError(f"{name(broken[0])} has features that are not finite, and {len(broken) - 1} more of {len(features)} encoded with it have; "
-                         "leave it out, use precision='float32', or load the model again: its weights may be damaged")
+        raise ValueError(
+            f"{name(broken[0])} has features that are not finite, and {len(broken) - 1}"
+            f" more of {len(features)} encoded with it have; leave it out, use"
+            " precision='float32', or load the model again: its weights may be damaged"
+        )
 
-
+# %% ../nbs/01_zeroshot.ipynb #cell-14b
 def _collect(clip: CLIP, batches: Iterator[torch.Tensor], count: int, unit: str) -> torch.Tensor:
     """The features of all batches as one tensor [count, D], with a progress bar when it takes long."""
     features = [torch.empty(0, clip.embed_dim)] if not count else []
@@ -181,13 +219,17 @@ class CLIP:
 
     @property
     def logit_scale(self) -> float:
-        """The factor on cosine similarities that makes them logits (100 for most large CLIPs, about 20 for the built-in one).
+        """The factor that makes logits of cosine similarities.
 
+        It is 100 for most large CLIPs, and about 20 for the built-in one.
         Raises ValueError when the model's is not a finite number.
         """
         scale = self.model.logit_scale.exp().item()
         if not math.isfinite(scale):
-            raise ValueError(f"the logit scale of {self} is {scale}: its weights are damaged, or training went astray; load the model again")
+            raise ValueError(
+                f"the logit scale of {self} is {scale}: its weights are damaged, or"
+                " training went astray; load the model again"
+            )
         return scale
 
     @cached_property
@@ -215,9 +257,9 @@ class CLIP:
     def encode_image(self, images, batch_size: int = 64) -> torch.Tensor:
         """L2-normalised image features, float32 [N, D] on the CPU, in the order of `images`.
 
-        `images` is an ImageSet, a list of paths or Pillow images, or a tensor [N, 3, H, W] (see `as_imageset`).
-        Raises ValueError, naming the file, when an image cannot be read or has features that are not finite, and for a
-        batch size below 1.
+        `images` is an ImageSet, a list of paths or Pillow images, or a tensor [N, 3, H,
+        W] (see `as_imageset`). Raises ValueError, naming the file, when an image cannot
+        be read or has features that are not finite, and for a batch size below 1.
         """
         images = as_imageset(images)
         return _collect(self, self.encode_batches(images, batch_size), len(images), "image")
@@ -225,7 +267,9 @@ class CLIP:
     def encode_batches(self, images, batch_size: int = 64) -> Iterator[torch.Tensor]:
         """What `encode_image` returns, one batch [B, D] after the other, so that memory does not grow with their number."""
         images = as_imageset(images)
-        encoded = _encode(self, self._model().encode_image, self.pixel_batches(images, batch_size))
+        encoded = _encode(
+            self, self._model().encode_image, self.pixel_batches(images, batch_size)
+        )
         return self._checked(encoded, partial(_name, images))
 
     def pixel_batches(self, images, batch_size: int = 64) -> Iterator[torch.Tensor]:
@@ -237,19 +281,27 @@ class CLIP:
     def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> torch.Tensor:
         """L2-normalised text features, float32 [M, D] on the CPU. Texts longer than the context are cut, with a warning.
 
-        Raises ValueError for a string that is not in a list, for anything in it that is no text (naming it), for features
-        that are not finite, and for a batch size below 1.
+        Raises ValueError for a string that is not in a list, for anything in it that is
+        no text (naming it), for features that are not finite, and for a batch size
+        below 1.
         """
         if isinstance(texts, str):
-            raise ValueError(f"texts must be a list of strings; put {_shown(texts)} in a list")
+            raise ValueError(
+                f"texts must be a list of strings; put {texts!r:.80} in a list"
+            )
         texts = [_check_text(text, i, self.tokenizer) for i, text in enumerate(texts)]
         _warn_when_cut(texts, self.tokenizer)
         tokens = (self.tokenizer([texts[i] for i in batch]).to(self.device) for batch in _batches(len(texts), batch_size))
-        encoded = self._checked(_encode(self, self._model().encode_text, tokens), lambda i: f"text {i} ({_shown(texts[i])})")
+        encoded = self._checked(
+            _encode(self, self._model().encode_text, tokens),
+            lambda i: f"text {i} ({texts[i]!r:.80})",
+        )
         return _collect(self, encoded, len(texts), "text")
 
-    def _checked(self, encoded: Iterator[torch.Tensor], name: Callable[[int], str]) -> Iterator[torch.Tensor]:
-        """The same batches of features, each checked to be finite; `name(i)` is what to call the i-th of all."""
+    def _checked(
+        self, encoded: Iterator[torch.Tensor], name: Callable[[int], str]
+    ) -> Iterator[torch.Tensor]:
+        """The same batches, checked to be finite; `name(i)` is a name for row i."""
         done = 0
         for features in encoded:
             _check_finite(features, lambda row: name(done + row))
@@ -308,27 +360,35 @@ def is_known(name: str | None, pretrained: str | None) -> bool:
     name, pretrained: as for `load_clip`.
 
     True for the built-in model (both None) and for an architecture of OpenCLIP with a
-    tag that OpenCLIP lists for it; False for a folder, a model of the hub, or a file with
-    weights, which can come from anybody.
+    tag that OpenCLIP lists for it; False for a folder, a model of the hub, or a file
+    with weights, which can come from anybody.
     """
     if name is None:
         return pretrained is None
     return pretrained in open_clip.list_pretrained_tags_by_model(name)
 
-
+# %% ../nbs/01_zeroshot.ipynb #cell-19b
 def _nearest(name: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
     return f", did you mean {' or '.join(map(repr, close))}?" if close else ""
 
 # %% ../nbs/01_zeroshot.ipynb #cell-21
-def _expanded(name: str | None, pretrained: str | None) -> tuple[str | None, str | None]:
-    """Both as text or None, `~` replaced by the home folder; ValueError for anything else."""
+def _expanded(
+    name: str | None, pretrained: str | None
+) -> tuple[str | None, str | None]:
+    """Both as text or None, `~` made the home folder; ValueError for anything else."""
     if name is None and pretrained is not None:
         raise ValueError(f"pretrained={pretrained!r} needs the name of its architecture, for example load_clip('ViT-B-32', {pretrained!r})")
     for value in (name, pretrained):
         if value is not None and not isinstance(value, (str, Path)):
-            raise ValueError(f"a model is named by a text such as 'ViT-B-32', got {value!r}")
-    scheme, folder = ("local-dir:", str(name)[10:]) if str(name).startswith("local-dir:") else ("", name)
+            raise ValueError(
+                f"a model is named by a text such as 'ViT-B-32', got {value!r}"
+            )
+    scheme, folder = (
+        ("local-dir:", str(name)[10:])
+        if str(name).startswith("local-dir:")
+        else ("", name)
+    )
     name = scheme + os.path.expanduser(folder) if scheme else name and str(name)
     return name, pretrained and os.path.expanduser(pretrained)
 
@@ -341,16 +401,22 @@ def _lasting(name: str | None, pretrained: str | None) -> tuple[str | None, str 
         pretrained = str(Path(pretrained).absolute())
     return name, pretrained
 
-
+# %% ../nbs/01_zeroshot.ipynb #cell-21b
 def _open_architecture(name: str, pretrained: str, quick_gelu: bool):
-    """Model, preprocessing and tokenizer of an architecture, with a tag or a file of weights."""
+    """Model, preprocessing and tokenizer of an architecture; weights by tag or file."""
     weights = pretrained
     try:
         if is_known(name, pretrained):
-            weights = open_clip.download_pretrained(open_clip.get_pretrained_cfg(name, pretrained))
+            weights = open_clip.download_pretrained(
+                open_clip.get_pretrained_cfg(name, pretrained)
+            )
     except Exception as error:  # of whichever library carries the connection
         raise unreachable(f"{name} with weights {pretrained!r}", error) from error
-    no_code = {"trust_remote_code": False} if open_clip.get_model_config(name)["text_cfg"].get("hf_tokenizer_name") else {}
+    no_code = (
+        {"trust_remote_code": False}
+        if open_clip.get_model_config(name)["text_cfg"].get("hf_tokenizer_name")
+        else {}
+    )
     try:
         model, preprocess = open_clip.create_model_from_pretrained(
             name, pretrained=pretrained, force_quick_gelu=quick_gelu, weights_only=True)
@@ -358,9 +424,13 @@ def _open_architecture(name: str, pretrained: str, quick_gelu: bool):
     except MemoryError:
         raise
     except Exception as error:  # whatever a damaged file or a broken connection makes of it
-        if isinstance(error, OSError) and error.errno is None:      # what transformers could not fetch
+        if isinstance(error, OSError) and error.errno is None:
+            # what transformers could not fetch
             raise unreachable(f"a part of {name}", error) from error
-        raise ValueError(f"{weights} does not hold weights for {name}, or is damaged ({short_reason(error)}); get it again") from error
+        raise ValueError(
+            f"{weights} does not hold weights for {name}, or is damaged"
+            f" ({short_reason(error)}); get it again"
+        ) from error
 
 # %% ../nbs/01_zeroshot.ipynb #cell-22
 def load_clip(
@@ -373,17 +443,17 @@ def load_clip(
 
     name: None (built-in, needs no network), an architecture of OpenCLIP ("ViT-B-32"),
         "hf-hub:organisation/model", or "local-dir:FOLDER".
-    pretrained: the weights for an architecture: a tag ("laion2b_s34b_b79k"), which brings
-        quick-GELU where they were trained with it, or a file; for a file, name an
-        architecture that has it ("ViT-B-32-quickgelu").
+    pretrained: the weights for an architecture: a tag ("laion2b_s34b_b79k"), which
+        brings quick-GELU where they were trained with it, or a file; for a file, name
+        an architecture that has it ("ViT-B-32-quickgelu").
     device: a device of PyTorch; None for a GPU where PyTorch sees one.
     precision: "float32", "bf16" or "auto" (see `CLIP`).
 
-    A model is read as data. Nothing in it is run, whatever it says of itself. Folders and
-    files are remembered by their absolute paths.
+    A model is read as data. Nothing in it is run, whatever it says of itself. Folders
+    and files are remembered by their absolute paths.
 
-    Raises ValueError for an unknown architecture, tag (the nearest are named) or device,
-    when no weights are asked for, and for a model that is damaged or refused;
+    Raises ValueError for an unknown architecture, tag (the nearest are named) or
+    device, when no weights are asked for, and for a model that is damaged or refused;
     FileNotFoundError for a folder that is missing or lacks a file; ConnectionError when
     something cannot be fetched.
     """
@@ -396,14 +466,17 @@ def load_clip(
     else:
         opened = _open_architecture(name, pretrained, _check_model(name, pretrained))
     name, pretrained = _lasting(name, pretrained)
-    return CLIP(*opened, name=name, pretrained=pretrained, device=device, precision=precision)
+    return CLIP(
+        *opened, name=name, pretrained=pretrained, device=device, precision=precision
+    )
 
 # %% ../nbs/01_zeroshot.ipynb #cell-24
 def cache_directory() -> Path:
-    """The folder for things that can be made again: `$CLIPADAPT_CACHE`, or the user's cache folder.
+    """The folder for what can be made again: an absolute path.
 
-    An absolute path. Where there is neither (no home folder, as in many containers) it is
-    a private folder among the temporary files, with a warning.
+    It is `$CLIPADAPT_CACHE`, or the user's cache folder. Where there is neither (no
+    home folder, as in many containers) it is a private folder among the temporary
+    files, with a warning.
     """
     try:
         chosen = os.environ.get("CLIPADAPT_CACHE") or user_cache_path("clipadapt")
@@ -420,10 +493,18 @@ def _temporary_cache() -> Path:
     folder = Path(tempfile.gettempdir()).absolute() / f"clipadapt-{user}"
     folder.mkdir(mode=0o700, exist_ok=True)
     facts = folder.lstat()
-    if hasattr(os, "getuid") and (facts.st_uid != user or not stat.S_ISDIR(facts.st_mode) or facts.st_mode & 0o077):
-        raise OSError(f"{folder} is not a private folder of this user; set CLIPADAPT_CACHE to a folder that can be written")
-    warnings.warn(f"there is no home folder, so clipadapt keeps its cache in {folder}, which may vanish; "
-                  "set CLIPADAPT_CACHE to a folder that stays", stacklevel=3)
+    if hasattr(os, "getuid") and (
+        facts.st_uid != user or not stat.S_ISDIR(facts.st_mode) or facts.st_mode & 0o077
+    ):
+        raise OSError(
+            f"{folder} is not a private folder of this user; set CLIPADAPT_CACHE to a"
+            " folder that can be written"
+        )
+    warnings.warn(
+        f"there is no home folder, so clipadapt keeps its cache in {folder}, which may"
+        " vanish; set CLIPADAPT_CACHE to a folder that stays",
+        stacklevel=3,
+    )
     return folder
 
 # %% ../nbs/01_zeroshot.ipynb #cell-25
@@ -437,7 +518,9 @@ _BUILTIN_FILES = ("open_clip_config.json", "open_clip_model.safetensors")
 
 
 def _hashes(folder: Path) -> dict[str, str]:
-    return {name: hash_parts((folder / name).read_bytes()).hex() for name in _BUILTIN_FILES}
+    return {
+        name: hash_parts((folder / name).read_bytes()).hex() for name in _BUILTIN_FILES
+    }
 
 
 def _is_whole(folder: Path) -> bool:
@@ -447,9 +530,9 @@ def _is_whole(folder: Path) -> bool:
     except (OSError, ValueError):
         return False
 
-
+# %% ../nbs/01_zeroshot.ipynb #cell-25b
 def builtin_directory() -> Path:
-    """The built-in CLIP as an OpenCLIP model directory, made from the packaged files on first use.
+    """The built-in CLIP as a model folder of OpenCLIP, made on first use.
 
     It is compared with its hashes every time, and made again when it is damaged. Raises
     OSError when it has to be made and cannot be written.
@@ -466,7 +549,7 @@ def builtin_directory() -> Path:
             raise OSError(f"cannot write the built-in CLIP to {directory} ({error}); set CLIPADAPT_CACHE to a folder that can be written") from error
     return directory
 
-
+# %% ../nbs/01_zeroshot.ipynb #cell-25b
 def expand_weights(packaged: Path, target: Path) -> None:
     """Write the compact model in `packaged` as an ordinary OpenCLIP directory (float16 weights) to `target`."""
     config = json.loads((packaged / "open_clip_config.json").read_text())

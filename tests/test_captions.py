@@ -10,7 +10,6 @@ import sys
 import time
 import warnings
 from contextlib import closing
-from pathlib import Path
 
 import numpy as np
 import pytest

@@ -23,7 +23,7 @@ import clipadapt
 from clipadapt import digits
 from clipadapt.adapter import read_saved
 from clipadapt.cli import METHODS, main
-from clipadapt.files import _host, read_arrays, write_arrays
+from clipadapt.files import _host, write_arrays
 
 CLASSES = ",".join(digits("test").classnames)
 

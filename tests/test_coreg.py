@@ -20,7 +20,7 @@ from PIL import Image
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
-from clipadapt import CoReg, ImageSet, Prototypes, digits, load_clip
+from clipadapt import CoReg, ImageSet, Prototypes, digits
 from clipadapt import coreg as module
 from clipadapt.coreg import Queue
 from clipadapt.pseudolabels import top_k_candidates

@@ -102,7 +102,7 @@ FORGED = {
     "missing": ({"arrays": {"owners_": None}}, "owners_ is missing"),
     "too many": ({"arrays": {"fit": np.zeros(3)}}, "fit does not belong"),
     "a method": ({"fitted": {"predict": 3}}, "'predict' does not belong"),
-    "history": ({"fitted": {"history_": [3]}}, "history_: Input should be an object"),
+    "history": ({"fitted": {"history_": [3]}}, "history_: 0: Input should be an object"),
     "classnames": ({"fitted": {"classnames_": "cat"}}, "no class names"),
     "no classes": ({"fitted": {"classnames_": []}}, "no class names"),
     "numbers": ({"fitted": {"classnames_": list(range(10))}}, "class 0 must be text"),

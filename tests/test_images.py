@@ -15,9 +15,10 @@ import pytest
 import torch
 from PIL import ExifTags, Image, PngImagePlugin
 
-from clipadapt import ImageSet
+from clipadapt import ImageSet, load_clip
 from clipadapt import data
 from clipadapt.data import as_imageset, check_classnames, check_labels, printable, read_image, to_rgb
+from clipadapt.zeroshot import _middle
 
 RAMP = np.tile(np.linspace(0, 255, 32).round().astype(np.uint8), (24, 1))
 GREY = Image.fromarray(RAMP)
@@ -614,3 +615,39 @@ def test_ordinary_labels_stay():
 
 def test_printable_spells_out_what_cannot_be_seen():
     assert printable("日本 naïve a b") == "日本 naïve a b" and printable(b"caf\xe9") == "caf\\xe9" and printable(Path("a\nb")) == "a\\nb" and printable("\x1b[0m\u202e") == "\\x1b[0m\\u202e"
+
+
+@pytest.mark.parametrize("size", [(1_000_000, 1), (1, 1_000_000), (999_999, 2)])
+def test_a_line_does_not_fill_the_memory(size):
+    """Its short side would be enlarged to 32 pixels, and the long one with it, before the middle is cropped."""
+    resource = pytest.importorskip("resource")
+    clip, before = load_clip(device="cpu"), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert clip.encode_image([Image.new("RGB", size)]).shape == (1, 64)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000, "kilobytes"
+
+
+@pytest.mark.parametrize("size", [(201, 3), (3, 200), (130, 2), (67, 1)])
+def test_the_middle_of_a_long_image_is_what_the_whole_gives(size):
+    noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    image, prepare = Image.fromarray(noise), load_clip(device="cpu").preprocess
+    middle = _middle(image, prepare)
+    assert max(middle.size) < max(size)
+    assert (prepare(middle) - prepare(image)).abs().mean() < 0.15, "more than half a pixel of noise, with a deviation of 0.9"
+
+
+@pytest.mark.parametrize("kind", [2, 5, 7, 12])
+def test_a_tiff_whose_tiles_have_no_size_is_named(tmp_path, kind):
+    """The tags 322 and 323 as text, fractions, bytes and floats."""
+    whole = {256: 8, 257: 8, 258: 8, 259: 1, 262: 1, 277: 1, 324: 200, 325: 64}
+    entries = [struct.pack("<HHII", tag, 4, 1, value) for tag, value in whole.items()]
+    entries[6:6] = [struct.pack("<HHI4s", tag, kind, 4, b"AAAA") for tag in (322, 323)]
+    (tmp_path / "tiles.tif").write_bytes(b"II*\0" + struct.pack("<IH", 8, len(entries)) + b"".join(entries) + bytes(200))
+    with pytest.raises(ValueError, match="tiles.tif: "):
+        read_image(tmp_path / "tiles.tif")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_without_an_ending_is_left_out(photos):
+    """Who opens it waits for somebody to write to it."""
+    os.mkfifo(photos / "cat" / "pipe")
+    assert "without an ending" in warning_of(lambda: ImageSet.from_folder(photos))

@@ -55,6 +55,23 @@ def test_every_image_has_its_class_and_its_split(name, tmp_path):
             assert all((written[grey].part == "test") == (split == "test") for grey in found[split])
 
 
+PIXELS_ONLY = ["CIFAR10", "CIFAR100", "MNIST", "FashionMNIST", "SVHN", "FER2013"]
+
+
+@pytest.mark.parametrize("name", [name for name in LAYOUTS if name not in PIXELS_ONLY])
+def test_files_are_opened_by_our_own_rules(name, tmp_path, monkeypatch):
+    """torchvision would let Pillow open what it likes: PostScript, for which it starts Ghostscript, and pictures of any size."""
+    write(name, tmp_path)
+    images = load(name, tmp_path, "train")
+    monkeypatch.setattr("subprocess.Popen", lambda *arguments, **options: pytest.fail("a process was started"))
+    Path(images.images[0]).write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
+    with pytest.raises(ValueError, match="it holds none of JPEG"):
+        images[0]
+    images.max_pixels = 32 * 32 - 1
+    with pytest.raises(ValueError, match="more than max_pixels"):
+        images[1]
+
+
 @pytest.mark.parametrize("name", OWN_SPLIT)
 def test_our_split_does_not_depend_on_the_order_of_files(name, tmp_path, monkeypatch):
     write(name, tmp_path)
