@@ -88,7 +88,7 @@ class Declared(BaseEstimator):
             for name, value in fitted.items() if isinstance(value, np.ndarray)
         }
         plain = {name: value for name, value in fitted.items() if name not in arrays}
-        params = self.get_params(deep=False)
+        params = self.get_params(deep=False).items()
         return arrays, SavedMethod(
             method=type(self).__name__,
             clip=SavedClip(
@@ -96,9 +96,7 @@ class Declared(BaseEstimator):
                 pretrained=self.clip.pretrained,
                 fingerprint=self.clip.fingerprint,
             ),
-            params=_as_json(
-                {name: params[name] for name in set(params) - set(self.unsaved)}
-            ),
+            params=_as_json({k: value for k, value in params if k not in self.unsaved}),
             fitted=_as_json(plain),
         )
 

@@ -269,7 +269,7 @@ def _prepare(connection: sqlite3.Connection) -> None:
     if _tables(connection) != [_TABLE]:
         raise _Forged("its tables are not those of a caption cache")
 
-# %% ../nbs/11_captions.ipynb #cell-26b
+# %% ../nbs/11_captions.ipynb #c2a1dd8c
 def _tables(connection: sqlite3.Connection) -> list[str]:
     """How everything in the file was defined: tables, and what else there may be."""
     return [text for text, in connection.execute("SELECT sql FROM sqlite_master")]
@@ -604,7 +604,7 @@ def _refuse_code(model: str) -> None:
                 f" ({named} in {name}), which is never done here"
             )
 
-# %% ../nbs/11_captions.ipynb #cell-65b
+# %% ../nbs/11_captions.ipynb #862e648c
 @contextmanager
 def _explained(model: str) -> Iterator[None]:
     """Turn the errors of transformers into some that say what to do."""

@@ -1075,10 +1075,12 @@ def _fixed_split(part, labels: np.ndarray, split: str) -> np.ndarray:
 
 
 def _torchvision_items(part) -> Sequence:
-    """The files of a torchvision data set, for `read_image`; itself where it has none."""
+    """The files of a torchvision data set, for `read_image`; else the set itself."""
     if isinstance(part, torchvision.datasets.Caltech101):
-        folders = [Path(part.root, "101_ObjectCategories", name) for name in part.categories]
-        return [folders[label] / f"image_{number:04d}.jpg" for label, number in zip(part.y, part.index)]
+        root = Path(part.root, "101_ObjectCategories")
+        names = [part.categories[label] for label in part.y]
+        numbers = [f"image_{number:04d}.jpg" for number in part.index]
+        return [Path(root, name, number) for name, number in zip(names, numbers)]
     for attribute in ("_image_files", "_images", "_samples", "samples"):
         items = getattr(part, attribute, None) or [None]
         paths = [item[0] if isinstance(item, tuple) else item for item in items]
@@ -1086,11 +1088,11 @@ def _torchvision_items(part) -> Sequence:
             return [Path(path) for path in paths]
     return part
 
-
+# %% ../nbs/00_data.ipynb #cell-86b
 class _TorchvisionImages(Sequence):
     """The images of torchvision data sets, one after the other, without their labels.
 
-    Files are left to `read_image`: torchvision would let Pillow open whatever they hold.
+    Files are left to `read_image`: with torchvision, Pillow would open any format.
     """
 
     def __init__(self, parts: Sequence):

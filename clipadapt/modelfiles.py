@@ -294,8 +294,10 @@ class Refused(ValueError):
 
 # %% ../nbs/01_modelfiles.ipynb #cell-23
 _KERNELS = tuple(
-    f"{before}{kind}_implementation{behind}"        # the names that transformers reads
-    for kind in ("attn", "experts") for before in ("", "_") for behind in ("", "_internal")
+    f"{before}{kind}_implementation{behind}"  # the names that transformers reads
+    for kind in ("attn", "experts")
+    for before in ("", "_")
+    for behind in ("", "_internal")
 )
 
 

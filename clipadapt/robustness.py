@@ -287,7 +287,7 @@ def corrupt(image: Image.Image, name: str, severity: int, rng: np.random.Generat
 def _corrupted(image: Image.Image, rng: np.random.Generator, name: str, severity: int) -> Image.Image:
     return corrupt(image, name, severity, rng)
 
-# %% ../nbs/13_robustness.ipynb #cell-23b
+# %% ../nbs/13_robustness.ipynb #4ad04e6e
 class Corrupted(ImageSet):
     """The images of a set with one corruption: `Corrupted(images, name, severity, seed=0)`. Labels and class names are kept.
 

@@ -99,7 +99,7 @@ def _information(probabilities: np.ndarray) -> float:
     of_the_mean = -negative_entropy(probabilities.mean(axis=0, keepdims=True))[0]
     return float((of_the_mean + negative_entropy(probabilities).mean()) / np.log(classes))
 
-# %% ../nbs/15_selection.ipynb #cell-12b
+# %% ../nbs/15_selection.ipynb #d81c8c84
 def _silhouette(answers: np.ndarray, features: np.ndarray | None, most: int = 2000) -> float:
     """Silhouette of the answers as clusters of the frozen image features [N, D], by cosine distance, over at most `most` images; NaN for a single cluster."""
     from sklearn.metrics import silhouette_score

@@ -35,13 +35,8 @@ from tqdm.auto import tqdm
 from clipadapt.data import (
     ImageSet, _Selection, _View, as_imageset, check_classnames, dataset_facts,
     short_reason)
-from clipadapt.files import (
-    Record,
-    hash_parts,
-    read_record,
-    whole_directory,
-    write_record,
-)
+from .files import (
+    Record, hash_parts, read_record, whole_directory, write_record)
 from .modelfiles import open_model, unreachable
 
 # %% auto #0
@@ -75,16 +70,19 @@ def _batches(count: int, size: int) -> list[range]:
     return [range(start, min(start + size, count)) for start in range(0, count, size)]
 
 
-_LONGEST = 64       # times the short side; of what is longer only the middle is prepared
+_LONGEST = 64       # times the short side; of longer images only the middle is used
 
 
 def _middle(image: Image.Image, preprocess) -> Image.Image:
-    """The middle of a very long image, if the preprocessing enlarges the short side and crops the middle.
+    """The middle of a very long image, where the preprocessing would crop it anyway.
 
-    A line of 1,000,000 x 1 pixels, a file of 3 kB, would become 224,000,000 x 224 on the way.
+    A line of 1,000,000 x 1 pixels, a file of 3 kB, would become 224,000,000 x 224 on
+    the way.
     """
-    first, short = next(iter(getattr(preprocess, "transforms", [])), None), min(image.size)
-    if max(image.size) <= _LONGEST * short or not (isinstance(first, Resize) and isinstance(first.size, int)):
+    first = next(iter(getattr(preprocess, "transforms", [])), None)
+    by_short_side = isinstance(first, Resize) and isinstance(first.size, int)
+    short = min(image.size)
+    if max(image.size) <= _LONGEST * short or not by_short_side:
         return image
     width, height = (min(side, _LONGEST * short + side % 2) for side in image.size)
     left, top = (image.width - width) // 2, (image.height - height) // 2
@@ -97,19 +95,20 @@ def _pixels(preprocess, images: ImageSet, batch: range) -> torch.Tensor:
     pictures = (_middle(images[i][0], preprocess) for i in batch)
     if split is None:
         return torch.stack([preprocess(picture) for picture in pictures])
-    return torch.from_numpy(np.stack([np.asarray(split[0](picture)) for picture in pictures]))
+    arrays = [np.asarray(split[0](picture)) for picture in pictures]
+    return torch.from_numpy(np.stack(arrays))
 
-
+# %% ../nbs/01_zeroshot.ipynb #cell-12b
 def _normalised(preprocess, pixels: torch.Tensor) -> torch.Tensor:
     if pixels.dtype != torch.uint8:
         return pixels
     channels_first = pixels.permute(0, 3, 1, 2).contiguous()       # in memory, too: oneDNN can crash on the other order where a tower is trained
     return _split_preprocess(preprocess)[1](channels_first.float().div_(255))
 
-
+# %% ../nbs/01_zeroshot.ipynb #db25ee02
 _LONG_TEXT = 5000  # characters; a tokenizer may need minutes for a word of a million
 
-# %% ../nbs/01_zeroshot.ipynb #cell-12b
+# %% ../nbs/01_zeroshot.ipynb #56565dde
 def _check_text(text, position: int, tokenizer) -> str:
     """The text, cut far behind what any model reads; ValueError for what is no text."""
     if not isinstance(text, str):
@@ -131,7 +130,7 @@ def _check_text(text, position: int, tokenizer) -> str:
         )
     return text
 
-# %% ../nbs/01_zeroshot.ipynb #cell-12b
+# %% ../nbs/01_zeroshot.ipynb #dd318785
 def _warn_when_cut(texts: Sequence[str], tokenizer) -> None:
     if not hasattr(tokenizer, "encode"):
         return
@@ -353,7 +352,7 @@ def _check_model(name: str, pretrained: str | None) -> bool:
         raise ValueError(f"{name} has no weights {pretrained!r}{_nearest(pretrained, tags)}; it has {', '.join(tags) or 'none'}")
     return bool((open_clip.get_pretrained_cfg(name, pretrained) or {}).get("quick_gelu", False))
 
-
+# %% ../nbs/01_zeroshot.ipynb #cell-19b
 def is_known(name: str | None, pretrained: str | None) -> bool:
     """Whether a model comes from clipadapt or from OpenCLIP's own list of models.
 
@@ -367,7 +366,7 @@ def is_known(name: str | None, pretrained: str | None) -> bool:
         return pretrained is None
     return pretrained in open_clip.list_pretrained_tags_by_model(name)
 
-# %% ../nbs/01_zeroshot.ipynb #cell-19b
+# %% ../nbs/01_zeroshot.ipynb #9c062226
 def _nearest(name: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
     return f", did you mean {' or '.join(map(repr, close))}?" if close else ""
@@ -549,7 +548,7 @@ def builtin_directory() -> Path:
             raise OSError(f"cannot write the built-in CLIP to {directory} ({error}); set CLIPADAPT_CACHE to a folder that can be written") from error
     return directory
 
-# %% ../nbs/01_zeroshot.ipynb #cell-25b
+# %% ../nbs/01_zeroshot.ipynb #f20e0c99
 def expand_weights(packaged: Path, target: Path) -> None:
     """Write the compact model in `packaged` as an ordinary OpenCLIP directory (float16 weights) to `target`."""
     config = json.loads((packaged / "open_clip_config.json").read_text())
