@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, ClassVar, get_type_hints
 
 import numpy as np
@@ -340,7 +341,8 @@ def blaming(path: Path, remedy: str) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); {remedy}") from error
+        reason = shorten(str(error), 300, placeholder=" ...")
+        raise ValueError(f"{path} is damaged ({reason}); {remedy}") from error
 
 
 def _check_saveable(

@@ -243,6 +243,13 @@ class _Forged(sqlite3.DatabaseError):
     """A file of SQLite that this module did not write."""
 
 
+def _is_of_the_disk(error: Exception) -> bool:
+    """Whether an error is about the disk or a lock, not about the content of a file."""
+    if isinstance(error, sqlite3.OperationalError):
+        return "user-defined function" not in str(error)    # it met a text that is none
+    return isinstance(error, OSError)
+
+
 def _cache_file(location: str | Path | None) -> Path:
     chosen = (
         Path(os.path.expanduser(location))
@@ -318,7 +325,11 @@ class _Cache:
             return {key: _checked(row[0]) for key, row in rows if row}
 
     def add(self, captions: dict[_Key, str]) -> dict[_Key, str]:
-        """Write captions in one transaction, but for those that are there already; return what is there now."""
+        """Write captions in one transaction, but for those that are there already.
+
+        Returns what is there now; for a row too damaged to be found, what was to be
+        written.
+        """
         with self.explained(), self.connection:
             self.connection.executemany(
                 _ADD,
@@ -327,20 +338,24 @@ class _Cache:
                     for key, text in captions.items()
                 ],
             )
-        return self.find(list(captions))
+        return captions | self.find(list(captions))
 
     @contextmanager
     def explained(self) -> Iterator[None]:
         """Turn SQLite's errors into some that say what to do."""
         try:
             yield
-        except (_Forged, UnicodeDecodeError) as error:
-            raise ValueError(f"{self.location} is damaged or no caption cache ({error}); delete it, or choose another file with cache=") from error
-        except (sqlite3.OperationalError, OSError) as error:  # locked, full, read-only, a folder
-            raise OSError(f"the caption cache {self.location} cannot be used ({error}); what was written before is kept. "
-                          "Free some space, or choose another file with cache=") from error
-        except sqlite3.DatabaseError as error:
-            raise ValueError(f"{self.location} is damaged or no caption cache ({error}); delete it, or choose another file with cache=") from error
+        except (sqlite3.Error, UnicodeDecodeError, OSError) as error:
+            if _is_of_the_disk(error):      # locked, full, read-only, a folder
+                raise OSError(
+                    f"the caption cache {self.location} cannot be used ({error}); what "
+                    "was written before is kept. Free some space, or choose another "
+                    "file with cache="
+                ) from error
+            raise ValueError(
+                f"{self.location} is damaged or no caption cache ({error}); delete it, "
+                "or choose another file with cache="
+            ) from error
 
 # %% ../nbs/11_captions.ipynb #cell-28
 @dataclass(frozen=True)

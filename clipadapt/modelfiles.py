@@ -477,8 +477,12 @@ def local_files(folder: str | Path) -> ModelFiles:
     Raises FileNotFoundError, naming what is missing.
     """
     place = Path(folder)
-    if not place.is_dir():
-        raise FileNotFoundError(f"there is no folder {str(folder)!r}")
+    try:
+        there = place.is_dir()
+    except OSError:         # a name that is longer than names can be
+        there = False
+    if not there:
+        raise FileNotFoundError(f"there is no folder {str(folder)!r:.300}")
     weights = [place / name for name in _WEIGHTS if (place / name).is_file()]
     weights += sorted(path for path in place.glob("*.safetensors") if path.is_file())
     missing = [_SETTINGS] if not (place / _SETTINGS).is_file() else []

@@ -344,7 +344,7 @@ def _check_device(device: str | torch.device | None) -> torch.device:
 def _check_model(name: str, pretrained: str | None) -> bool:
     """Raise ValueError unless OpenCLIP knows this model and these weights; return whether they need quick-GELU forced."""
     if name not in open_clip.list_models():
-        raise ValueError(f"unknown model {name!r}{_nearest(name, open_clip.list_models())}; open_clip.list_models() has all of them")
+        raise ValueError(f"unknown model {name!r:.100}{_nearest(name, open_clip.list_models())}; open_clip.list_models() has all of them")
     tags = open_clip.list_pretrained_tags_by_model(name)
     if pretrained is None:
         raise ValueError(f"{name} needs weights (without them the model is random): pretrained= one of {', '.join(tags)}, or a file")

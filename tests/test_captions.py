@@ -492,3 +492,28 @@ def test_quantization_says_what_is_missing(llava, monkeypatch):
     monkeypatch.setattr(module, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match="pip install bitsandbytes accelerate"):
         open_llava(llava, quantization="4bit")
+
+
+def test_a_row_too_damaged_to_be_found_costs_no_caption(tmp_path, monkeypatch):
+    """What was just described is returned even where the file cannot give it back."""
+    images, cache = digits("test").subset(range(3)), tmp_path / "captions.sqlite"
+    expected = caption(AttributeCaptioner(), images, "", cache).texts
+    monkeypatch.setattr("clipadapt.captions._Cache.find", lambda self, keys: {})
+    assert caption(AttributeCaptioner(), images, "", cache).texts == expected
+
+
+def test_flipped_bytes_give_the_same_captions_or_name_the_damage(tmp_path):
+    images, cache = digits("test").subset(range(6)), tmp_path / "captions.sqlite"
+    expected = caption(AttributeCaptioner(), images, "", cache).texts
+    content, rng = cache.read_bytes(), np.random.default_rng(0)
+    for _ in range(150):
+        damaged = bytearray(content)
+        for place in rng.integers(len(content), size=rng.choice([1, 3, 40])):
+            damaged[place] = rng.integers(256)
+        for file in tmp_path.iterdir():
+            file.unlink()
+        cache.write_bytes(damaged)
+        try:
+            assert caption(AttributeCaptioner(), images, "", cache).texts == expected
+        except ValueError as error:
+            assert "is damaged or no caption cache" in str(error)

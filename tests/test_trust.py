@@ -322,3 +322,10 @@ def test_a_text_of_a_million_letters_is_cut_in_time(clip, text):
 def test_reasons_of_libraries_hold_no_escape_codes():
     reason = short_reason(RuntimeError("\x1b[1mWeights only\x1b[0m\nload \x07failed"))
     assert reason == "Weights only load \\x07failed"
+
+
+def test_messages_do_not_repeat_endless_names():
+    for call in (lambda: load_clip("V" * 5000, "tag"), lambda: load_clip("local-dir:" + "a" * 5000)):
+        with pytest.raises((ValueError, FileNotFoundError)) as caught:
+            call()
+        assert len(str(caught.value)) < 600
