@@ -34,17 +34,20 @@ __all__ = ['FORMAT', 'VIEWS', 'hash_each', 'hash_images', 'hash_preprocessing', 
            'named_view', 'FeatureStore', 'StoredCLIP']
 
 # %% ../nbs/04_features.ipynb #cell-12
-def _hash_item(item) -> bytes:
-    """A hash of one image's content: the bytes of its file or of its array, or its pixels. Raises the errors of `read_image`."""
+def _hash_item(item, max_pixels: int) -> bytes:
+    """A hash of one image's content: the bytes of its file or of its array, or its pixels.
+
+    Raises the errors of `read_image`.
+    """
     if isinstance(item, (str, Path)):
         try:
             return hash_parts("file", Path(item).read_bytes())
         except OSError:
-            read_image(item)
+            read_image(item, max_pixels)
             raise
     if isinstance(item, np.ndarray):
         return hash_parts("array", f"{item.dtype} {item.shape}", item.tobytes())
-    image = read_image(item)
+    image = read_image(item, max_pixels)
     return hash_parts("pixels", f"{image.width}x{image.height}", image.tobytes())
 
 # %% ../nbs/04_features.ipynb #cell-15
@@ -64,13 +67,20 @@ def _identify(transform: Callable) -> bytes | None:
     return hash_parts(function.__module__, function.__qualname__, json.dumps(arguments, sort_keys=True), *seen)
 
 # %% ../nbs/04_features.ipynb #cell-18
-def _hash_image(items: Sequence, index: int, known: dict[int, bytes | None]) -> bytes:
-    """A hash of `items[index]`; `known` holds the identity of every view's transform, by the view's `id`."""
+def _hash_image(
+    items: Sequence, index: int, known: dict[int, bytes | None], max_pixels: int
+) -> bytes:
+    """A hash of `items[index]`.
+
+    `known` holds the identity of every view's transform, by the view's `id`.
+    """
     if isinstance(items, _Selection):
-        return _hash_image(items.items, int(items.indices[index]), known)
+        index = int(items.indices[index])
+        return _hash_image(items.items, index, known, max_pixels)
     if isinstance(items, _View) and known[id(items)]:
-        return hash_parts(known[id(items)], f"{items.seed} {index}", _hash_image(items.items, index, known))
-    return _hash_item(items[index])
+        below = _hash_image(items.items, index, known, max_pixels)
+        return hash_parts(known[id(items)], f"{items.seed} {index}", below)
+    return _hash_item(items[index], max_pixels)
 
 
 def hash_each(images: ImageSet) -> list[bytes]:
@@ -80,7 +90,13 @@ def hash_each(images: ImageSet) -> list[bytes]:
         if isinstance(items, _View):
             known[id(items)] = _identify(items.transform)
         items = items.items
-    blocks = _ahead(lambda block: [_hash_image(images.images, i, known) for i in block], _batches(len(images), 256), min(4, os.cpu_count() or 1))
+
+    def hash_block(block: range) -> list[bytes]:
+        items, max_pixels = images.images, images.max_pixels
+        return [_hash_image(items, i, known, max_pixels) for i in block]
+
+    workers = min(4, os.cpu_count() or 1)
+    blocks = _ahead(hash_block, _batches(len(images), 256), workers)
     return [digest for block in blocks for digest in block]
 
 

@@ -145,7 +145,7 @@ class PromptSelfTraining(Adapter):
                  rounds: int = 10, growth: Sequence[float] | None = None, policy: str = "per-class", templates: str | Sequence[str] = "single",
                  weights: str | Sequence[float] = "recommended", reinit: bool = True, setting: str | None = None, pool: str = "mixed",
                  epochs: int = 150, batch_size: int | None = 16, learning_rate: float | None = None, momentum: float = 0.9,
-                 weight_decay: float = 0.1, warmup: int = 5, checkpoint: str | None = None, seed: int = 0):
+                 weight_decay: float = 0.1, warmup: float = 5, checkpoint: str | None = None, seed: int = 0):
         super().__init__(clip, classnames, seed=seed)
         self.prompt, self.options, self.k, self.rounds, self.growth, self.policy = prompt, options, k, rounds, growth, policy
         self.templates, self.weights, self.reinit, self.setting, self.pool, self.checkpoint = templates, weights, reinit, setting, pool, checkpoint

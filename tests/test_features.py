@@ -16,6 +16,7 @@ from torchvision.transforms import CenterCrop, Compose
 
 from clipadapt import CLIP, FeatureStore, ImageSet, StoredCLIP, ZeroShot, digits, load_clip
 from clipadapt import features as module
+from clipadapt.features import hash_each
 from clipadapt.data import strong_view, weak_view
 from clipadapt.files import _host
 from clipadapt.testing import check_adapter
@@ -485,3 +486,20 @@ def test_clear_leaves_foreign_files_alone(clip, images, tmp_path):
 
 def test_methods_work_on_a_stored_clip(clip, tmp_path):
     check_adapter(ZeroShot, StoredCLIP(load_clip(device="cpu", precision="float32"), FeatureStore(tmp_path)))
+
+
+def test_a_higher_limit_on_pixels_holds_for_hashing_too(clip, tmp_path):
+    """An image above the usual limit is encoded where its set allows it."""
+    class Large:
+        """A sequence of one image that is not decoded yet."""
+
+        def __len__(self):
+            return 1
+
+        def __getitem__(self, index):
+            return Image.open(tmp_path / "large.png")
+
+    Image.new("L", (12_000, 10_000)).save(tmp_path / "large.png")
+    with pytest.raises(ValueError, match="max_pixels"):
+        hash_each(ImageSet(Large()))
+    assert len(hash_each(ImageSet(Large(), max_pixels=200_000_000))) == 1
