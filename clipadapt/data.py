@@ -392,7 +392,7 @@ def _numbers(item) -> np.ndarray:
     except Exception:  # NumPy and PyTorch raise what they like, too
         pass
     raise ValueError(
-        f"{reprlib.repr(item)} is no image: give a path, a Pillow image, an array "
+        f"{reprlib.repr(item):.80} is no image: give a path, a Pillow image, an array "
         "[H, W] or [H, W, 3], a tensor [3, H, W], or the bytes of an image file")
 
 # %% ../nbs/00_data.ipynb #cell-39
@@ -430,13 +430,13 @@ def _in_order(classnames) -> Iterable:
                          "has another order in every run: pass sorted(names)")
     if isinstance(classnames, bytes) or not hasattr(classnames, "__iter__"):
         raise ValueError("class names are a list of text, not "
-                         f"{reprlib.repr(classnames)}")
+                         f"{reprlib.repr(classnames):.80}")
     return classnames
 
 
 def _check_name(name, position: int) -> str:
     if not isinstance(name, str):
-        raise ValueError(f"class {position} must be text, not {reprlib.repr(name)}")
+        raise ValueError(f"class {position} must be text, not {reprlib.repr(name):.80}")
     name = " ".join(name.split())
     if not name:
         raise ValueError(f"class {position} has an empty name")
@@ -520,7 +520,7 @@ def check_labels(labels: Sequence[int] | None, count: int, num_classes: int) -> 
     if array.dtype.kind not in "iu":
         odd = [label for label in array.tolist() if type(label) is not int] or array
         raise ValueError(f"labels must be integers, these are {array.dtype}, for "
-                         f"example {reprlib.repr(odd[0])}; -1 means unlabelled")
+                         f"example {reprlib.repr(odd[0]):.80}; -1 means unlabelled")
     if not num_classes and (array >= 0).any():
         raise ValueError("labels count classes, so they need class names: pass classnames, too")
     outside = np.unique(array[(array < -1) | (array >= num_classes)])
@@ -535,7 +535,7 @@ def _label_array(labels) -> np.ndarray:
         return np.asarray(labels)
     except Exception:  # rows of different lengths, tensors of a kind that NumPy lacks
         raise ValueError("labels must be one integer an image, not "
-                         f"{reprlib.repr(labels)}") from None
+                         f"{reprlib.repr(labels):.80}") from None
 
 # %% ../nbs/00_data.ipynb #cell-46
 def check_count(value: int, name: str, lowest: int = 1) -> int:

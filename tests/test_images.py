@@ -651,3 +651,10 @@ def test_a_pipe_without_an_ending_is_left_out(photos):
     """Who opens it waits for somebody to write to it."""
     os.mkfifo(photos / "cat" / "pipe")
     assert "without an ending" in warning_of(lambda: ImageSet.from_folder(photos))
+
+
+def test_what_is_no_image_is_shown_briefly():
+    odd = np.full((20, 20), 1 + 2j)
+    with pytest.raises(ValueError, match="is no image") as caught:
+        read_image(odd)
+    assert len(str(caught.value)) < 300
