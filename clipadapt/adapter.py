@@ -58,7 +58,7 @@ class SavedMethod(Record):
     params: dict[str, JsonValue]
     fitted: dict[str, JsonValue]
 
-# %% ../nbs/03_adapter.ipynb #new-29-12
+# %% ../nbs/03_adapter.ipynb #cell-12
 class Declared(BaseEstimator):
     """What can be saved of an estimator with the parameters `clip` and `classnames`.
 
@@ -101,7 +101,7 @@ class Declared(BaseEstimator):
             fitted=_as_json(plain),
         )
 
-# %% ../nbs/03_adapter.ipynb #new-31-14
+# %% ../nbs/03_adapter.ipynb #cell-14
 class Saved(Declared):
     """Saving and loading of estimators with the parameters `clip` and `classnames`."""
 
@@ -146,7 +146,7 @@ class Saved(Declared):
             method._check_loaded()
         return method
 
-# %% ../nbs/03_adapter.ipynb #cell-12
+# %% ../nbs/03_adapter.ipynb #cell-16
 _JSON = TypeAdapter(JsonValue)
 _EARLIER = "adapter.json"       # what clipadapt 0.1 wrote beside the arrays
 
@@ -166,7 +166,7 @@ def _as_json(values: Mapping[str, Any]) -> dict[str, JsonValue]:
             ) from error
     return plain
 
-# %% ../nbs/03_adapter.ipynb #cell-12b
+# %% ../nbs/03_adapter.ipynb #cell-17
 def own_file(directory: Path, name: str, earlier: Sequence[str], what: str) -> Path:
     """The path of the file `name` in a folder that is for this file alone.
 
@@ -190,7 +190,7 @@ def own_file(directory: Path, name: str, earlier: Sequence[str], what: str) -> P
         )
     return directory / name
 
-# %% ../nbs/03_adapter.ipynb #cell-14
+# %% ../nbs/03_adapter.ipynb #cell-19
 def check_declared(
     arrays: Mapping[str, np.ndarray],
     values: Mapping[str, JsonValue],
@@ -231,7 +231,7 @@ def _adapter(kind: Any) -> TypeAdapter:
     except PydanticUserError:
         return _JSON
 
-# %% ../nbs/03_adapter.ipynb #new-32-19
+# %% ../nbs/03_adapter.ipynb #cell-20
 def _check_params(
     kind: type[Declared], params: Mapping[str, JsonValue], path: str | Path, remedy: str
 ) -> None:
@@ -268,7 +268,7 @@ def _check_state(
         sizes["D"] = method.clip.embed_dim
     check_declared(arrays, values, declared, sizes, path, remedy)
 
-# %% ../nbs/03_adapter.ipynb #new-32-19b
+# %% ../nbs/03_adapter.ipynb #cell-21
 def _any_numbers(arrays: Mapping[str, np.ndarray]) -> dict[str, Array]:
     """Declarations that take these arrays as they are, if they hold finite numbers."""
     return {
@@ -280,7 +280,7 @@ def _any_numbers(arrays: Mapping[str, np.ndarray]) -> dict[str, Array]:
 def _is_fitted_name(name: str) -> bool:
     return name.isidentifier() and name.endswith("_") and not name.startswith("_")
 
-# %% ../nbs/03_adapter.ipynb #new-34-21
+# %% ../nbs/03_adapter.ipynb #cell-23
 def read_saved(directory: str | Path) -> tuple[SavedMethod, dict[str, np.ndarray]]:
     """The record and the arrays of a saved method, for those who want to look into one.
 
@@ -295,7 +295,7 @@ def read_saved(directory: str | Path) -> tuple[SavedMethod, dict[str, np.ndarray
         _check_names(record.fitted.get("classnames_"))
     return record, arrays
 
-# %% ../nbs/03_adapter.ipynb #new-34-21b
+# %% ../nbs/03_adapter.ipynb #cell-24
 def read_own_file(
     path: Path, schema: type[AnyRecord], earlier: str, what: str
 ) -> tuple[dict[str, np.ndarray], AnyRecord]:
@@ -331,7 +331,7 @@ def _check_names(names: JsonValue) -> None:
     if check_classnames(names) != names:
         raise ValueError("its class names are not written as fit writes them")
 
-# %% ../nbs/03_adapter.ipynb #new-35-22
+# %% ../nbs/03_adapter.ipynb #cell-25
 @contextmanager
 def blaming(path: Path, remedy: str) -> Iterator[None]:
     """Say of every ValueError in the block that the file `path` is damaged.
@@ -370,7 +370,7 @@ def _check_method(kind: type[Saved], record: SavedMethod, path: Path) -> None:
         )
     _check_params(kind, record.params, path, REMEDY)
 
-# %% ../nbs/03_adapter.ipynb #new-36-23
+# %% ../nbs/03_adapter.ipynb #cell-26
 def _fitting_clip(clip: CLIP | None, wanted: SavedClip, path: Path) -> CLIP:
     """`clip`, or the one that a file names if that can be trusted.
 
@@ -393,7 +393,7 @@ def _fitting_clip(clip: CLIP | None, wanted: SavedClip, path: Path) -> CLIP:
         )
     return clip
 
-# %% ../nbs/03_adapter.ipynb #cell-16
+# %% ../nbs/03_adapter.ipynb #cell-28
 def translate_labels(
     images: ImageSet, y: Sequence[int] | None, classnames: Sequence[str]
 ) -> np.ndarray:
@@ -417,7 +417,7 @@ def translate_labels(
         raise ValueError(f"the images have classes that this method does not know: {', '.join(unknown[:5])}")
     return np.array([*(numbers[name] for name in theirs), -1])[images.labels]
 
-# %% ../nbs/03_adapter.ipynb #cell-19
+# %% ../nbs/03_adapter.ipynb #cell-31
 class Adapter(Saved):
     """The base of all methods: `Method(clip, classnames, *, ..., seed=0)`, then `fit`, `predict`, `score`, `save`.
 
@@ -519,7 +519,7 @@ class Adapter(Saved):
         if not hasattr(self, "classnames_"):
             raise NotFittedError(f"this {type(self).__name__} is not fitted yet: call fit(images) first")
 
-# %% ../nbs/03_adapter.ipynb #cell-21
+# %% ../nbs/03_adapter.ipynb #cell-33
 class ZeroShot(Adapter):
     """CLIP's zero-shot classifier (Radford et al. 2021, section 3.1): the class whose prompt is nearest.
 

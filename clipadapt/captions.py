@@ -263,7 +263,7 @@ def _hash_caption(*parts) -> bytes:
     """A hash over the key of a caption and its text, for SQLite to call."""
     return hash_parts(*map(str, parts))
 
-# %% ../nbs/11_captions.ipynb #cell-26b
+# %% ../nbs/11_captions.ipynb #cell-27
 def _prepare(connection: sqlite3.Connection) -> None:
     """Make the table, or check that it is ours, and the only one."""
     connection.text_factory = bytes.decode
@@ -276,7 +276,7 @@ def _prepare(connection: sqlite3.Connection) -> None:
     if _tables(connection) != [_TABLE]:
         raise _Forged("its tables are not those of a caption cache")
 
-# %% ../nbs/11_captions.ipynb #c2a1dd8c
+# %% ../nbs/11_captions.ipynb #cell-28
 def _tables(connection: sqlite3.Connection) -> list[str]:
     """How everything in the file was defined: tables, and what else there may be."""
     return [text for text, in connection.execute("SELECT sql FROM sqlite_master")]
@@ -302,7 +302,7 @@ def _checked(text) -> str:
         raise _Forged("a caption in it is no text on one line")
     return text
 
-# %% ../nbs/11_captions.ipynb #cell-26c
+# %% ../nbs/11_captions.ipynb #cell-29
 class _Cache:
     """Captions in an SQLite file, by hash of the image, prompt and name of the captioner; in memory for False."""
 
@@ -357,7 +357,7 @@ class _Cache:
                 "or choose another file with cache="
             ) from error
 
-# %% ../nbs/11_captions.ipynb #cell-28
+# %% ../nbs/11_captions.ipynb #cell-31
 @dataclass(frozen=True)
 class Captions:
     """`texts` holds N captions, "" where there is none; `failures` the (position, reason) of those that should be there and are not."""
@@ -388,7 +388,7 @@ def caption(captioner: Captioner, images: ImageSet, prompts: str | Sequence[str]
     return _run(captioner, images, np.arange(len(images))[:, None], prompts, cache,
                 lambda groups, asked: captioner.describe([image for image, in groups], asked), lambda digests: digests[0].hex())
 
-# %% ../nbs/11_captions.ipynb #cell-28b
+# %% ../nbs/11_captions.ipynb #cell-32
 def caption_groups(captioner: Captioner, images: ImageSet, groups: np.ndarray, prompts: str | Sequence[str],
                    cache: str | Path | None | bool = None) -> Captions:
     """Describe what the images of every group have in common: G texts. See `caption` for cache and failures.
@@ -403,7 +403,7 @@ def caption_groups(captioner: Captioner, images: ImageSet, groups: np.ndarray, p
     return _run(captioner, images, [row[row >= 0] for row in groups], prompts, cache, captioner.describe_groups,
                 lambda digests: hash_parts("group", *digests).hex())
 
-# %% ../nbs/11_captions.ipynb #cell-29
+# %% ../nbs/11_captions.ipynb #cell-33
 def _check_prompts(prompts: str | Sequence[str], count: int) -> list[str]:
     prompts = [prompts] * count if isinstance(prompts, str) else list(prompts)
     if len(prompts) != count:
@@ -439,7 +439,7 @@ def _load(images: ImageSet, group: np.ndarray) -> list[Image.Image] | Exception:
 def _reason(error: Exception) -> str:
     return str(error) if type(error) in (ValueError, FileNotFoundError) else f"{type(error).__name__}: {error}"
 
-# %% ../nbs/11_captions.ipynb #cell-30
+# %% ../nbs/11_captions.ipynb #cell-34
 def _run(captioner: Captioner, images: ImageSet, groups: Sequence[np.ndarray], prompts: str | Sequence[str], cache: str | Path | None | bool,
          describe: Callable, key_of: Callable[[list[bytes]], str]) -> Captions:
     """The captions of groups of images. `describe(groups of images, prompts)` answers, `key_of` makes the key from the images' hashes."""
@@ -487,7 +487,7 @@ def _warn(images: ImageSet, groups: Sequence[np.ndarray], errors: dict[int, Exce
         what = _name(images, int(groups[first][0])) if len(groups[first]) == 1 else f"group {first}"
         warnings.warn(f"{len(errors)} of {len(groups)} captions are missing; the first, of {what}: {_reason(errors[first])}", stacklevel=4)
 
-# %% ../nbs/11_captions.ipynb #cell-40
+# %% ../nbs/11_captions.ipynb #cell-44
 def _ink(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Ink between 0 and 1 [H, W], its colour [3] and that of the background [3]; all 0 for an image without contrast. pixels: float [H, W, 3]."""
     background = np.median(np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]]), axis=0)
@@ -530,7 +530,7 @@ def measure_attributes(image: Image.Image, kind: str = "digit") -> Attributes:
                       width=in_words(width_to_height(ink[None])[0], NARROW, WIDE, ("narrow", "", "wide")),
                       loops=min(2, count_loops(ndimage.zoom(ink, 2, order=1) > .4)), colour=_colour(colour), background=ground)
 
-# %% ../nbs/11_captions.ipynb #cell-42
+# %% ../nbs/11_captions.ipynb #cell-46
 ATTRIBUTES = ("stroke", "slant", "width", "loops", "colour", "background")
 
 
@@ -577,7 +577,7 @@ class AttributeCaptioner(Captioner):
         unsaid = {attribute: None if attribute == "loops" else "" for attribute in ATTRIBUTES if attribute not in self.say}
         return described_caption(replace(attributes, **unsaid), _Certain(), keep=1)
 
-# %% ../nbs/11_captions.ipynb #cell-65
+# %% ../nbs/11_captions.ipynb #cell-69
 def _identify_model(model: str, folder: Path) -> str:
     """A folder by its content (of files over 16 MB the size, the first and the last megabyte), wherever it lies; a model of the hub by its commit."""
     if not folder.is_dir():
@@ -605,7 +605,7 @@ _JSON_FILES = (
 )
 _CODE = ("auto_map", "custom_generate", "base_model_name_or_path")
 
-# %% ../nbs/11_captions.ipynb #cell-65b
+# %% ../nbs/11_captions.ipynb #cell-70
 def _refuse_code(model: str) -> None:
     """ValueError when a file of a model names code or another model to load with it."""
     for name in _JSON_FILES:
@@ -619,7 +619,7 @@ def _refuse_code(model: str) -> None:
                 f" ({named} in {name}), which is never done here"
             )
 
-# %% ../nbs/11_captions.ipynb #862e648c
+# %% ../nbs/11_captions.ipynb #cell-71
 @contextmanager
 def _explained(model: str) -> Iterator[None]:
     """Turn the errors of transformers into some that say what to do."""
@@ -653,7 +653,7 @@ def _check_quantization(quantization: str | None) -> None:
     if missing:
         raise ImportError(f"quantization={quantization!r} needs {' and '.join(missing)}: pip install {' '.join(missing)}")
 
-# %% ../nbs/11_captions.ipynb #cell-66
+# %% ../nbs/11_captions.ipynb #cell-72
 class TransformersCaptioner(Captioner):
     """Any image-text-to-text model of transformers: greedy answers of at most `max_new_tokens` tokens, in real batches.
 

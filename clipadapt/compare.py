@@ -92,13 +92,13 @@ def run_method(
         warnings.warn(message, stacklevel=2)
         return Run(name, method, None, np.nan, seed, reason)
 
-# %% ../nbs/15_compare.ipynb #cell-10b
+# %% ../nbs/15_compare.ipynb #cell-11
 def _in_order(images: ImageSet, seed: int) -> ImageSet:
     if not seed:
         return images
     return images.subset(np.random.default_rng(seed).permutation(len(images)))
 
-# %% ../nbs/15_compare.ipynb #cell-12
+# %% ../nbs/15_compare.ipynb #cell-13
 def _file_stem(name: str, seed: int) -> str:
     """The part of a run's file name that no other run has, on any file system."""
     readable = re.sub("[^A-Za-z0-9]+", "-", name)[:40].strip("-") or "method"
@@ -138,7 +138,7 @@ def _kept_run(
         path.unlink(missing_ok=True)
     return run
 
-# %% ../nbs/15_compare.ipynb #cell-12b
+# %% ../nbs/15_compare.ipynb #cell-14
 def _with_checkpoint(method: Adapter, stem: Path, facts: dict) -> Adapter:
     """A copy of `method` that writes a checkpoint beside the run's file, if it can.
 
@@ -168,7 +168,7 @@ def _check_kept(
         check_number(record.get("seconds"), "seconds", 0)
         metrics.check_probabilities(arrays["probabilities"])
 
-# %% ../nbs/15_compare.ipynb #cell-13
+# %% ../nbs/15_compare.ipynb #cell-15
 def run_all(
     methods: Mapping[str, Adapter] | Sequence[Adapter],
     train: ImageSet,
@@ -200,7 +200,7 @@ def run_all(
         raise ValueError(f"every method failed; the first one: {runs[0].error}")
     return runs
 
-# %% ../nbs/15_compare.ipynb #cell-13b
+# %% ../nbs/15_compare.ipynb #cell-16
 def _named(methods: Mapping[str, Adapter] | Sequence[Adapter]) -> dict[str, Adapter]:
     """Methods by name: those of a dict, or the name of the class."""
     listed = isinstance(methods, (Mapping, Sequence))
@@ -236,7 +236,7 @@ def _check_named(name: str, method: Adapter) -> None:
     if not isinstance(method, Adapter):
         raise ValueError(f"{name} is no method, but a {type(method).__name__}")
 
-# %% ../nbs/15_compare.ipynb #cell-18
+# %% ../nbs/15_compare.ipynb #cell-21
 def tabulate(runs: Sequence[Run], test: ImageSet) -> pd.DataFrame:
     """A table with a row a method, in the order given, of means over its seeds; `gain` is the accuracy above that of the first ZeroShot (NaN without one).
 
@@ -269,7 +269,7 @@ def _check_labelled(test: ImageSet) -> None:
         raise ValueError("every test image needs a label" + (f", {(test.labels < 0).sum()} of {len(test)} have none" if isinstance(test, ImageSet) else ": pass an ImageSet")
                          + " (clipadapt.selection scores methods without labels)")
 
-# %% ../nbs/15_compare.ipynb #cell-18b
+# %% ../nbs/15_compare.ipynb #cell-22
 def check_runs(runs: Sequence[Run]) -> None:
     """ValueError unless these are runs with names, as `run_all` gives them."""
     for run in runs if isinstance(runs, Sequence) else [runs]:
@@ -304,7 +304,7 @@ def compare(methods: Mapping[str, Adapter] | Sequence[Adapter], train: ImageSet,
     _check_labelled(test)
     return tabulate(run_all(methods, train, test, seeds, folder), test)
 
-# %% ../nbs/15_compare.ipynb #cell-22
+# %% ../nbs/15_compare.ipynb #cell-26
 def plot_accuracies(runs: Sequence[Run], test: ImageSet, axes: Axes | None = None) -> Axes:
     """Dot plot of the accuracy of every run, best method on top, its mean as a bar, that of zero-shot dashed; the title gives the lead of the best.
 
@@ -340,7 +340,7 @@ def plot_accuracies(runs: Sequence[Run], test: ImageSet, axes: Axes | None = Non
     metrics._set_title(axes, _lead(table))
     return axes
 
-# %% ../nbs/15_compare.ipynb #cell-22b
+# %% ../nbs/15_compare.ipynb #cell-27
 def _lead(table: pd.DataFrame) -> str:
     """The sentence that names the best method of a sorted table and how far it is ahead."""
     best, lead = table.iloc[0], ""
@@ -350,7 +350,7 @@ def _lead(table: pd.DataFrame) -> str:
         lead = f", {points:.1f} points ahead of {label_text(second['method'])}"
     return f"{label_text(best['method'])}: {100 * best['accuracy']:.1f} %{lead}"
 
-# %% ../nbs/15_compare.ipynb #cell-26
+# %% ../nbs/15_compare.ipynb #cell-31
 _MANY, _FEW = 40, 30        # of more classes than that, so many are drawn
 
 
@@ -388,7 +388,7 @@ def plot_classes(
     metrics._set_title(axes, f"Lowest: {method} is right in {right} of “{name}”")
     return axes
 
-# %% ../nbs/15_compare.ipynb #cell-26b
+# %% ../nbs/15_compare.ipynb #cell-32
 def _class_shares(runs: Sequence[Run], test: ImageSet) -> pd.DataFrame:
     """Accuracy in per cent, a row a method, a column a class: means over the seeds."""
     runs = [(run.name, _per_class(run, test)) for run in _succeeded(runs, test)]
@@ -406,7 +406,7 @@ def _per_class(run: Run, test: ImageSet) -> dict[str, float]:
     names = check_classnames(run.method.classnames)
     return dict(zip(names, metrics.per_class_accuracy(run.method.true_labels(test), run.probabilities.argmax(1), len(names))))
 
-# %% ../nbs/15_compare.ipynb #cell-29
+# %% ../nbs/15_compare.ipynb #cell-35
 def changes(runs: Sequence[Run], test: ImageSet) -> pd.DataFrame:
     """Shares (0-1) of the test images that each method mended (wrong in zero-shot, now right) and broke (right, now wrong), means over the seeds.
 
@@ -426,7 +426,7 @@ def changes(runs: Sequence[Run], test: ImageSet) -> pd.DataFrame:
             for (name, seed), hits in right.items() if name != baseline and seed in before]
     return pd.DataFrame(rows, columns=["method", "mended", "broken"]).groupby("method", sort=False).mean()
 
-# %% ../nbs/15_compare.ipynb #cell-29b
+# %% ../nbs/15_compare.ipynb #cell-36
 def plot_changes(runs: Sequence[Run], test: ImageSet, axes: Axes | None = None) -> Axes:
     """Bars of what each method mended (right) and broke (left) of zero-shot's answers; the title names the method that breaks least.
 
@@ -463,7 +463,7 @@ def plot_changes(runs: Sequence[Run], test: ImageSet, axes: Axes | None = None) 
         )
     return axes
 
-# %% ../nbs/15_compare.ipynb #cell-34
+# %% ../nbs/15_compare.ipynb #cell-41
 def plot_cost(runs: Sequence[Run], test: ImageSet, axes: Axes | None = None) -> Axes:
     """Accuracy against the seconds that `fit` took (logarithmic), a labelled point a method; those that no other beats in both are joined, and named in the title.
 
@@ -489,7 +489,7 @@ def plot_cost(runs: Sequence[Run], test: ImageSet, axes: Axes | None = None) -> 
     metrics._set_title(axes, f"Nothing is both quicker and better than {names}")
     return axes
 
-# %% ../nbs/15_compare.ipynb #cell-37
+# %% ../nbs/15_compare.ipynb #cell-44
 def redraw(runs: Sequence[Run], test: ImageSet, draws: int = 1000, seed: int = 0) -> pd.DataFrame:
     """Accuracies (0-1) in `draws` bootstrap samples of the test images and of each method's seeds: a row a draw, a column a method.
 
@@ -553,7 +553,7 @@ def _reservations(table: pd.DataFrame, chosen: str, test: ImageSet) -> list[str]
         notes.append("One seed says nothing of the spread over seeds; run three.")
     return [*notes, f"The {len(test)} test images have chosen, so expect slightly less on new ones."]
 
-# %% ../nbs/15_compare.ipynb #cell-42
+# %% ../nbs/15_compare.ipynb #cell-49
 def report(runs: Sequence[Run], train: ImageSet, test: ImageSet, path: str | Path, table: pd.DataFrame | None = None) -> Path:
     """Write a self-contained HTML report of `runs` to `path`, whole or not at all.
 
@@ -582,7 +582,7 @@ def report(runs: Sequence[Run], train: ImageSet, test: ImageSet, path: str | Pat
 
 KNOWN_COLUMNS = ("method", "accuracy", "gain", "mean_class_accuracy", "worst_class_accuracy", "ece", "seconds", "accuracy_std", "seeds", "error")
 
-# %% ../nbs/15_compare.ipynb #cell-44
+# %% ../nbs/15_compare.ipynb #cell-51
 def _overview(runs: Sequence[Run], test: ImageSet) -> list[tuple[str, str]]:
     """The pictures that compare the methods, with their titles."""
     plots = [plot_accuracies, plot_classes, plot_cost] + ([plot_changes] if _baseline(runs) and len({run.name for run in runs}) > 1 else [])
@@ -616,7 +616,7 @@ def _with_title(axes: Axes) -> tuple[str, str]:
     """A plot as `_picture` gives it, and its title as plain text."""
     return _picture(axes.figure), metrics.title_text(axes)
 
-# %% ../nbs/15_compare.ipynb #cell-44b
+# %% ../nbs/15_compare.ipynb #cell-52
 def _picture(figure) -> str:
     """A matplotlib figure as a data URL (PNG); the figure is closed."""
     buffer = io.BytesIO()
@@ -624,7 +624,7 @@ def _picture(figure) -> str:
     plt.close(figure)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
-# %% ../nbs/15_compare.ipynb #cell-51
+# %% ../nbs/15_compare.ipynb #cell-59
 def corruption_accuracies(runs: Sequence[Run], test: ImageSet, severity: int = 5) -> pd.DataFrame:
     """Accuracy (0-1) of each run on `test` under each of the fifteen corruptions of `clipadapt.robustness`: a row a run (by name), a column a corruption.
 
@@ -638,7 +638,7 @@ def corruption_accuracies(runs: Sequence[Run], test: ImageSet, severity: int = 5
             accuracies[name] = {key: method.score(images) for key, method in methods.items()}
     return pd.DataFrame(accuracies)
 
-# %% ../nbs/15_compare.ipynb #cell-54
+# %% ../nbs/15_compare.ipynb #cell-62
 def small_methods(clip: CLIP, classnames: Sequence[str]) -> list[Adapter]:
     """Every method of the course, unfitted, with the settings that suit a thousand small images and the built-in CLIP."""
     settings = {ZeroShot: {}, NearestNeighbours: {}, Prototypes: {}, FPL: grip.SMALL, IFPL: grip.SMALL, GRIP: grip.SMALL, CoReg: coreg.SMALL,

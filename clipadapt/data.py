@@ -563,7 +563,7 @@ def check_number(
         raise ValueError(f"{name} must be a finite number{bounds}, got {value!r:.80}")
     return float(value)
 
-# %% ../nbs/00_data.ipynb #cell-49
+# %% ../nbs/00_data.ipynb #cell-50
 _GLOBAL_RANDOM_STATE = threading.RLock()
 
 
@@ -589,7 +589,7 @@ def seeded(seed: int) -> Iterator[None]:
             np.random.set_state(numpy_state)
 
 
-# %% ../nbs/00_data.ipynb #cell-52
+# %% ../nbs/00_data.ipynb #cell-53
 class ImageSet(torch.utils.data.Dataset):
     """Images with class names and labels, decoded one at a time when asked for.
 
@@ -667,7 +667,7 @@ class ImageSet(torch.utils.data.Dataset):
         """One split of a Hugging Face data set: see `read_hub`."""
         return read_hub(name, split, **options)
 
-# %% ../nbs/00_data.ipynb #cell-54
+# %% ../nbs/00_data.ipynb #cell-55
 class _Selection(Sequence):
     """Some elements of another sequence, fetched when asked for."""
 
@@ -707,7 +707,7 @@ def _read_nth(items: Sequence, index: int, max_pixels: int) -> Image.Image:
             raise
         raise ValueError(f"image {index}: {error}") from error
 
-# %% ../nbs/00_data.ipynb #cell-56
+# %% ../nbs/00_data.ipynb #cell-57
 def as_imageset(images) -> ImageSet:
     """Return `images` as an ImageSet: an ImageSet itself, a list of paths or Pillow images, or an array or tensor of images.
 
@@ -735,7 +735,7 @@ def _check_sequence(images) -> Sequence:
                          f"{type(images).__name__}")
     return images
 
-# %% ../nbs/00_data.ipynb #cell-61
+# %% ../nbs/00_data.ipynb #cell-62
 _ENDINGS = {ending for endings in IMAGE_KINDS.values() for ending in endings}
 _LITTER = {"thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "__macosx",
            "lost+found", "#recycle", "@recycle", "$recycle.bin",
@@ -768,7 +768,7 @@ def _kind_of_file(path: Path) -> str | None:
     except Exception:  # no ending, and no image by its content
         return "without an ending"
 
-# %% ../nbs/00_data.ipynb #cell-62
+# %% ../nbs/00_data.ipynb #cell-63
 class _Walk:
     """A walk through a folder: its images, its sub-folders, and what is left out.
 
@@ -805,7 +805,7 @@ class _Walk:
         reason = f"{printable(error.filename)}: cannot be opened ({error.strerror})"
         self.skipped.append((error.filename, reason))
 
-# %% ../nbs/00_data.ipynb #cell-63
+# %% ../nbs/00_data.ipynb #cell-64
 def _enter(walk: _Walk, top: Path):
     """Take everything below a sub-folder, through links, but no folder twice."""
     seen = {os.path.realpath(walk.root)}
@@ -821,7 +821,7 @@ def _enter(walk: _Walk, top: Path):
         for name in names:
             walk.take(Path(folder, name))
 
-# %% ../nbs/00_data.ipynb #cell-65
+# %% ../nbs/00_data.ipynb #cell-66
 def read_folder(root: str | Path, classnames: Sequence[str] | str | Path | None = None,
                 on_error: str = "skip", max_pixels: int = MAX_PIXELS) -> ImageSet:
     """Images of a folder, sorted by path; each is read once, to see that it can be.
@@ -859,7 +859,7 @@ def read_folder(root: str | Path, classnames: Sequence[str] | str | Path | None 
                       skipped=walk.skipped, ignored=walk.ignored, max_pixels=max_pixels)
     return _without_damaged(images, on_error)
 
-# %% ../nbs/00_data.ipynb #cell-66
+# %% ../nbs/00_data.ipynb #cell-67
 def _folder_labels(root: Path, folders: list, names: dict[str, str],
                    classnames: list[str]) -> list[int]:
     """The label of each image by its folder; `names` are class names by folder."""
@@ -875,7 +875,7 @@ def _folder_labels(root: Path, folders: list, names: dict[str, str],
                          f"names: {', '.join(unknown[:10])}")
     return [-1 if folder is None else index[names[folder]] for folder in folders]
 
-# %% ../nbs/00_data.ipynb #cell-67
+# %% ../nbs/00_data.ipynb #cell-68
 def _notes(walk: _Walk, names: dict[str, str]) -> list[str]:
     """What a walk left out, joined or found empty; `names`: class names by folder."""
     ignored = _counted(walk.ignored, "left out, as they are no images: {}")
@@ -916,7 +916,7 @@ def _counted(ignored: Sequence[tuple[str, str]], sentence: str) -> str:
         parts.append(f"{sum(count for _, count in kinds[8:])} others")
     return sentence.format(", ".join(parts)) if parts else ""
 
-# %% ../nbs/00_data.ipynb #cell-69
+# %% ../nbs/00_data.ipynb #cell-70
 def _without_damaged(images: ImageSet, on_error: str) -> ImageSet:
     paths = images.images
     with ThreadPoolExecutor() as pool:
@@ -949,7 +949,7 @@ def _damage(path: Path, max_pixels: int) -> str | None:
     except (ValueError, FileNotFoundError) as error:
         return str(error)
 
-# %% ../nbs/00_data.ipynb #cell-74
+# %% ../nbs/00_data.ipynb #cell-75
 DIGIT_NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 
 
@@ -971,7 +971,7 @@ def digits(split: str = "train") -> ImageSet:
     images = np.stack([np.asarray(Image.fromarray(scan).resize((32, 32), Image.Resampling.BICUBIC)) for scan in pixels])
     return ImageSet(images, DIGIT_NAMES, labels[indices].astype(np.int64))
 
-# %% ../nbs/00_data.ipynb #cell-78
+# %% ../nbs/00_data.ipynb #cell-79
 def show_images(images: Sequence, titles: Sequence[str] = (), columns: int = 8, size: float = 1.1):
     """Draw images (anything `read_image` reads) in a grid, with titles above the first ones; returns the matplotlib figure."""
     import matplotlib.pyplot as plt
@@ -990,7 +990,7 @@ def show_images(images: Sequence, titles: Sequence[str] = (), columns: int = 8, 
         axis.set_title(title, fontsize=8, parse_math=False)
     return figure
 
-# %% ../nbs/00_data.ipynb #cell-80
+# %% ../nbs/00_data.ipynb #cell-81
 @cache
 def dataset_facts() -> dict[str, dict]:
     """What `datasets.json` knows of each public data set: `classnames`, `templates`, `aliases`, `source`."""
@@ -1008,7 +1008,7 @@ TORCHVISION_SPLITS = {  # constructor arguments of the parts that make up train,
     "DTD": _WITH_VALIDATION, "Flowers102": _WITH_VALIDATION, "FGVCAircraft": _TRAINVAL, "OxfordIIITPet": _TRAINVAL,
     "EuroSAT": _WHOLE, "Caltech101": _WHOLE, "SUN397": _WHOLE}
 
-# %% ../nbs/00_data.ipynb #cell-82
+# %% ../nbs/00_data.ipynb #cell-83
 def read_torchvision(name: str, root: str | Path, split: str = "train", download: bool = True) -> ImageSet:
     """The `"train"` or `"test"` split of a torchvision data set (see `TORCHVISION_SPLITS`), stored under `root`.
 
@@ -1037,7 +1037,7 @@ def _open_torchvision(name: str, root: str | Path, options: dict, download: bool
             raise ConnectionError(f"could not download {name}: {error}. To work offline, copy the data to {root} and pass download=False") from error
         raise FileNotFoundError(f"{name} is not complete under {root}: {error}") from error
 
-# %% ../nbs/00_data.ipynb #cell-84
+# %% ../nbs/00_data.ipynb #cell-85
 def _torchvision_labels(name: str, part) -> np.ndarray:
     """Labels int64 [N] of a torchvision data set, counted by the class names in `datasets.json`."""
     if name == "GTSRB":  # the folder of a training image is its class
@@ -1063,7 +1063,7 @@ def _torchvision_labels(name: str, part) -> np.ndarray:
 def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", " ", name.lower()).strip()
 
-# %% ../nbs/00_data.ipynb #cell-86
+# %% ../nbs/00_data.ipynb #cell-87
 def _fixed_split(part, labels: np.ndarray, split: str) -> np.ndarray:
     """Indices of our own 80 : 20 split, stratified by class, seed 0, independent of the order of files on disk."""
     from sklearn.model_selection import StratifiedKFold
@@ -1088,7 +1088,7 @@ def _torchvision_items(part) -> Sequence:
             return [Path(path) for path in paths]
     return part
 
-# %% ../nbs/00_data.ipynb #cell-86b
+# %% ../nbs/00_data.ipynb #cell-88
 class _TorchvisionImages(Sequence):
     """The images of torchvision data sets, one after the other, without their labels.
 
@@ -1108,7 +1108,7 @@ class _TorchvisionImages(Sequence):
             item = self.items[index]
         return item if isinstance(item, Path) else item[0]
 
-# %% ../nbs/00_data.ipynb #cell-91
+# %% ../nbs/00_data.ipynb #cell-93
 def read_hub(
     name: str,
     split: str = "train",
@@ -1154,7 +1154,7 @@ def read_hub(
         max_pixels=max_pixels,
     )
 
-# %% ../nbs/00_data.ipynb #cell-93
+# %% ../nbs/00_data.ipynb #cell-95
 class _Column(Sequence):
     """One column of images of a Hugging Face table, decoded when asked for."""
 
@@ -1173,7 +1173,7 @@ class _Column(Sequence):
         except Exception as error:  # a damaged table raises what it likes, too
             raise ValueError(f"row {index} of {self.name}: {error}") from error
 
-# %% ../nbs/00_data.ipynb #cell-97
+# %% ../nbs/00_data.ipynb #cell-99
 def weak_view(size: int, flip: bool = True) -> Callable[[Image.Image, np.random.Generator], Image.Image]:
     """A mild random transform, `transform(image, rng)`: a crop of 75-100 % of the area at `size` pixels, mirrored half the time if `flip`."""
     return partial(_weak, size=size, flip=flip)
@@ -1186,7 +1186,7 @@ def _weak(image: Image.Image, rng: np.random.Generator, size: int, flip: bool) -
     image = image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + width, top + height))
     return ImageOps.mirror(image) if flip and rng.random() < 0.5 else image
 
-# %% ../nbs/00_data.ipynb #cell-99
+# %% ../nbs/00_data.ipynb #cell-101
 def _shift(image: Image.Image, matrix: tuple) -> Image.Image:
     return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
 
@@ -1207,7 +1207,7 @@ DISTORTIONS = {  # name: (image, strength from -1 to 1) -> image
     "brightness": lambda image, s: ImageEnhance.Brightness(image).enhance(1 + 0.9 * s),
     "sharpness": lambda image, s: ImageEnhance.Sharpness(image).enhance(1 + 0.9 * s)}
 
-# %% ../nbs/00_data.ipynb #cell-102
+# %% ../nbs/00_data.ipynb #cell-104
 def strong_view(size: int, flip: bool = True, operations: int = 2, magnitude: float = 9, cutout: float = 0.5) -> Callable[[Image.Image, np.random.Generator], Image.Image]:
     """A harsh random transform, `transform(image, rng)`: a weak view, RandAugment, then Cutout.
 

@@ -167,7 +167,7 @@ class Manifest(Record):
         start = shard * self.shard_size
         return range(start, min(start + self.shard_size, self.facts.count))
 
-# %% ../nbs/04_features.ipynb #new1801144
+# %% ../nbs/04_features.ipynb #cell-26
 def _read_manifest(folder: Path) -> Manifest | None:
     """The manifest in `folder`, or None when there is none or it is damaged."""
     try:
@@ -206,7 +206,7 @@ def _missing(manifest: Manifest, array: np.ndarray) -> list[int]:
         return known is not None and hash_parts(content).hex() == known
     return [shard for shard, known in enumerate(manifest.shards) if not intact(shard, known)]
 
-# %% ../nbs/04_features.ipynb #cell-27
+# %% ../nbs/04_features.ipynb #cell-28
 def _create(folder: Path, facts: Facts, dim: int, shard_size: int) -> Manifest:
     """Reserve the space of features.npy and write a manifest without a finished shard."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -235,7 +235,7 @@ def _reserve(file, size: int) -> None:
         if isinstance(error, OSError) and error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
             raise
 
-# %% ../nbs/04_features.ipynb #new21811691
+# %% ../nbs/04_features.ipynb #cell-29
 def _write_shard(
     folder: Path, manifest: Manifest, array: np.ndarray, shard: int, features: np.ndarray
 ) -> None:
@@ -252,7 +252,7 @@ def _write_shard(
     manifest.shards[shard] = hash_parts(data).hex()
     write_record(folder / "manifest.json", manifest)
 
-# %% ../nbs/04_features.ipynb #cell-29
+# %% ../nbs/04_features.ipynb #cell-31
 def _encode_rows(clip: CLIP, images: ImageSet, rows: range, batch_size: int, progress: tqdm) -> np.ndarray:
     """Features [len(rows), D] of some rows. Raises ValueError, naming the image, for values that are not finite."""
     features = []
@@ -266,7 +266,7 @@ def _encode_rows(clip: CLIP, images: ImageSet, rows: range, batch_size: int, pro
         raise
     return np.concatenate(features)
 
-# %% ../nbs/04_features.ipynb #cell-31
+# %% ../nbs/04_features.ipynb #cell-33
 _STORE = "the feature store"
 
 
@@ -288,7 +288,7 @@ def _locked(folder: Path) -> Iterator[None]:
     finally:
         lock.release()
 
-# %% ../nbs/04_features.ipynb #cell-33
+# %% ../nbs/04_features.ipynb #cell-35
 VIEWS = {"weak": weak_view, "strong": strong_view}
 
 
@@ -304,7 +304,7 @@ def named_view(images: ImageSet, name: str, size: int, flip: bool = True) -> Ima
         raise ValueError(f"a view is called 'eval', 'weak 0', 'weak 1', ..., or 'strong 0', ..., not {name!r}")
     return images.view(VIEWS[found[1]](size, flip), seed=int(found[2]))
 
-# %% ../nbs/04_features.ipynb #cell-36
+# %% ../nbs/04_features.ipynb #cell-38
 class FeatureStore:
     """Image features on disk, encoded once per (images, weights, preprocessing, precision, dtype) and memory-mapped afterwards.
 
@@ -413,7 +413,7 @@ def _describe(folder: Path) -> dict | None:
     return {"key": folder.name[:8], "images": facts.count, "dim": manifest.dim, "dtype": facts.dtype,
             "precision": facts.precision, "megabytes": round(size / 1e6, 3), "complete": None not in manifest.shards}
 
-# %% ../nbs/04_features.ipynb #cell-51
+# %% ../nbs/04_features.ipynb #cell-53
 class StoredCLIP(CLIP):
     """A CLIP whose `encode_image` looks in a FeatureStore (by default the one in the cache directory) before it computes.
 

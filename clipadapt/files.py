@@ -49,7 +49,7 @@ _ON_THE_DISK = {
     errno.ENAMETOOLONG: "the name is too long",
 }
 
-# %% ../nbs/00_files.ipynb #2ac9308b
+# %% ../nbs/00_files.ipynb #cell-9
 @contextmanager
 def explained(location: str | Path, what: str = "") -> Iterator[None]:
     """Turn the errors of a disk that is full or refuses to write into one sentence.
@@ -84,7 +84,7 @@ def _error_number(error: Exception) -> int | None:
     found = re.search(r"os error (\d+)", str(error))
     return int(found[1]) if found else None
 
-# %% ../nbs/00_files.ipynb #cell-11
+# %% ../nbs/00_files.ipynb #cell-12
 _DRAFT = re.compile(
     r"\.(?P<name>.+)\.(?P<host>[0-9a-f]{8})-(?P<process>\d+)-[0-9a-f]{8}\.draft"
 )
@@ -110,7 +110,7 @@ def draft_target(path: str | Path) -> str | None:
     found = _DRAFT.fullmatch(Path(path).name)
     return found["name"] if found else None
 
-# %% ../nbs/00_files.ipynb #a80efabc
+# %% ../nbs/00_files.ipynb #cell-13
 def _is_abandoned(draft: Path) -> bool:
     """Whether the process that began it is gone; for another host: a day old."""
     found = _DRAFT.fullmatch(draft.name)
@@ -136,7 +136,7 @@ def _remove(path: Path) -> None:
     else:
         path.unlink(missing_ok=True)
 
-# %% ../nbs/00_files.ipynb #cell-13
+# %% ../nbs/00_files.ipynb #cell-15
 @contextmanager
 def whole_file(target: str | Path) -> Iterator[Path]:
     """Yield a draft's path that becomes the file `target` when the block ends well.
@@ -168,7 +168,7 @@ def _finish(path: Path, mode: int) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
 
-# %% ../nbs/00_files.ipynb #cell-17
+# %% ../nbs/00_files.ipynb #cell-19
 def _exchange(first: Path, second: Path) -> bool:
     """Swap two paths in one step; False where the system cannot."""
     # AT_FDCWD and RENAME_EXCHANGE of Linux; RENAME_SWAP of macOS has the same number
@@ -199,7 +199,7 @@ def _take_place(draft: Path, target: Path) -> None:
         raise
     _remove(_aside(target))
 
-# %% ../nbs/00_files.ipynb #new-recover
+# %% ../nbs/00_files.ipynb #cell-20
 def recover_directory(target: str | Path) -> None:
     """Tidy up after a process that died while it replaced the folder `target`."""
     target = Path(target).absolute()
@@ -208,7 +208,7 @@ def recover_directory(target: str | Path) -> None:
     elif _aside(target).exists():
         _aside(target).rename(target)
 
-# %% ../nbs/00_files.ipynb #cell-18
+# %% ../nbs/00_files.ipynb #cell-21
 @contextmanager
 def whole_directory(target: str | Path, replace: bool = False) -> Iterator[Path]:
     """Yield a draft folder that becomes `target` when the block ends well.
@@ -247,7 +247,7 @@ def _place(draft: Path, target: Path, replace: bool) -> None:
         if replace or not target.is_dir():      # else another process was faster
             raise
 
-# %% ../nbs/00_files.ipynb #new-rd1
+# %% ../nbs/00_files.ipynb #cell-24
 def replace_directory(target: str | Path, finished: str | Path) -> None:
     """Move the folder `finished` to `target`, in one step where the system can.
 
@@ -265,7 +265,7 @@ def replace_directory(target: str | Path, finished: str | Path) -> None:
         recover_directory(target)
         _place(finished, target, replace=True)
 
-# %% ../nbs/00_files.ipynb #cell-22
+# %% ../nbs/00_files.ipynb #cell-28
 class Record(BaseModel):
     """What a file says of itself: subclass it and name the fields with their types."""
 
@@ -299,7 +299,7 @@ def _first_complaint(error: ValidationError) -> str:
     place = ".".join(map(str, first["loc"]))
     return f"{place}: {first['msg']}" if place else first["msg"]
 
-# %% ../nbs/00_files.ipynb #0b1f3319
+# %% ../nbs/00_files.ipynb #cell-29
 def read_record(
     path: str | Path, schema: type[AnyRecord], remedy: str = "make it again"
 ) -> AnyRecord:
@@ -319,7 +319,7 @@ def write_record(path: str | Path, record: Record) -> None:
     with whole_file(path) as draft:
         draft.write_text(record.model_dump_json(indent=1), encoding="utf-8")
 
-# %% ../nbs/00_files.ipynb #cell-25
+# %% ../nbs/00_files.ipynb #cell-32
 @dataclass(frozen=True, init=False)
 class Array:
     """What an array in a file must be: `Array("int64", "N", below="C")`.
@@ -351,7 +351,7 @@ class Array:
         """What is wrong with `array`, or None; `sizes` that are new to it are added."""
         return _complaint(self, array, sizes)
 
-# %% ../nbs/00_files.ipynb #2f5a4339
+# %% ../nbs/00_files.ipynb #cell-33
 def _complaint(
     declared: Array, array: np.ndarray, sizes: dict[str, int]
 ) -> str | None:
@@ -387,7 +387,7 @@ def _has_shape(
             return False
     return True
 
-# %% ../nbs/00_files.ipynb #c94d7a34
+# %% ../nbs/00_files.ipynb #cell-34
 def check_arrays(
     arrays: Mapping[str, np.ndarray],
     declared: Mapping[str, Array],
@@ -412,7 +412,7 @@ def check_arrays(
         if complaint:
             raise ValueError(f"{path} is damaged ({name} {complaint}); {remedy}")
 
-# %% ../nbs/00_files.ipynb #cell-28
+# %% ../nbs/00_files.ipynb #cell-37
 _FORMAT = 2
 
 
@@ -444,7 +444,7 @@ def _seal(arrays: Mapping[str, np.ndarray], header: _Header) -> str:
         parts.append(hashlib.blake2b(content, digest_size=16).digest())
     return hash_parts(*parts).hex()
 
-# %% ../nbs/00_files.ipynb #21cbd298
+# %% ../nbs/00_files.ipynb #cell-38
 def write_arrays(
     path: str | Path, arrays: Mapping[str, np.ndarray], record: Record
 ) -> None:
@@ -463,7 +463,7 @@ def write_arrays(
     with whole_file(path) as draft:
         save_arrays(arrays, draft, {"clipadapt": header.model_dump_json()})
 
-# %% ../nbs/00_files.ipynb #new-47-38
+# %% ../nbs/00_files.ipynb #cell-39
 def save_arrays(
     arrays: Mapping[str, np.ndarray],
     draft: Path,
@@ -485,7 +485,7 @@ def save_arrays(
     finally:
         _remove(room)
 
-# %% ../nbs/00_files.ipynb #cell-29
+# %% ../nbs/00_files.ipynb #cell-40
 def read_arrays(
     path: str | Path, schema: type[AnyRecord], remedy: str = "make it again"
 ) -> tuple[dict[str, np.ndarray], AnyRecord]:
@@ -516,7 +516,7 @@ def read_arrays(
         raise ValueError(f"{path} is damaged ({reason}); {remedy}")
     return arrays, parse_record(header.record, schema, path, remedy)
 
-# %% ../nbs/00_files.ipynb #5d582a5d
+# %% ../nbs/00_files.ipynb #cell-41
 def _read_header(path: Path, metadata: dict[str, str], remedy: str) -> _Header:
     """The header of a file, or ValueError unless it is one that this version can read."""
     try:
@@ -536,7 +536,7 @@ def _read_header(path: Path, metadata: dict[str, str], remedy: str) -> _Header:
         )
     return header
 
-# %% ../nbs/00_files.ipynb #cell-34
+# %% ../nbs/00_files.ipynb #cell-46
 _FORMULA = re.compile(r"[=+\-@\t\r]")
 
 

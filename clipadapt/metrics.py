@@ -199,7 +199,7 @@ def label_text(name: str, most: int = 30) -> str:
     """
     return _literal(_shortened(one_line(name), most))
 
-# %% ../nbs/02_metrics.ipynb #cell-36b
+# %% ../nbs/02_metrics.ipynb #cell-37
 def label_texts(names: Sequence[str], most: int = 30) -> list[str]:
     """`label_text` of several names; those that would look alike get a number."""
     shown: dict[str, None] = {}
@@ -215,7 +215,7 @@ def title_text(axes: Axes) -> str:
     """The title of a plot in one line, with its names as they are read."""
     return one_line(axes.get_title().replace(r"\$", "$"))
 
-# %% ../nbs/02_metrics.ipynb #cell-39
+# %% ../nbs/02_metrics.ipynb #cell-40
 _MANY, _FEW = 100, 30       # of more classes than that, so many are drawn
 
 
@@ -229,7 +229,7 @@ def _percent(fraction: float, digits: int = 0) -> str:
     """0.187 -> '19 %'"""
     return f"{100 * fraction:.{digits}f} %"
 
-# %% ../nbs/02_metrics.ipynb #cell-42
+# %% ../nbs/02_metrics.ipynb #cell-43
 def _confusion_title(
     shares: np.ndarray, counts: np.ndarray, classnames: Sequence[str]
 ) -> str:
@@ -247,12 +247,12 @@ def _confusion_title(
         f"“{label_text(classnames[predicted])}” ({count} of {round(count / share)})"
     )
 
-# %% ../nbs/02_metrics.ipynb #cell-44
+# %% ../nbs/02_metrics.ipynb #cell-45
 def _cell_texts(shares: np.ndarray) -> np.ndarray:
     """What to write into the cells of a row-normalised confusion matrix: per cent without a sign."""
     return np.array([["" if not share > 0 else "<1" if share < 0.005 else f"{100 * share:.0f}" for share in row] for row in shares])
 
-# %% ../nbs/02_metrics.ipynb #cell-46
+# %% ../nbs/02_metrics.ipynb #cell-47
 def _most_confused(
     labels: np.ndarray, predictions: np.ndarray, count: int
 ) -> np.ndarray:
@@ -266,7 +266,7 @@ def _most_confused(
     found, first = np.unique(np.append(classes, labels), return_index=True)
     return np.sort(found[np.argsort(first)][:count])
 
-# %% ../nbs/02_metrics.ipynb #cell-46b
+# %% ../nbs/02_metrics.ipynb #cell-48
 def plot_confusion(
     labels: Sequence[int] | np.ndarray,
     predictions: Sequence[int] | np.ndarray,
@@ -298,7 +298,7 @@ def plot_confusion(
     _set_title(axes, _confusion_title(shares, counts, names))
     return axes
 
-# %% ../nbs/02_metrics.ipynb #cell-46c
+# %% ../nbs/02_metrics.ipynb #cell-49
 def _cells(
     labels: np.ndarray, predictions: np.ndarray, classes: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -324,7 +324,7 @@ def _heat(axes: Axes, shares: np.ndarray, names: list[str]) -> None:
     axes.set_xticks(places + 0.5, names, rotation=0 if sum(map(len, names)) <= 30 else 90)
     axes.set_yticks(places + 0.5, names, rotation=0)
 
-# %% ../nbs/02_metrics.ipynb #cell-51
+# %% ../nbs/02_metrics.ipynb #cell-54
 def per_class_accuracy(labels: Sequence[int] | np.ndarray, predictions: Sequence[int] | np.ndarray, num_classes: int) -> np.ndarray:
     """Accuracy of each class: of the images that belong to it, the fraction that is predicted so.
 
@@ -337,7 +337,7 @@ def per_class_accuracy(labels: Sequence[int] | np.ndarray, predictions: Sequence
     right = np.bincount(labels[labels == predictions], minlength=num_classes)
     return np.where(totals > 0, right / np.maximum(totals, 1), np.nan)
 
-# %% ../nbs/02_metrics.ipynb #cell-54
+# %% ../nbs/02_metrics.ipynb #cell-57
 def mean_class_accuracy(labels: Sequence[int] | np.ndarray, predictions: Sequence[int] | np.ndarray, num_classes: int) -> float:
     """Mean of the per-class accuracies, every class weighing the same however many images it has.
 
@@ -346,7 +346,7 @@ def mean_class_accuracy(labels: Sequence[int] | np.ndarray, predictions: Sequenc
     """
     return float(np.nanmean(per_class_accuracy(labels, predictions, num_classes)))
 
-# %% ../nbs/02_metrics.ipynb #cell-57
+# %% ../nbs/02_metrics.ipynb #cell-60
 def worst_class(labels: Sequence[int] | np.ndarray, predictions: Sequence[int] | np.ndarray,
                 classnames: Sequence[str]) -> tuple[str, float]:
     """The class with the lowest accuracy, as a pair (name, accuracy); the first if several are equally low.
@@ -359,7 +359,7 @@ def worst_class(labels: Sequence[int] | np.ndarray, predictions: Sequence[int] |
     worst = int(np.nanargmin(accuracies))
     return classnames[worst], float(accuracies[worst])
 
-# %% ../nbs/02_metrics.ipynb #cell-61
+# %% ../nbs/02_metrics.ipynb #cell-64
 def _per_class_title(accuracies: np.ndarray, classnames: Sequence[str]) -> str:
     """The sentence that names the worst and the best class."""
     worst, best = int(np.nanargmin(accuracies)), int(np.nanargmax(accuracies))
@@ -371,7 +371,7 @@ def _per_class_title(accuracies: np.ndarray, classnames: Sequence[str]) -> str:
         f" {_percent(accuracies[best])}"
     )
 
-# %% ../nbs/02_metrics.ipynb #cell-62
+# %% ../nbs/02_metrics.ipynb #cell-65
 def plot_per_class(
     labels: Sequence[int] | np.ndarray,
     predictions: Sequence[int] | np.ndarray,
@@ -409,7 +409,7 @@ def plot_per_class(
     _set_title(axes, _per_class_title(accuracies, classnames))
     return axes
 
-# %% ../nbs/02_metrics.ipynb #cell-66
+# %% ../nbs/02_metrics.ipynb #cell-69
 def harmonic_mean(a: float, b: float) -> float:
     """Harmonic mean 2ab / (a + b) of two accuracies, for instance of seen and unseen classes; 0 when both are 0.
 
@@ -424,7 +424,7 @@ def harmonic_mean(a: float, b: float) -> float:
             )
     return float(2 * a * b / (a + b)) if a + b > 0 else 0.0
 
-# %% ../nbs/02_metrics.ipynb #cell-69
+# %% ../nbs/02_metrics.ipynb #cell-72
 def _harmonic_title(seen: float, unseen: float) -> str:
     """The sentence that gives both accuracies, their harmonic mean, and what the imbalance costs."""
     harmonic = harmonic_mean(seen, unseen)
@@ -432,7 +432,7 @@ def _harmonic_title(seen: float, unseen: float) -> str:
     cost = "as high as" if not points else "1 point below" if points == 1 else f"{points} points below"
     return f"Seen {_percent(seen)}, unseen {_percent(unseen)}: harmonic mean {_percent(harmonic)}, {cost} the ordinary mean"
 
-# %% ../nbs/02_metrics.ipynb #cell-70
+# %% ../nbs/02_metrics.ipynb #cell-73
 def plot_harmonic_mean(seen: float, unseen: float, axes: Axes | None = None) -> Axes:
     """Bars of the accuracy on seen and on unseen classes and of their harmonic mean, the ordinary mean as a dashed line.
 
@@ -449,13 +449,13 @@ def plot_harmonic_mean(seen: float, unseen: float, axes: Axes | None = None) -> 
     _set_title(axes, _harmonic_title(seen, unseen))
     return axes
 
-# %% ../nbs/02_metrics.ipynb #cell-77
+# %% ../nbs/02_metrics.ipynb #cell-80
 def _confidence(labels, probabilities) -> tuple[np.ndarray, np.ndarray]:
     """Confidence [N] (largest probability) and whether the class that has it is right [N], checked."""
     labels, probabilities = _check_pair(labels, probabilities=probabilities)
     return probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
 
-# %% ../nbs/02_metrics.ipynb #cell-78
+# %% ../nbs/02_metrics.ipynb #cell-81
 def calibration_bins(labels: Sequence[int] | np.ndarray, probabilities: Sequence[Sequence[float]] | np.ndarray,
                      bins: int = 15) -> pd.DataFrame:
     """Table of the reliability diagram: images sorted into `bins` intervals (lower, upper] of confidence.
@@ -467,7 +467,7 @@ def calibration_bins(labels: Sequence[int] | np.ndarray, probabilities: Sequence
     """
     return bin_scores(*_confidence(labels, probabilities), bins)
 
-# %% ../nbs/02_metrics.ipynb #cell-78b
+# %% ../nbs/02_metrics.ipynb #cell-82
 def bin_scores(scores: np.ndarray, right: np.ndarray, bins: int = 10) -> pd.DataFrame:
     """The table of `calibration_bins` for any scores.
 
@@ -501,7 +501,7 @@ def bin_scores(scores: np.ndarray, right: np.ndarray, bins: int = 10) -> pd.Data
     return pd.DataFrame({"lower": edges[:-1], "upper": edges[1:], "count": count,
                          "confidence": total / divisor, "accuracy": correct / divisor})
 
-# %% ../nbs/02_metrics.ipynb #cell-83
+# %% ../nbs/02_metrics.ipynb #cell-87
 def expected_calibration_error(labels: Sequence[int] | np.ndarray, probabilities: Sequence[Sequence[float]] | np.ndarray,
                                bins: int = 15) -> float:
     """Mean gap between confidence and accuracy over `bins` equal bins of confidence, weighted by their images.
@@ -515,7 +515,7 @@ def expected_calibration_error(labels: Sequence[int] | np.ndarray, probabilities
     gaps = (table.accuracy - table.confidence).abs()
     return float(np.average(gaps, weights=table["count"]))
 
-# %% ../nbs/02_metrics.ipynb #cell-89
+# %% ../nbs/02_metrics.ipynb #cell-93
 def _reliability_title(table: pd.DataFrame) -> str:
     """The sentence that says over- or under-confident, by how much, and the ECE."""
     weights = table["count"]
@@ -524,7 +524,7 @@ def _reliability_title(table: pd.DataFrame) -> str:
     verdict = "Over-confident" if sure > right + 0.01 else "Under-confident" if sure < right - 0.01 else "About as sure as right"
     return f"{verdict}: {_percent(sure)} sure, {_percent(right)} right, ECE {_percent(ece, 1)}"
 
-# %% ../nbs/02_metrics.ipynb #cell-90
+# %% ../nbs/02_metrics.ipynb #cell-94
 def plot_reliability(labels: Sequence[int] | np.ndarray, probabilities: Sequence[Sequence[float]] | np.ndarray,
                      bins: int = 15, axes: Axes | None = None) -> Axes:
     """Reliability diagram (Guo et al. 2017, Figure 1): accuracy against confidence, one point per bin, larger for more images.
@@ -545,7 +545,7 @@ def plot_reliability(labels: Sequence[int] | np.ndarray, probabilities: Sequence
     _set_title(axes, _reliability_title(table))
     return axes
 
-# %% ../nbs/02_metrics.ipynb #cell-97
+# %% ../nbs/02_metrics.ipynb #cell-101
 def _confidence_title(confidence: np.ndarray, right: np.ndarray) -> str:
     """The sentence that gives the mean confidence of wrong and of right answers."""
     if right.all():
@@ -555,7 +555,7 @@ def _confidence_title(confidence: np.ndarray, right: np.ndarray) -> str:
     return (f"Wrong answers carry {_percent(confidence[~right].mean())} confidence on average, "
             f"right ones {_percent(confidence[right].mean())}")
 
-# %% ../nbs/02_metrics.ipynb #cell-98
+# %% ../nbs/02_metrics.ipynb #cell-102
 def plot_confidence(labels: Sequence[int] | np.ndarray, probabilities: Sequence[Sequence[float]] | np.ndarray,
                     bins: int = 15, axes: Axes | None = None) -> Axes:
     """Histograms of confidence (the largest probability) for right and for wrong answers, each in per cent of its kind.
@@ -575,14 +575,14 @@ def plot_confidence(labels: Sequence[int] | np.ndarray, probabilities: Sequence[
     _set_title(axes, _confidence_title(confidence, right))
     return axes
 
-# %% ../nbs/02_metrics.ipynb #cell-104
+# %% ../nbs/02_metrics.ipynb #cell-108
 def _losses(labels, probabilities) -> np.ndarray:
     """-ln(probability of the true class) of each image, float64 [N], checked."""
     labels, probabilities = _check_pair(labels, probabilities=probabilities)
     of_the_truth = probabilities[np.arange(len(labels)), labels]
     return -np.log(np.clip(of_the_truth, np.finfo(np.float64).eps, 1)) + 0.0          # + 0.0: no minus zero
 
-# %% ../nbs/02_metrics.ipynb #cell-105
+# %% ../nbs/02_metrics.ipynb #cell-109
 def negative_log_likelihood(labels: Sequence[int] | np.ndarray, probabilities: Sequence[Sequence[float]] | np.ndarray) -> float:
     """Mean of -ln(probability of the true class), in nats: 0 is perfect, ln C is a blind guess among C classes.
 
@@ -591,7 +591,7 @@ def negative_log_likelihood(labels: Sequence[int] | np.ndarray, probabilities: S
     """
     return float(_losses(labels, probabilities).mean())
 
-# %% ../nbs/02_metrics.ipynb #cell-108
+# %% ../nbs/02_metrics.ipynb #cell-112
 def _likelihood_title(losses: np.ndarray) -> str:
     """The sentence that gives the mean loss and how much of it the worst tenth of the images carries."""
     if not losses.any():
@@ -600,7 +600,7 @@ def _likelihood_title(losses: np.ndarray) -> str:
     worst = "10 % of the images carry" if len(losses) >= 10 else "image carries"
     return f"NLL {losses.mean():.2f} nats: the worst {worst} {_percent(share)} of it"
 
-# %% ../nbs/02_metrics.ipynb #cell-109
+# %% ../nbs/02_metrics.ipynb #cell-113
 def plot_likelihood(labels: Sequence[int] | np.ndarray, probabilities: Sequence[Sequence[float]] | np.ndarray,
                     axes: Axes | None = None) -> Axes:
     """Histograms over -ln(probability of the true class): of the images, and of what they add to the negative log-likelihood.
@@ -621,7 +621,7 @@ def plot_likelihood(labels: Sequence[int] | np.ndarray, probabilities: Sequence[
     _set_title(axes, _likelihood_title(losses))
     return axes
 
-# %% ../nbs/02_metrics.ipynb #cell-117
+# %% ../nbs/02_metrics.ipynb #cell-121
 def _sorted_hits(labels, probabilities) -> tuple[np.ndarray, np.ndarray]:
     """Confidences in falling order and whether they are right, float64 [N] each; images of equal confidence share their mean accuracy."""
     confidence, right = _confidence(labels, probabilities)
@@ -630,7 +630,7 @@ def _sorted_hits(labels, probabilities) -> tuple[np.ndarray, np.ndarray]:
     order = np.sort(group)
     return -values[order], mean[order]
 
-# %% ../nbs/02_metrics.ipynb #cell-118
+# %% ../nbs/02_metrics.ipynb #cell-122
 def adaptive_calibration_error(labels: Sequence[int] | np.ndarray, probabilities: Sequence[Sequence[float]] | np.ndarray,
                                bins: int = 15) -> float:
     """Mean gap between confidence and accuracy over `bins` bins of equally many images (give or take one), weighted by their images.
@@ -646,7 +646,7 @@ def adaptive_calibration_error(labels: Sequence[int] | np.ndarray, probabilities
     parts = np.array_split(np.arange(len(right)), min(bins, len(right)))
     return float(sum(abs((confidence[part] - right[part]).sum()) for part in parts) / len(right))
 
-# %% ../nbs/02_metrics.ipynb #cell-121
+# %% ../nbs/02_metrics.ipynb #cell-125
 def brier_score(labels: Sequence[int] | np.ndarray, probabilities: Sequence[Sequence[float]] | np.ndarray) -> float:
     """Mean over the images of the sum over the classes of (probability - truth)², 0 (perfect) to 2 (certain and never right).
 
@@ -657,7 +657,7 @@ def brier_score(labels: Sequence[int] | np.ndarray, probabilities: Sequence[Sequ
     truth = np.eye(probabilities.shape[1])[labels]
     return float(((probabilities - truth) ** 2).sum(axis=1).mean())
 
-# %% ../nbs/02_metrics.ipynb #cell-124
+# %% ../nbs/02_metrics.ipynb #cell-128
 def _log(probabilities: np.ndarray) -> np.ndarray:
     """Logarithms of probabilities [N, C]; what float32 has rounded to zero counts as 1e-38, its smallest number."""
     return np.log(np.clip(probabilities, 1e-38, None))
@@ -682,7 +682,7 @@ def apply_temperature(probabilities: Sequence[Sequence[float]] | np.ndarray, tem
         log_softmax(_log(check_probabilities(probabilities)) / temperature, axis=1)
     )
 
-# %% ../nbs/02_metrics.ipynb #cell-124b
+# %% ../nbs/02_metrics.ipynb #cell-129
 def fit_temperature(labels: Sequence[int] | np.ndarray, probabilities: Sequence[Sequence[float]] | np.ndarray) -> float:
     """The temperature in 0.01 ... 100 with the lowest NLL of `apply_temperature(probabilities, temperature)`.
 
@@ -712,7 +712,7 @@ def fit_temperature(labels: Sequence[int] | np.ndarray, probabilities: Sequence[
         raise ValueError(f"there is no best temperature between 0.01 and 100: {problem}")
     return float(np.exp(found))
 
-# %% ../nbs/02_metrics.ipynb #cell-127
+# %% ../nbs/02_metrics.ipynb #cell-132
 def _check_numbers(values, name: str, shape: str) -> np.ndarray:
     """`values` as float64, finite, not empty and with as many axes as `shape` names, or a ValueError."""
     values = _array(values)
@@ -750,7 +750,7 @@ def negative_energy(logits: Sequence[Sequence[float]] | np.ndarray, temperature:
     logits, temperature = _check_numbers(logits, "logits", "[images, classes]"), _check_positive(temperature, "temperature")
     return temperature * logsumexp(logits / temperature, axis=1)
 
-# %% ../nbs/02_metrics.ipynb #cell-130
+# %% ../nbs/02_metrics.ipynb #cell-135
 def detection(inside: Sequence[float] | np.ndarray, outside: Sequence[float] | np.ndarray, rate: float = 0.95) -> dict[str, float]:
     """How well a score tells images of known classes from others: a dict of auroc, aupr and fpr95, all in 0-1.
 
@@ -777,7 +777,7 @@ def _threshold(truth: np.ndarray, scores: np.ndarray, rate: float = 0.95) -> tup
     first = (true_positive >= _check_positive(rate, "rate", 1) - 1e-12).argmax()
     return float(thresholds[first]), float(false_positive[first])
 
-# %% ../nbs/02_metrics.ipynb #cell-132
+# %% ../nbs/02_metrics.ipynb #cell-137
 def plot_detection(inside: Sequence[float] | np.ndarray, outside: Sequence[float] | np.ndarray, name: str = "outside",
                    axes: Axes | None = None) -> Axes:
     """Histograms of a score for images of known classes and for others, each in per cent of its kind; dashed: where 95 % of the known pass.
@@ -798,7 +798,7 @@ def plot_detection(inside: Sequence[float] | np.ndarray, outside: Sequence[float
     _set_title(axes, f"{_percent(figures['fpr95'])} of “{name}” pass where 95 % of the known do; AUROC {figures['auroc']:.2f}")
     return axes
 
-# %% ../nbs/02_metrics.ipynb #cell-138
+# %% ../nbs/02_metrics.ipynb #cell-143
 def risk_coverage(labels: Sequence[int] | np.ndarray, probabilities: Sequence[Sequence[float]] | np.ndarray) -> pd.DataFrame:
     """The share of wrong answers (risk) among the most confident k of N images, for k = 1 ... N: columns coverage (k / N) and risk, 0-1.
 
@@ -818,7 +818,7 @@ def area_under_risk_coverage(labels: Sequence[int] | np.ndarray, probabilities: 
     """
     return float(risk_coverage(labels, probabilities)["risk"].mean())
 
-# %% ../nbs/02_metrics.ipynb #cell-140
+# %% ../nbs/02_metrics.ipynb #cell-145
 def _risk_title(table: pd.DataFrame) -> str:
     """The sentence that says at which coverage the risk is half of what it is for all images."""
     risk, half = table["risk"].iloc[-1], table["coverage"][table["risk"] <= table["risk"].iloc[-1] / 2 + 1e-12]
@@ -828,7 +828,7 @@ def _risk_title(table: pd.DataFrame) -> str:
         return f"No coverage halves the risk of {_percent(risk)}"
     return f"Answering the surest {_percent(half.iloc[-1], 0 if half.iloc[-1] >= 0.01 else 2)} halves the risk of {_percent(risk)}"
 
-# %% ../nbs/02_metrics.ipynb #cell-141
+# %% ../nbs/02_metrics.ipynb #cell-146
 def plot_risk_coverage(labels: Sequence[int] | np.ndarray, probabilities: Sequence[Sequence[float]] | np.ndarray, axes: Axes | None = None) -> Axes:
     """Risk against coverage; dashed: the best order there could be (all errors last), dotted: a random order.
 
@@ -846,7 +846,7 @@ def plot_risk_coverage(labels: Sequence[int] | np.ndarray, probabilities: Sequen
     _set_title(axes, _risk_title(table / 100))
     return axes
 
-# %% ../nbs/02_metrics.ipynb #cell-145
+# %% ../nbs/02_metrics.ipynb #cell-150
 def epistemic_uncertainty(probabilities: Sequence | np.ndarray) -> pd.DataFrame:
     """Uncertainty of an ensemble about each image, in nats: columns total, aleatoric and epistemic, total = aleatoric + epistemic.
 

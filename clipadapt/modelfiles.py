@@ -340,7 +340,7 @@ def named_code(content: object, keys: tuple[str, ...] = ("auto_map",)) -> str | 
             waiting.extend(item.values() if isinstance(item, dict) else item)
     return None
 
-# %% ../nbs/01_modelfiles.ipynb #cell-26b
+# %% ../nbs/01_modelfiles.ipynb #cell-27
 def read_json(source: str | Path, name: str) -> object:
     """A JSON file of a model of transformers, as Python objects.
 
@@ -363,7 +363,7 @@ def read_json(source: str | Path, name: str) -> object:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged (it is not JSON); get it again") from error
 
-# %% ../nbs/01_modelfiles.ipynb #cell-27
+# %% ../nbs/01_modelfiles.ipynb #cell-28
 def _check_tokenizer(source: str) -> None:
     """ValueError when the files of a tokenizer name code of their own."""
     for name in ("tokenizer_config.json", "config.json"):
@@ -400,7 +400,7 @@ def build_tokenizer(settings: ModelSettings, source: str):
         **options,
     )
 
-# %% ../nbs/01_modelfiles.ipynb #cell-30
+# %% ../nbs/01_modelfiles.ipynb #cell-31
 def _build(settings: ModelSettings) -> torch.nn.Module:
     """The network that settings describe, with random weights."""
     options = settings.model_dump(exclude_unset=True)
@@ -435,7 +435,7 @@ def build_model(
     open_clip.set_model_preprocess_cfg(model, preprocess)
     return model, image_transform_v2(PreprocessCfg(**preprocess), is_train=False)
 
-# %% ../nbs/01_modelfiles.ipynb #cell-30b
+# %% ../nbs/01_modelfiles.ipynb #cell-32
 @contextmanager
 def _explained(complaint: str) -> Iterator[None]:
     """Turn what OpenCLIP and PyTorch make of strange files into one sentence."""
@@ -449,7 +449,7 @@ def _explained(complaint: str) -> Iterator[None]:
         reason = short_reason(error)
         raise ValueError(f"{complaint} ({reason}); get it again") from error
 
-# %% ../nbs/01_modelfiles.ipynb #cell-32
+# %% ../nbs/01_modelfiles.ipynb #cell-34
 _WEIGHTS = (
     "open_clip_model.safetensors",
     "open_clip_pytorch_model.safetensors",
@@ -493,7 +493,7 @@ def local_files(folder: str | Path) -> ModelFiles:
         )
     return ModelFiles(place / _SETTINGS, weights[0], place)
 
-# %% ../nbs/01_modelfiles.ipynb #cell-33
+# %% ../nbs/01_modelfiles.ipynb #cell-35
 def unreachable(name: str, error: Exception) -> ConnectionError:
     """What to say when a model, or a part of it, cannot be fetched."""
     return ConnectionError(
@@ -523,7 +523,7 @@ def hub_files(name: str) -> ModelFiles:
     except Exception as error:      # of whichever library carries the connection
         raise unreachable(f"hf-hub:{name}", error) from error
 
-# %% ../nbs/01_modelfiles.ipynb #cell-33b
+# %% ../nbs/01_modelfiles.ipynb #cell-36
 def open_model(location: str):
     """Model, preprocessing and tokenizer of a model folder, or of a model on the hub.
 

@@ -256,7 +256,7 @@ class VisualPrompt(Prompt):
     def embed_classes(self) -> torch.Tensor:
         return self._classes
 
-# %% ../nbs/08_prompts.ipynb #new55005725
+# %% ../nbs/08_prompts.ipynb #cell-25
 _DRAWS = {"rand", "randn", "randint", "randperm", "uniform_", "normal_", "kaiming_uniform_",
           "kaiming_normal_"}
 
@@ -281,7 +281,7 @@ class own_draws(TorchFunctionMode):
             kwargs["generator"] = self.generator
         return function(*args, **kwargs)
 
-# %% ../nbs/08_prompts.ipynb #cell-25
+# %% ../nbs/08_prompts.ipynb #cell-28
 class MultimodalPrompt(Prompt):
     """Textual and visual prompts of `length` vectors each, made by one transformer block (UPT, Zang et al. 2022; Menghini et al. 2023).
 

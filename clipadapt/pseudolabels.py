@@ -58,14 +58,14 @@ class Pseudolabels:
         labels[self.images] = self.classes
         return labels
 
-# %% ../nbs/05_pseudolabels.ipynb #cell-8b
+# %% ../nbs/05_pseudolabels.ipynb #cell-9
 def _collect(scores: np.ndarray, images: np.ndarray, classes: np.ndarray) -> Pseudolabels:
     """The pairs in the order that `Pseudolabels` promises."""
     chosen = scores[images, classes].astype(np.float32)
     order = np.lexsort((images, -chosen, classes))
     return Pseudolabels(images[order].astype(np.int64), classes[order].astype(np.int64), chosen[order])
 
-# %% ../nbs/05_pseudolabels.ipynb #cell-12
+# %% ../nbs/05_pseudolabels.ipynb #cell-13
 _BLOCK = 2**20  # scores looked at together
 
 
@@ -103,7 +103,7 @@ def _not_finite(rows: np.ndarray) -> np.ndarray:
             bad[block] = ~finite.all(axis=1)
     return bad
 
-# %% ../nbs/05_pseudolabels.ipynb #cell-15
+# %% ../nbs/05_pseudolabels.ipynb #cell-16
 def _argmax(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The best class of each image (the first of equals), int64 [N], and its score, float32 or float64 [N]."""
     classes = np.empty(len(scores), np.int64)
@@ -125,7 +125,7 @@ def conventional(scores) -> Pseudolabels:
     scores = _check_scores(scores)
     return _collect(scores, np.arange(len(scores)), _argmax(scores)[0])
 
-# %% ../nbs/05_pseudolabels.ipynb #cell-18
+# %% ../nbs/05_pseudolabels.ipynb #cell-19
 def _check_pseudolabels(pseudolabels: Pseudolabels) -> None:
     if not isinstance(pseudolabels, Pseudolabels):
         raise ValueError(f"give Pseudolabels, not {type(pseudolabels).__name__}")
@@ -164,7 +164,7 @@ def purity(pseudolabels: Pseudolabels, labels: Sequence[int]) -> float:
     right = _right(pseudolabels, labels)[1]
     return float(right.mean()) if len(right) else float("nan")
 
-# %% ../nbs/05_pseudolabels.ipynb #cell-18b
+# %% ../nbs/05_pseudolabels.ipynb #cell-20
 def coverage(pseudolabels: Pseudolabels, count: int) -> float:
     """Fraction of `count` images that have at least one pseudolabel; nan when `count` is 0."""
     _check_pseudolabels(pseudolabels)
@@ -196,7 +196,7 @@ def quality(pseudolabels: Pseudolabels, labels: Sequence[int], classnames: Seque
     index = pd.Index(classnames, name="class", dtype=object)
     return pd.DataFrame({"count": count, **shares}, index)
 
-# %% ../nbs/05_pseudolabels.ipynb #cell-27
+# %% ../nbs/05_pseudolabels.ipynb #cell-29
 class _Ties:
     """Decides between images of equal score by what else the model says of them, and by their order only if all scores are equal."""
 
@@ -228,7 +228,7 @@ class _Ties:
             places, tied = places - len(chosen[-1]), tied[key[tied] == limit]
         return np.concatenate([*chosen, tied])
 
-# %% ../nbs/05_pseudolabels.ipynb #cell-30
+# %% ../nbs/05_pseudolabels.ipynb #cell-32
 def _best(images: np.ndarray, values: np.ndarray, k: int, ties: _Ties) -> np.ndarray:
     """Which of `images` have the k highest `values`, bool [len(images)]."""
     if len(images) <= k:
@@ -239,7 +239,7 @@ def _best(images: np.ndarray, values: np.ndarray, k: int, ties: _Ties) -> np.nda
     best[tied if len(tied) == places else tied[ties.settle(images[tied], places)]] = True
     return best
 
-# %% ../nbs/05_pseudolabels.ipynb #cell-33
+# %% ../nbs/05_pseudolabels.ipynb #cell-35
 def top_k(scores, k: int, policy: str = "per-class") -> Pseudolabels:
     """For each class the k images with the highest score for it; a class that has fewer to choose from takes them all.
 
@@ -278,7 +278,7 @@ def _groups(classes: np.ndarray, num_classes: int) -> list[np.ndarray]:
     """The images of each class, in ascending order."""
     return np.split(np.argsort(classes, kind="stable"), np.cumsum(np.bincount(classes, minlength=num_classes))[:-1])
 
-# %% ../nbs/05_pseudolabels.ipynb #cell-35
+# %% ../nbs/05_pseudolabels.ipynb #cell-37
 def _next_class(scores: np.ndarray, images: np.ndarray, bars: np.ndarray, last: np.ndarray,
                 refused_by: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Where each image applies next: its best class (-1 = none left) and the score.
@@ -332,7 +332,7 @@ def _first_bars(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
 
 POLICIES = {"per-class": _per_class, "argmax": _argmax_only, "one-class": _one_class}
 
-# %% ../nbs/05_pseudolabels.ipynb #cell-53
+# %% ../nbs/05_pseudolabels.ipynb #cell-55
 def above_threshold(scores, threshold: float) -> Pseudolabels:
     """The best class of every image whose score for it is at least `threshold` (in the precision of the scores).
 
@@ -366,7 +366,7 @@ def class_balanced(scores, share: float) -> Pseudolabels:
     chosen = np.concatenate(chosen)
     return _collect(scores, chosen, classes[chosen])
 
-# %% ../nbs/05_pseudolabels.ipynb #cell-59
+# %% ../nbs/05_pseudolabels.ipynb #cell-61
 def score_calibration(pseudolabels: Pseudolabels, labels: Sequence[int], bins: int = 10) -> pd.DataFrame:
     """Reliability of the scores of the pairs whose image has a label: one row for each of `bins` intervals (lower, upper].
 
@@ -382,7 +382,7 @@ def score_calibration(pseudolabels: Pseudolabels, labels: Sequence[int], bins: i
         raise ValueError(f"only probabilities can be calibrated, these scores run from {scores.min():.3g} to {scores.max():.3g}")
     return bin_scores(scores, right, bins).rename(columns={"confidence": "score", "accuracy": "purity"})
 
-# %% ../nbs/05_pseudolabels.ipynb #cell-65
+# %% ../nbs/05_pseudolabels.ipynb #cell-67
 class DegenerateMixtureWarning(UserWarning):
     """Two Gaussians could not tell clean from noisy losses; the median was used instead."""
 
@@ -435,7 +435,7 @@ def _split_at_median(losses: np.ndarray, reason: str) -> np.ndarray:
     warnings.warn(f"degenerate mixture: {reason}; losses up to the median count as clean", DegenerateMixtureWarning, stacklevel=3)
     return (losses <= np.median(losses)).astype(np.float32) if len(losses) else np.empty(0, np.float32)
 
-# %% ../nbs/05_pseudolabels.ipynb #cell-74
+# %% ../nbs/05_pseudolabels.ipynb #cell-76
 def union_candidates(probabilities) -> np.ndarray:
     """Candidate classes of each image, bool [N, C]: the best class under each of T templates (Co-Reg 2024, arXiv 2406.18550).
 
@@ -467,7 +467,7 @@ def top_k_candidates(probabilities, k: int) -> np.ndarray:
         candidates[block] = above | (tied & (tied.cumsum(1) <= k - above.sum(1, keepdims=True)))
     return candidates
 
-# %% ../nbs/05_pseudolabels.ipynb #cell-74b
+# %% ../nbs/05_pseudolabels.ipynb #cell-77
 def ratio_candidates(probabilities, ratio: float) -> np.ndarray:
     """The classes at least `ratio` times as probable as the best one: bool [N, C].
 

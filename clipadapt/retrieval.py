@@ -332,7 +332,7 @@ _CONTENT = {
     },
 }
 
-# %% ../nbs/06_retrieval.ipynb #new-95-38
+# %% ../nbs/06_retrieval.ipynb #cell-38
 def _stored(flat) -> np.ndarray:
     """The vectors of a flat FAISS index, float32 [N, D], where they are: valid until something is added."""
     import faiss
@@ -364,7 +364,7 @@ def _taken_apart(index, kind: str) -> tuple[dict[str, np.ndarray], dict[str, int
         arrays |= {"codes": codes, "codebook": book}
     return arrays, {"nlist": index.nlist}
 
-# %% ../nbs/06_retrieval.ipynb #new-95-38b
+# %% ../nbs/06_retrieval.ipynb #cell-39
 def _list_contents(index) -> tuple[np.ndarray, np.ndarray]:
     """The codes of an IVF index, uint8 [N, B], and the list of each, int64 [N]."""
     import faiss
@@ -381,7 +381,7 @@ def _list_contents(index) -> tuple[np.ndarray, np.ndarray]:
             codes[positions], lists[positions] = found.reshape(size, -1), number
     return codes, lists
 
-# %% ../nbs/06_retrieval.ipynb #new-96-39
+# %% ../nbs/06_retrieval.ipynb #cell-40
 def _read_index(directory: Path) -> tuple[dict[str, np.ndarray], SavedIndex]:
     """The arrays and the record of a saved index, when they fit each other."""
     path = directory / _FILE
@@ -408,7 +408,7 @@ def _check_index(arrays: dict[str, np.ndarray], record: SavedIndex) -> None:
     if record.kind == "hnsw":
         _check_graph(arrays["levels"], arrays["neighbours"], record)
 
-# %% ../nbs/06_retrieval.ipynb #new-98-41
+# %% ../nbs/06_retrieval.ipynb #cell-42
 _FLOORS = 30        # a million vectors have about five
 
 
@@ -436,7 +436,7 @@ def _check_graph(
         if (levels[upper[upper >= 0]] <= floors[upper >= 0]).any():
             raise ValueError("a link of its graph leads to another floor")
 
-# %% ../nbs/06_retrieval.ipynb #new-99-42
+# %% ../nbs/06_retrieval.ipynb #cell-43
 def _put_together(arrays: dict[str, np.ndarray], record: SavedIndex):
     """A FAISS index from its parts, which have been checked."""
     code_bytes = arrays["codes"].shape[1] if record.kind == "ivfpq" else 0
@@ -464,7 +464,7 @@ def _set_graph(index, arrays: dict[str, np.ndarray], record: SavedIndex) -> None
     faiss.copy_array_to_vector(arrays["neighbours"], graph.neighbors)
     graph.entry_point, graph.max_level = record.entry, int(levels.max()) - 1
 
-# %% ../nbs/06_retrieval.ipynb #new-99-42b
+# %% ../nbs/06_retrieval.ipynb #cell-44
 def _set_lists(index, arrays: dict[str, np.ndarray]) -> None:
     """Put centres and vectors (or their codes) into an empty IVF index."""
     import faiss
@@ -484,7 +484,7 @@ def _set_lists(index, arrays: dict[str, np.ndarray]) -> None:
             index.invlists.add_entries(number, len(ids), *pointers)
     index.ntotal = len(positions)
 
-# %% ../nbs/06_retrieval.ipynb #cell-45
+# %% ../nbs/06_retrieval.ipynb #cell-52
 def _unit_or(vectors: np.ndarray, fallback: np.ndarray) -> np.ndarray:
     """Rows of `vectors` scaled to unit length; rows too short to have a direction are taken from `fallback`."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -510,7 +510,7 @@ def _class_means(features: np.ndarray, classes: np.ndarray, fallback: np.ndarray
     sums = torch.zeros(fallback.shape).index_add_(0, torch.from_numpy(classes), torch.from_numpy(features))
     return _unit_or(sums.numpy(), fallback), np.bincount(classes, minlength=len(fallback))
 
-# %% ../nbs/06_retrieval.ipynb #cell-51
+# %% ../nbs/06_retrieval.ipynb #cell-58
 def mix_prototypes(text: np.ndarray, images: np.ndarray, image_weight: float) -> np.ndarray:
     """Unit prototypes, float32 [C, D], between text (`image_weight` 0) and images (1). Raises ValueError outside 0 ... 1 or for unequal shapes."""
     if not 0 <= image_weight <= 1:
@@ -540,7 +540,7 @@ def cluster_prototypes(features, labels: Sequence[int], num_classes: int, per_cl
         found.append(members)
     return np.concatenate(found), np.repeat(np.arange(num_classes), [len(members) for members in found])
 
-# %% ../nbs/06_retrieval.ipynb #cell-55
+# %% ../nbs/06_retrieval.ipynb #cell-62
 def update_prototypes(prototypes: np.ndarray, means: np.ndarray, momentum: float, present: np.ndarray | None = None) -> np.ndarray:
     """One step of unit `prototypes` [C, D] towards unit `means` [C, D]: float32 [C, D], of unit length.
 
@@ -557,7 +557,7 @@ def _assigned(features: np.ndarray, prototypes: np.ndarray, labels: np.ndarray) 
     """The class of each image: its label, or its nearest prototype where the label is -1."""
     return np.where(labels >= 0, labels, (features @ prototypes.T).argmax(1))
 
-# %% ../nbs/06_retrieval.ipynb #cell-57
+# %% ../nbs/06_retrieval.ipynb #cell-64
 def iterate_prototypes(features, text: np.ndarray, labels: Sequence[int] | None = None, *, momentum: float = 0.7,
                        iterations: int = 50, image_weight: float = 1.0) -> tuple[np.ndarray, np.ndarray, list[dict]]:
     """Spherical k-means (Dhillon and Modha 2001) among `features` [N, D], started from `text` prototypes [C, D].
@@ -587,7 +587,7 @@ def iterate_prototypes(features, text: np.ndarray, labels: Sequence[int] | None 
     prototypes = mix_prototypes(text, prototypes, image_weight)
     return prototypes, _assigned(features, prototypes, labels), history
 
-# %% ../nbs/06_retrieval.ipynb #cell-67
+# %% ../nbs/06_retrieval.ipynb #cell-74
 class Prototypes(Adapter):
     """Image prototypes, iterated from CLIP's text without labels: see `iterate_prototypes`.
 
@@ -638,7 +638,7 @@ class Prototypes(Adapter):
         best = np.maximum.reduceat(similarities, np.searchsorted(self.owners_, np.arange(len(self.classnames_))), axis=1)
         return self.clip.logit_scale * torch.from_numpy(best)
 
-# %% ../nbs/06_retrieval.ipynb #cell-67b
+# %% ../nbs/06_retrieval.ipynb #cell-75
 def _report_empty(pseudolabels: np.ndarray, classnames: list[str]) -> list[str]:
     """The names of classes that no image was assigned to; warns when there are any."""
     empty = [classnames[c] for c in np.flatnonzero(np.bincount(pseudolabels, minlength=len(classnames)) == 0)]
@@ -646,7 +646,7 @@ def _report_empty(pseudolabels: np.ndarray, classnames: list[str]) -> list[str]:
         warnings.warn(f"no image was assigned to {len(empty)} of {len(classnames)} classes: {', '.join(empty[:5])}", stacklevel=4)
     return empty
 
-# %% ../nbs/06_retrieval.ipynb #cell-69
+# %% ../nbs/06_retrieval.ipynb #cell-77
 class NearestNeighbours(Adapter):
     """Votes of the `k` nearest training images, whose labels are zero-shot pseudolabels or those given in `fit(X, y)`.
 

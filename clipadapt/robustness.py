@@ -283,11 +283,11 @@ def corrupt(image: Image.Image, name: str, severity: int, rng: np.random.Generat
     function = globals()[name.replace(" ", "_")]
     return _to_image(function(pixels, rng, **corruption_parameters(name, severity, min(pixels.shape[:2]))))
 
-# %% ../nbs/13_robustness.ipynb #cell-23b
+# %% ../nbs/13_robustness.ipynb #cell-24
 def _corrupted(image: Image.Image, rng: np.random.Generator, name: str, severity: int) -> Image.Image:
     return corrupt(image, name, severity, rng)
 
-# %% ../nbs/13_robustness.ipynb #4ad04e6e
+# %% ../nbs/13_robustness.ipynb #cell-25
 class Corrupted(ImageSet):
     """The images of a set with one corruption: `Corrupted(images, name, severity, seed=0)`. Labels and class names are kept.
 
@@ -309,7 +309,7 @@ class Corrupted(ImageSet):
     def __repr__(self) -> str:
         return f"Corrupted({super().__repr__()}, {self.name!r}, severity {self.severity}, seed {self.seed})"
 
-# %% ../nbs/13_robustness.ipynb #cell-29
+# %% ../nbs/13_robustness.ipynb #cell-31
 COLUMNS = ["method", "kind", "set", "severity", "score", "metric", "value"]
 
 
@@ -343,7 +343,7 @@ def _open_set(inside: dict[str, np.ndarray], outside: dict[str, np.ndarray]) -> 
     """(score, metric, value): how well each score tells the images inside from those outside."""
     return [(score, metric, value) for score, values in inside.items() for metric, value in metrics.detection(values, outside[score]).items()]
 
-# %% ../nbs/13_robustness.ipynb #cell-31
+# %% ../nbs/13_robustness.ipynb #cell-33
 def _check_method(method: Adapter) -> None:
     if not isinstance(method, Adapter):
         raise ValueError(f"give a fitted method, not {type(method).__name__}")
@@ -372,7 +372,7 @@ def warn_of_overlap(method: Adapter, test: ImageSet, outside: Mapping[str, Image
         if same:
             warnings.warn(f"{same} images of the outside set {name!r} are test images, too")
 
-# %% ../nbs/13_robustness.ipynb #cell-31b
+# %% ../nbs/13_robustness.ipynb #cell-34
 def _checked(method: Adapter, test, y: Sequence[int] | None, corruptions: Sequence[str], severities: Sequence[int],
              outside: Mapping[str, ImageSet] | None) -> tuple[ImageSet, np.ndarray, dict[str, ImageSet]]:
     """The test images, their labels int64 [N], and the outside sets; ValueError for whatever `evaluate` cannot work with."""
@@ -394,7 +394,7 @@ def _checked(method: Adapter, test, y: Sequence[int] | None, corruptions: Sequen
         raise ValueError(f"there are no images in the outside set {empty[0]!r}")
     return images, labels, outside
 
-# %% ../nbs/13_robustness.ipynb #cell-33
+# %% ../nbs/13_robustness.ipynb #cell-36
 def evaluate(method: Adapter, test, y: Sequence[int] | None = None, *, corruptions: Sequence[str] = tuple(CORRUPTIONS), severities: Sequence[int] = SEVERITIES,
              outside: Mapping[str, ImageSet] | None = None, seed: int = 0, name: str | None = None) -> pd.DataFrame:
     """Everything about a fitted method beyond its accuracy, a row a number: method, kind, set, severity, score, metric, value.
@@ -427,7 +427,7 @@ def evaluate(method: Adapter, test, y: Sequence[int] | None = None, *, corruptio
             rows += [("outside", other, 0, *row) for row in _open_set(inside, detection_scores(*ask(foreign)))]
     return pd.DataFrame([(name, *row) for row in rows], columns=COLUMNS)
 
-# %% ../nbs/13_robustness.ipynb #cell-34
+# %% ../nbs/13_robustness.ipynb #cell-37
 def _check_results(table: pd.DataFrame) -> None:
     """ValueError unless this is a table of `evaluate` with a method in every row."""
     if not isinstance(table, pd.DataFrame) or set(COLUMNS) - set(table.columns):
@@ -461,7 +461,7 @@ def mean_corruption_accuracy(table: pd.DataFrame) -> float:
     """Accuracy (0-1) of one method, the mean of all corruptions in the table, each the mean of its severities. Raises ValueError without corruptions."""
     return float(_corruption_accuracies(table).mean())
 
-# %% ../nbs/13_robustness.ipynb #cell-34b
+# %% ../nbs/13_robustness.ipynb #cell-38
 def summarise(table: pd.DataFrame, score: str = "max probability") -> pd.DataFrame:
     """One row a method of `evaluate`'s tables (joined by pd.concat): method, accuracy, ece, mean_corruption_accuracy, worst_corruption,
     worst_corruption_accuracy, mean_auroc (of all outside sets, by `score`). Where a method comes several times (with other seeds), the mean counts.
@@ -480,7 +480,7 @@ def summarise(table: pd.DataFrame, score: str = "max probability") -> pd.DataFra
                      "worst_corruption": worst[0], "worst_corruption_accuracy": worst[1], "mean_auroc": aurocs.mean()})
     return pd.DataFrame(rows)
 
-# %% ../nbs/13_robustness.ipynb #cell-41
+# %% ../nbs/13_robustness.ipynb #cell-45
 LETTERS = "acefhkmnpruvwx"      # left out, in both cases: b, d, g, i, j, l, o, q, s, t, y, z, which can be read as digits
 SHAPES = ("square", "triangle", "pentagon", "star", "cross", "heart")       # left out: circle and diamond, which can be read as a zero
 FONTS = ("DejaVuSans", "DejaVuSerif-Italic", "STIXGeneralItalic", "cmss10", "cmti10")        # the last one comes with matplotlib from 3.11 on
@@ -519,7 +519,7 @@ def letters(count: int, seed: int = 0) -> ImageSet:
     """`count` printed letters redrawn with a pen, scanned as the digits were: 8x8 pixels in sixteen greys, enlarged to 32. Only letters of `LETTERS`; labelled."""
     return _glyphs("letter", LETTERS, count, seed)
 
-# %% ../nbs/13_robustness.ipynb #cell-41b
+# %% ../nbs/13_robustness.ipynb #cell-46
 def shapes(count: int, seed: int = 0) -> ImageSet:
     """`count` outlines of geometric `SHAPES`, drawn and scanned as `letters` are; labelled."""
     return _glyphs("shape", SHAPES, count, seed)
@@ -545,7 +545,7 @@ def outside_sets(test, seed: int = 0) -> dict[str, ImageSet]:
     test = as_imageset(test)
     return {"letters": letters(len(test), seed), "shapes": shapes(len(test), seed), "noise": noise(len(test), seed), "inverted": inverted(test)}
 
-# %% ../nbs/13_robustness.ipynb #cell-54
+# %% ../nbs/13_robustness.ipynb #cell-59
 def plot_severity(table: pd.DataFrame, axes: Axes | None = None) -> Axes:
     """Accuracy (mean of the corruptions in `evaluate`'s tables) against severity, a line a method; severity 0 is the clean test set. The legend lists
     the methods in the order of their lines at the highest severity.
@@ -589,7 +589,7 @@ def plot_severity(table: pd.DataFrame, axes: Axes | None = None) -> Axes:
     axes.set(xlabel=f"severity (0: clean; mean of {rows[rows.kind == 'corruption'].set.nunique()} corruptions)", ylabel="accuracy (%)", xticks=sorted(means.severity.unique()))
     return axes
 
-# %% ../nbs/13_robustness.ipynb #cell-65
+# %% ../nbs/13_robustness.ipynb #cell-70
 def _check_latent(features) -> np.ndarray:
     """Features as an array [N, D] of finite numbers, or a ValueError."""
     features = np.asarray(features)
@@ -619,7 +619,7 @@ def neighbour_purity(features: np.ndarray, labels: np.ndarray, neighbours: int =
     found = NearestNeighbors(n_neighbors=neighbours).fit(features).kneighbors(return_distance=False)
     return float((labels[found] == labels[:, None]).mean())
 
-# %% ../nbs/13_robustness.ipynb #cell-65b
+# %% ../nbs/13_robustness.ipynb #cell-71
 def plot_latent(
     spaces: Mapping[str, np.ndarray],
     labels: np.ndarray,
@@ -673,7 +673,7 @@ def plot_latent(
         )
     return figure
 
-# %% ../nbs/13_robustness.ipynb #cell-65c
+# %% ../nbs/13_robustness.ipynb #cell-72
 def _on_a_map(features: np.ndarray, seed: int) -> np.ndarray:
     """Features [N, D] as points in the plane [N, 2], neighbours near each other."""
     from sklearn.manifold import TSNE
@@ -682,7 +682,7 @@ def _on_a_map(features: np.ndarray, seed: int) -> np.ndarray:
     tsne = TSNE(perplexity=perplexity, init="pca", random_state=seed)
     return tsne.fit_transform(np.asarray(features, np.float32))
 
-# %% ../nbs/13_robustness.ipynb #cell-70
+# %% ../nbs/13_robustness.ipynb #cell-77
 def imagenet_names() -> list[str]:
     """The 1,000 class names of open_clip's zero-shot evaluation, in ImageNet's order, made distinct: class 744 is called "projectile", class 837 "dark glasses"."""
     from open_clip import IMAGENET_CLASSNAMES
@@ -724,7 +724,7 @@ def read_imagenet(root: str | Path, wnids: Sequence[str] | str | Path | None = N
         max_pixels=images.max_pixels,
     )
 
-# %% ../nbs/13_robustness.ipynb #cell-72
+# %% ../nbs/13_robustness.ipynb #cell-79
 class Restricted(Adapter):
     """A fitted `method` that may only answer with some of its classes, `classnames`: its logits for them, or its probabilities divided by their sum.
 

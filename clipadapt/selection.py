@@ -90,7 +90,7 @@ def _calibrated(probabilities: np.ndarray, others: list[np.ndarray]) -> float:
         return np.nan
     return apply_temperature(probabilities, temperature).max(axis=1).mean()
 
-# %% ../nbs/15_selection.ipynb #cell-12b
+# %% ../nbs/15_selection.ipynb #cell-13
 def _information(probabilities: np.ndarray) -> float:
     """Mutual information of image and answer as a share of ln C: 1 when answers are certain and all classes as frequent, 0 when all answers are alike."""
     classes = probabilities.shape[1]
@@ -99,7 +99,7 @@ def _information(probabilities: np.ndarray) -> float:
     of_the_mean = -negative_entropy(probabilities.mean(axis=0, keepdims=True))[0]
     return float((of_the_mean + negative_entropy(probabilities).mean()) / np.log(classes))
 
-# %% ../nbs/15_selection.ipynb #d81c8c84
+# %% ../nbs/15_selection.ipynb #cell-14
 def _silhouette(answers: np.ndarray, features: np.ndarray | None, most: int = 2000) -> float:
     """Silhouette of the answers as clusters of the frozen image features [N, D], by cosine distance, over at most `most` images; NaN for a single cluster."""
     from sklearn.metrics import silhouette_score
@@ -108,7 +108,7 @@ def _silhouette(answers: np.ndarray, features: np.ndarray | None, most: int = 20
         return np.nan
     return float(silhouette_score(features, answers, metric="cosine", sample_size=min(most, len(answers)), random_state=0))
 
-# %% ../nbs/15_selection.ipynb #cell-18
+# %% ../nbs/15_selection.ipynb #cell-20
 def rank_quality(table: pd.DataFrame) -> pd.DataFrame:
     """How well each score ranks methods by accuracy: columns spearman (mean over the sets), worst (its lowest), regret (mean accuracy lost, in points), and sets.
 
@@ -132,7 +132,7 @@ def rank_quality(table: pd.DataFrame) -> pd.DataFrame:
                     else {"score": score, "spearman": np.nan, "worst": np.nan, "regret": np.nan, "sets": 0})
     return pd.DataFrame(rows).set_index("score")
 
-# %% ../nbs/15_selection.ipynb #cell-18b
+# %% ../nbs/15_selection.ipynb #cell-21
 def plot_score(table: pd.DataFrame, score: str = "agreement", axes: Axes | None = None) -> Axes:
     """True accuracy against one score, a point a method and set, a colour a set; the title gives the rank correlation within the sets.
 
@@ -152,7 +152,7 @@ def plot_score(table: pd.DataFrame, score: str = "agreement", axes: Axes | None 
     axes.set_title(f"{score.replace('_', ' ').capitalize()} ranks methods with correlation {quality['spearman']:.2f}, at worst {quality['worst']:.2f}")
     return axes
 
-# %% ../nbs/15_selection.ipynb #cell-26
+# %% ../nbs/15_selection.ipynb #cell-29
 def recommend_without_labels(runs: Sequence[Run], images: ImageSet | None = None) -> str:
     """Which method the label-free scores speak for, in a few sentences: the first by silhouette, or by confidence when there are no `images`.
 

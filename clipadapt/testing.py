@@ -42,7 +42,7 @@ __all__ = ['CHECKS', 'Case', 'check_outputs', 'check_logits', 'check_order_and_s
            'check_empty_input', 'check_unfitted', 'check_bad_labels', 'check_same_seed', 'check_parameters',
            'check_declaration', 'check_save_and_load', 'check_nothing_touched', 'check_labels_unread', 'check_adapter']
 
-# %% ../nbs/03_testing.ipynb #cell-6b
+# %% ../nbs/03_testing.ipynb #cell-7
 def _raises(kind: type[Exception], call: Callable, what: str) -> None:
     try:
         call()
@@ -57,7 +57,7 @@ def _same(first: np.ndarray, second: np.ndarray, message: str, tolerance: float 
     difference = np.abs(first - second).max(initial=0)
     _require(first.shape == second.shape and difference <= tolerance, f"{message} (largest difference {difference:.2g})")
 
-# %% ../nbs/03_testing.ipynb #cell-8
+# %% ../nbs/03_testing.ipynb #cell-9
 def check_outputs(case: Case) -> None:
     """probabilities float32 [N, C] summing to one, predictions int64 [N] their argmax, score their accuracy"""
     probabilities, predictions = case.fitted.predict_proba(case.test), case.fitted.predict(case.test)
@@ -77,7 +77,7 @@ def check_logits(case: Case) -> None:
     _require(logits.dtype == np.float32, "predict_logits: dtype")
     _same(torch.from_numpy(logits).softmax(1).numpy(), case.fitted.predict_proba(case.test), "the softmax of predict_logits is not predict_proba")
 
-# %% ../nbs/03_testing.ipynb #cell-10
+# %% ../nbs/03_testing.ipynb #cell-11
 def check_order_and_subset(case: Case) -> None:
     """an answer depends neither on the order of the images nor on which others are asked for"""
     together, order = case.fitted.predict_proba(case.test), np.random.default_rng(0).permutation(len(case.test))
@@ -90,7 +90,7 @@ def check_batch_size(case: Case) -> None:
     alone = np.concatenate([case.fitted.predict_proba(case.test.subset([i])) for i in range(len(case.test))])
     _same(alone, case.fitted.predict_proba(case.test), "predictions depend on the batch size")
 
-# %% ../nbs/03_testing.ipynb #cell-12
+# %% ../nbs/03_testing.ipynb #cell-13
 def check_input_kinds(case: Case) -> None:
     """an ImageSet, a list of Pillow images, a list of paths and a tensor of the same images give the same answers"""
     expected, pictures = case.fitted.predict_proba(case.test), [image for image, _ in case.test]
@@ -128,7 +128,7 @@ def check_bad_labels(case: Case) -> None:
         _raises(ValueError, lambda labels=labels: case.make().fit(case.train, labels), what)
     _raises(ValueError, lambda: case.make().set_params(classnames=["same"] * num_classes).fit(case.train), "repeated class names")
 
-# %% ../nbs/03_testing.ipynb #cell-14
+# %% ../nbs/03_testing.ipynb #cell-15
 def check_same_seed(case: Case) -> None:
     """the same seed gives the same result again, whatever the global random state"""
     expected = case.fitted.predict_proba(case.test)
@@ -158,7 +158,7 @@ def check_declaration(case: Case) -> None:
         except ValueError as error:
             _require(False, str(error))
 
-# %% ../nbs/03_testing.ipynb #cell-14b
+# %% ../nbs/03_testing.ipynb #cell-16
 def check_save_and_load(case: Case) -> None:
     """a saved and loaded method gives the same probabilities, to 1e-6, and refuses another CLIP"""
     with tempfile.TemporaryDirectory() as folder:
@@ -172,7 +172,7 @@ def check_save_and_load(case: Case) -> None:
         other = CLIP(torch.nn.Linear(2, 2), None, None)
         _raises(ValueError, lambda: type(case.fitted).load(Path(folder) / "model", other), "loading with another CLIP")
 
-# %% ../nbs/03_testing.ipynb #cell-16
+# %% ../nbs/03_testing.ipynb #cell-18
 def check_nothing_touched(case: Case) -> None:
     """fit and predict leave the images, the labels, the CLIP's weights and the global random state as they were"""
     labels, model = np.full(len(case.train), -1), case.fitted.clip.model
@@ -203,7 +203,7 @@ def check_labels_unread(case: Case) -> None:
         _same(case.make().fit(images).predict_proba(case.test), expected, "fit(X) reads X.labels", 1e-6)
     _same(case.fitted.predict_proba(shuffled(case.test)), expected, "predict(X) reads X.labels", 1e-6)
 
-# %% ../nbs/03_testing.ipynb #cell-18
+# %% ../nbs/03_testing.ipynb #cell-20
 CHECKS = [
     check_outputs,
     check_order_and_subset,

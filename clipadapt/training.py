@@ -112,7 +112,7 @@ def train_epoch(optimiser: torch.optim.Optimizer, batch_loss: Callable[[torch.Te
         raise ValueError(f"the last step left parameters that are not finite: lower the learning rate (it is {recipe.learning_rate:g})")
     return total / sum(map(len, batches))
 
-# %% ../nbs/07_training.ipynb #cell-13b
+# %% ../nbs/07_training.ipynb #cell-14
 @contextmanager
 def progress_bar(epochs: Iterable[int], description: str) -> Iterator[tqdm]:
     """A bar over epochs that shows when they take long, and leaves nothing behind: not even when an error ends them."""
@@ -144,7 +144,7 @@ def note(record: dict, extra: dict | None, callback: str) -> None:
         raise ValueError(f"{callback} must return a dict without {', '.join(record)}, or None; it returned {extra!r:.80}")
     record.update(extra)
 
-# %% ../nbs/07_training.ipynb #cell-13c
+# %% ../nbs/07_training.ipynb #cell-15
 def _plain(values: Any, what: str) -> JsonValue:
     """Values as plain JSON, arrays made lists; ValueError, calling them `what`."""
     try:
@@ -155,7 +155,7 @@ def _plain(values: Any, what: str) -> JsonValue:
             f"them): {error}"
         ) from error
 
-# %% ../nbs/07_training.ipynb #cell-21
+# %% ../nbs/07_training.ipynb #cell-23
 def module_numbers(module: torch.nn.Module) -> np.ndarray:
     """All floating-point numbers of a module, parameters and buffers, as one array: float32 [P]."""
     return torch.cat([tensor.flatten().float().cpu() for tensor in module.state_dict().values() if tensor.is_floating_point()]).numpy()
@@ -187,7 +187,7 @@ def training_state(module: torch.nn.Module, optimiser: torch.optim.Optimizer) ->
     parts = {"module": module.state_dict(), "optimiser": remembered}
     return {f"{part}.{name}": torch.as_tensor(tensor).detach().cpu().numpy() for part, tensors in parts.items() for name, tensor in tensors.items()}
 
-# %% ../nbs/07_training.ipynb #new-32-22
+# %% ../nbs/07_training.ipynb #cell-24
 _SLOTS = {
     torch.optim.SGD: ("momentum_buffer",),
     torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"),
@@ -216,7 +216,7 @@ def _training_arrays(
 def _dtype(tensor: torch.Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
-# %% ../nbs/07_training.ipynb #new-33-23
+# %% ../nbs/07_training.ipynb #cell-25
 def restore_training(
     module: torch.nn.Module,
     optimiser: torch.optim.Optimizer,
@@ -246,7 +246,7 @@ def restore_training(
     })
     optimiser.load_state_dict({**optimiser.state_dict(), "state": remembered})
 
-# %% ../nbs/07_training.ipynb #new-33-23b
+# %% ../nbs/07_training.ipynb #cell-26
 def state_part(
     arrays: Mapping[str, np.ndarray],
     declared: Mapping[str, Array],
@@ -275,7 +275,7 @@ def state_part(
     )
     return part
 
-# %% ../nbs/07_training.ipynb #cell-23
+# %% ../nbs/07_training.ipynb #cell-29
 class SavedRun(Record):
     """What a checkpoint says beside its arrays: whose it is, and how far it got."""
 
@@ -284,7 +284,7 @@ class SavedRun(Record):
     facts: dict[str, JsonValue]
     record: dict[str, JsonValue]
 
-# %% ../nbs/07_training.ipynb #cell-23b
+# %% ../nbs/07_training.ipynb #cell-30
 class _Generations:
     """The newest checkpoint of a run, `path`, and the one before it, `previous`."""
 
@@ -319,7 +319,7 @@ class _Generations:
                 f"before it, {self.previous.name}", stacklevel=4)
         return found
 
-# %% ../nbs/07_training.ipynb #new-34-26
+# %% ../nbs/07_training.ipynb #cell-31
 def _duplicate(path: Path, draft: Path) -> None:
     """Give a file a second name, or copy it where the disk knows no second names."""
     draft.unlink()
@@ -339,7 +339,7 @@ def _changed(
 
     return [name for name in {**before, **now} if not same(name)]
 
-# %% ../nbs/07_training.ipynb #new-35-27
+# %% ../nbs/07_training.ipynb #cell-32
 class Checkpoint:
     """What a run needs to go on after a round: arrays and a JSON record in a file.
 
@@ -403,7 +403,7 @@ class Checkpoint:
             for path in (self.path, self._files.previous):
                 path.unlink(missing_ok=True)
 
-# %% ../nbs/07_training.ipynb #cell-26
+# %% ../nbs/07_training.ipynb #cell-35
 def train_epochs(method, run, epochs: int, checkpoint: Checkpoint) -> None:
     """Take `run` through `epochs` epochs, from where the checkpoint left off.
 

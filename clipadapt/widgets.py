@@ -108,7 +108,7 @@ class Panel:
         bundle = bundle[0] if isinstance(bundle, tuple) else bundle
         return {**bundle, "image/png": _png(self.figure()), "text/plain": self.text()}
 
-# %% ../nbs/17_widgets.ipynb #cell-8b
+# %% ../nbs/17_widgets.ipynb #cell-9
 def _ipywidgets():
     """The module ipywidgets, or an ImportError that says what to do."""
     try:
@@ -117,7 +117,7 @@ def _ipywidgets():
         raise ImportError("these pictures need ipywidgets: pip install 'clipadapt[widgets]'") from error
     return ipywidgets
 
-# %% ../nbs/17_widgets.ipynb #cell-9
+# %% ../nbs/17_widgets.ipynb #cell-10
 def _check_table(
     probabilities, count: int, classes: int | None = None, name: str = "probabilities"
 ) -> np.ndarray:
@@ -150,7 +150,7 @@ def thumbnail(image: Image.Image, size: int = 56) -> np.ndarray:
     square.paste(image, ((size - image.width) // 2, (size - image.height) // 2))
     return np.asarray(square)
 
-# %% ../nbs/17_widgets.ipynb #cell-9b
+# %% ../nbs/17_widgets.ipynb #cell-11
 def contact_sheet(images: Sequence[Image.Image], frames: Sequence[str | None], columns: int = 10, size: int = 56, gap: int = 5) -> np.ndarray:
     """Images in a grid, as one: uint8 [rows * (size + 2 * gap), columns * (size + 2 * gap), 4]; `frames` are their colours, None for no frame."""
     from matplotlib.colors import to_rgb
@@ -164,7 +164,7 @@ def contact_sheet(images: Sequence[Image.Image], frames: Sequence[str | None], c
         sheet[top + gap:top + gap + size, left + gap:left + gap + size] = thumbnail(image, size)
     return sheet
 
-# %% ../nbs/17_widgets.ipynb #cell-12
+# %% ../nbs/17_widgets.ipynb #cell-14
 def select(probabilities, k: int, threshold: float = 0.0) -> Pseudolabels:
     """For each class the k most probable images whose best class it is (`top_k` with policy "argmax"), if their probability is at least `threshold`.
 
@@ -186,7 +186,7 @@ def describe(chosen: Pseudolabels, number: int, classnames: Sequence[str], count
     part = Pseudolabels(chosen.images[mine], chosen.classes[mine], chosen.scores[mine])
     return f"{classnames[number]}: {len(part)} images{right(part)}. All classes: {len(chosen)} of {count} images{right(chosen)}."
 
-# %% ../nbs/17_widgets.ipynb #cell-15
+# %% ../nbs/17_widgets.ipynb #cell-17
 class PseudolabelBrowser(Panel):
     """See `browse_pseudolabels`. `k`, `threshold` and `classname` are the controls, `chosen` the pseudolabels that they select."""
 
@@ -226,7 +226,7 @@ def browse_pseudolabels(images, probabilities, classnames: Sequence[str], labels
     """
     return PseudolabelBrowser(images, probabilities, classnames, labels)
 
-# %% ../nbs/17_widgets.ipynb #cell-16
+# %% ../nbs/17_widgets.ipynb #cell-18
 def plot_selection(images: ImageSet, chosen: Pseudolabels, number: int, classnames: Sequence[str], labels: np.ndarray | None = None, most: int = 40) -> Figure:
     """The first `most` pseudolabels of class `number`, right ones framed blue and wrong ones orange, beside the purity of every class (without labels: how many were chosen)."""
     figure = _figure(10.5, 3.3)
@@ -265,7 +265,7 @@ def _purity_bars(axis, chosen: Pseudolabels, number: int, classnames: Sequence[s
         axis.set_xticks(range(0, 101, 50))
     _style(axis, f"{len(chosen)} images chosen" if labels is None or not len(chosen) else f"purity {100 * purity(chosen, labels):.1f} % overall")
 
-# %% ../nbs/17_widgets.ipynb #cell-19
+# %% ../nbs/17_widgets.ipynb #cell-21
 SUSPICION = ("self_confidence", "margin")
 
 
@@ -299,7 +299,7 @@ def _confident_class(rows: np.ndarray, given: np.ndarray) -> np.ndarray:
     reached = np.where(rows >= thresholds - 1e-6, rows, -1)
     return np.where(reached.max(1, initial=-1) >= 0, reached.argmax(1), given)
 
-# %% ../nbs/17_widgets.ipynb #cell-24
+# %% ../nbs/17_widgets.ipynb #cell-26
 class Audit(Panel):
     """See `audit`. `labels` are the labels as corrected so far, `decisions` what was decided; `keep`, `change`, `back` are the buttons."""
 
@@ -399,7 +399,7 @@ class Audit(Panel):
     def figure(self) -> Figure:
         return plot_suspect(self.images, self.probabilities, self.order, self._row, self.classnames, self.by)
 
-# %% ../nbs/17_widgets.ipynb #cell-24b
+# %% ../nbs/17_widgets.ipynb #cell-27
 def audit(images, probabilities, labels: Sequence[int] | Pseudolabels, classnames: Sequence[str] | None = None, by: str = "self_confidence") -> Audit:
     """Go through labels, the most suspicious first (see `suspicion`), and keep or change them; `.labels` are the corrected ones, `.save(path)` writes a CSV or JSON.
 
@@ -408,7 +408,7 @@ def audit(images, probabilities, labels: Sequence[int] | Pseudolabels, classname
     """
     return Audit(images, probabilities, labels, classnames, by)
 
-# %% ../nbs/17_widgets.ipynb #cell-25
+# %% ../nbs/17_widgets.ipynb #cell-28
 def plot_suspect(images: ImageSet, probabilities: np.ndarray, order: pd.DataFrame, place: int, classnames: Sequence[str], by: str = "self_confidence") -> Figure:
     """The image at `place` of `order`, the probabilities of its likeliest classes, and the score of all images with this place marked."""
     figure, row = _figure(10.5, 2.9), order.loc[place]
@@ -434,7 +434,7 @@ def plot_suspect(images: ImageSet, probabilities: np.ndarray, order: pd.DataFram
     _style(right, f"{int(order.off_diagonal.sum())} of {len(order)} off the diagonal")
     return figure
 
-# %% ../nbs/17_widgets.ipynb #cell-31
+# %% ../nbs/17_widgets.ipynb #cell-34
 def as_tables(methods, images: ImageSet) -> dict[str, np.ndarray]:
     """Probabilities float32 [N, C] by name: from a dict of arrays or fitted methods, or from a list of `Run`s (failed ones left out) or fitted methods.
 
@@ -472,7 +472,7 @@ def disagreeing(tables: Mapping[str, np.ndarray]) -> np.ndarray:
     answers = np.stack([table.argmax(1) for table in tables.values()])
     return np.flatnonzero((answers != answers[0]).any(0))
 
-# %% ../nbs/17_widgets.ipynb #cell-33
+# %% ../nbs/17_widgets.ipynb #cell-36
 class MethodComparison(Panel):
     """See `compare_on_image`. `place` and `only_disagreeing` are the controls, `shown` the images that the slider runs over."""
 
@@ -513,7 +513,7 @@ class MethodComparison(Panel):
     def figure(self) -> Figure:
         return plot_answers(self.images[self.image], {name: table[self.image] for name, table in self.tables.items()}, self.classnames)
 
-# %% ../nbs/17_widgets.ipynb #cell-33b
+# %% ../nbs/17_widgets.ipynb #cell-37
 def compare_on_image(methods, images, classnames: Sequence[str] | None = None) -> MethodComparison:
     """What several methods say of one image; a slider goes through the images, a box leaves only those on which the methods disagree.
 
@@ -522,7 +522,7 @@ def compare_on_image(methods, images, classnames: Sequence[str] | None = None) -
     """
     return MethodComparison(methods, images, classnames)
 
-# %% ../nbs/17_widgets.ipynb #cell-34
+# %% ../nbs/17_widgets.ipynb #cell-38
 def plot_answers(image: tuple[Image.Image, int], rows: Mapping[str, np.ndarray], classnames: Sequence[str], most: int = 12) -> Figure:
     """An image (with its label, or -1) beside a row of bars for each method: of many classes the `most` likeliest. A right answer is blue, a wrong one orange."""
     table = np.stack(list(rows.values()))
@@ -563,7 +563,7 @@ def _answer_bars(axis, base: float, values: np.ndarray, colour: str) -> None:
             weight = "bold" if x == best else "normal"
             axis.text(x, base + 0.7 * value, f"{100 * value:.0f}", ha="center", va="bottom", fontsize=8, color=GREY, weight=weight)
 
-# %% ../nbs/17_widgets.ipynb #cell-39
+# %% ../nbs/17_widgets.ipynb #cell-43
 def curves(history: Sequence[Mapping]) -> pd.DataFrame:
     """The numbers in a history, float64, one row an epoch and a column for each; those of a dict or list inside become "name key". What is no number is left out; None is nan."""
     if not isinstance(history, Sequence) or not all(
@@ -602,7 +602,7 @@ def plot_curves(history: Sequence[Mapping], columns: int = 5) -> Figure:
         _style(axis, f"{label_text(name)}: {values.iloc[-1]:.3g}")
     return figure
 
-# %% ../nbs/17_widgets.ipynb #cell-41
+# %% ../nbs/17_widgets.ipynb #cell-45
 class LiveCurves(Panel):
     """See `live_curves`. `history` is what was seen so far, `drawn` how many pictures were made of it."""
 

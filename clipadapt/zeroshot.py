@@ -98,17 +98,17 @@ def _pixels(preprocess, images: ImageSet, batch: range) -> torch.Tensor:
     arrays = [np.asarray(split[0](picture)) for picture in pictures]
     return torch.from_numpy(np.stack(arrays))
 
-# %% ../nbs/01_zeroshot.ipynb #cell-12b
+# %% ../nbs/01_zeroshot.ipynb #cell-13
 def _normalised(preprocess, pixels: torch.Tensor) -> torch.Tensor:
     if pixels.dtype != torch.uint8:
         return pixels
     channels_first = pixels.permute(0, 3, 1, 2).contiguous()       # in memory, too: oneDNN can crash on the other order where a tower is trained
     return _split_preprocess(preprocess)[1](channels_first.float().div_(255))
 
-# %% ../nbs/01_zeroshot.ipynb #db25ee02
+# %% ../nbs/01_zeroshot.ipynb #cell-14
 _LONG_TEXT = 5000  # characters; a tokenizer may need minutes for a word of a million
 
-# %% ../nbs/01_zeroshot.ipynb #56565dde
+# %% ../nbs/01_zeroshot.ipynb #cell-15
 def _check_text(text, position: int, tokenizer) -> str:
     """The text, cut far behind what any model reads; ValueError for what is no text."""
     if not isinstance(text, str):
@@ -130,7 +130,7 @@ def _check_text(text, position: int, tokenizer) -> str:
         )
     return text
 
-# %% ../nbs/01_zeroshot.ipynb #dd318785
+# %% ../nbs/01_zeroshot.ipynb #cell-16
 def _warn_when_cut(texts: Sequence[str], tokenizer) -> None:
     if not hasattr(tokenizer, "encode"):
         return
@@ -140,7 +140,7 @@ def _warn_when_cut(texts: Sequence[str], tokenizer) -> None:
         warnings.warn(f"{len(long)} of {len(texts)} texts are longer than the {room} tokens this model reads and were cut, "
                       f"for example {long[0][:80]!r}", stacklevel=3)
 
-# %% ../nbs/01_zeroshot.ipynb #cell-14
+# %% ../nbs/01_zeroshot.ipynb #cell-18
 @torch.no_grad()
 def _encode(clip: CLIP, encoder, batches: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
     """Encode batch after batch: unit features [B, D], float32 on the CPU."""
@@ -176,7 +176,7 @@ def _check_finite(features: torch.Tensor, name: Callable[[int], str]) -> None:
             " precision='float32', or load the model again: its weights may be damaged"
         )
 
-# %% ../nbs/01_zeroshot.ipynb #cell-14b
+# %% ../nbs/01_zeroshot.ipynb #cell-19
 def _collect(clip: CLIP, batches: Iterator[torch.Tensor], count: int, unit: str) -> torch.Tensor:
     """The features of all batches as one tensor [count, D], with a progress bar when it takes long."""
     features = [torch.empty(0, clip.embed_dim)] if not count else []
@@ -186,7 +186,7 @@ def _collect(clip: CLIP, batches: Iterator[torch.Tensor], count: int, unit: str)
             progress.update(len(batch))
     return torch.cat(features)
 
-# %% ../nbs/01_zeroshot.ipynb #cell-16
+# %% ../nbs/01_zeroshot.ipynb #cell-21
 def hash_weights(model: torch.nn.Module) -> str:
     """A hash of all weights of an OpenCLIP model and of its preprocessing settings: 32 hexadecimal digits."""
     settings = open_clip.get_model_preprocess_cfg(model) if hasattr(model, "visual") else {}
@@ -196,7 +196,7 @@ def hash_weights(model: torch.nn.Module) -> str:
         digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
 
-# %% ../nbs/01_zeroshot.ipynb #cell-17
+# %% ../nbs/01_zeroshot.ipynb #cell-22
 class CLIP:
     """A frozen open_clip model with its preprocessing and its tokenizer.
 
@@ -322,7 +322,7 @@ class CLIP:
     def __repr__(self) -> str:
         return f"CLIP({self.name or 'built-in'}, {self.pretrained or 'own weights'}, {self.device}, {self.precision})"
 
-# %% ../nbs/01_zeroshot.ipynb #cell-19
+# %% ../nbs/01_zeroshot.ipynb #cell-24
 def _check_device(device: str | torch.device | None) -> torch.device:
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -352,7 +352,7 @@ def _check_model(name: str, pretrained: str | None) -> bool:
         raise ValueError(f"{name} has no weights {pretrained!r}{_nearest(pretrained, tags)}; it has {', '.join(tags) or 'none'}")
     return bool((open_clip.get_pretrained_cfg(name, pretrained) or {}).get("quick_gelu", False))
 
-# %% ../nbs/01_zeroshot.ipynb #cell-19b
+# %% ../nbs/01_zeroshot.ipynb #cell-25
 def is_known(name: str | None, pretrained: str | None) -> bool:
     """Whether a model comes from clipadapt or from OpenCLIP's own list of models.
 
@@ -366,12 +366,12 @@ def is_known(name: str | None, pretrained: str | None) -> bool:
         return pretrained is None
     return pretrained in open_clip.list_pretrained_tags_by_model(name)
 
-# %% ../nbs/01_zeroshot.ipynb #9c062226
+# %% ../nbs/01_zeroshot.ipynb #cell-26
 def _nearest(name: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
     return f", did you mean {' or '.join(map(repr, close))}?" if close else ""
 
-# %% ../nbs/01_zeroshot.ipynb #cell-21
+# %% ../nbs/01_zeroshot.ipynb #cell-28
 def _expanded(
     name: str | None, pretrained: str | None
 ) -> tuple[str | None, str | None]:
@@ -400,7 +400,7 @@ def _lasting(name: str | None, pretrained: str | None) -> tuple[str | None, str 
         pretrained = str(Path(pretrained).absolute())
     return name, pretrained
 
-# %% ../nbs/01_zeroshot.ipynb #cell-21b
+# %% ../nbs/01_zeroshot.ipynb #cell-29
 def _open_architecture(name: str, pretrained: str, quick_gelu: bool):
     """Model, preprocessing and tokenizer of an architecture; weights by tag or file."""
     weights = pretrained
@@ -431,7 +431,7 @@ def _open_architecture(name: str, pretrained: str, quick_gelu: bool):
             f" ({short_reason(error)}); get it again"
         ) from error
 
-# %% ../nbs/01_zeroshot.ipynb #cell-22
+# %% ../nbs/01_zeroshot.ipynb #cell-30
 def load_clip(
     name: str | None = None,
     pretrained: str | None = None,
@@ -469,7 +469,7 @@ def load_clip(
         *opened, name=name, pretrained=pretrained, device=device, precision=precision
     )
 
-# %% ../nbs/01_zeroshot.ipynb #cell-24
+# %% ../nbs/01_zeroshot.ipynb #cell-32
 def cache_directory() -> Path:
     """The folder for what can be made again: an absolute path.
 
@@ -506,7 +506,7 @@ def _temporary_cache() -> Path:
     )
     return folder
 
-# %% ../nbs/01_zeroshot.ipynb #cell-25
+# %% ../nbs/01_zeroshot.ipynb #cell-33
 class _Expanded(Record):
     """The hash of each file in the folder of the expanded model."""
 
@@ -529,7 +529,7 @@ def _is_whole(folder: Path) -> bool:
     except (OSError, ValueError):
         return False
 
-# %% ../nbs/01_zeroshot.ipynb #cell-25b
+# %% ../nbs/01_zeroshot.ipynb #cell-34
 def builtin_directory() -> Path:
     """The built-in CLIP as a model folder of OpenCLIP, made on first use.
 
@@ -548,7 +548,7 @@ def builtin_directory() -> Path:
             raise OSError(f"cannot write the built-in CLIP to {directory} ({error}); set CLIPADAPT_CACHE to a folder that can be written") from error
     return directory
 
-# %% ../nbs/01_zeroshot.ipynb #f20e0c99
+# %% ../nbs/01_zeroshot.ipynb #cell-35
 def expand_weights(packaged: Path, target: Path) -> None:
     """Write the compact model in `packaged` as an ordinary OpenCLIP directory (float16 weights) to `target`."""
     config = json.loads((packaged / "open_clip_config.json").read_text())
@@ -559,7 +559,7 @@ def expand_weights(packaged: Path, target: Path) -> None:
     save_file({**weights, "token_embedding.weight": table}, target / "open_clip_model.safetensors")
     shutil.copy(packaged / "open_clip_config.json", target)
 
-# %% ../nbs/01_zeroshot.ipynb #cell-33
+# %% ../nbs/01_zeroshot.ipynb #cell-43
 NEUTRAL_TEMPLATES = [
     "a photo of a {}.", "a photo of the {}.", "a photo of one {}.", "a photo of my {}.", "a photo of a small {}.", "a photo of a large {}.",
     "a good photo of a {}.", "a good photo of the {}.", "a bad photo of a {}.", "a bad photo of the {}.", "a cropped photo of a {}.",
@@ -595,7 +595,7 @@ def check_templates(choice: str | Sequence[str]) -> list[str]:
         raise ValueError("at least one template is needed")
     return list(choice)
 
-# %% ../nbs/01_zeroshot.ipynb #cell-38
+# %% ../nbs/01_zeroshot.ipynb #cell-48
 def encode_prompts(clip: CLIP, classnames: Sequence[str], template_set: str | Sequence[str] = "single") -> torch.Tensor:
     """Text features of every template filled with every class name: float32 [T, C, D], L2-normalised.
 
