@@ -469,7 +469,7 @@ def save_arrays(
     draft: Path,
     metadata: dict[str, str] | None = None,
 ) -> None:
-    """safetensors' `save_file` for a draft of `whole_file`, with nothing left by a kill.
+    """safetensors' `save_file` for a draft of `whole_file`; a kill leaves nothing.
 
     arrays, metadata: as for `save_file`.
     draft: what `whole_file` yields.
@@ -518,7 +518,7 @@ def read_arrays(
 
 # %% ../nbs/00_files.ipynb #cell-41
 def _read_header(path: Path, metadata: dict[str, str], remedy: str) -> _Header:
-    """The header of a file, or ValueError unless it is one that this version can read."""
+    """The header of a file, or ValueError for one that this version cannot read."""
     try:
         header = _Header.model_validate_json(metadata.get("clipadapt", ""), strict=True)
     except ValidationError:

@@ -230,27 +230,34 @@ def test_drafts_of_killed_processes_are_counted_and_removed(clip, images, tmp_pa
 
 
 CLEARING = """
-import sys, time
+import sys
+from pathlib import Path
 from clipadapt import FeatureStore
-end = time.monotonic() + float(sys.argv[2])
 store = FeatureStore(sys.argv[1])
-while time.monotonic() < end:
+Path(sys.argv[2]).touch()
+while not Path(sys.argv[3]).exists():
     store.clear(), store.size(), store.entries()
 """
 
 
 def test_encoding_beside_processes_that_clear(clip, images, tmp_path):
     """The features are there and right, also after somebody has removed their file."""
-    few = images.subset(range(8))
+    few, done = images.subset(range(8)), tmp_path / "done"
     expected = clip.encode_image(few).numpy()
-    processes = [subprocess.Popen([sys.executable, "-c", CLEARING, str(tmp_path), "3"], stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    count, kept = 0, []
-    while any(process.poll() is None for process in processes):
-        features = FeatureStore(tmp_path, shard_size=3).encode(clip, few)
-        kept.append(features)
-        count += 1
+    ready = [tmp_path / f"ready {number}" for number in range(2)]
+    command = [sys.executable, "-c", CLEARING, str(tmp_path / "store")]
+    processes = [
+        subprocess.Popen([*command, str(mine), str(done)], stderr=subprocess.PIPE, text=True)
+        for mine in ready
+    ]
+    wait(lambda: all(map(Path.exists, ready)))
+    kept = [
+        FeatureStore(tmp_path / "store", shard_size=3).encode(clip, few)
+        for _ in range(20)
+    ]
+    done.touch()
     assert [process.communicate()[1] for process in processes] == ["", ""]
-    assert count > 20 and all(np.allclose(features, expected, atol=1e-5) for features in kept)
+    assert all(np.allclose(features, expected, atol=1e-5) for features in kept)
 
 
 def with_weights_changed():
