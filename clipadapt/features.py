@@ -25,7 +25,9 @@ from PIL import Image
 from pydantic import Field
 from tqdm.auto import tqdm
 
-from .data import ImageSet, _Selection, _View, as_imageset, check_classnames, check_count, read_image, strong_view, weak_view
+from .data import (
+    MAX_PIXELS, ImageSet, _Selection, _View, as_imageset, check_classnames, check_count,
+    read_image, strong_view, weak_view)
 from .files import Record, explained, hash_parts, read_record, remove_drafts, whole_file, write_record
 from .zeroshot import CLIP, _ahead, _batches, _name, cache_directory
 
@@ -34,7 +36,7 @@ __all__ = ['FORMAT', 'VIEWS', 'hash_each', 'hash_images', 'hash_preprocessing', 
            'named_view', 'FeatureStore', 'StoredCLIP']
 
 # %% ../nbs/04_features.ipynb #cell-12
-def _hash_item(item, max_pixels: int) -> bytes:
+def _hash_item(item, max_pixels: int = MAX_PIXELS) -> bytes:
     """A hash of one image's content: the bytes of its file or of its array, or its pixels.
 
     Raises the errors of `read_image`.

@@ -167,11 +167,13 @@ def _name(images: ImageSet, index: int) -> str:
 
 
 def _check_finite(features: torch.Tensor, name: Callable[[int], str]) -> None:
-    """ValueError, with `name(row)` of the first bad row, unless all are finite."""
-    if not features.sum().isfinite():
-        broken = (~features.isfinite()).any(1).nonzero().flatten().tolist()
+    """ValueError, with `name(row)` of the first bad row, unless all have a direction."""
+    broken = (~(features.norm(dim=1) > 0.5)).nonzero().flatten().tolist()
+    if broken:
+        finite = features[broken[0]].isfinite().all()
+        what = "all zero" if finite else "not finite"
         raise ValueError(
-            f"{name(broken[0])} has features that are not finite, and {len(broken) - 1}"
+            f"{name(broken[0])} has features that are {what}, and {len(broken) - 1}"
             f" more of {len(features)} encoded with it have; leave it out, use"
             " precision='float32', or load the model again: its weights may be damaged"
         )

@@ -329,3 +329,10 @@ def test_messages_do_not_repeat_endless_names():
         with pytest.raises((ValueError, FileNotFoundError)) as caught:
             call()
         assert len(str(caught.value)) < 600
+
+
+def test_features_without_a_direction_are_an_error(broken, test_images):
+    """Every class would be equally likely, and nobody would know why."""
+    broken.model.visual.proj.data.zero_()
+    with pytest.raises(ValueError, match="image 0 has features that are all zero"):
+        broken.encode_image(test_images)

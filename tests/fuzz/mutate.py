@@ -222,7 +222,7 @@ def _change(dice: random.Random, value):
                 value + 1,
                 -value,
                 value * 1000,
-                float(value),
+                float(value) if abs(value) < 1e300 else str(value),
                 str(value),
                 dice.choice(ODD_NUMBERS),
             ]
