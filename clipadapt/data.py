@@ -76,28 +76,33 @@ def to_rgb(image: Image.Image) -> Image.Image:
     Raises ValueError for integers outside 0-65535, and for an image without pixels or
     without a single number.
     """
-    return _to_upright_rgb(_upright(image))
+    return _as_rgb(image)
 
 # %% ../nbs/00_data.ipynb #cell-13
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
-    except Exception:  # whatever a damaged note raises: the picture itself may be good
-        turn = None
-    return image if turn is None else image.transpose(turn)
-
-
-def _to_upright_rgb(image: Image.Image) -> Image.Image:
+def _as_rgb(image: Image.Image, factor: int = 1) -> Image.Image:
+    """See `to_rgb`; the result is `factor` times as narrow and as low."""
     if not (image.width and image.height):
         raise ValueError("it has no pixels")
+    turn = _turn_of(image)
     if image.mode[0] in "IF":
-        image = _by_blocks(image, _deep_to_grey(image))
+        rgb = _by_blocks(image, _deep_to_grey(image), factor)
     elif image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
-        image = _by_blocks(image, _over_white)
+        rgb = _by_blocks(image, _over_white, factor)
+    elif factor > 1:
+        rgb = _by_blocks(image, lambda block: block.convert("RGB"), factor)
     else:
-        image = image.convert("RGB")
-    image.info = {}  # the orientation has been applied, so its note must not stay
-    return image
+        rgb = image.convert("RGB")
+    rgb = rgb if turn is None else rgb.transpose(turn)
+    rgb.info = {}  # the orientation has been applied, so its note must not stay
+    return rgb
+
+
+def _turn_of(image: Image.Image) -> Image.Transpose | None:
+    """What makes an image upright, by the note in it; None for nothing."""
+    try:
+        return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    except Exception:  # whatever a damaged note raises: the picture itself may be good
+        return None
 
 # %% ../nbs/00_data.ipynb #cell-15
 def _blocks(image: Image.Image, side: int = 1024) -> Iterator[tuple]:
@@ -108,11 +113,14 @@ def _blocks(image: Image.Image, side: int = 1024) -> Iterator[tuple]:
             yield left, top, right, bottom
 
 
-def _by_blocks(image: Image.Image, convert: Callable) -> Image.Image:
-    """`convert(block)` of every block of `image`, put together as RGB."""
-    result = Image.new("RGB", image.size)
-    for box in _blocks(image):
-        result.paste(convert(image.crop(box)), box)
+def _by_blocks(image: Image.Image, convert: Callable, factor: int = 1) -> Image.Image:
+    """`convert(block)` of every block of `image` as RGB, shrunk, put together."""
+    size = -(-image.width // factor), -(-image.height // factor)
+    result = Image.new("RGB", size)
+    for box in _blocks(image, side=1024 // factor * factor):
+        block = convert(image.crop(box))
+        block = block if factor == 1 else block.reduce(factor)
+        result.paste(block, (box[0] // factor, box[1] // factor))
     return result
 
 
@@ -184,7 +192,7 @@ _HEIC_STARTS = {b"ftyp" + brand for brand in (
 
 # %% ../nbs/00_data.ipynb #cell-23
 MAX_PIXELS = 100_000_000  # width x height; larger pictures are refused by default
-_LARGE = 50_000_000       # from here on, pictures are decoded one at a time
+_LARGE = 50_000_000       # larger ones are decoded one at a time, and shrunk
 _ALONE = threading.Lock()
 if hasattr(os, "register_at_fork"):  # a child must not inherit a lock that nobody opens
     os.register_at_fork(before=_ALONE.acquire, after_in_parent=_ALONE.release,
@@ -234,9 +242,16 @@ def _decode(file: BinaryIO, name: str, max_pixels: int) -> Image.Image:
     pixels = _count_pixels(image, name, max_pixels)
     alone = _without_pillows_limit if pixels > _LARGE else nullcontext
     with _naming(name), alone():
+        factor = _shrinking(image)
+        if factor > 1:  # a JPEG is decoded smaller; other formats cannot be
+            image.draft("RGB", (image.width // factor, image.height // factor))
         image.load()
-        image = _upright(image)
-        return _to_upright_rgb(image)
+        return _as_rgb(image, _shrinking(image))
+
+
+def _shrinking(image: Image.Image) -> int:
+    """The whole factor by which a large picture is shrunk; 1 for all others."""
+    return math.ceil(math.sqrt(max(1, image.width * image.height / _LARGE)))
 
 # %% ../nbs/00_data.ipynb #cell-27
 _HIDDEN = set(
@@ -276,7 +291,8 @@ def read_image(item, max_pixels: int = MAX_PIXELS) -> Image.Image:
         [H, W], of integers (0-255; uint16: 0-65535), floats (0-1) or booleans; or a
         file that is not decoded yet: its bytes, a file opened with "rb", or a row
         {"bytes": ..., "path": ...} as the Hugging Face hub has them.
-    max_pixels: the largest width x height of a file that is decoded.
+    max_pixels: the largest width x height of a file that is decoded. A file of more
+        than 50 million pixels is shrunk by a whole factor to fewer than that.
 
     Files are opened by what they hold, and only if that is one of `IMAGE_KINDS`; of
     several frames the first is read. Raises FileNotFoundError for a missing file, and
@@ -587,7 +603,6 @@ def seeded(seed: int) -> Iterator[None]:
         finally:
             random.setstate(python_state)
             np.random.set_state(numpy_state)
-
 
 # %% ../nbs/00_data.ipynb #cell-53
 class ImageSet(torch.utils.data.Dataset):

@@ -175,7 +175,7 @@ def test_pillows_own_limit_does_not_interfere_and_stays(tmp_path, monkeypatch, p
         GREY.save(tmp_path / name)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            assert read_image(tmp_path / name).size == (32, 24)
+            assert read_image(tmp_path / name).size == (11, 8)     # shrunk
     assert Image.MAX_IMAGE_PIXELS == pixels
 
 
@@ -658,3 +658,29 @@ def test_what_is_no_image_is_shown_briefly():
     with pytest.raises(ValueError, match="is no image") as caught:
         read_image(odd)
     assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "CMYK", "I;16", "F", "JPEG", "turned"])
+def test_a_large_picture_is_shrunk_before_anything_else(mode, tmp_path, monkeypatch):
+    """By a whole factor, to fewer pixels than the bound, and to the same picture."""
+    monkeypatch.setattr("clipadapt.data._LARGE", 10_000)
+    ramp = np.linspace(0, 255, 300)[None].repeat(210, 0).astype(np.uint8)
+    grey, path = Image.fromarray(ramp), tmp_path / "large.tif"
+    if mode == "I;16":
+        Image.fromarray(ramp.astype(np.uint16) * 257).save(path)
+    elif mode == "F":
+        Image.fromarray(ramp.astype(np.float32) / 255).save(path)
+    elif mode in ("JPEG", "turned"):
+        path, exif = tmp_path / "large.jpg", Image.Exif()
+        exif[0x0112] = 3 if mode == "turned" else 1
+        grey.convert("RGB").save(path, quality=95, exif=exif)
+    else:
+        grey.convert(mode).save(path)
+    small = read_image(path)
+    assert small.size == (100, 70) if mode not in ("JPEG", "turned") else small.width * small.height <= 10_000
+    expected = np.asarray(grey.resize(small.size, Image.Resampling.BOX), int)
+    expected = expected[::-1, ::-1] if mode == "turned" else expected
+    difference = np.asarray(small, int) - expected[:, :, None]
+    assert abs(difference.mean() if mode == "1" else np.abs(difference).max()) < 8
+    monkeypatch.undo()
+    assert read_image(path).size == (300, 210)
