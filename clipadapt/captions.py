@@ -580,7 +580,7 @@ class AttributeCaptioner(Captioner):
 # %% ../nbs/11_captions.ipynb #cell-69
 def _identify_model(model: str, folder: Path) -> str:
     """A folder by its content (of files over 16 MB the size, the first and the last megabyte), wherever it lies; a model of the hub by its commit."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         from transformers.utils import cached_file
         parts = Path(cached_file(model, "config.json")).parts
         return f"{model} {parts[parts.index('snapshots') + 1]}" if "snapshots" in parts else model
@@ -684,7 +684,7 @@ class TransformersCaptioner(Captioner):
     def _open_processor(self):
         from transformers import AutoProcessor
 
-        if not Path(self.model_name).is_dir() and (self.model_name.count("/") != 1 or self.model_name.startswith((".", "/", "~"))):
+        if not os.path.isdir(self.model_name) and (self.model_name.count("/") != 1 or self.model_name.startswith((".", "/", "~"))):
             raise FileNotFoundError(f"there is no folder {self.model_name!r}; give one, or a name on the hub such as 'llava-hf/llava-v1.6-mistral-7b-hf'")
         _refuse_code(self.model_name)
         with _explained(self.model_name):

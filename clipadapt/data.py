@@ -792,7 +792,7 @@ class _Walk:
     """
 
     def __init__(self, root: Path):
-        if not root.is_dir():
+        if not os.path.isdir(root):
             raise FileNotFoundError(f"{printable(root)}: no such folder")
         self.root, self.folders = root, []
         self.paths, self.ignored, self.skipped = [], [], []

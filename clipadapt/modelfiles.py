@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -477,11 +478,7 @@ def local_files(folder: str | Path) -> ModelFiles:
     Raises FileNotFoundError, naming what is missing.
     """
     place = Path(folder)
-    try:
-        there = place.is_dir()
-    except OSError:         # a name that is longer than names can be
-        there = False
-    if not there:
+    if not os.path.isdir(folder):
         raise FileNotFoundError(f"there is no folder {str(folder)!r:.300}")
     weights = [place / name for name in _WEIGHTS if (place / name).is_file()]
     weights += sorted(path for path in place.glob("*.safetensors") if path.is_file())

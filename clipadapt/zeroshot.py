@@ -350,8 +350,8 @@ def _check_model(name: str, pretrained: str | None) -> bool:
     tags = open_clip.list_pretrained_tags_by_model(name)
     if pretrained is None:
         raise ValueError(f"{name} needs weights (without them the model is random): pretrained= one of {', '.join(tags)}, or a file")
-    if pretrained not in tags and not Path(pretrained).is_file():
-        raise ValueError(f"{name} has no weights {pretrained!r}{_nearest(pretrained, tags)}; it has {', '.join(tags) or 'none'}")
+    if pretrained not in tags and not os.path.isfile(pretrained):
+        raise ValueError(f"{name} has no weights {pretrained!r:.100}{_nearest(pretrained, tags)}; it has {', '.join(tags) or 'none'}")
     return bool((open_clip.get_pretrained_cfg(name, pretrained) or {}).get("quick_gelu", False))
 
 # %% ../nbs/01_zeroshot.ipynb #cell-25
@@ -379,7 +379,10 @@ def _expanded(
 ) -> tuple[str | None, str | None]:
     """Both as text or None, `~` made the home folder; ValueError for anything else."""
     if name is None and pretrained is not None:
-        raise ValueError(f"pretrained={pretrained!r} needs the name of its architecture, for example load_clip('ViT-B-32', {pretrained!r})")
+        raise ValueError(
+            f"pretrained={pretrained!r:.100} needs the name of its architecture, for "
+            "example load_clip('ViT-B-32', pretrained='laion2b_s34b_b79k')"
+        )
     for value in (name, pretrained):
         if value is not None and not isinstance(value, (str, Path)):
             raise ValueError(
@@ -398,7 +401,7 @@ def _lasting(name: str | None, pretrained: str | None) -> tuple[str | None, str 
     """Both as they lead to the same model from any other working folder."""
     if name and name.startswith("local-dir:"):
         name = f"local-dir:{Path(name.removeprefix('local-dir:')).absolute()}"
-    if pretrained and not is_known(name, pretrained) and Path(pretrained).is_file():
+    if pretrained and not is_known(name, pretrained) and os.path.isfile(pretrained):
         pretrained = str(Path(pretrained).absolute())
     return name, pretrained
 
@@ -582,7 +585,7 @@ def templates(name: str) -> list[str]:
             "imagenet80": [fill("{}") for fill in open_clip.OPENAI_IMAGENET_TEMPLATES],
             **{dataset: facts["templates"] for dataset, facts in dataset_facts().items()}}
     if name not in sets:
-        raise ValueError(f"unknown template set {name!r}{_nearest(name, list(sets))}; there are {', '.join(sets)}")
+        raise ValueError(f"unknown template set {name!r:.100}{_nearest(name, list(sets))}; there are {', '.join(sets)}")
     return list(sets[name])
 
 

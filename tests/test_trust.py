@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from clipadapt import Prototypes, ZeroShot, load_clip
 from clipadapt.modelfiles import read_settings, short_reason
-from clipadapt.zeroshot import builtin_directory
+from clipadapt.zeroshot import builtin_directory, templates
 from tiny_llava import make_tokenizer
 
 STARTS = ("subprocess.Popen", "os.system", "os.posix_spawn", "os.exec", "os.fork", "os.startfile")
@@ -325,10 +325,16 @@ def test_reasons_of_libraries_hold_no_escape_codes():
 
 
 def test_messages_do_not_repeat_endless_names():
-    for call in (lambda: load_clip("V" * 5000, "tag"), lambda: load_clip("local-dir:" + "a" * 5000)):
+    for call in (
+        lambda: load_clip("V" * 5000, "tag"),
+        lambda: load_clip("local-dir:" + "a" * 5000),
+        lambda: load_clip(None, "a" * 5000),
+        lambda: load_clip("ViT-B-32", "a" * 200 + " " * 5000),
+        lambda: templates("a" * 5000),
+    ):
         with pytest.raises((ValueError, FileNotFoundError)) as caught:
             call()
-        assert len(str(caught.value)) < 600
+        assert len(str(caught.value)) < 1000
 
 
 def test_features_without_a_direction_are_an_error(broken, test_images):
