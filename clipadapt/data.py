@@ -37,10 +37,10 @@ from PIL import ExifTags, Image, ImageEnhance, ImageFile, ImageOps
 from tqdm.auto import tqdm
 
 # %% auto #0
-__all__ = ['torchvision', 'IMAGE_KINDS', 'MAX_PIXELS', 'DIGIT_NAMES', 'TORCHVISION_SPLITS', 'DISTORTIONS', 'to_rgb', 'printable',
-           'short_reason', 'read_image', 'check_classnames', 'check_labels', 'check_count', 'check_number', 'seeded',
-           'ImageSet', 'as_imageset', 'read_folder', 'digits', 'show_images', 'dataset_facts', 'read_torchvision',
-           'read_hub', 'weak_view', 'strong_view']
+__all__ = ['torchvision', 'IMAGE_KINDS', 'MAX_PIXELS', 'DIGIT_NAMES', 'TORCHVISION_SPLITS', 'View', 'DISTORTIONS', 'to_rgb',
+           'printable', 'short_reason', 'read_image', 'check_classnames', 'check_labels', 'check_count', 'check_number',
+           'seeded', 'ImageSet', 'as_imageset', 'read_folder', 'digits', 'show_images', 'dataset_facts',
+           'read_torchvision', 'read_hub', 'weak_view', 'centre_view', 'strong_view']
 
 # %% ../nbs/00_data.ipynb #cell-8
 def _import_torchvision():
@@ -1189,17 +1189,55 @@ class _Column(Sequence):
             raise ValueError(f"row {index} of {self.name}: {error}") from error
 
 # %% ../nbs/00_data.ipynb #cell-99
-def weak_view(size: int, flip: bool = True) -> Callable[[Image.Image, np.random.Generator], Image.Image]:
-    """A mild random transform, `transform(image, rng)`: a crop of 75-100 % of the area at `size` pixels, mirrored half the time if `flip`."""
-    return partial(_weak, size=size, flip=flip)
+View = Callable[[Image.Image, np.random.Generator], Image.Image]
 
 
-def _weak(image: Image.Image, rng: np.random.Generator, size: int, flip: bool) -> Image.Image:
+def weak_view(size: int, flip: bool = True, squash: bool = False) -> View:
+    """A mild random transform, `transform(image, rng)`: a crop at `size` pixels.
+
+    size: the side of the result in pixels.
+    flip: mirror half of the images.
+    squash: what the crop is a part of. False: the square of the image's shorter side,
+        anywhere along the longer one, as torchvision crops long images; a circle stays
+        a circle. True: the whole image, made square, for a CLIP that reads images so.
+
+    The crop covers 75-100 % of that area, with proportions from 0.9 to 1.1.
+    """
+    return partial(_weak, size=size, flip=flip, squash=squash)
+
+
+def _weak(
+    image: Image.Image, rng: np.random.Generator, size: int, flip: bool, squash: bool
+) -> Image.Image:
     area, ratio = rng.uniform(0.75, 1), rng.uniform(0.9, 1.1)
-    width, height = image.width * min(1, (area * ratio) ** 0.5), image.height * min(1, (area / ratio) ** 0.5)
+    across, down = image.size if squash else 2 * (min(image.size),)
+    width = across * min(1, (area * ratio) ** 0.5)
+    height = down * min(1, (area / ratio) ** 0.5)
     left, top = rng.uniform(0, image.width - width), rng.uniform(0, image.height - height)
-    image = image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + width, top + height))
+    box = (left, top, left + width, top + height)
+    image = image.resize((size, size), Image.Resampling.BICUBIC, box=box)
     return ImageOps.mirror(image) if flip and rng.random() < 0.5 else image
+
+
+def centre_view(size: int, squash: bool = False) -> View:
+    """The image as it is, at `size` pixels: what views are compared with.
+
+    size: the side of the result in pixels.
+    squash: False takes the square in the middle; True makes the whole image square.
+    """
+    return partial(_centre, size=size, squash=squash)
+
+
+def _centre(
+    image: Image.Image, rng: np.random.Generator | None, size: int, squash: bool
+) -> Image.Image:
+    if image.size == (size, size):
+        return image
+    across, down = image.size if squash else 2 * (min(image.size),)
+    left, top = (image.width - across) / 2, (image.height - down) / 2
+    box = (left, top, left + across, top + down)
+    return image.resize((size, size), Image.Resampling.BICUBIC, box=box)
+
 
 # %% ../nbs/00_data.ipynb #cell-101
 def _shift(image: Image.Image, matrix: tuple) -> Image.Image:
@@ -1223,23 +1261,38 @@ DISTORTIONS = {  # name: (image, strength from -1 to 1) -> image
     "sharpness": lambda image, s: ImageEnhance.Sharpness(image).enhance(1 + 0.9 * s)}
 
 # %% ../nbs/00_data.ipynb #cell-104
-def strong_view(size: int, flip: bool = True, operations: int = 2, magnitude: float = 9, cutout: float = 0.5) -> Callable[[Image.Image, np.random.Generator], Image.Image]:
+def strong_view(
+    size: int, flip: bool = True, operations: int = 2, magnitude: float = 9,
+    cutout: float = 0.5, squash: bool = False,
+) -> View:
     """A harsh random transform, `transform(image, rng)`: a weak view, RandAugment, then Cutout.
 
-    RandAugment (Cubuk et al. 2020) applies `operations` distortions of `magnitude` 0-30. Cutout (DeVries and Taylor
-    2017) covers a grey square whose side is drawn up to `cutout` of the image's; 0 leaves it out. Raises ValueError
-    for values outside these ranges.
+    size, flip, squash: those of `weak_view`.
+    operations: how many distortions RandAugment applies (Cubuk et al. 2020).
+    magnitude: their strength, 0-30.
+    cutout: the largest side of the grey square that Cutout (DeVries and Taylor 2017)
+        covers, as a share of the image's; 0 leaves it out.
+
+    Raises ValueError for values outside these ranges.
     """
     if not (0 <= magnitude <= 30 and 0 <= cutout <= 1 and operations >= 0):
         raise ValueError(f"magnitude must lie in 0-30, cutout in 0-1, operations from 0; got {magnitude}, {cutout}, {operations}")
-    return partial(_strong, size=size, flip=flip, operations=operations, magnitude=magnitude, cutout=cutout)
+    weak = weak_view(size, flip, squash)
+    strength = magnitude / 30
+    return partial(
+        _strong, weak=weak, operations=operations, strength=strength, cutout=cutout
+    )
 
 
-def _strong(image: Image.Image, rng: np.random.Generator, size: int, flip: bool, operations: int, magnitude: float, cutout: float) -> Image.Image:
-    image = _weak(image, rng, size, flip)
+def _strong(
+    image: Image.Image, rng: np.random.Generator, weak: View, operations: int,
+    strength: float, cutout: float,
+) -> Image.Image:
+    image = weak(image, rng)
     for name in rng.choice(list(DISTORTIONS), operations):
-        image = DISTORTIONS[name](image, magnitude / 30 * rng.choice([-1, 1]))
-    side = round(size * rng.uniform(0, cutout))
-    left, top = rng.integers(0, size - side + 1, 2).tolist()
+        image = DISTORTIONS[name](image, strength * rng.choice([-1, 1]))
+    side = round(image.width * rng.uniform(0, cutout))
+    left, top = rng.integers(0, image.width - side + 1, 2).tolist()
     image.paste((127, 127, 127), (left, top, left + side, top + side))
     return image
+

@@ -294,8 +294,16 @@ def _locked(folder: Path) -> Iterator[None]:
 VIEWS = {"weak": weak_view, "strong": strong_view}
 
 
-def named_view(images: ImageSet, name: str, size: int, flip: bool = True) -> ImageSet:
-    """The images as they are ("eval"), or random view number v of them at `size` pixels ("weak v", "strong v", seed v).
+def named_view(
+    images: ImageSet, name: str, size: int, flip: bool = True, squash: bool = False
+) -> ImageSet:
+    """The images as they are, or one random view of each, by name.
+
+    images: the N images.
+    name: "eval" for the images as they are; "weak v" or "strong v" for view number v,
+        which is drawn from the seed v.
+    size: the side of a view in pixels.
+    flip, squash: those of `weak_view`; the squash of a CLIP is `clip.squashes`.
 
     Raises ValueError for another name.
     """
@@ -304,7 +312,9 @@ def named_view(images: ImageSet, name: str, size: int, flip: bool = True) -> Ima
     found = re.fullmatch(r"(weak|strong) (\d+)", name)
     if not found:
         raise ValueError(f"a view is called 'eval', 'weak 0', 'weak 1', ..., or 'strong 0', ..., not {name!r}")
-    return images.view(VIEWS[found[1]](size, flip), seed=int(found[2]))
+    view = VIEWS[found[1]](size, flip, squash=squash)
+    return images.view(view, seed=int(found[2]))
+
 
 # %% ../nbs/04_features.ipynb #cell-38
 class FeatureStore:
@@ -332,7 +342,7 @@ class FeatureStore:
         features cannot be written.
         """
         images = as_imageset(images)
-        images = images if view == "eval" else named_view(images, view, clip.image_size, flip)
+        images = named_view(images, view, clip.image_size, flip, clip.squashes)
         if not len(images):
             return np.empty((0, clip.embed_dim), self.dtype)
         digests = hash_each(images)

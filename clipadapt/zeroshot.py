@@ -245,6 +245,11 @@ class CLIP:
         return size if isinstance(size, int) else max(size)
 
     @property
+    def squashes(self) -> bool:
+        """Whether the model reads a whole image made square (SigLIP), not its middle."""
+        return open_clip.get_model_preprocess_cfg(self.model)["resize_mode"] == "squash"
+
+    @property
     def fingerprint(self) -> str:
         """A hash of all weights and of OpenCLIP's preprocessing settings: equal for equal models, whatever they are called.
 
@@ -565,13 +570,17 @@ def expand_weights(packaged: Path, target: Path) -> None:
     shutil.copy(packaged / "open_clip_config.json", target)
 
 # %% ../nbs/01_zeroshot.ipynb #cell-43
-NEUTRAL_TEMPLATES = [
-    "a photo of a {}.", "a photo of the {}.", "a photo of one {}.", "a photo of my {}.", "a photo of a small {}.", "a photo of a large {}.",
-    "a good photo of a {}.", "a good photo of the {}.", "a bad photo of a {}.", "a bad photo of the {}.", "a cropped photo of a {}.",
-    "a cropped photo of the {}.", "a close-up photo of a {}.", "a close-up photo of the {}.", "a bright photo of a {}.",
-    "a bright photo of the {}.", "a dark photo of the {}.", "a blurry photo of a {}.", "a blurry photo of the {}.",
-    "a pixelated photo of a {}.", "a low resolution photo of a {}.", "a low resolution photo of the {}.",
-    "a black and white photo of the {}.", "a photo of the clean {}.", "a rendering of a {}.", "a drawing of a {}.", "a picture of the {}."]
+NEUTRAL_TEMPLATES = [       # Co-Reg's, as released: no full stop
+    "a photo of a {}", "a rendering of a {}", "a cropped photo of the {}",
+    "the photo of a {}", "a photo of a clean {}", "a photo of a dirty {}",
+    "a dark photo of the {}", "a photo of my {}", "a photo of the cool {}",
+    "a close-up photo of a {}", "a bright photo of the {}", "a cropped photo of a {}",
+    "a photo of the {}", "a good photo of the {}", "a photo of one {}",
+    "a close-up photo of the {}", "a rendition of the {}", "a photo of the clean {}",
+    "a rendition of a {}", "a photo of a nice {}", "a good photo of a {}",
+    "a photo of the nice {}", "a photo of the small {}", "a photo of the weird {}",
+    "a photo of the large {}", "a photo of a cool {}", "a photo of a small {}",
+]
 
 
 def templates(name: str) -> list[str]:
