@@ -114,7 +114,7 @@ def train_linear(features: Tensor | Callable[[int, Tensor], Tensor], targets: Te
     return minimise(layer.parameters(), batch_loss, count, recipe, seed, "LP-CLIP")
 
 # %% ../nbs/13_lpclip.ipynb #cell-22
-SMALL = {"flip": False, "batch_size": 64}
+SMALL = {"templates": "single", "flip": False, "batch_size": 64}
 
 
 class LPCLIP(Adapter):
@@ -141,7 +141,7 @@ class LPCLIP(Adapter):
         "history_": list[dict[str, float]],
     }
 
-    def __init__(self, clip: CLIP, classnames: Sequence[str], *, templates: str | Sequence[str] = "single", views: int | None = 4, init: str = "text",
+    def __init__(self, clip: CLIP, classnames: Sequence[str], *, templates: str | Sequence[str] = "imagenet80", views: int | None = 4, init: str = "text",
                  weighted: bool = True, threshold: float | None = None, strong: bool = True, temperature: float = 1.0, flip: bool = True, epochs: int = 50,
                  batch_size: int | None = 512, learning_rate: float = 1.0, momentum: float = 0.9, weight_decay: float = 0.0, warmup: float = 0, seed: int = 0):
         super().__init__(clip, classnames, seed=seed)
@@ -153,7 +153,7 @@ class LPCLIP(Adapter):
         self._check_parameters()
         class_features, scale = average_prompts(encode_prompts(self.clip, self.classnames_, self.templates)), self.clip.logit_scale
         layer = linear_layer(class_features, scale, self.init, self.seed).to(self.clip.device)
-        weak = self.clip.encode_image(named_view(images, "weak 0", self.clip.image_size, self.flip))
+        weak = self.clip.encode_image(self._view(images, "weak 0"))
         targets, confidences = teach(weak, class_features, scale, self.temperature)
         known = torch.from_numpy(labels >= 0)
         targets[known], confidences[known] = torch.from_numpy(labels)[known], 1.0
@@ -181,11 +181,17 @@ class LPCLIP(Adapter):
     def _views(self, images: ImageSet) -> Tensor | Callable[[int, Tensor], Tensor]:
         """What the student reads: features [V, N, D], or a function that encodes a batch of the views of an epoch. The teacher's view, "weak 0", is not among them."""
         def view(number: int) -> ImageSet:
-            return named_view(images, f"strong {number}" if self.strong else f"weak {number + 1}", self.clip.image_size, self.flip)
+            name = f"strong {number}" if self.strong else f"weak {number + 1}"
+            return self._view(images, name)
 
         if self.views is None:
             return lambda epoch, batch: torch.cat(list(self.clip.encode_batches(view(epoch).subset(batch.numpy()))))
         return torch.stack([self.clip.encode_image(view(number)) for number in range(self.views)])
+
+    def _view(self, images: ImageSet, name: str) -> ImageSet:
+        """A view in the proportions that the CLIP reads images in when it predicts."""
+        clip = self.clip
+        return named_view(images, name, clip.image_size, self.flip, clip.squashes)
 
     def _predict_logits(self, images: ImageSet) -> Tensor:
         return self.clip.encode_image(images) @ torch.from_numpy(self.weight_).T + torch.from_numpy(self.bias_)
