@@ -1197,11 +1197,12 @@ def weak_view(size: int, flip: bool = True, squash: bool = False) -> View:
 
     size: the side of the result in pixels.
     flip: mirror half of the images.
-    squash: what the crop is a part of. False: the square of the image's shorter side,
-        anywhere along the longer one, as torchvision crops long images; a circle stays
-        a circle. True: the whole image, made square, for a CLIP that reads images so.
+    squash: what the crop is a part of, which should be what the CLIP reads (see
+        `CLIP.squashes`). False: the square in the middle, so that a circle stays a
+        circle. True: the whole image, made square.
 
-    The crop covers 75-100 % of that area, with proportions from 0.9 to 1.1.
+    The crop covers 75-100 % of that area, with proportions from 0.9 to 1.1. These
+    numbers are ours.
     """
     return partial(_weak, size=size, flip=flip, squash=squash)
 
@@ -1210,21 +1211,17 @@ def _weak(
     image: Image.Image, rng: np.random.Generator, size: int, flip: bool, squash: bool
 ) -> Image.Image:
     area, ratio = rng.uniform(0.75, 1), rng.uniform(0.9, 1.1)
-    across, down = _whole(image, squash)
-    width = across * min(1, (area * ratio) ** 0.5)
-    height = down * min(1, (area / ratio) ** 0.5)
-    left, top = rng.uniform(0, image.width - width), rng.uniform(0, image.height - height)
-    box = (left, top, left + width, top + height)
+    left, top, right, bottom = _area(image, size, squash)
+    width = (right - left) * min(1, (area * ratio) ** 0.5)
+    height = (bottom - top) * min(1, (area / ratio) ** 0.5)
+    left += rng.uniform(0, right - left - width)
+    top += rng.uniform(0, bottom - top - height)
+    box = (left, top, min(left + width, right), min(top + height, bottom))
     image = image.resize((size, size), Image.Resampling.BICUBIC, box=box)
     return ImageOps.mirror(image) if flip and rng.random() < 0.5 else image
 
 
-def _whole(image: Image.Image, squash: bool) -> tuple[int, int]:
-    """Width and height of what a view is a part of, in pixels of the image."""
-    shorter = min(image.size)
-    return image.size if squash else (shorter, shorter)
-
-
+# %% ../nbs/00_data.ipynb #x
 def centre_view(size: int, squash: bool = False) -> View:
     """A transform that draws nothing, `transform(image, rng)`: what a CLIP reads.
 
@@ -1238,13 +1235,20 @@ def centre_view(size: int, squash: bool = False) -> View:
 def _centre(
     image: Image.Image, rng: np.random.Generator | None, size: int, squash: bool
 ) -> Image.Image:
-    box = (0, 0, *image.size)
-    if not squash:
-        (left, right), (top, bottom) = (
-            _middle_part(side, size, min(image.size)) for side in image.size
-        )
-        box = (left, top, right, bottom)
+    box = _area(image, size, squash)
     return image.resize((size, size), Image.Resampling.BICUBIC, box=box)
+
+
+def _area(
+    image: Image.Image, size: int, squash: bool
+) -> tuple[float, float, float, float]:
+    """The part of an image that a CLIP of `size` pixels reads: left, top, right, bottom."""
+    if squash:
+        return 0, 0, image.width, image.height
+    shorter = min(image.size)
+    left, right = _middle_part(image.width, size, shorter)
+    top, bottom = _middle_part(image.height, size, shorter)
+    return left, top, right, bottom
 
 
 def _middle_part(side: int, size: int, shorter: int) -> tuple[float, float]:
