@@ -118,19 +118,35 @@ SMALL = {"templates": "single", "flip": False, "batch_size": 64}
 
 
 class LPCLIP(Adapter):
-    """LP-CLIP (Laroudie et al. 2023, arXiv 2309.10361): a linear layer on frozen image features learns CLIP's own answers, from harder views of the images.
+    """LP-CLIP (Laroudie et al. 2023, arXiv 2309.10361): a linear layer on frozen image
+    features learns CLIP's own answers, from harder views of the images.
 
-    The teacher is CLIP's zero-shot classifier (`templates` averaged in embedding space) on a weak view; `temperature` softens its confidences (see `teach`). An image
-    counts by its confidence if `weighted`, and not at all below `threshold` (see `image_weights`). The student W f(x) + b sees strong views (`strong`; else weak ones),
-    `views` of each image, encoded once by `clip.encode_image`, so that a `StoredCLIP` finds them again; None makes new ones in every epoch, which encodes every image anew each time. Views
-    are the same for every seed; `flip` allows mirroring. `init` is the student's start, "text" (CLIP's zero-shot classifier) or "random".
-    `epochs` (0 trains nothing), `batch_size` (None: all images), `learning_rate`, `momentum`, `weight_decay` and `warmup` are those of a `Recipe` with SGD. The defaults of
-    the training are ours; `SMALL` changes two of them for the handwriting. No image tower is trained and no text tower is needed to predict.
+    templates: the teacher is CLIP's zero-shot classifier, with these averaged in
+        embedding space. The paper averages prompts; which ones is our choice.
+    views: strong views of each image, the same for every seed, encoded once by
+        `clip.encode_image`, so that a `StoredCLIP` finds them again. None makes new
+        ones in every epoch, as the paper does, which encodes every image anew each
+        time. Four cached views are our choice.
+    init: the student's start, "text" (CLIP's zero-shot classifier) or "random". Ours.
+    weighted: whether an image counts by the teacher's confidence (see `image_weights`).
+    threshold: images below this confidence do not count. The paper has none.
+    strong: whether the student reads strong views, else weak ones. How strong they are
+        is our choice (see `strong_view`).
+    temperature: softens the teacher's confidences (see `teach`). The paper has none.
+    flip: whether views may be mirrored.
+    epochs, batch_size, learning_rate, momentum, weight_decay, warmup: those of a
+        `Recipe` with SGD; 0 epochs train nothing, a batch size of None takes all
+        images. The values are ours.
+    seed: of the batches, the draws among views, and a random start.
 
-    Labels in `fit(X, y)` take the place of pseudolabels, with weight 1.
+    `SMALL` holds what suits the handwriting. All views have the proportions in which
+    the CLIP reads images. No image tower is trained, and none of text is needed to
+    predict. Labels in `fit(X, y)` take the place of pseudolabels, with weight 1.
 
-    Fitted: `weight_` float32 [C, D] and `bias_` float32 [C]; `pseudolabels_` int64 [N] and `confidences_` float32 [N], the teacher's (1 for a labelled image);
-    `history_`, the loss of each epoch. `fit` raises ValueError for parameters out of range, and for a threshold that no image reaches.
+    Fitted: `weight_` float32 [C, D] and `bias_` float32 [C]; `pseudolabels_` int64 [N]
+    and `confidences_` float32 [N], the teacher's (1 for a labelled image); `history_`,
+    the loss of each epoch. `fit` raises ValueError for parameters out of range, and for
+    a threshold that no image reaches.
     """
 
     fitted = {

@@ -232,7 +232,10 @@ class CLIP:
     def logit_scale(self) -> float:
         """The factor that makes logits of cosine similarities.
 
-        It is 100 for most large CLIPs, and about 20 for the built-in one.
+        It is 100 for most large CLIPs, above that for SigLIP, and about 20 for the
+        built-in one. A bias, as SigLIP has, is the same for all classes and changes no
+        probability, so it is left out.
+
         Raises ValueError when the model's is not a finite number.
         """
         scale = self.model.logit_scale.exp().item()
