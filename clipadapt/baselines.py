@@ -194,7 +194,7 @@ def _tower_of(name: str) -> str:
     first = name.split(".")[0]
     return {"visual": "image", "text_decoder": "neither"}.get(first, "text")
 
-
+# %% ../nbs/14_baselines.ipynb #new664
 def _fill_templates(templates: str | Sequence[str], classnames: Sequence[str]) -> list[str]:
     """The prompts of all classes for the first template, then for the second, and so on."""
     return [template.replace("{}", name) for template in check_templates(templates) for name in classnames]
@@ -301,7 +301,7 @@ SMALL = {
     },
 }
 
-
+# %% ../nbs/14_baselines.ipynb #new6228
 class ReCLIP(Adapter):
     """ReCLIP (Hu et al. 2024, arXiv 2308.03793): labels spread along neighbours, and two towers learn where their labels agree.
 
@@ -436,7 +436,7 @@ def epochs_within(
     steps = math.ceil(count / (batch_size or count))
     return min(epochs, math.ceil(check_count(iterations, "iterations") / steps))
 
-
+# %% ../nbs/14_baselines.ipynb #new2706
 class _FlypRun:
     """One fit of FLYP: the towers in training, the prompts, and the labels that the images are trained on."""
 
