@@ -5,9 +5,7 @@
 # %% ../nbs/14_baselines.ipynb #cell-6
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -16,11 +14,12 @@ from scipy.sparse import csr_array, diags_array
 from torch import Tensor, nn
 
 from .adapter import Adapter
-from .data import ImageSet, check_count, check_labels
+from .data import ImageSet, View, check_count, check_labels
 from .features import fit_facts
 from .files import Array
 from .finetuning import (
-    FineTuned, TextTable, TowerTraining, check_numbers, contrastive_loss, finetuning_view, trainable_copy)
+    CROPS, FineTuned, TextTable, TowerTraining, check_numbers, check_share, contrastive_loss,
+    finetuning_view, interpolate_weights, trainable_copy)
 from clipadapt.training import (
     Checkpoint, Recipe, module_numbers, restore_training, set_module_numbers, state_part, train_epoch, train_epochs,
     training_state)
@@ -28,8 +27,7 @@ from .zeroshot import CLIP, average_prompts, check_templates
 
 # %% auto #0
 __all__ = ['PROJECTIONS', 'BLOCK', 'IMAGE_LOSSES', 'SMALL', 'REFRESH', 'VIEWS', 'class_directions', 'projection_matrix',
-           'neighbour_graph', 'diffuse', 'propagate_labels', 'class_centroids', 'layer_norms', 'ReCLIP',
-           'epochs_within', 'FLYP']
+           'neighbour_graph', 'diffuse', 'propagate_labels', 'class_centroids', 'layer_norms', 'ReCLIP', 'FLYP']
 
 # %% ../nbs/14_baselines.ipynb #cell-8
 PROJECTIONS = ("span", "whole", None)
@@ -297,7 +295,8 @@ IMAGE_LOSSES = ("published", "mean")
 SMALL = {
     "ReCLIP": {"projection": "whole", "image_loss": "mean", "epochs": 4, "learning_rate": 0.03},
     "FLYP": {
-        "refresh": "epoch", "view": "crop", "epochs": 5, "batch_size": 64, "learning_rate": 1e-4
+        "refresh": "epoch", "view": "crop", "crop": "cut",
+        "epochs": 5, "batch_size": 64, "learning_rate": 1e-4,
     },
 }
 
@@ -415,37 +414,19 @@ class ReCLIP(Adapter):
         similarity += self._tuned.encode_image(images) @ torch.from_numpy(self.image_classifier_).T
         return self.clip.logit_scale / 2 * similarity
 
-# %% ../nbs/14_baselines.ipynb #cell-45
+# %% ../nbs/14_baselines.ipynb #new2706
 REFRESH = ("step", "epoch", "never")
 VIEWS = ("crop", "colour", None)
 
 
-def epochs_within(
-    iterations: int | None, epochs: int, count: int, batch_size: int | None
-) -> int:
-    """How many of `epochs` a run trains that stops once it has made `iterations` steps.
-
-    iterations: None for no limit. An epoch that has begun is finished.
-    count: the number of images.
-    batch_size: images a step, None for all at once.
-
-    Raises ValueError for numbers below 1.
-    """
-    if iterations is None:
-        return epochs
-    steps = math.ceil(count / (batch_size or count))
-    return min(epochs, math.ceil(check_count(iterations, "iterations") / steps))
-
-# %% ../nbs/14_baselines.ipynb #new2706
 class _FlypRun:
     """One fit of FLYP: the towers in training, the prompts, and the labels that the images are trained on."""
 
     def __init__(self, method: FLYP, images: ImageSet, labels: np.ndarray):
         self.method, self.images = method, images
         self.labels, self.classes = torch.from_numpy(labels), len(method.classnames_)
-        self.recipe = method._recipe(len(images))
         self.training = TowerTraining(
-            method.clip, images, self.recipe, view=method._view(), seed=method.seed
+            method.clip, images, method._recipe(), view=method._view(), seed=method.seed
         )
         self.table = TextTable(self.training.clip, _fill_templates(method.templates, method.classnames_))
         self.zero_shot = self.label(method.clip.encode_image(images), torch.arange(len(images)))
@@ -496,11 +477,12 @@ class FLYP(FineTuned):
         in every epoch.
     view: how an image looks in training. "colour": a random crop with LatteCLIP's changes of
         colour; "crop": the crop alone, as in FLYP; None: as it is (ours).
+    crop: how crops are drawn that do not fit, see `finetuning_view`: "redrawn" is the
+        code's, "cut" ours.
     alpha: below 1, the original weights are mixed in: alpha * tuned + (1 - alpha) * original
         (WiSE-FT, Wortsman et al. 2022).
-    epochs, iterations: the run stops after so many epochs, or after the epoch in which it
-        has made so many steps (None: no limit); LatteCLIP's paper stops at the earlier of
-        50 epochs and 2,000 steps. The learning rate falls to 0 until then.
+    epochs, iterations: the run ends after `epochs`, or after as many steps if that is
+        earlier; None is no limit. The last epoch may be cut short.
     batch_size: the most images in a step; those of an epoch have one size, but for a smaller
         last one.
     learning_rate: the highest of AdamW.
@@ -529,14 +511,14 @@ class FLYP(FineTuned):
     def __init__(
         self, clip: CLIP, classnames: Sequence[str], *,
         refresh: str = "step", templates: str | Sequence[str] = "single",
-        view: str | None = "colour", alpha: float = 1.0, epochs: int = 50,
-        iterations: int | None = 2000, batch_size: int | None = 512,
+        view: str | None = "colour", crop: str = "redrawn", alpha: float = 1.0,
+        epochs: int = 50, iterations: int | None = 2000, batch_size: int | None = 512,
         learning_rate: float = 1e-7, momentum: float = 0.9, weight_decay: float = 0.2,
         warmup: float = 1, checkpoint: str | None = None, seed: int = 0,
     ):
         super().__init__(clip, classnames, seed=seed)
         self.refresh, self.templates = refresh, templates
-        self.view, self.alpha = view, alpha
+        self.view, self.crop, self.alpha = view, crop, alpha
         self.epochs, self.iterations = epochs, iterations
         self.batch_size, self.learning_rate = batch_size, learning_rate
         self.momentum, self.weight_decay = momentum, weight_decay
@@ -557,26 +539,29 @@ class FLYP(FineTuned):
 
     def _check_parameters(self) -> None:
         """Raise ValueError for the first parameter out of range."""
-        if self.refresh not in REFRESH or self.view not in VIEWS or not 0 <= self.alpha <= 1:
-            raise ValueError(f"refresh must be one of {', '.join(map(repr, REFRESH))}, view one of {', '.join(map(repr, VIEWS))}, and alpha lie in 0 ... 1; "
-                             f"not {self.refresh!r}, {self.view!r}, {self.alpha!r}")
+        for name, known in (("refresh", REFRESH), ("view", VIEWS), ("crop", CROPS)):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"{name} must be one of {', '.join(map(repr, known))}, "
+                    f"not {getattr(self, name)!r}"
+                )
+        check_share("alpha", self.alpha)
         self._recipe()
         check_templates(self.templates)
 
-    def _recipe(self, count: int = 1) -> Recipe:
-        """The numbers of a run on `count` images."""
-        recipe = Recipe(
+    def _recipe(self) -> Recipe:
+        return Recipe(
             self.epochs, self.batch_size, self.learning_rate, self.momentum,
             self.weight_decay, self.warmup, "adamw", per_step=True,
+            iterations=self.iterations,
         )
-        epochs = epochs_within(self.iterations, self.epochs, count, self.batch_size)
-        return replace(recipe, epochs=epochs)
 
-    def _view(self) -> Callable | None:
+    def _view(self) -> View | None:
         """The transform of training images."""
         if self.view is None:
             return None
-        return finetuning_view(self.clip.image_size, self.view == "colour")
+        colour = self.view == "colour"
+        return finetuning_view(self.clip.image_size, colour, self.clip.squashes, self.crop)
 
     def _check_loaded(self) -> None:
         super()._check_loaded()
@@ -586,13 +571,10 @@ class FLYP(FineTuned):
         self._check_parameters()
         run = _FlypRun(self, images, labels)
         checkpoint = Checkpoint(self.checkpoint, fit_facts(self, images, labels=labels) if self.checkpoint else {})
-        train_epochs(self, run, run.recipe.epochs, checkpoint)
+        train_epochs(self, run, run.training.epochs, checkpoint)
 
     def _show(self, run: _FlypRun) -> None:
         """Put the state of a run where `predict` and users find it."""
-        tuned = run.training.clip
-        if self.alpha < 1:
-            original, tuned = module_numbers(self.clip.model), trainable_copy(tuned)
-            set_module_numbers(tuned.model, original + np.float32(self.alpha) * (module_numbers(tuned.model) - original))
+        tuned = interpolate_weights(self.clip, run.training.clip, self.alpha)
         self.pseudolabels_ = run.used.numpy().copy()
         self._keep(tuned, _classifier(tuned, run.table, run.classes))
