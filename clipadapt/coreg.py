@@ -56,7 +56,7 @@ __all__ = ['ANNOTATIONS', 'CONTRASTS', 'AUGMENTATIONS', 'Views', 'WINDOW', 'STUD
            'pixel_rows', 'feature_rows', 'all_features', 'all_rows', 'StoredViews', 'DrawnViews', 'draw_views', 'Split',
            'CoReg', 'synthetic_candidates']
 
-# %% ../nbs/10_coreg.ipynb #new
+# %% ../nbs/10_coreg.ipynb #68d7fa0d
 ANNOTATIONS = ("union", "top-k", "ratio", "threshold", "mean", "prototypes")
 
 
@@ -80,7 +80,7 @@ def threshold_candidates(probabilities: Tensor, threshold: float) -> np.ndarray:
     check_number(threshold, "threshold", 0, 1)
     return top_k_candidates(probabilities, 1) | (np.asarray(probabilities) >= threshold)
 
-# %% ../nbs/10_coreg.ipynb #new
+# %% ../nbs/10_coreg.ipynb #52b56da3
 def partial_labels(
     image_features: Tensor,
     prompt_features: Tensor,
@@ -254,7 +254,7 @@ def prototype_alignment(embeddings: Tensor, prototypes: Tensor, targets: Tensor,
     error = (log_similarity.exp() - targets).square().mean(1)
     return mean_over(divergence, clean) + mean_over(error, ~clean)
 
-# %% ../nbs/10_coreg.ipynb #new
+# %% ../nbs/10_coreg.ipynb #2ec62e36
 CONTRASTS = ("modified", "supervised", "unsupervised", "clean-positives", "clean-pairs")
 
 
@@ -294,7 +294,7 @@ def _pairs(keys: Queue, queue: Queue, mode: str) -> tuple[Tensor, Tensor]:
         left_out[:, : 2 * count] = ~positive[:, : 2 * count]
     return positive, left_out.fill_diagonal_(True)
 
-# %% ../nbs/10_coreg.ipynb #new
+# %% ../nbs/10_coreg.ipynb #57168cba
 def noisy_contrastive(
     queries: Tensor,
     keys: Queue,
@@ -327,7 +327,7 @@ def noisy_contrastive(
     losses = -(compared * positive).sum(1).div(positive.sum(1))
     return (losses * keys.clean if mode == "clean-pairs" else losses).mean()
 
-# %% ../nbs/10_coreg.ipynb #new
+# %% ../nbs/10_coreg.ipynb #d30f52ee
 class SmallResNet(nn.Module):
     """A residual network for small images (He et al. 2016, section 4.2).
 
@@ -372,7 +372,7 @@ class SmallResNet(nn.Module):
         hidden = self.body(images)
         return self.head(hidden), F.normalize(self.projection(hidden), dim=1)
 
-# %% ../nbs/10_coreg.ipynb #new
+# %% ../nbs/10_coreg.ipynb #932116e8
 class _Block(nn.Module):
     """Two 3x3 convolutions, and a way around them."""
 
@@ -408,7 +408,7 @@ class _PreBlock(nn.Module):
         around = self.around(ready[:, :, :: self.stride, :: self.stride])
         return self.path(ready) + around
 
-# %% ../nbs/10_coreg.ipynb #new
+# %% ../nbs/10_coreg.ipynb #be163163
 _SMALLEST, _USUAL, _LARGE = 8, 32, 64      # sides of the students' images in pixels
 
 
@@ -481,7 +481,7 @@ class Student(nn.Module):
         answer = self.network((inputs - self.mean) / self.std)
         return answer if isinstance(answer, tuple) else (answer, F.normalize(answer, dim=1))
 
-# %% ../nbs/10_coreg.ipynb #new
+# %% ../nbs/10_coreg.ipynb #532323c1
 def padded_view(size: int, flip: bool = True, squash: bool = False) -> View:
     """Co-Reg's weak view: the image in a black frame, and a square cut out of that.
 
@@ -533,7 +533,7 @@ _STRENGTHS = {
     **dict.fromkeys(("translate x", "translate y"), (-2 / 3, 2 / 3)),    # 30 %
 }
 
-# %% ../nbs/10_coreg.ipynb #new
+# %% ../nbs/10_coreg.ipynb #f372a9c6
 def covered_view(size: int, flip: bool = True, squash: bool = False) -> View:
     """Co-Reg's strong view of grey images: a padded view with a black square.
 
@@ -567,7 +567,7 @@ AUGMENTATIONS = {       # weak and strong views; "crops" is ours (chapter 0)
     "cutout": (padded_view, covered_view),
 }
 
-# %% ../nbs/10_coreg.ipynb #new
+# %% ../nbs/10_coreg.ipynb #21392077
 class Maker(NamedTuple):
     """How one row of views is made: image i with the random numbers of (number, i)."""
 
@@ -627,7 +627,7 @@ def pixel_rows(
         list(pool.map(read, range(len(numbers))))
     return torch.from_numpy(pixels)
 
-# %% ../nbs/10_coreg.ipynb #new
+# %% ../nbs/10_coreg.ipynb #6fd6b99e
 class _Seen(Sequence):
     """Rows of images one after the other, as `pixel_rows` has them, but undecoded."""
 
@@ -661,7 +661,7 @@ def all_features(clip: CLIP, images: ImageSet, makers: Sequence[Maker]) -> Tenso
     sets = [images.view(maker.view, seed=maker.number) for maker in makers[1:]]
     return torch.stack([clip.encode_image(each) for each in (images, *sets)])
 
-# %% ../nbs/10_coreg.ipynb #new
+# %% ../nbs/10_coreg.ipynb #90d922ad
 def all_rows(count: int, images: int) -> tuple[Tensor, Tensor]:
     """`count` rows of every image, as `rows` and `indices` of `pixel_rows`."""
     return torch.arange(count)[:, None].expand(count, images), torch.arange(images)
@@ -710,7 +710,7 @@ def draw_views(views: int, count: int, rng: np.random.Generator) -> Tensor:
     drawn = [np.resize(rng.random((views, count)).argsort(0)[:2], (2, count)) for _ in range(2)]
     return torch.from_numpy(np.concatenate([1 + drawn[0], 1 + views + drawn[1]]))
 
-# %% ../nbs/10_coreg.ipynb #new
+# %% ../nbs/10_coreg.ipynb #3b8fb96f
 WINDOW = 5
 _WARNING_FILTERS = threading.Lock()     # there is one list of filters for all threads
 
@@ -731,7 +731,7 @@ class _PublishedRecipe(Recipe):
         lowest, share = self.learning_rate / 1000, min(1, epoch / 800)
         return lowest + (self.learning_rate - lowest) * (1 + math.cos(math.pi * share)) / 2
 
-# %% ../nbs/10_coreg.ipynb #new
+# %% ../nbs/10_coreg.ipynb #4150503d
 class _Network:
     """One of the two networks: student, momentum copy, optimiser, queue, and what it said of all images in the last five epochs."""
 
@@ -769,7 +769,7 @@ class _Network:
         for copied, parameter in zip(self.key.parameters(), self.student.parameters()):
             copied.lerp_(parameter, 1 - momentum)
 
-# %% ../nbs/10_coreg.ipynb #new
+# %% ../nbs/10_coreg.ipynb #d63f788b
 def _random_state(device: torch.device) -> tuple:
     """The global random state, as something that can be compared."""
     tensors = [torch.get_rng_state()]
@@ -798,7 +798,7 @@ def _seeding(loss: Callable[[Tensor], Tensor], seed: int) -> Callable[[Tensor], 
 
     return seeding_loss
 
-# %% ../nbs/10_coreg.ipynb #new
+# %% ../nbs/10_coreg.ipynb #225dbd15
 class _Losses:
     """The losses of a fit, of which `_Run` is the rest."""
 
@@ -871,7 +871,7 @@ class _Losses:
         network.queue = network.queue.push(keys, self.method.queue)
         return loss
 
-# %% ../nbs/10_coreg.ipynb #new
+# %% ../nbs/10_coreg.ipynb #60e7e363
 class _Run(_Losses):
     """One fit: the images as the students see them, what they are annotated with, and the two networks."""
 
@@ -1003,7 +1003,7 @@ class _Run(_Losses):
             network.restore({name[2:]: array for name, array in arrays.items() if name.startswith(f"{i}.")})
         self.splits = [self.split(network) for network in self.networks]
 
-# %% ../nbs/10_coreg.ipynb #new
+# %% ../nbs/10_coreg.ipynb #352c82af
 STUDENTS = ("resnet", "head", "clip")
 SMALL = {
     "templates": [f"{template}." for template in NEUTRAL_TEMPLATES],     # its CLIP has read captions that end in a full stop
@@ -1044,7 +1044,7 @@ PUBLISHED = {       # by data set: what Co-Reg's released code sets
     "GTSRB": {**_RELEASED_LARGE, "flip": False},
 }
 
-# %% ../nbs/10_coreg.ipynb #new
+# %% ../nbs/10_coreg.ipynb #5018e4b0
 class _Students(Adapter):
     """What `CoReg` knows of its students: what they read, and how they are made."""
 
@@ -1160,7 +1160,7 @@ class _Students(Adapter):
                 logits.append(sum(student(inputs)[0].float() for student in students) / 2)
         return torch.cat(logits).cpu()
 
-# %% ../nbs/10_coreg.ipynb #new
+# %% ../nbs/10_coreg.ipynb #aa835a5e
 class CoReg(_Students):
     """Co-Reg (arXiv 2406.18550): CLIP annotates, two small networks learn; no label is needed, and no CLIP to predict.
 
