@@ -1044,9 +1044,9 @@ PUBLISHED = {       # by data set: what Co-Reg's released code sets
     "GTSRB": {**_RELEASED_LARGE, "flip": False},
 }
 
-# %% ../nbs/10_coreg.ipynb #5018e4b0
-class _Students(Adapter):
-    """What `CoReg` knows of its students: what they read, and how they are made."""
+# %% ../nbs/10_coreg.ipynb #new
+class _Reading(Adapter):
+    """What the students of `CoReg` read."""
 
     def _size(self, images: ImageSet) -> int:
         """The side of the students' images in pixels."""
@@ -1099,6 +1099,10 @@ class _Students(Adapter):
             f" view_memory ({self.view_memory / 1e9:.3g} GB): they are made anew for each"
             " batch instead, which takes longer", stacklevel=6)
         return views, self._new_views(images) if count else views
+
+# %% ../nbs/10_coreg.ipynb #new
+class _Students(_Reading):
+    """How the students of `CoReg` are made, and how they answer."""
 
     def _new_students(self, pixels: Tensor | None = None) -> list[Student]:
         """Both networks, untrained, from two seeds.

@@ -501,7 +501,7 @@ def test_as_published_on_a_few_images(clip, images, test_images, tmp_path):
     assert not np.array_equal(plain.losses_, method.losses_) and plain.history_[0]["loss"] == method.history_[0]["loss"]
 
 
-def test_the_prior_can_be_estimated_from_clip(clip, images):
+def test_the_prior_can_be_estimated_from_clip(clip, images, tmp_path):
     method = CoReg(clip, images.classnames, prior="clip", **SHORT)
     method.classnames_, method.image_size_ = images.classnames, 8
     prompts = module.encode_prompts(clip, images.classnames, "neutral27")
@@ -511,6 +511,8 @@ def test_the_prior_can_be_estimated_from_clip(clip, images):
         assert np.allclose(run.prior, mean / mean.sum(), atol=1e-6)
     uniform = CoReg(clip, images.classnames, **SHORT).fit(images)
     assert not np.array_equal(method.fit(images).clean_, uniform.clean_)
+    method.save(tmp_path / "model")
+    assert CoReg.load(tmp_path / "model", clip).prior == "clip"
 
 
 def test_candidates_above_a_threshold(clip, images):
