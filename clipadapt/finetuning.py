@@ -106,8 +106,8 @@ def finetuning_view(
     crop: what happens to a crop that does not fit into the image. "redrawn": up to ten
         draws, then the largest crop in the middle (torchvision's RandomResizedCrop,
         LatteCLIP's and FLYP's). "cut": it is cut at the border, and its longer side
-        further where the proportions ask for it (ours: other proportions in every
-        epoch, also for square images, into which few draws fit).
+        further where the proportions ask for it (ours, for the handwriting: few draws
+        fit into a square, and cut ones have more shapes).
 
     The crop has 90-100 % of the area before it is cut, and proportions of 3:4 to 4:3;
     the result is square, so that shapes change by that much. Raises ValueError for

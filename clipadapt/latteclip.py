@@ -244,7 +244,7 @@ CHOICES = {
 
 # %% ../nbs/12_latteclip.ipynb #new2450
 class LatteCLIP(FineTuned):
-    """LatteCLIP: both towers are fine-tuned on class prompts and generated captions, classes become prototypes.
+    """LatteCLIP: both towers learn from class prompts and captions; classes are prototypes.
 
     Cao et al. 2024, arXiv 2410.08211. The defaults are the paper's, or its code's where
     a line says so; "ours" marks what is neither. `PUBLISHED` holds what differs between

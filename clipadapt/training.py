@@ -73,10 +73,7 @@ class Recipe:
             raise ValueError(f"method must be 'sgd' or 'adamw', not {self.method!r}")
 
     def length(self, batches: int) -> float:
-        """How many epochs of `batches` steps a run has: `epochs`, or as many as `iterations` allow.
-
-        A fraction where the last epoch is cut short.
-        """
+        """How many epochs of `batches` steps a run has; a fraction if the last is cut short."""
         if self.iterations is None:
             return self.epochs
         return min(self.epochs, self.iterations / batches)
