@@ -789,7 +789,7 @@ def _by_config(option: str) -> str:
     return ", which --config names" if source == ParameterSource.DEFAULT_MAP else ""
 
 
-def _load_captioner(captioner: str, device: str | None = None, noun: str = "object"):
+def _load_captioner(captioner: str, device: str | None = None, noun: str = "shape"):
     """The captioner of a command; the ruler calls what it measures `noun`."""
     from clipadapt.captions import AttributeCaptioner, TransformersCaptioner
 
@@ -838,7 +838,7 @@ def _captioner_for(wanted: Sequence[str], clip, captioner: str | None, device):
             f"--captioner serves latteclip, and {', '.join(wanted)} learns from no"
             " captions"
         )
-    noun = "digit" if clip.name is None else "object"
+    noun = "digit" if clip.name is None else "shape"
     return _load_captioner(captioner, device, noun) if captioner else None
 
 
@@ -1320,7 +1320,7 @@ def caption_command(
     target = _check_file(out, overwrite, ".csv", ".json")
     context.find_root().obj = "What was described is kept; the same command goes on from there."
     pool = _image_set(images, max_pixels, "test")
-    noun = "object" if images else "digit"
+    noun = "shape" if images else "digit"
     describing = _load_captioner(captioner or "attributes", noun=noun)
     captions = caption(describing, pool, prompt)
     table = pd.DataFrame(

@@ -652,7 +652,7 @@ def test_nobody_describes_the_images_of_another_clip_unless_asked(preset, anothe
     asked = run(*same, "--captioner", "attributes", "--set", "domain=bird", *LATTE, tmp_path / "asked")
     assert asked.exit_code == 0 and ALONE not in asked.stderr, asked.output
     kinds, record, config = kept(tmp_path / "asked")
-    assert kinds == ["class", "image", "group"] and record.startswith("attributes 1: object") and config == "attributes"
+    assert kinds == ["class", "image", "group"] and record.startswith("attributes 1: shape") and config == "attributes"
     assert read_saved(tmp_path / "asked" / "model")[0].params["domain"] == "bird"
 
 
@@ -714,7 +714,7 @@ def test_compare_says_who_described_the_images(another, folders, cache, tmp_path
     assert "latteclip had no captioner" in (tmp_path / "alone" / "report.html").read_text()
     assert not list(clipadapt.captions.cache_directory().glob("captions*"))
     asked = run(*same, "--captioner", "attributes", "--out", tmp_path / "asked")
-    assert asked.exit_code == 0 and "captions by attributes 1: object" in (tmp_path / "asked" / "report.html").read_text()
+    assert asked.exit_code == 0 and "captions by attributes 1: shape" in (tmp_path / "asked" / "report.html").read_text()
     records = [json.loads((tmp_path / name / "record.json").read_text())["captioner"] for name in ("alone", "asked")]
     assert records[0] is None and records[1].startswith("attributes")
     other = run(*same, "--out", tmp_path / "asked", "--resume")
