@@ -28,13 +28,16 @@ class Case(NamedTuple):
 
 
 def _prompts() -> dict[str, Case]:
-    """FPL, IFPL and GRIP, each with every prompt and with every setting."""
+    """FPL, IFPL and GRIP, each with every prompt and with every setting.
+
+    `k` is 1, since 16 pseudolabels a class would be more than there are images.
+    """
     settings = ("none", "every class", "some classes")
     cases = {}
     for row, method in enumerate((FPL, IFPL, GRIP)):
         for column, prompt in enumerate(("textual", "visual", "multimodal")):
             labelled = settings[(row + column) % 3]
-            params = {"prompt": prompt, "epochs": 2, "rounds": 2}
+            params = {"prompt": prompt, "epochs": 2, "rounds": 2, "k": 1}
             name = f"{method.__name__}, {prompt}, labels: {labelled}"
             if labelled == "some classes":
                 params["pool"] = "unseen"
