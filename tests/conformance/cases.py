@@ -125,8 +125,9 @@ def _learn(method: Adapter, case: Case, photographs: Photographs, most: int | No
         pool = pool.subset(np.arange(len(pool))[-most:])
     if not case.captions:
         return method.fit(pool, labels)
-    texts = [f"a coarse surface with {number % 5} shades" for number in range(len(pool))]
-    return method.fit(pool, labels, captions={"image": texts, "group": texts[::-1]})
+    count = len(pool)
+    images = [f"a coarse surface with {number % 5} shades" for number in range(count)]
+    return method.fit(pool, labels, captions={"image": images, "group": images[::-1]})
 
 
 def check_answers(method: Adapter, images: ImageSet) -> np.ndarray:

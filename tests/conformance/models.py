@@ -1,4 +1,4 @@
-"""Random models of several kinds, as folders that `load_clip("local-dir:...")` reads."""
+"""Random models of several kinds, in folders that `load_clip("local-dir:")` reads."""
 
 import copy
 import json
@@ -14,7 +14,9 @@ from transformers import PreTrainedTokenizerFast
 from .photographs import TEXTURES
 
 OPENAI = {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD}
-VISION = {"image_size": 224, "patch_size": 32, "width": 64, "layers": 2, "head_width": 32}
+VISION = {
+    "image_size": 224, "patch_size": 32, "width": 64, "layers": 2, "head_width": 32,
+}
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2}
 PLAIN = {
     "embed_dim": 64, "init_logit_scale": math.log(100), "vision_cfg": VISION,
@@ -95,10 +97,12 @@ def write_tokenizer(folder: Path) -> None:
         vocab_size=SIGLIP_TEXT["vocab_size"], special_tokens=["<unk>", "</s>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
-    tokenizer.train_from_iterator([f"a photo of a {name}" for name in TEXTURES], trainer)
+    texts = [f"a photo of a {name}" for name in TEXTURES]
+    tokenizer.train_from_iterator(texts, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
         single="$A </s>", special_tokens=[("</s>", 1)]
     )
     PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="</s>", eos_token="</s>", unk_token="<unk>"
+        tokenizer_object=tokenizer, pad_token="</s>", eos_token="</s>",
+        unk_token="<unk>",
     ).save_pretrained(folder)

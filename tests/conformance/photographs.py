@@ -1,4 +1,4 @@
-"""Photographs of mixed size, shape and mode, from the pictures that our packages bring."""
+"""Photographs of mixed size, shape and mode, from what our packages bring."""
 
 import math
 from pathlib import Path
@@ -26,8 +26,8 @@ class Shape(NamedTuple):
 
 SHAPES = [
     Shape((29, 30), ending=".png"), Shape((300, 200)), Shape((200, 300)),
-    Shape((90, 270)), Shape((320, 80)), Shape((224, 224)), Shape((20, 30), ending=".png"),
-    Shape((1200, 800)), Shape((180, 240), "L"), Shape((240, 160), "RGBA", ".png"),
+    Shape((90, 270)), Shape((320, 80)), Shape((224, 224)),
+    Shape((20, 30), ending=".png"), Shape((1200, 800)), Shape((180, 240), "L"), Shape((240, 160), "RGBA", ".png"),
     Shape((150, 200), "P", ".png"), Shape((300, 200), turned=6),
     Shape((160, 250), "CMYK"),
 ]
@@ -80,7 +80,8 @@ def write_photographs(folder: Path, per_class: int = 2, seed: int = 0) -> Path:
 
 def disc(width: int, height: int) -> Image.Image:
     """A light disc in the middle of a dark picture."""
-    image, radius = Image.new("RGB", (width, height), (30, 30, 30)), min(width, height) / 8
+    image = Image.new("RGB", (width, height), (30, 30, 30))
+    radius = min(width, height) / 8
     centre = np.array([width, height]) / 2
     box = [*(centre - radius), *(centre + radius)]
     ImageDraw.Draw(image).ellipse(box, fill=(220, 220, 220))
