@@ -1448,9 +1448,12 @@ class CoReg(_Students):
     def _description(self, format: str) -> dict:
         """What somebody needs to know who has nothing but an exported student."""
         size = self.image_size_
-        part = "resize the whole image" if self._squash else "cut the largest square out of the middle, resize it"
+        square = f"{size} x {size} pixels"
+        part = f"resize the shorter side to {size} pixels (bicubic), cut {square} out of the middle"
+        if self._squash:
+            part = f"resize the whole image to {square} (bicubic)"
         pixels = {"kind": "RGB pixels", "shape": ["batch", 3, size, size], "dtype": "float32", "range": [0, 1],
-                  "preprocessing": f"{part} to {size} x {size} pixels (bicubic), divide by 255; colours are normalised inside"}
+                  "preprocessing": f"{part}, divide by 255; colours are normalised inside"}
         features = {"kind": "CLIP image features of unit length", "shape": ["batch", self.clip.embed_dim], "dtype": "float32",
                     "clip": {"name": self.clip.name, "pretrained": self.clip.pretrained, "fingerprint": self.clip.fingerprint}}
         return {"format": format, "input": features if self.student == "head" else pixels, "classnames": self.classnames_,
