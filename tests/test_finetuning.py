@@ -3,6 +3,7 @@ import copy
 import math
 
 import numpy as np
+import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
@@ -162,10 +163,11 @@ OTHERS = {
 
 
 def other_clip(name):
-    """One of `OTHERS`, which says how it wants its images."""
+    """One of `OTHERS`; the SigLIP squashes its images."""
     clip = tiny(OTHERS[name])
-    mode = "squash" if name == "SigLIP" else "shortest"
-    clip.model.visual.preprocess_cfg = {"size": 32, "resize_mode": mode}
+    if name == "SigLIP":
+        squashing = open_clip.image_transform(32, is_train=False, resize_mode="squash")
+        clip = CLIP(clip.model, squashing, clip.tokenizer)
     assert clip.squashes == (name == "SigLIP")
     return clip
 
