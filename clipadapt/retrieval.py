@@ -600,7 +600,7 @@ class Prototypes(Adapter):
     label in `fit(X, y)` keep it. Deterministic (`seed` matters for `per_class` only). The defaults are ours.
 
     Which prototype is nearest does not depend on the CLIP's logit scale, but how sure the probabilities are does: that scale was trained
-    for text, and images lie nearer to each other. With a scale of 100 expect them near 0 and 1; `fit_temperature` can mend that.
+    for text, and images lie nearer to each other. With a scale of 100 they can lie too near to 0 and 1; `fit_temperature` mends that.
 
     Fitted: `prototypes_` float32 [M, D] and their classes `owners_` int64 [M]; `pseudolabels_` int64 [N], the class of each image;
     `history_`; `empty_classes_`, the names of classes without an image in the end, whose prototypes stay where they were last (also a warning).

@@ -3,12 +3,12 @@ import copy
 import math
 
 import numpy as np
-import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from open_clip import image_transform
 from open_clip.coca_model import CoCa
 from open_clip.hf_model import HFTextEncoder
 from open_clip.model import CustomTextCLIP
@@ -163,11 +163,10 @@ OTHERS = {
 
 
 def other_clip(name):
-    """One of `OTHERS`; the SigLIP squashes its images."""
+    """One of `OTHERS`, which says how it wants its images."""
     clip = tiny(OTHERS[name])
-    if name == "SigLIP":
-        squashing = open_clip.image_transform(32, is_train=False, resize_mode="squash")
-        clip = CLIP(clip.model, squashing, clip.tokenizer)
+    mode = "squash" if name == "SigLIP" else "shortest"
+    clip.preprocess = image_transform(32, is_train=False, resize_mode=mode)
     assert clip.squashes == (name == "SigLIP")
     return clip
 
