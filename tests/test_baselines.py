@@ -405,7 +405,8 @@ KINDS = {**TINY, "sigmoid loss": lambda: CustomTextCLIP(16, VISION, {**TEXT, "no
 def test_every_kind_of_clip(name, kind):
     """Photographs of mixed shapes; both towers learn, nothing but them, and a saved method predicts the same."""
     clip, photographs = tiny(KINDS[name]), mixed_shapes()
-    clip.model.visual.preprocess_cfg = {"resize_mode": "squash" if name == "sigmoid loss" else "shortest"}
+    mode = "squash" if name == "sigmoid loss" else "shortest"
+    clip.preprocess = open_clip.image_transform(32, is_train=False, resize_mode=mode)
     method = kind(clip, ["river", "forest", "annual crop land"], **{**SHORT[kind], "epochs": 1, "batch_size": 5}).fit(photographs)
     before, after = clip.model.state_dict(), method._tuned.model.state_dict()
     changed = {name for name in after if not torch.equal(after[name], before[name])}

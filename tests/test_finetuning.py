@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from open_clip import image_transform
 from open_clip.coca_model import CoCa
 from open_clip.hf_model import HFTextEncoder
 from open_clip.model import CustomTextCLIP
@@ -165,7 +166,7 @@ def other_clip(name):
     """One of `OTHERS`, which says how it wants its images."""
     clip = tiny(OTHERS[name])
     mode = "squash" if name == "SigLIP" else "shortest"
-    clip.model.visual.preprocess_cfg = {"size": 32, "resize_mode": mode}
+    clip.preprocess = image_transform(32, is_train=False, resize_mode=mode)
     assert clip.squashes == (name == "SigLIP")
     return clip
 
