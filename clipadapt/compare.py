@@ -690,11 +690,15 @@ def corruption_accuracies(
             run.name: copy(run.method).set_params(clip=stored)
             for run in _succeeded(runs, test)
         }
+        size = stored.image_size
         right = pd.DataFrame(0, list(methods), list(CORRUPTIONS))
         for name in tqdm(
             CORRUPTIONS, "corrupting", unit="corruption", delay=2, leave=False
         ):
-            for block in _blocks(Corrupted(test, name, severity)):
+            spoilt = Corrupted(
+                test, name, severity, size=size, squash=stored.squashes
+            )
+            for block in _blocks(spoilt):
                 for key, method in methods.items():
                     right.loc[key, name] += round(method.score(block) * len(block))
     return right / len(test)
