@@ -25,21 +25,23 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from clipadapt import CLIP, FLYP, FPL, GRIP, IFPL, LPCLIP, CoReg, ImageSet, LatteCLIP, NearestNeighbours, Prototypes, ReCLIP, ZeroShot
+from clipadapt.coreg import PUBLISHED
 from clipadapt.data import dataset_facts
 
 CLASSES = dataset_facts()["DTD"]["classnames"]
-COREG = {"epochs": 3, "warmup_epochs": 1, "delay": 0, "views": 2, "batch_size": 256}
+COREG = {"epochs": 3, "warmup_epochs": 1, "delay": 0}
+OWN = {**COREG, "views": 2, "templates": "single"}
 CASES = {  # name: (method, parameters; batch_size is the published one)
     "ZeroShot": (ZeroShot, {}), "NearestNeighbours": (NearestNeighbours, {}), "Prototypes": (Prototypes, {}),
     **{f"GRIP, {prompt}, {size}": (GRIP, {"prompt": prompt, "batch_size": size, "epochs": 1, "rounds": 2})
        for prompt in ("textual", "visual", "multimodal") for size in (16, 64)},
     "FPL, textual, 16": (FPL, {"batch_size": 16, "epochs": 2, "k": 1}),
     "IFPL, visual, 16": (IFPL, {"prompt": "visual", "batch_size": 16, "epochs": 2, "rounds": 2, "k": 1}),
-    "CoReg, resnet 32 px, 512 (warm-up)": (CoReg, {**COREG, "image_size": 32, "epochs": 2, "warmup_epochs": 2, "batch_size": 512}),
-    "CoReg, resnet 32 px, 256": (CoReg, {**COREG, "image_size": 32}),
-    "CoReg, resnet 64 px, 256": (CoReg, {**COREG, "image_size": 64, "options": {"depth": [2, 2, 2, 2], "stride": 2}}),
-    "CoReg, head, 256": (CoReg, {**COREG, "student": "head", "templates": "single"}),
-    "CoReg, clip, 256": (CoReg, {**COREG, "student": "clip", "templates": "single"}),
+    "CoReg, CIFAR10's settings, warm-up, 512": (CoReg, {**PUBLISHED["CIFAR10"], "epochs": 2, "warmup_epochs": 2, "batch_size": 512}),
+    "CoReg, CIFAR10's settings, 256": (CoReg, {**PUBLISHED["CIFAR10"], **COREG, "batch_size": 256}),
+    "CoReg, EuroSAT's settings, 256": (CoReg, {**PUBLISHED["EuroSAT"], **COREG, "batch_size": 256}),
+    "CoReg, head, 256": (CoReg, {**OWN, "student": "head", "batch_size": 256}),
+    "CoReg, clip, 256": (CoReg, {**OWN, "student": "clip", "batch_size": 256}),
     "LatteCLIP, class texts, 512": (LatteCLIP, {"epochs": 2, "batch_size": 512}),
     "LatteCLIP, captions, 512": (LatteCLIP, {"epochs": 2, "batch_size": 512}),
     "LPCLIP, 512": (LPCLIP, {"epochs": 20, "batch_size": 512}),
@@ -105,7 +107,7 @@ def measure(name, clip, images, batch):
     """The figures of one case, or the error that ended it."""
     kind, params = CASES[name]
     if batch and "batch_size" in params:
-        params = {**params, "batch_size": batch}
+        params = {**params, "batch_size": batch, **({"warmup_batch_size": batch} if kind is CoReg else {})}
     on_gpu = clip.device.type == "cuda"
     if on_gpu:
         torch.cuda.empty_cache()

@@ -26,10 +26,17 @@ from conformance.photographs import (
 NARROW = [kind for kind in KINDS if kind != WHOLE]
 QUICK = {       # a narrow student, fewer views and fewer templates, so that it is quick
     "CoReg, resnet": {"options": {"width": 8}, "views": 2},
+    "CoReg, as for EuroSAT": {
+        "options": {"width": 8, "preactivation": True, "stride": 2},
+        "templates": "single",
+    },
     "CoReg, head": {"templates": "single", "views": 2},
     "CoReg, clip": {"templates": "single", "views": 1},
 }
-ONCE = ("CoReg, resnet", "LPCLIP, new views", "FLYP, half", "ZeroShot, DTD's templates")
+ONCE = (
+    "CoReg, resnet", "CoReg, as for EuroSAT", "LPCLIP, new views", "FLYP, half",
+    "ZeroShot, DTD's templates",
+)
 MEMORY = 3000           # megabytes
 
 

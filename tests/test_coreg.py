@@ -211,7 +211,7 @@ def test_exported_student_works_alone_from_its_description(clip, images, test_im
     method = CoReg(clip, images.classnames, **SHORT).fit(images)
     method.export(tmp_path / "small.pt")
     described = json.loads((tmp_path / "small.json").read_text())["input"]["preprocessing"]
-    assert described.startswith("cut the largest square out of the middle, resize it to 8 x 8 pixels (bicubic), divide by 255")
+    assert described.startswith("resize the shorter side to 8 pixels (bicubic), cut 8 x 8 pixels out of the middle, divide by 255")
     shown = ImageSet([image for image, _ in [*test_images, *photographs(4, 60, 42), *photographs(4, 37, 90)]])
     expected = run_torchscript(tmp_path / "small.pt", method, shown)
     for i, (image, _) in enumerate(shown):
@@ -225,9 +225,9 @@ facts = json.load(open("small.json"))
 size, pixels = facts["input"]["shape"][2], []
 for i in range(28):
     image = Image.open(f"{i:02}.png").convert("RGB")
-    side = min(image.size)
-    left, top = (image.width - side) / 2, (image.height - side) / 2
-    pixels.append(np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))))
+    width, height = (size * side // min(image.size) for side in image.size)
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    pixels.append(np.asarray(image.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))))
 answers = torch.jit.load("small.pt")(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2) / 255)
 assert answers.shape == (28, len(facts["classnames"])) and "clipadapt" not in sys.modules
 np.save("answers.npy", answers.detach().numpy())

@@ -14,6 +14,7 @@ from clipadapt import (
     CLIP, FLYP, FPL, GRIP, IFPL, LPCLIP, CoReg, ImageSet, LatteCLIP, NearestNeighbours,
     Prototypes, ReCLIP, ZeroShot)
 from clipadapt.adapter import Adapter, read_saved
+from clipadapt.coreg import PUBLISHED
 
 HANDWRITING = re.compile(r"\b(digits?|handwrit\w*|glyphs?|scans?)\b", re.IGNORECASE)
 
@@ -55,6 +56,7 @@ CASES = {
     "Prototypes": Case(Prototypes),
     **_prompts(),
     "CoReg, resnet": Case(CoReg, _COREG),
+    "CoReg, as for EuroSAT": Case(CoReg, {**PUBLISHED["EuroSAT"], **_COREG}),
     "CoReg, head": Case(CoReg, {**_COREG, "student": "head"}),
     "CoReg, clip": Case(CoReg, {**_COREG, "student": "clip"}),
     "LatteCLIP": Case(LatteCLIP, {"epochs": 2}),

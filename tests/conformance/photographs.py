@@ -27,7 +27,8 @@ class Shape(NamedTuple):
 SHAPES = [
     Shape((29, 30), ending=".png"), Shape((300, 200)), Shape((200, 300)),
     Shape((90, 270)), Shape((320, 80)), Shape((224, 224)),
-    Shape((20, 30), ending=".png"), Shape((1200, 800)), Shape((180, 240), "L"), Shape((240, 160), "RGBA", ".png"),
+    Shape((20, 30), ending=".png"), Shape((1200, 800)), Shape((180, 240), "L"),
+    Shape((240, 160), "RGBA", ".png"),
     Shape((150, 200), "P", ".png"), Shape((300, 200), turned=6),
     Shape((160, 250), "CMYK"),
 ]
