@@ -69,7 +69,6 @@ CASES = {
 }
 _NO_PREFIX = "not causal up to an end token, so textual prompts do not fit"
 _NO_PATCHES = "visual prompts need OpenCLIP's vision transformer with a class token"
-_NO_NORMS = "the image tower of this CLIP has no LayerNorm"
 
 
 def _refusals() -> dict[tuple[str, str], str]:
@@ -81,7 +80,7 @@ def _refusals() -> dict[tuple[str, str], str]:
         "ResNet": {"visual": _NO_PATCHES, "multimodal": _NO_PATCHES},
         "ConvNeXt": {"visual": _NO_PATCHES, "multimodal": _NO_PATCHES},
     }
-    refused = {("ResNet", "ReCLIP"): _NO_NORMS}
+    refused = {}
     for kind, reasons in of_prompt.items():
         for name, case in CASES.items():
             reason = reasons.get(case.params.get("prompt"))
