@@ -49,7 +49,7 @@ def learning_setting(labels: np.ndarray, num_classes: int, wanted: str | None = 
     return found
 
 # %% ../nbs/09_grip.ipynb #cell-11
-READINGS = ("recommended", "published")
+READINGS = ("shares", "recommended", "published")
 
 
 def loss_weights(
@@ -65,7 +65,8 @@ def loss_weights(
 
     setting: one of `SETTINGS`.
     labelled, pseudolabelled: how many examples each part has; an absent one gets 0.
-    reading: "recommended", as we read Menghini et al. 2023: semi-supervised learning
+    reading: "shares" weights each part by its share of the examples, so that all count
+        the same on average; this one is ours. "recommended", as we read Menghini et al. 2023: semi-supervised learning
         weights the labelled part by pseudolabelled / labelled, transductive learning
         the pseudolabelled part by labelled / pseudolabelled. "published", as their code
         does: so does FPL, with the square root of the ratio for multimodal prompts;
@@ -74,11 +75,14 @@ def loss_weights(
     iterated: whether there are several rounds, as in IFPL and GRIP, or one as in FPL.
     prompt: the kind of prompt, one of `PROMPTS`.
 
-    No ratio is bounded: two labels of each class and 1,000 pseudolabels give a labelled
+    Shares are at most 1, but no ratio is bounded: two labels of each class and 1,000 pseudolabels give a labelled
     image 500 times the weight, and training may end below the zero-shot classifier.
     """
     if not labelled or not pseudolabelled:
         return float(labelled > 0), float(pseudolabelled > 0)
+    if reading == "shares":
+        count = labelled + pseudolabelled
+        return labelled / count, pseudolabelled / count
     ratio = pseudolabelled / labelled
     if setting == "transductive" or (reading == "published" and iterated):
         ratio = labelled / pseudolabelled
@@ -170,7 +174,7 @@ def _check_pool_is_chosen(pool: str | None, seen: int, num_classes: int) -> None
 PROMPTS: dict[str, type[Prompt]] = {"textual": TextualPrompt, "visual": VisualPrompt, "multimodal": MultimodalPrompt}
 LEARNING_RATES = {"textual": 0.1, "visual": 0.1, "multimodal": 0.01}
 BLOCK = 1024          # images prepared at a time to be scored: 160 MB of patches for ViT-B/32
-SMALL = {"epochs": 20, "batch_size": 32, "weight_decay": 0.0}
+SMALL = {"epochs": 20, "batch_size": 32, "weight_decay": 0.0, "weights": "shares"}
 
 
 class PromptSelfTraining(Adapter):
@@ -178,8 +182,9 @@ class PromptSelfTraining(Adapter):
 
     `prompt` is "textual", "visual" or "multimodal", `options` go to its class (see `clipadapt.prompts`). `policy` is that of `top_k`;
     `templates` those of the zero-shot classifier that labels first, and of visual prompts, unless `options` name others. `weights` are
-    two numbers, those of the labelled and of the pseudolabelled part of the loss, or the name of a reading of the paper, "recommended" or
-    "published" (see `loss_weights`); that both are 1 is our choice, because the ratios of those readings have no bound and may ruin a fit.
+    two numbers, those of the labelled and of the pseudolabelled part of the loss, or a name: "shares", or one of two readings of the
+    paper, "recommended" and "published" (see `loss_weights`). That both are 1 is our choice: the ratios of the paper have no bound, and
+    may ruin a fit. Without weight decay, "shares" is safer still when labels are few.
     `reinit` starts every round from the same untrained prompt; False goes on with the last one. The other numbers are those of a
     `Recipe`; a learning rate of None is the paper's for the prompt.
 
@@ -320,7 +325,7 @@ def _nothing(method: PromptSelfTraining, pseudolabels: Pseudolabels) -> dict:
 def _check_weights(weights: str | Sequence[float]) -> None:
     numbers = np.zeros(2) if isinstance(weights, str) and weights in READINGS else np.asarray(weights)
     if numbers.shape != (2,) or numbers.dtype.kind not in "iuf" or not (np.isfinite(numbers) & (numbers >= 0)).all():
-        raise ValueError("weights must be 'recommended', 'published' or two numbers from 0 for labelled and pseudolabelled examples, "
+        raise ValueError("weights must be 'shares', 'recommended', 'published' or two numbers from 0 for labelled and pseudolabelled examples, "
                          f"not {weights!r}")
 
 
