@@ -53,7 +53,7 @@ test-browser: .venv/ready-dev   ## drive the widgets in JupyterLab with a Chromi
 slow: .venv/ready-dev   ## the cells flagged slow as well: the full pretraining takes most of an hour
 	$(BIN)/nbdev_test --n_workers 1 --flags slow --do_print
 
-bench: .venv/ready-dev   ## the benchmarks: ratios taken in one run
+bench: .venv/ready-dev   ## the benchmarks: ratios taken in one run, and every method on other kinds of CLIP
 	@for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
 
 export: .venv/ready-dev   ## notebooks to modules, metadata cleaned, README made anew

@@ -1,11 +1,13 @@
-"""Co-Reg's losses and its prototype update against loops over the images, the same values; and where an epoch on the handwriting spends its time.
+"""Co-Reg's losses and its prototype update against loops over the images, the same values; where an epoch on the handwriting spends its time; and what views cost that are not kept.
 
-python benchmarks/coreg.py [--batch 256] [--classes 100] [--queue 512] [--rounds 7] [--epochs 6]
+python benchmarks/coreg.py [--batch 256] [--classes 100] [--queue 512] [--rounds 7] [--epochs 6] [--images 300]
 """
 import argparse
 import statistics
 import time
+import warnings
 
+import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
@@ -70,7 +72,7 @@ def loop_noisy_contrastive(queries, keys, queue):
 
 
 def total(value):
-    return sum(part.sum() for part in value) if isinstance(value, tuple) else value.sum()
+    return sum(part.sum() for part in value) if isinstance(value, (tuple, list)) else value.sum()
 
 
 def timed(call, inputs, rounds):
@@ -137,12 +139,33 @@ def profile_epoch(epochs):
     return [{"what": name, "seconds": value, "share (%)": 100 * value / whole} for name, value in seconds.items()]
 
 
+def compare_views(count, sizes=(16, 64, 224)):
+    """Views that are kept and views that are made for each batch: memory, and seconds for two weak and two strong ones of every image."""
+    train, rows = digits("train").subset(range(count)), []
+    for size in sizes:
+        method = CoReg(load_clip(), train.classnames, image_size=size)
+        method.image_size_ = size
+        seconds, batches = {}, torch.arange(count).split(256)
+        drawn = coreg.draw_views(8, count, np.random.default_rng(0))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for kind, method.view_memory in (("kept", 1e12), ("made anew", 0)):
+                views = method._kept_views(train)[0]
+                seconds[kind], found = timed(lambda: [views.take(drawn[:, batch], batch) for batch in batches], (), 1)
+                assert torch.equal(found[0], views.take(drawn[:, batches[0]], batches[0]))
+        each = method._bytes(train, 8) / count
+        rows.append({"pixels": size, "kB an image": each / 1000, "GB for 30,000": 30_000 * each / 1e9, "kept (s)": seconds["kept"], "made anew (s)": seconds["made anew"]})
+    return rows
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name, default in {"batch": 256, "classes": 100, "queue": 512, "rounds": 7, "epochs": 6}.items():
+    for name, default in {"batch": 256, "classes": 100, "queue": 512, "rounds": 7, "epochs": 6, "images": 300}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; batch {options.batch}, {options.classes} classes, queue {options.queue}; losses forward and backward")
     print(pd.DataFrame(compare_losses(options.batch, options.classes, options.queue, options.rounds)).to_string(index=False, float_format="{:.3g}".format))
     print("\nan epoch of self-training on the handwriting, preset SMALL:")
     print(pd.DataFrame(profile_epoch(options.epochs)).to_string(index=False, float_format="{:.3g}".format))
+    print(f"\nfour views of each of {options.images} scans, of eight of each kind:")
+    print(pd.DataFrame(compare_views(options.images)).to_string(index=False, float_format="{:.3g}".format))

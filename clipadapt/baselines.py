@@ -14,19 +14,20 @@ from scipy.sparse import csr_array, diags_array
 from torch import Tensor, nn
 
 from .adapter import Adapter
-from .data import ImageSet, check_count, check_labels
+from .data import ImageSet, View, check_count, check_labels
 from .features import fit_facts
 from .files import Array
 from .finetuning import (
-    FineTuned, TextTable, TowerTraining, check_numbers, contrastive_loss, finetuning_view, trainable_copy)
+    CROPS, FineTuned, TextTable, TowerTraining, check_numbers, check_share, contrastive_loss,
+    finetuning_view, interpolate_weights, trainable_copy)
 from clipadapt.training import (
     Checkpoint, Recipe, module_numbers, restore_training, set_module_numbers, state_part, train_epoch, train_epochs,
     training_state)
 from .zeroshot import CLIP, average_prompts, check_templates
 
 # %% auto #0
-__all__ = ['PROJECTIONS', 'BLOCK', 'SMALL', 'REFRESH', 'VIEWS', 'class_directions', 'projection_matrix', 'neighbour_graph',
-           'diffuse', 'propagate_labels', 'class_centroids', 'layer_norms', 'ReCLIP', 'FLYP']
+__all__ = ['PROJECTIONS', 'BLOCK', 'IMAGE_LOSSES', 'SMALL', 'REFRESH', 'VIEWS', 'class_directions', 'projection_matrix',
+           'neighbour_graph', 'diffuse', 'propagate_labels', 'class_centroids', 'layer_norms', 'ReCLIP', 'FLYP']
 
 # %% ../nbs/14_baselines.ipynb #cell-8
 PROJECTIONS = ("span", "whole", None)
@@ -162,16 +163,36 @@ def class_centroids(image_features: Tensor, class_features: Tensor, labels: np.n
 
 # %% ../nbs/14_baselines.ipynb #cell-28
 def layer_norms(model: nn.Module, tower: str) -> nn.ParameterList:
-    """The weights and biases of all LayerNorms in the "image" or the "text" tower of an open_clip model.
+    """The gains and biases of the normalisation layers in one tower of an open_clip model.
 
-    Raises ValueError when that tower has none (residual networks have BatchNorms).
+    tower: "image" or "text".
+
+    These are the LayerNorms; in the image tower also the BatchNorms, which residual
+    networks have in their place (as in ReCLIP's code).
+
+    Raises ValueError when that tower has none.
     """
-    modules = [module for name, module in model.named_modules() if isinstance(module, nn.LayerNorm) and name.startswith("visual") == (tower == "image")]
-    if not modules:
-        raise ValueError(f"the {tower} tower of this CLIP has no LayerNorm, and ReCLIP trains nothing else; use a model whose towers are transformers")
-    return nn.ParameterList(parameter for module in modules for parameter in module.parameters())
+    kinds = (nn.LayerNorm, nn.BatchNorm2d) if tower == "image" else nn.LayerNorm
+    parameters = [
+        parameter for name, module in model.named_modules()
+        if isinstance(module, kinds) and _tower_of(name) == tower
+        for parameter in module.parameters(recurse=False)
+    ]
+    if not parameters:
+        raise ValueError(
+            f"the {tower} tower of this CLIP has no LayerNorm"
+            f"{' or BatchNorm' if tower == 'image' else ''}, and ReCLIP trains nothing"
+            " else; use another model or another method"
+        )
+    return nn.ParameterList(parameters)
 
 
+def _tower_of(name: str) -> str:
+    """Which tower the module of this name is in: "image", "text" or "neither"."""
+    first = name.split(".")[0]
+    return {"visual": "image", "text_decoder": "neither"}.get(first, "text")
+
+# %% ../nbs/14_baselines.ipynb #new664
 def _fill_templates(templates: str | Sequence[str], classnames: Sequence[str]) -> list[str]:
     """The prompts of all classes for the first template, then for the second, and so on."""
     return [template.replace("{}", name) for template in check_templates(templates) for name in classnames]
@@ -188,7 +209,8 @@ class _Run:
 
     def __init__(self, method: ReCLIP, images: ImageSet, labels: np.ndarray):
         self.method, self.images, self.labels, self.classes = method, images, labels, len(method.classnames_)
-        self.epochs = min(100, len(images) // 5000 + 2) if method.epochs is None else method.epochs
+        published = min(100, len(images) // 5000 + 2)
+        self.epochs = published if method.epochs is None else method.epochs
         self.recipe = method._recipe(self.epochs)
         self.tuned = trainable_copy(method.clip)
         self.tuned.model.requires_grad_(False)
@@ -236,10 +258,15 @@ class _Run:
         return self.cross_entropy(self.features[batch], self.table(self.tuned, torch.arange(self.classes)), batch)
 
     def image_loss(self, batch: Tensor, pixels: Tensor) -> Tensor:
-        """Cross-entropy of the images as the image tower encodes them now against the centroids."""
+        """Cross-entropy of the images as the image tower encodes them now against the centroids.
+
+        "published" divides the mean by the number of images once more.
+        """
         with self.tuned.autocast():
             seen = self.tuned.model.encode_image(pixels)
-        return self.cross_entropy(F.normalize(seen.float(), dim=1), self.classifiers[1], batch)
+        seen = F.normalize(seen.float(), dim=1)
+        loss = self.cross_entropy(seen, self.classifiers[1], batch)
+        return loss / len(batch) if self.method.image_loss == "published" else loss
 
     def cross_entropy(self, seen: Tensor, classifier: Tensor, batch: Tensor) -> Tensor:
         """Mean cross-entropy of features [B, D] under class features [C, D] against the pseudolabels of the `batch`."""
@@ -264,25 +291,46 @@ class _Run:
             restore_training(norms, self.optimisers[tower], own)
 
 # %% ../nbs/14_baselines.ipynb #cell-32
-SMALL = {"ReCLIP": {"projection": "whole", "epochs": 4, "learning_rate": 0.03},
-         "FLYP": {"refresh": "epoch", "epochs": 5, "batch_size": 64, "learning_rate": 1e-4}}
+IMAGE_LOSSES = ("published", "mean")
+SMALL = {
+    "ReCLIP": {"projection": "whole", "image_loss": "mean", "epochs": 4, "learning_rate": 0.03},
+    "FLYP": {
+        "refresh": "epoch", "view": "crop", "crop": "cut",
+        "epochs": 5, "batch_size": 64, "learning_rate": 1e-4,
+    },
+}
 
-
+# %% ../nbs/14_baselines.ipynb #new6228
 class ReCLIP(Adapter):
     """ReCLIP (Hu et al. 2024, arXiv 2308.03793): labels spread along neighbours, and two towers learn where their labels agree.
 
-    The first tower trains the LayerNorms of the text encoder and classifies by prompts; the second those of the image encoder, and classifies by the
-    centroids of its labels. `k` and `alpha` are those of `propagate_labels`; `projection` and `cut` those of `projection_matrix`. `templates` are
-    averaged; the text encoder is trained on the first. `epochs` None is the paper's min(100, N // 5000 + 2), and 0 trains nothing; the other
-    numbers are those of a `Recipe` with a constant rate. The defaults are the paper's, `SMALL["ReCLIP"]` is a preset for the handwriting.
+    The first tower trains the LayerNorms of the text encoder and classifies by prompts;
+    the second those of the image encoder (of a residual network the BatchNorms), and
+    classifies by the centroids of its labels. The defaults are those of the released code,
+    `SMALL["ReCLIP"]` is a preset for the handwriting.
 
-    Labels in `fit(X, y)` are kept: the labels of both towers start from those images as well as from the prompts, with equal weight for each
-    class, and agree on them. `checkpoint` names a file that is written after every epoch, and from which a killed fit goes on. It is not
-    saved with the method.
+    templates: are averaged; the text encoder is trained on the first.
+    k, alpha: neighbours and reach of a label, see `propagate_labels`.
+    projection, cut: the space of the neighbours, see `class_directions`. The code's
+        authors recommend cut=250 for more than 500 classes. "whole" and None are ours.
+    image_loss: how the loss of the image tower is scaled. "published" as in the released
+        code, which divides the mean over a batch by the number of its images once more;
+        "mean" (ours) as for the text tower.
+    epochs: None is the paper's min(100, N // 5000 + 2), and 0 trains nothing.
+    batch_size: images in a step of SGD, drawn from those that the towers agree on.
+    learning_rate, momentum, weight_decay: of SGD, constant over the epochs.
+    checkpoint: a file that is written after every epoch, and from which a killed fit goes
+        on. It is not saved with the method.
+    seed: decides the order of the images.
 
-    Fitted: `layer_norms_` float32 [P], those of the image encoder; `text_classifier_` and `image_classifier_` float32 [C, D];
-    `pseudolabels_` int64 [2, N], those of the first and the second tower; `history_`, before training and after each epoch the agreement of the two
-    (share of images), the classes among the labels that they agree on, text_loss, image_loss, and what the callback of `fit` returned.
+    Labels in `fit(X, y)` are kept (ours): the labels of both towers start from those images
+    as well as from the prompts, with equal weight for each class, and agree on them.
+
+    Fitted: `layer_norms_` float32 [P], those of the image encoder; `text_classifier_` and
+    `image_classifier_` float32 [C, D]; `pseudolabels_` int64 [2, N], those of the first and
+    the second tower; `history_`, before training and after each epoch the agreement of the
+    two (share of images), the classes among the labels that they agree on, text_loss,
+    image_loss (as they were minimised), and what the callback of `fit` returned.
     """
 
     unsaved = ("clip", "classnames", "checkpoint")
@@ -294,20 +342,30 @@ class ReCLIP(Adapter):
         "history_": list[dict],
     }
 
-    def __init__(self, clip: CLIP, classnames: Sequence[str], *, templates: str | Sequence[str] = "single", k: int = 20, alpha: float = 0.99,
-                 projection: str | None = "span", cut: int | None = None, epochs: int | None = None, batch_size: int | None = 64,
-                 learning_rate: float = 1e-3, momentum: float = 0.9, weight_decay: float = 1e-4, checkpoint: str | None = None, seed: int = 0):
+    def __init__(
+        self, clip: CLIP, classnames: Sequence[str], *,
+        templates: str | Sequence[str] = "single", k: int = 20, alpha: float = 0.99,
+        projection: str | None = "span", cut: int | None = 768,
+        image_loss: str = "published", epochs: int | None = None,
+        batch_size: int | None = 64, learning_rate: float = 1e-3, momentum: float = 0.9,
+        weight_decay: float = 1e-4, checkpoint: str | None = None, seed: int = 0,
+    ):
         super().__init__(clip, classnames, seed=seed)
-        self.templates, self.k, self.alpha, self.projection, self.cut = templates, k, alpha, projection, cut
-        self.epochs, self.batch_size, self.learning_rate = epochs, batch_size, learning_rate
-        self.momentum, self.weight_decay, self.checkpoint = momentum, weight_decay, checkpoint
+        self.templates = templates
+        self.k, self.alpha = k, alpha
+        self.projection, self.cut = projection, cut
+        self.image_loss = image_loss
+        self.epochs, self.batch_size = epochs, batch_size
+        self.learning_rate, self.momentum = learning_rate, momentum
+        self.weight_decay = weight_decay
+        self.checkpoint = checkpoint
 
     def fit(self, X, y: Sequence[int] | None = None, on_epoch: Callable[[ReCLIP], dict] | None = None):
         """Adapt to the images `X` and return self: see `Adapter.fit`.
 
         `on_epoch(method)` is called before training and after every epoch, when the method can predict already; the dict of plain values that it
         returns is added to `history_`. It may know labels: nothing that it returns is used. Raises ValueError as `Adapter.fit` does, for
-        parameters out of range, for a CLIP without LayerNorms, and for a checkpoint of another run.
+        parameters out of range, for a CLIP without normalisation layers, and for a checkpoint of another run.
         """
         self._on_epoch = on_epoch or (lambda method: {})
         try:
@@ -322,6 +380,11 @@ class ReCLIP(Adapter):
         check_count(self.k, "k")
         _check_alpha(self.alpha)
         _check_projection(self.projection, self.cut)
+        if self.image_loss not in IMAGE_LOSSES:
+            raise ValueError(
+                f"image_loss must be one of {', '.join(map(repr, IMAGE_LOSSES))}, "
+                f"not {self.image_loss!r}"
+            )
 
     def _recipe(self, epochs: int) -> Recipe:
         return Recipe(max(1, epochs), self.batch_size, self.learning_rate, self.momentum, self.weight_decay, warmup=0)
@@ -338,7 +401,8 @@ class ReCLIP(Adapter):
 
     def _show(self, run: _Run) -> None:
         """Put the state of a run where `predict` and users find it."""
-        self._tuned, self.pseudolabels_, self.layer_norms_ = run.tuned, run.pseudolabels, module_numbers(run.norms["image"])
+        self._tuned, self.pseudolabels_ = run.tuned, run.pseudolabels
+        self.layer_norms_ = module_numbers(run.norms["image"])
         self.text_classifier_, self.image_classifier_ = (classifier.numpy() for classifier in run.classifiers)
 
     def _predict_logits(self, images: ImageSet) -> Tensor:
@@ -350,7 +414,7 @@ class ReCLIP(Adapter):
         similarity += self._tuned.encode_image(images) @ torch.from_numpy(self.image_classifier_).T
         return self.clip.logit_scale / 2 * similarity
 
-# %% ../nbs/14_baselines.ipynb #cell-45
+# %% ../nbs/14_baselines.ipynb #new2706
 REFRESH = ("step", "epoch", "never")
 VIEWS = ("crop", "colour", None)
 
@@ -359,9 +423,11 @@ class _FlypRun:
     """One fit of FLYP: the towers in training, the prompts, and the labels that the images are trained on."""
 
     def __init__(self, method: FLYP, images: ImageSet, labels: np.ndarray):
-        view = finetuning_view(method.clip.image_size, method.view == "colour") if method.view else None
-        self.method, self.images, self.labels, self.classes = method, images, torch.from_numpy(labels), len(method.classnames_)
-        self.training = TowerTraining(method.clip, images, method._recipe(), view=view, seed=method.seed)
+        self.method, self.images = method, images
+        self.labels, self.classes = torch.from_numpy(labels), len(method.classnames_)
+        self.training = TowerTraining(
+            method.clip, images, method._recipe(), view=method._view(), seed=method.seed
+        )
         self.table = TextTable(self.training.clip, _fill_templates(method.templates, method.classnames_))
         self.zero_shot = self.label(method.clip.encode_image(images), torch.arange(len(images)))
         self.used = self.zero_shot.clone()
@@ -400,18 +466,39 @@ class _FlypRun:
 class FLYP(FineTuned):
     """Finetune like you pretrain, on pseudolabels: both towers learn from pairs of an image and the prompt of its pseudolabel.
 
-    FLYP (Goyal et al. 2023, arXiv 2212.00638) with pseudolabels in the place of labels, a baseline of LatteCLIP (arXiv 2410.08211). `refresh` says when the
-    images are labelled anew with the model as it is: at every "step" (LatteCLIP's paper), before every "epoch", or "never" (its code: zero-shot
-    labels). At a step the image features of the step are used. `templates` are averaged to classify; in training each image gets one
-    of them, drawn anew in every epoch. `view` says how an image looks in training: "crop", a random crop as in FLYP; "colour", LatteCLIP's changes of colour as well; None, as it is. `alpha` below 1 mixes the original weights in:
-    alpha * tuned + (1 - alpha) * original (WiSE-FT, Wortsman et al. 2022). The others are those of a `Recipe` with AdamW, `warmup` in epochs.
-    The defaults are LatteCLIP's, `SMALL["FLYP"]` is a preset for the handwriting.
+    FLYP (Goyal et al. 2023, arXiv 2212.00638) with pseudolabels in the place of labels, a
+    baseline of LatteCLIP (arXiv 2410.08211), whose numbers are the defaults here;
+    `SMALL["FLYP"]` is a preset for the handwriting.
 
-    Labels in `fit(X, y)` are kept. `checkpoint` names a file that is written after every epoch, and from which a killed fit goes on. It is not saved
-    with the method.
+    refresh: when the images are labelled anew with the model as it is. "step": before every
+        step, by the features that are trained on (LatteCLIP's paper); "epoch": before every
+        epoch, by the images as they are (ours); "never": zero-shot labels (LatteCLIP's code).
+    templates: are averaged to classify; in training each image gets one of them, drawn anew
+        in every epoch.
+    view: how an image looks in training. "colour": a random crop with LatteCLIP's changes of
+        colour; "crop": the crop alone, as in FLYP; None: as it is (ours).
+    crop: how crops are drawn that do not fit, see `finetuning_view`: "redrawn" is the
+        code's, "cut" ours.
+    alpha: below 1, the original weights are mixed in: alpha * tuned + (1 - alpha) * original
+        (WiSE-FT, Wortsman et al. 2022).
+    epochs, iterations: the run ends after `epochs`, or after as many steps if that is
+        earlier; None is no limit. The last epoch may be cut short.
+    batch_size: the most images in a step; those of an epoch have one size, but for a smaller
+        last one.
+    learning_rate: the highest of AdamW.
+    momentum: the first beta of AdamW; the second is 0.98 and epsilon 1e-6.
+    weight_decay: on matrices; not on biases, gains and the logit scale.
+    warmup: epochs in which the learning rate rises.
+    checkpoint: a file that is written after every epoch, and from which a killed fit goes
+        on. It is not saved with the method.
+    seed: decides orders, views and templates.
 
-    Fitted: what `FineTuned` keeps; `pseudolabels_` int64 [N], what the images were trained on last; `history_`, for each epoch the loss, changed (share of
-    images trained on another label than the zero-shot one), classes (number of those trained on), and what the callback of `fit` returned.
+    Labels in `fit(X, y)` are kept.
+
+    Fitted: what `FineTuned` keeps; `pseudolabels_` int64 [N], what the images were trained
+    on last; `history_`, for each epoch the loss, changed (share of images trained on another
+    label than the zero-shot one), classes (number of those trained on), and what the
+    callback of `fit` returned.
     """
 
     unsaved = ("clip", "classnames", "checkpoint")
@@ -421,13 +508,21 @@ class FLYP(FineTuned):
         "history_": list[dict],
     }
 
-    def __init__(self, clip: CLIP, classnames: Sequence[str], *, refresh: str = "step", templates: str | Sequence[str] = "single",
-                 view: str | None = "crop", alpha: float = 1.0, epochs: int = 50, batch_size: int | None = 512, learning_rate: float = 1e-7,
-                 momentum: float = 0.9, weight_decay: float = 0.2, warmup: float = 1, checkpoint: str | None = None, seed: int = 0):
+    def __init__(
+        self, clip: CLIP, classnames: Sequence[str], *,
+        refresh: str = "step", templates: str | Sequence[str] = "single",
+        view: str | None = "colour", crop: str = "redrawn", alpha: float = 1.0,
+        epochs: int = 50, iterations: int | None = 2000, batch_size: int | None = 512,
+        learning_rate: float = 1e-7, momentum: float = 0.9, weight_decay: float = 0.2,
+        warmup: float = 1, checkpoint: str | None = None, seed: int = 0,
+    ):
         super().__init__(clip, classnames, seed=seed)
-        self.refresh, self.templates, self.view, self.alpha = refresh, templates, view, alpha
-        self.epochs, self.batch_size, self.learning_rate = epochs, batch_size, learning_rate
-        self.momentum, self.weight_decay, self.warmup, self.checkpoint = momentum, weight_decay, warmup, checkpoint
+        self.refresh, self.templates = refresh, templates
+        self.view, self.crop, self.alpha = view, crop, alpha
+        self.epochs, self.iterations = epochs, iterations
+        self.batch_size, self.learning_rate = batch_size, learning_rate
+        self.momentum, self.weight_decay = momentum, weight_decay
+        self.warmup, self.checkpoint = warmup, checkpoint
 
     def fit(self, X, y: Sequence[int] | None = None, on_epoch: Callable[[FLYP], dict] | None = None):
         """Adapt to the images `X` and return self: see `Adapter.fit`.
@@ -444,14 +539,29 @@ class FLYP(FineTuned):
 
     def _check_parameters(self) -> None:
         """Raise ValueError for the first parameter out of range."""
-        if self.refresh not in REFRESH or self.view not in VIEWS or not 0 <= self.alpha <= 1:
-            raise ValueError(f"refresh must be one of {', '.join(map(repr, REFRESH))}, view one of {', '.join(map(repr, VIEWS))}, and alpha lie in 0 ... 1; "
-                             f"not {self.refresh!r}, {self.view!r}, {self.alpha!r}")
+        for name, known in (("refresh", REFRESH), ("view", VIEWS), ("crop", CROPS)):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"{name} must be one of {', '.join(map(repr, known))}, "
+                    f"not {getattr(self, name)!r}"
+                )
+        check_share("alpha", self.alpha)
         self._recipe()
         check_templates(self.templates)
 
     def _recipe(self) -> Recipe:
-        return Recipe(self.epochs, self.batch_size, self.learning_rate, self.momentum, self.weight_decay, self.warmup, "adamw", per_step=True)
+        return Recipe(
+            self.epochs, self.batch_size, self.learning_rate, self.momentum,
+            self.weight_decay, self.warmup, "adamw", per_step=True,
+            iterations=self.iterations,
+        )
+
+    def _view(self) -> View | None:
+        """The transform of training images."""
+        if self.view is None:
+            return None
+        colour = self.view == "colour"
+        return finetuning_view(self.clip.image_size, colour, self.clip.squashes, self.crop)
 
     def _check_loaded(self) -> None:
         super()._check_loaded()
@@ -461,13 +571,10 @@ class FLYP(FineTuned):
         self._check_parameters()
         run = _FlypRun(self, images, labels)
         checkpoint = Checkpoint(self.checkpoint, fit_facts(self, images, labels=labels) if self.checkpoint else {})
-        train_epochs(self, run, self.epochs, checkpoint)
+        train_epochs(self, run, run.training.epochs, checkpoint)
 
     def _show(self, run: _FlypRun) -> None:
         """Put the state of a run where `predict` and users find it."""
-        tuned = run.training.clip
-        if self.alpha < 1:
-            original, tuned = module_numbers(self.clip.model), trainable_copy(tuned)
-            set_module_numbers(tuned.model, original + np.float32(self.alpha) * (module_numbers(tuned.model) - original))
+        tuned = interpolate_weights(self.clip, run.training.clip, self.alpha)
         self.pseudolabels_ = run.used.numpy().copy()
         self._keep(tuned, _classifier(tuned, run.table, run.classes))

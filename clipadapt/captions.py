@@ -34,9 +34,10 @@ from .modelfiles import named_code, read_json
 from .zeroshot import _ahead, _batches, _check_device, _name, cache_directory
 
 # %% auto #0
-__all__ = ['DOMAINS', 'MAX_WORDS', 'MAX_CHARACTERS', 'ATTRIBUTES', 'Domain', 'image_prompt', 'group_prompt', 'image_prompts',
-           'draw_groups', 'tile', 'Captioner', 'CallableCaptioner', 'Captions', 'caption', 'caption_groups',
-           'measure_attributes', 'common_attributes', 'AttributeCaptioner', 'TransformersCaptioner']
+__all__ = ['DOMAINS', 'MAX_WORDS', 'MAX_CHARACTERS', 'FAINT', 'PLAIN_BORDER', 'PLAIN_GROUND', 'OTHER_COLOURS', 'ATTRIBUTES',
+           'Domain', 'image_prompt', 'group_prompt', 'image_prompts', 'draw_groups', 'tile', 'Captioner',
+           'CallableCaptioner', 'Captions', 'caption', 'caption_groups', 'measure_attributes', 'is_drawing',
+           'common_attributes', 'AttributeCaptioner', 'TransformersCaptioner']
 
 # %% ../nbs/11_captions.ipynb #cell-8
 class Domain(NamedTuple):
@@ -152,6 +153,9 @@ def tile(images: Sequence[Image.Image], side: int = 672, gap: int = 20) -> Image
 # %% ../nbs/11_captions.ipynb #cell-21
 class Captioner:
     """Base of all captioners: subclass it, set `name`, and write `describe`.
+
+    For photographs take a `TransformersCaptioner` (or a model of yours by way of
+    `CallableCaptioner`); the `AttributeCaptioner` is for drawings.
 
     `name` says which captioner this is, model and settings: everything that changes its answers, since they are kept under that name.
     `batch_size` is how many images it likes to be asked about at once.
@@ -488,13 +492,30 @@ def _warn(images: ImageSet, groups: Sequence[np.ndarray], errors: dict[int, Exce
         warnings.warn(f"{len(errors)} of {len(groups)} captions are missing; the first, of {what}: {_reason(errors[first])}", stacklevel=4)
 
 # %% ../nbs/11_captions.ipynb #cell-44
+FAINT = 40      # contrast below which there is no ink, of 442 between black and white
+PLAIN_BORDER, PLAIN_GROUND, OTHER_COLOURS = 0.5, 0.3, 0.05
+
+
+def _small_pixels(image: Image.Image) -> np.ndarray:
+    """An image, its longer side 32 pixels: float64 [H, W, 3]."""
+    scale = 32 / max(image.size)
+    size = [max(1, round(scale * length)) for length in image.size]
+    small = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+    return np.asarray(small, dtype=np.float64)
+
+
+def _border(pixels: np.ndarray) -> np.ndarray:
+    """The outermost rows and columns of pixels [H, W, ...] in one row [B, ...]."""
+    return np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+
+
 def _ink(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Ink between 0 and 1 [H, W], its colour [3] and that of the background [3]; all 0 for an image without contrast. pixels: float [H, W, 3]."""
-    background = np.median(np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]]), axis=0)
+    background = np.median(_border(pixels), axis=0)
     difference = pixels - background
     distance = np.linalg.norm(difference, axis=-1)
     direction = difference[distance >= np.quantile(distance, .95)].mean(0)
-    if np.linalg.norm(direction) < 40:
+    if np.linalg.norm(direction) < FAINT:
         return np.zeros(distance.shape), background, background
     ink = (difference @ direction / (direction @ direction)).clip(0, 1)
     return ink, pixels[distance >= np.quantile(distance, .99)].mean(0), background
@@ -517,10 +538,9 @@ def measure_attributes(image: Image.Image, kind: str = "digit") -> Attributes:
     """Measure stroke, slant, width, loops, colour and background of a drawing on a plain ground; `kind` is only passed on.
 
     The image is reduced or enlarged to 32 pixels first, the size for which the thresholds of the appendix hold. Without contrast only the background is known.
+    What is no drawing (`is_drawing`) is measured as if it were one.
     """
-    scale = 32 / max(image.size)
-    small = image.convert("RGB").resize([max(1, round(scale * length)) for length in image.size], Image.Resampling.BICUBIC)
-    ink, colour, background = _ink(np.asarray(small, dtype=np.float64))
+    ink, colour, background = _ink(_small_pixels(image))
     ground = "dark" if background.mean() < 128 else "light"
     if not ink.any():
         return Attributes(kind=kind, background=ground)
@@ -529,6 +549,35 @@ def measure_attributes(image: Image.Image, kind: str = "digit") -> Attributes:
                       slant=in_words(_lean(ink), -LEAN, LEAN, ("left", "upright", "right")),
                       width=in_words(width_to_height(ink[None])[0], NARROW, WIDE, ("narrow", "", "wide")),
                       loops=min(2, count_loops(ndimage.zoom(ink, 2, order=1) > .4)), colour=_colour(colour), background=ground)
+
+# %% ../nbs/11_captions.ipynb #new4480
+def is_drawing(image: Image.Image) -> bool:
+    """Whether an image is, as far as its colours tell, a drawing in one colour on a plain ground.
+
+    Three things are asked, at 32 pixels, in shares of the contrast between ground and
+    ink: at least half of the border and three tenths of the image differ from the
+    ground by less than a tenth; and what is neither ground nor ink nor a mix of the two
+    differs from such mixes by at most a twentieth (root mean square). An image without
+    contrast is an empty drawing. (Ours; a grey photograph of one thing on a plain
+    ground passes.)
+    """
+    pixels = _small_pixels(image)
+    difference = pixels - np.median(_border(pixels), axis=0)
+    distance = np.linalg.norm(difference, axis=-1)
+    far = np.quantile(distance, 0.95)
+    direction = difference[distance >= far].mean(0)
+    contrast = np.linalg.norm(direction)
+    if contrast < FAINT:
+        return bool(far < FAINT)    # else colours that differ in all directions
+    along = difference @ direction / contrast
+    beside = np.sqrt(np.maximum(distance**2 - along**2, 0))
+    plain = distance < 0.1 * contrast
+    return bool(
+        _border(plain).mean() >= PLAIN_BORDER
+        and plain.mean() >= PLAIN_GROUND
+        and np.sqrt((beside**2).mean()) <= OTHER_COLOURS * contrast
+    )
+
 
 # %% ../nbs/11_captions.ipynb #cell-46
 ATTRIBUTES = ("stroke", "slant", "width", "loops", "colour", "background")
@@ -554,8 +603,15 @@ def common_attributes(members: Sequence[Attributes]) -> Attributes:
 class AttributeCaptioner(Captioner):
     """Describes drawings on a plain ground by measuring them, in the words of the built-in CLIP's training captions. Needs no model and no prompt.
 
-    It does not know the class: `noun` stands in its place. `say` are the attributes to mention, of `ATTRIBUTES`. Of a group it says what
-    more than half of the images have in common. Raises ValueError for an unknown attribute.
+    It is for handwriting and the like; photographs want a `TransformersCaptioner`.
+
+    noun: stands in the place of the class, which it does not know.
+    say: the attributes to mention, of `ATTRIBUTES`.
+    batch_size: how many images it is asked about at once.
+
+    Of a group it says what more than half of the images have in common. Raises
+    ValueError for an unknown attribute; `describe` and `describe_groups` raise it for
+    an image that is no drawing (`is_drawing`), so that `caption` leaves it without one.
     """
 
     def __init__(self, noun: str = "digit", say: Sequence[str] = ATTRIBUTES, batch_size: int = 64):
@@ -563,14 +619,25 @@ class AttributeCaptioner(Captioner):
         if unknown:
             raise ValueError(f"say must be a list of some of {', '.join(ATTRIBUTES)}; got {', '.join(map(repr, unknown))}")
         self.noun, self.say, self.batch_size = noun, tuple(say), check_count(batch_size, "batch_size")
-        self.name = f"attributes 1: {noun}, {' '.join(sorted(self.say))}"
+        self.name = f"attributes 2: {noun}, {' '.join(sorted(self.say))}"
 
     def describe(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> list[str]:
-        return [self.write(measure_attributes(image, self.noun)) for image in images]
+        return [self.write(self._measure(image)) for image in images]
 
     def describe_groups(self, groups: Sequence[Sequence[Image.Image]], prompts: Sequence[str]) -> list[str]:
         """What the images of each group have in common, from measuring every one."""
-        return [self.write(common_attributes([measure_attributes(image, self.noun) for image in group])) for group in groups]
+        return [
+            self.write(common_attributes([self._measure(image) for image in group]))
+            for group in groups
+        ]
+
+    def _measure(self, image: Image.Image) -> Attributes:
+        if not is_drawing(image):
+            raise ValueError(
+                "this is no drawing in one colour on a plain ground, so its strokes "
+                "cannot be measured; describe photographs with a TransformersCaptioner"
+            )
+        return measure_attributes(image, self.noun)
 
     def write(self, attributes: Attributes) -> str:
         """The sentence for measured attributes."""

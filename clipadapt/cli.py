@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import difflib
 import errno
-import inspect
 import json
 import logging
 import math
@@ -18,11 +17,13 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Optional
+from types import UnionType
+from typing import (
+    Annotated, Literal, Optional, Union, get_args, get_origin, get_type_hints)
 
 import click
 from click.core import ParameterSource
@@ -33,8 +34,8 @@ from .files import (
 
 # %% auto #0
 __all__ = ['logger', 'WRITTEN', 'METHODS', 'PATH', 'SEED', 'IMAGES', 'CLASSES', 'NAMED', 'DEVICE', 'MODEL', 'RUN', 'TABLE',
-           'QUIET', 'PROBABILITIES', 'PRESET', 'main', 'adapt', 'predict', 'zero_shot', 'compare', 'encode',
-           'caption_command', 'demo_command']
+           'QUIET', 'PROBABILITIES', 'PRESET', 'CAPTIONER', 'main', 'adapt', 'predict', 'zero_shot', 'compare',
+           'encode', 'caption_command', 'demo_command']
 
 # %% ../nbs/16_cli.ipynb #cell-8
 logger = logging.getLogger("clipadapt")
@@ -406,7 +407,9 @@ def _config_schema(command: str):
     from pydantic import PlainValidator, create_model
 
     text = Annotated[str, PlainValidator(_text)]
-    names = ["images", "classes", "model", "pretrained", "device", "preset"]
+    names = [
+        "images", "classes", "model", "pretrained", "device", "preset", "captioner",
+    ]
     kinds = {
         "adapt": {
             "method": text, "settings": list[text], "use_labels": bool, "seed": int,
@@ -716,8 +719,27 @@ TABLE = [
 ]
 QUIET = click.option("--quiet", is_flag=True, expose_value=False, callback=lambda *given: _hush(given[2]), help="Say nothing but results and errors.")
 PROBABILITIES = click.option("--probabilities", is_flag=True, help="Also the probability of every class.")
-PRESET = click.option("--preset", type=click.Choice(["small", "default"]), help="Settings for a thousand small images and the built-in model (small), or each "
-                      "method's own (default).  [default: small without --model]")
+PRESET = click.option(
+    "--preset",
+    type=click.Choice(["small", "default"]),
+    help=(
+        "Settings for the built-in model and a thousand small images of handwriting"
+        " (small), or each method's own, for photographs (default).  [default: small"
+        " without --model]"
+    ),
+)
+CAPTIONER = click.option(
+    "--captioner",
+    type=PATH,
+    metavar="attributes|MODEL",
+    help=(
+        "Who describes the images for LatteCLIP: 'attributes' measures drawings on a"
+        " plain ground; MODEL is an image-text-to-text model of transformers, a folder"
+        " or a name on the hub, and answers about twice for every image.  [default:"
+        " attributes without --model; with one nobody, and LatteCLIP learns from class"
+        " descriptions alone]"
+    ),
+)
 
 # %% ../nbs/16_cli.ipynb #cell-42
 def _options(*options) -> Callable:
@@ -745,6 +767,8 @@ def _run_options(context: click.Context) -> dict:
     """The options of a run as its config.json keeps them. Paths are absolute, so that it can be repeated from anywhere."""
     options = {name: value for name, value in context.params.items() if name not in ("out", "overwrite", "resume")}
     there = {"images": os.path.isdir, "test": os.path.isdir, "classes": os.path.isfile}
+    if options["captioner"] != "attributes":
+        there["captioner"] = os.path.isdir
     paths = {name: os.path.abspath(options[name]) for name, test in there.items() if options.get(name) and test(options[name])}
     return {"command": context.info_name, **options, **paths}
 
@@ -754,11 +778,25 @@ def _load_model(model: str | None, pretrained: str | None, device: str | None):
     from clipadapt.zeroshot import load_clip
 
     if model:
-        source = click.get_current_context().get_parameter_source("model")
-        by_file = source == ParameterSource.DEFAULT_MAP
         tag = f" ({pretrained})" if pretrained else ""
-        logger.info("loading %s%s%s", model, tag, ", which --config names" * by_file)
+        logger.info("loading %s%s%s", model, tag, _by_config("model"))
     return load_clip(model, pretrained, device)
+
+
+def _by_config(option: str) -> str:
+    """Words for an option whose value a --config chose, "" for one that was typed."""
+    source = click.get_current_context().get_parameter_source(option)
+    return ", which --config names" if source == ParameterSource.DEFAULT_MAP else ""
+
+
+def _load_captioner(captioner: str, device: str | None = None, noun: str = "shape"):
+    """The captioner of a command; the ruler calls what it measures `noun`."""
+    from clipadapt.captions import AttributeCaptioner, TransformersCaptioner
+
+    if captioner == "attributes":
+        return AttributeCaptioner(noun)
+    logger.info("captions by %s%s", captioner, _by_config("captioner"))
+    return TransformersCaptioner(captioner, device=device)
 
 
 def _hush(quiet: bool) -> None:
@@ -768,47 +806,81 @@ def _hush(quiet: bool) -> None:
         logger.handlers[:] = [handler for handler in logger.handlers if not isinstance(handler, _Echo)]
 
 # %% ../nbs/16_cli.ipynb #cell-45
-def _make_methods(clip, classnames: list[str], preset: str | None) -> dict:
-    """All methods by the names of the command line, unfitted."""
+def _make_methods(
+    clip, classnames: list[str], preset: str | None, captioner=None
+) -> dict:
+    """All methods by the names of the command line, unfitted.
+
+    captioner: LatteCLIP's; None for that of `small_methods`, which depends on the CLIP.
+    """
     from clipadapt.compare import small_methods
 
-    small = dict(zip(METHODS, small_methods(clip, classnames), strict=True))
-    if (preset or ("small" if clip.name is None else "default")) == "small":
-        return small
-    return {name: type(method)(clip, classnames, **{key: value for key, value in method.get_params(deep=False).items() if key == "captioner"}) for name, method in small.items()}
+    made = dict(zip(METHODS, small_methods(clip, classnames), strict=True))
+    captioner = captioner or made["latteclip"].captioner
+    if preset == "small" and clip.name is not None:
+        logger.info(
+            "--preset small was chosen on handwriting with the built-in model; with %s"
+            " and photographs --preset default is the better start", clip.name,
+        )
+    if (preset or ("small" if clip.name is None else "default")) == "default":
+        made = {name: type(method)(clip, classnames) for name, method in made.items()}
+    made["latteclip"].set_params(captioner=captioner)
+    return made
 
 
-def _is_number(value) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def _captioner_for(wanted: Sequence[str], clip, captioner: str | None, device):
+    """The captioner that was asked for, if one of the methods `wanted` takes it.
+
+    Raises click.UsageError when no method would listen to it.
+    """
+    if captioner and "latteclip" not in wanted:
+        raise click.UsageError(
+            f"--captioner serves latteclip, and {', '.join(wanted)} learns from no"
+            " captions"
+        )
+    noun = "digit" if clip.name is None else "shape"
+    return _load_captioner(captioner, device, noun) if captioner else None
 
 
-def _is_list(value, test: Callable) -> bool:
-    return isinstance(value, list) and all(map(test, value))
+def _say_captions(methods: Sequence) -> None:
+    """Say so when a method that can learn from captions has nobody to write them."""
+    if any(getattr(method, "captioner", True) is None for method in methods):
+        logger.info("no --captioner, so LatteCLIP learns from class descriptions alone")
 
 # %% ../nbs/16_cli.ipynb #cell-46
-_KINDS = {
-    "bool": (lambda value: isinstance(value, bool), "true or false"),
-    "int": (lambda value: type(value) is int, "a whole number"),
-    "float": (_is_number, "a number"),
-    "str": (lambda value: isinstance(value, str), "a word"),
-    "dict": (lambda value: isinstance(value, dict), "an object"),
-    "None": (lambda value: value is None, "null"),
-    "Sequence[str]": (
-        lambda value: _is_list(value, lambda one: isinstance(one, str)),
-        "a list of words",
-    ),
-    "Sequence[float]": (lambda value: _is_list(value, _is_number), "a list of numbers"),
+_WORDS = {
+    bool: "true or false", int: "a whole number", float: "a number", str: "a word",
+    dict: "an object", Mapping: "an object", type(None): "null",
 }
+
+
+def _in_words(kind) -> list[str]:
+    """How values of this type look on a command line; nothing for what cannot be there."""
+    origin, inner = get_origin(kind) or kind, get_args(kind)
+    if origin is Literal:
+        return [*map(json.dumps, inner)]
+    if origin not in (Union, UnionType, Sequence, list, tuple):
+        return [_WORDS[origin]] if origin in _WORDS else []
+    words = [word for one in inner for word in _in_words(one)]
+    if origin in (Union, UnionType):
+        return words
+    many = dict.fromkeys(word.removeprefix("a ") + "s" for word in words)
+    return ["a list of " + " or ".join(many)]
 
 
 def _check_value(method, name: str, value) -> None:
     """Raises ValueError when `value` is none of the kinds that its annotation names."""
-    annotation = inspect.signature(type(method)).parameters[name].annotation
-    kinds = [_KINDS[kind] for kind in annotation.split(" | ") if kind in _KINDS]
-    if not any(test(value) for test, _ in kinds):
-        words = " or ".join(words for _, words in kinds)
+    from pydantic import TypeAdapter, ValidationError
+
+    kind = get_type_hints(type(method).__init__)[name]
+    adapter = TypeAdapter(kind, config={"arbitrary_types_allowed": True})
+    given = json.dumps(value)
+    try:
+        adapter.validate_json(given, strict=True)
+    except ValidationError as error:
+        words = " or ".join(_in_words(kind))
         what = f"{name} of {type(method).__name__}"
-        raise ValueError(f"{what} must be {words}, got {json.dumps(value):.80}")
+        raise ValueError(f"{what} must be {words}, got {given:.80}") from error
 
 # %% ../nbs/16_cli.ipynb #cell-47
 def _parse_value(setting: str, value: str):
@@ -834,7 +906,7 @@ def _numbers(value) -> Iterator[int | float]:
     if isinstance(value, list):
         for inner in value:
             yield from _numbers(inner)
-    elif _is_number(value):
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
         yield value
 
 # %% ../nbs/16_cli.ipynb #cell-48
@@ -855,7 +927,7 @@ def _configure(method, settings: Sequence[str]):
 
 # %% ../nbs/16_cli.ipynb #cell-52
 @main.command()
-@_options(IMAGES, CLASSES, MODEL, RUN, PRESET, PROBABILITIES, QUIET)
+@_options(IMAGES, CLASSES, MODEL, RUN, PRESET, CAPTIONER, PROBABILITIES, QUIET)
 @click.option(
     "--out",
     type=PATH,
@@ -876,25 +948,31 @@ def _configure(method, settings: Sequence[str]):
 @click.option(
     "--use-labels",
     is_flag=True,
-    help="Use the labels that sub-folders give, as the few known ones.",
+    help=(
+        "Use the labels that sub-folders give, as the few known ones. Where a class has"
+        " none, fpl, ifpl and grip need --set pool=unseen or --set pool=mixed."
+    ),
 )
 @click.option("--seed", type=SEED, default=0, show_default=True)
 @click.pass_context
 def adapt(
     context, images, max_pixels, classes, model, pretrained, device, out, overwrite,
-    resume, preset, method, settings, use_labels, seed, probabilities,
+    resume, preset, captioner, method, settings, use_labels, seed, probabilities,
 ) -> None:
     """Adapt CLIP to a folder of images; write the classifier and its predictions.
 
     \b
     clipadapt adapt --images photos --classes cat,dog --model ViT-B-32 --pretrained openai --out run
     clipadapt adapt --images photos --classes classes.txt --model ViT-B-32 --pretrained laion2b_s34b_b79k --method grip --set rounds=5 --out run
+    clipadapt adapt --images birds --classes classes.txt --model ViT-B-32 --pretrained laion2b_s34b_b79k --method latteclip --set domain=bird --captioner llava-hf/llava-v1.6-mistral-7b-hf --out run
     clipadapt adapt --config run/config.json --out again
     """
     options = _run_options(context)
     pool = _read_images(options["images"], _read_classes(options["classes"]), max_pixels)
     clip = _load_model(model, pretrained, device)
-    chosen = _configure(_make_methods(clip, pool.classnames, preset)[method], settings).set_params(seed=seed)
+    describing = _captioner_for([method], clip, captioner, device)
+    made = _make_methods(clip, pool.classnames, preset, describing)
+    chosen = _configure(made[method], settings).set_params(seed=seed)
     with _run_folder(out, options, overwrite, resume) as folder:
         context.find_root().obj = _kept("What is done is kept", folder, out)
         _adapt_in(
@@ -916,6 +994,7 @@ def _adapt_in(
     checkpoint = folder / "checkpoint.safetensors"
     if "checkpoint" in method.get_params():
         method.set_params(checkpoint=str(checkpoint))
+    _say_captions([method])
     logger.info("fitting %s", type(method).__name__)
     start = time.perf_counter()
     method.fit(pool, labels)
@@ -924,13 +1003,22 @@ def _adapt_in(
     _write_table(folder / "predictions.csv", _predictions(method, pool, probabilities))
     _write_json(
         folder / "record.json",
-        _record(method.clip, images=pool, seconds=round(seconds, 3)),
+        _record(
+            method.clip, images=pool, seconds=round(seconds, 3),
+            captioner=_captioner_name(method),
+        ),
     )
     Checkpoint(checkpoint, {}).delete()
     logger.info("fitted in %.1f s; wrote %s", seconds, out)
     _report_accuracy(method, pool)
 
 # %% ../nbs/16_cli.ipynb #cell-54
+def _captioner_name(method) -> str | None:
+    """Which captioner a method was given, model and settings; None for none."""
+    captioner = getattr(method, "captioner", None)
+    return captioner and captioner.name
+
+
 def _kept(what: str, folder: Path, out: str) -> str:
     """What to say of a run that is interrupted."""
     again = "--resume" if folder == Path(out) else "--overwrite --resume"
@@ -1056,7 +1144,7 @@ def zero_shot(
 
 # %% ../nbs/16_cli.ipynb #cell-65
 @main.command()
-@_options(IMAGES, CLASSES, MODEL, RUN, PRESET, QUIET)
+@_options(IMAGES, CLASSES, MODEL, RUN, PRESET, CAPTIONER, QUIET)
 @click.option(
     "--out",
     type=PATH,
@@ -1090,7 +1178,7 @@ def zero_shot(
 @click.pass_context
 def compare(
     context, images, max_pixels, classes, model, pretrained, device, out, overwrite,
-    resume, preset, test, methods, seeds,
+    resume, preset, captioner, test, methods, seeds,
 ) -> None:
     """Run several methods on the same images; write a table and a report.
 
@@ -1107,11 +1195,15 @@ def compare(
     if 0 < unlabelled < len(asked):
         raise ValueError(f"{unlabelled} of {len(asked)} images to score on have no label; move them out of {test or images}")
     clip = _load_model(model, pretrained, device)
-    made = _make_methods(clip, pool.classnames, preset)
+    describing = _captioner_for(wanted, clip, captioner, device)
+    made = _make_methods(clip, pool.classnames, preset, describing)
+    chosen = {name: made[name] for name in wanted}
     with _run_folder(out, options, overwrite, resume) as folder:
         context.find_root().obj = _kept("The runs that are done are kept", folder, out)
-        _compare_in(folder, {name: made[name] for name in wanted}, pool, asked, seeds)
-        _write_json(folder / "record.json", _record(clip, images=pool, test=asked))
+        _compare_in(folder, chosen, pool, asked, seeds)
+        described = _captioner_name(chosen.get("latteclip"))
+        record = _record(clip, images=pool, test=asked, captioner=described)
+        _write_json(folder / "record.json", record)
         logger.info("wrote %s", out)
 
 # %% ../nbs/16_cli.ipynb #cell-66
@@ -1136,7 +1228,10 @@ def _compare_in(folder: Path, methods: dict, pool, asked, seeds: int) -> None:
     from clipadapt.compare import recommend, report, run_all, tabulate
     from clipadapt.selection import label_free, recommend_without_labels
 
-    runs = run_all(methods, pool, asked, range(seeds), folder / "runs")
+    _say_captions(methods.values())
+    runs = run_all(
+        methods, pool, asked, range(seeds), folder / "runs", fitted=False
+    )
     labelled = bool((asked.labels >= 0).all())
     table = tabulate(runs, asked) if labelled else label_free(runs, asked)
     for name in ("table.csv", "table.json"):
@@ -1193,7 +1288,16 @@ def encode(
 # %% ../nbs/16_cli.ipynb #cell-71
 @main.command("caption")
 @_options(IMAGES, TABLE, QUIET)
-@click.option("--captioner", metavar="MODEL", help="An image-text-to-text model of transformers.  [default: the ruler, which knows glyphs only]")
+@click.option(
+    "--captioner",
+    type=PATH,
+    metavar="attributes|MODEL",
+    help=(
+        "MODEL is an image-text-to-text model of transformers, a folder or a name on the"
+        " hub; 'attributes' measures drawings on a plain ground.  [required with"
+        " --images; default for the handwriting: attributes]"
+    ),
+)
 @click.option("--prompt", default="Describe the image in one sentence.", show_default=True)
 @click.pass_context
 def caption_command(
@@ -1206,12 +1310,19 @@ def caption_command(
     """
     import pandas as pd
 
-    from clipadapt.captions import AttributeCaptioner, TransformersCaptioner, caption
+    from clipadapt.captions import caption
 
+    if images and not captioner:
+        raise click.UsageError(
+            "say who describes the images: --captioner MODEL, an image-text-to-text"
+            " model, or --captioner attributes for drawings on a plain ground"
+        )
     target = _check_file(out, overwrite, ".csv", ".json")
     context.find_root().obj = "What was described is kept; the same command goes on from there."
     pool = _image_set(images, max_pixels, "test")
-    captions = caption(TransformersCaptioner(captioner) if captioner else AttributeCaptioner(), pool, prompt)
+    noun = "shape" if images else "digit"
+    describing = _load_captioner(captioner or "attributes", noun=noun)
+    captions = caption(describing, pool, prompt)
     table = pd.DataFrame(
         {"image": _names(pool), "caption": captions.texts}, dtype=object
     )

@@ -12,9 +12,9 @@ import re
 import tempfile
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from importlib.resources import files
@@ -121,6 +121,8 @@ def _kept_run(
     """
     method, stem = clone(method).set_params(seed=seed), _file_stem(name, seed)
     facts = {**fit_facts(method, _in_order(train, seed)), "test images": test_hash}
+    if getattr(method, "captioner", None) is not None:
+        facts["captioner"] = method.captioner.name
     file = Checkpoint(folder / f"{stem}.safetensors", facts)
     kept = file.load()
     if kept:
@@ -175,6 +177,7 @@ def run_all(
     test: ImageSet,
     seeds: Sequence[int] = (0,),
     folder: str | Path | None = None,
+    fitted: bool = True,
 ) -> list[Run]:
     """The runs behind `compare`, with the fitted methods and their probabilities.
 
@@ -184,6 +187,9 @@ def run_all(
     seeds: whole numbers from 0, each a run of every method.
     folder: keeps each run as soon as it is done, and gives back those it has; a method
         that can go on from a checkpoint has it there, too, until its run is done.
+    fitted: False lets go of a fitted method as soon as it has predicted; its run holds
+        an unfitted one. A method that trains a tower holds a CLIP of its own (600 MB
+        for ViT-B-32), so many runs of it may not fit into memory.
 
     Returns the runs method by method and seed by seed. A method that fails is reported
     and does not stop the others. Raises ValueError when there is no method, when every
@@ -195,7 +201,10 @@ def run_all(
     if not todo or not len(test):
         raise ValueError("give at least one seed and one test image")
     make = run_method if folder is None else partial(_kept_run, folder=Path(folder), test_hash=hash_images(test))
-    runs = [make(name, method, train, test, seed) for name, method, seed in tqdm(todo, "comparing", unit="fit", delay=2, leave=False)]
+    runs = []
+    for name, method, seed in tqdm(todo, "comparing", unit="fit", delay=2, leave=False):
+        run = make(name, method, train, test, seed)
+        runs.append(run if fitted else replace(run, method=clone(run.method)))
     if all(run.error for run in runs):
         raise ValueError(f"every method failed; the first one: {runs[0].error}")
     return runs
@@ -546,7 +555,8 @@ def _reservations(table: pd.DataFrame, chosen: str, test: ImageSet) -> list[str]
     if row["gain"] == 0:
         notes.append("No method is surely better than zero-shot here.")
     if row["worst_class_accuracy"] < 0.5 * row["accuracy"]:
-        notes.append(f"Mind its worst class, which it reads right in {100 * row['worst_class_accuracy']:.0f} % of the images only.")
+        worst = 100 * row["worst_class_accuracy"]
+        notes.append(f"Mind its worst class: it is right in only {worst:.0f} % of those images.")
     if row["ece"] > 0.1:
         notes.append(f"Do not trust its confidence, which is off by {100 * row['ece']:.0f} points on average; repair it with a temperature (chapter 2).")
     if "seeds" not in table:
@@ -572,7 +582,7 @@ def report(runs: Sequence[Run], train: ImageSet, test: ImageSet, path: str | Pat
     page = template.render(
         rows=table.to_dict("records"), best=table["accuracy"].max(), recommendation=recommend(runs, test), overview=_overview(runs, test),
         extra=[name for name in table.columns if name not in KNOWN_COLUMNS], sections=[_section(run, test) for run in first],
-        examples=_picture(_examples(test)), train=len(train), test=len(test), seeds=sorted({run.seed for run in runs}), classnames=test.classnames,
+        captions=_captions(runs), examples=_picture(_examples(test)), train=len(train), test=len(test), seeds=sorted({run.seed for run in runs}), classnames=test.classnames,
         clip=runs[0].method.clip, fingerprint=runs[0].method.clip.fingerprint, date=time.strftime("%Y-%m-%d %H:%M"),
         versions={name: version(name) for name in ("clipadapt", "torch", "open_clip_torch", "numpy")})
     with whole_file(path) as draft:
@@ -602,11 +612,30 @@ def _section(run: Run, test: ImageSet) -> dict:
             "plots": {name: _with_title(axes) for name, axes in plots.items()}}
 
 
-def _examples(test: ImageSet):
-    """The first two images of up to ten classes."""
+def _captions(runs: Sequence[Run]) -> str:
+    """Who described the images, for each method that can learn from captions."""
+    said = {}
+    for run in runs:
+        if "captioner" in run.method.get_params(deep=False):
+            captioner = run.method.captioner
+            said[run.name] = (
+                f"{run.name} learned from captions by {captioner.name}" if captioner
+                else f"{run.name} had no captioner: it learned from class descriptions"
+                " alone"
+            )
+    return "; ".join(said.values())
+
+
+def _examples(test: ImageSet, side: int = 224):
+    """The first two images of up to ten classes, photographs reduced to `side` pixels."""
     classes = [c for c in range(len(test.classnames)) if (test.labels == c).any()][:10]
-    rows = [[test[int(np.flatnonzero(test.labels == c)[k % (test.labels == c).sum()])][0] for c in classes] for k in range(2)]
-    figure = show_images(sum(rows, []), columns=len(classes))
+    shown = []
+    for k in range(2):
+        for c in classes:
+            images = np.flatnonzero(test.labels == c)
+            shown.append(test[int(images[k % len(images)])][0].copy())
+            shown[-1].thumbnail((side, side))
+    figure = show_images(shown, columns=len(classes))
     for axis, c in zip(figure.axes, classes):
         axis.set_title(label_text(test.classnames[c], 16), fontsize=8)
     return figure
@@ -625,25 +654,74 @@ def _picture(figure) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 # %% ../nbs/15_compare.ipynb #cell-59
-def corruption_accuracies(runs: Sequence[Run], test: ImageSet, severity: int = 5) -> pd.DataFrame:
-    """Accuracy (0-1) of each run on `test` under each of the fifteen corruptions of `clipadapt.robustness`: a row a run (by name), a column a corruption.
+_PIXELS = 50_000_000        # of corrupted images are held at a time: 150 MB
 
-    The runs must hold fitted methods. Frozen features are computed once for all of them. Raises ValueError for another severity than 1-5, and as `tabulate` does.
+
+def _blocks(images: ImageSet) -> Iterator[ImageSet]:
+    """All images, each read once, in sets that fit into memory."""
+    held, pixels, start = [], 0, 0
+    for end, (image, _) in enumerate(images, 1):
+        held.append(image)
+        pixels += image.width * image.height
+        if pixels >= _PIXELS or end == len(images):
+            yield ImageSet(
+                held, images.classnames, images.labels[start:end],
+                max_pixels=images.max_pixels,
+            )
+            held, pixels, start = [], 0, end
+
+
+def corruption_accuracies(
+    runs: Sequence[Run], test: ImageSet, severity: int = 5
+) -> pd.DataFrame:
+    """Accuracy (0-1) under each of the fifteen corruptions of `clipadapt.robustness`.
+
+    runs: as `run_all` gives them, with fitted methods.
+    test: labelled images of any size. They are corrupted once for all runs, in blocks
+        that fit into memory; frozen features are computed once, too.
+    severity: 1 to 5.
+
+    Returns a row a run (by name), a column a corruption. Raises ValueError for another
+    severity, and as `tabulate` does.
     """
     with tempfile.TemporaryDirectory() as folder:
-        stored, accuracies = StoredCLIP(runs[0].method.clip, FeatureStore(folder)), {}
-        methods = {run.name: copy(run.method).set_params(clip=stored) for run in _succeeded(runs, test)}
-        for name in tqdm(CORRUPTIONS, "corrupting", unit="corruption", delay=2, leave=False):
-            images = ImageSet([image for image, _ in Corrupted(test, name, severity)], test.classnames, test.labels)
-            accuracies[name] = {key: method.score(images) for key, method in methods.items()}
-    return pd.DataFrame(accuracies)
+        stored = StoredCLIP(runs[0].method.clip, FeatureStore(folder))
+        methods = {
+            run.name: copy(run.method).set_params(clip=stored)
+            for run in _succeeded(runs, test)
+        }
+        size = stored.image_size
+        right = pd.DataFrame(0, list(methods), list(CORRUPTIONS))
+        for name in tqdm(
+            CORRUPTIONS, "corrupting", unit="corruption", delay=2, leave=False
+        ):
+            spoilt = Corrupted(
+                test, name, severity, size=size, squash=stored.squashes
+            )
+            for block in _blocks(spoilt):
+                for key, method in methods.items():
+                    right.loc[key, name] += round(method.score(block) * len(block))
+    return right / len(test)
 
 # %% ../nbs/15_compare.ipynb #cell-62
 def small_methods(clip: CLIP, classnames: Sequence[str]) -> list[Adapter]:
-    """Every method of the course, unfitted, with the settings that suit a thousand small images and the built-in CLIP."""
-    settings = {ZeroShot: {}, NearestNeighbours: {}, Prototypes: {}, FPL: grip.SMALL, IFPL: grip.SMALL, GRIP: grip.SMALL, CoReg: coreg.SMALL,
-                LatteCLIP: {**latteclip.SMALL, "captioner": AttributeCaptioner()}, LPCLIP: lpclip.SMALL, FLYP: baselines.SMALL["FLYP"], ReCLIP: baselines.SMALL["ReCLIP"]}
-    return [method(clip, classnames, **params) for method, params in settings.items()]
+    """Every method of the course, unfitted, as it suits a thousand small images.
+
+    clip: the settings are those of the built-in CLIP on the handwriting. With any other
+        one LatteCLIP has no captioner, since the ruler knows glyphs only, and calls
+        what the images show an "object", not a "digit".
+    classnames: the names of the classes.
+    """
+    captioned = {**latteclip.SMALL, "captioner": AttributeCaptioner()}
+    if clip.name is not None:
+        del captioned["captioner"], captioned["domain"]
+    settings = {
+        ZeroShot: {}, NearestNeighbours: {}, Prototypes: {}, FPL: grip.SMALL,
+        IFPL: grip.SMALL, GRIP: grip.SMALL, CoReg: coreg.SMALL, LatteCLIP: captioned,
+        LPCLIP: lpclip.SMALL, FLYP: baselines.SMALL["FLYP"],
+        ReCLIP: baselines.SMALL["ReCLIP"],
+    }
+    return [method(clip, classnames, **given) for method, given in settings.items()]
 
 
 def demo(folder: str | Path = "runs/demo") -> pd.DataFrame:

@@ -1197,11 +1197,12 @@ def weak_view(size: int, flip: bool = True, squash: bool = False) -> View:
 
     size: the side of the result in pixels.
     flip: mirror half of the images.
-    squash: what the crop is a part of. False: the square of the image's shorter side,
-        anywhere along the longer one, as torchvision crops long images; a circle stays
-        a circle. True: the whole image, made square, for a CLIP that reads images so.
+    squash: what the crop is a part of, which should be what the CLIP reads (see
+        `CLIP.squashes`). False: the square in the middle, so that a circle stays a
+        circle. True: the whole image, made square.
 
-    The crop covers 75-100 % of that area, with proportions from 0.9 to 1.1.
+    The crop covers 75-100 % of that area, with proportions from 0.9 to 1.1. These
+    numbers are ours.
     """
     return partial(_weak, size=size, flip=flip, squash=squash)
 
@@ -1210,20 +1211,23 @@ def _weak(
     image: Image.Image, rng: np.random.Generator, size: int, flip: bool, squash: bool
 ) -> Image.Image:
     area, ratio = rng.uniform(0.75, 1), rng.uniform(0.9, 1.1)
-    across, down = image.size if squash else 2 * (min(image.size),)
-    width = across * min(1, (area * ratio) ** 0.5)
-    height = down * min(1, (area / ratio) ** 0.5)
-    left, top = rng.uniform(0, image.width - width), rng.uniform(0, image.height - height)
-    box = (left, top, left + width, top + height)
+    left, top, right, bottom = _area(image, size, squash)
+    width = (right - left) * min(1, (area * ratio) ** 0.5)
+    height = (bottom - top) * min(1, (area / ratio) ** 0.5)
+    left += rng.uniform(0, right - left - width)
+    top += rng.uniform(0, bottom - top - height)
+    box = (left, top, min(left + width, right), min(top + height, bottom))
     image = image.resize((size, size), Image.Resampling.BICUBIC, box=box)
     return ImageOps.mirror(image) if flip and rng.random() < 0.5 else image
 
 
+# %% ../nbs/00_data.ipynb #x
 def centre_view(size: int, squash: bool = False) -> View:
-    """The image as it is, at `size` pixels: what views are compared with.
+    """A transform that draws nothing, `transform(image, rng)`: what a CLIP reads.
 
     size: the side of the result in pixels.
-    squash: False takes the square in the middle; True makes the whole image square.
+    squash: False takes the square in the middle, as most CLIPs do; True makes the whole
+        image square (see `CLIP.squashes`).
     """
     return partial(_centre, size=size, squash=squash)
 
@@ -1231,12 +1235,30 @@ def centre_view(size: int, squash: bool = False) -> View:
 def _centre(
     image: Image.Image, rng: np.random.Generator | None, size: int, squash: bool
 ) -> Image.Image:
-    if image.size == (size, size):
-        return image
-    across, down = image.size if squash else 2 * (min(image.size),)
-    left, top = (image.width - across) / 2, (image.height - down) / 2
-    box = (left, top, left + across, top + down)
+    box = _area(image, size, squash)
     return image.resize((size, size), Image.Resampling.BICUBIC, box=box)
+
+
+def _area(
+    image: Image.Image, size: int, squash: bool
+) -> tuple[float, float, float, float]:
+    """The part of an image that a CLIP of `size` pixels reads: left, top, right, bottom."""
+    if squash:
+        return 0, 0, image.width, image.height
+    shorter = min(image.size)
+    left, right = _middle_part(image.width, size, shorter)
+    top, bottom = _middle_part(image.height, size, shorter)
+    return left, top, right, bottom
+
+
+def _middle_part(side: int, size: int, shorter: int) -> tuple[float, float]:
+    """Where the middle of a side begins and ends, in pixels of the image.
+
+    Rounded as by torchvision's Resize and CenterCrop: to whole pixels of the result.
+    """
+    scaled = int(size * side / shorter)
+    start = round((scaled - size) / 2)
+    return start * side / scaled, min(side, (start + size) * side / scaled)
 
 
 # %% ../nbs/00_data.ipynb #cell-101
@@ -1277,22 +1299,21 @@ def strong_view(
     """
     if not (0 <= magnitude <= 30 and 0 <= cutout <= 1 and operations >= 0):
         raise ValueError(f"magnitude must lie in 0-30, cutout in 0-1, operations from 0; got {magnitude}, {cutout}, {operations}")
-    weak = weak_view(size, flip, squash)
-    strength = magnitude / 30
     return partial(
-        _strong, weak=weak, operations=operations, strength=strength, cutout=cutout
+        _strong, size=size, flip=flip, squash=squash, operations=operations,
+        magnitude=magnitude, cutout=cutout,
     )
 
 
 def _strong(
-    image: Image.Image, rng: np.random.Generator, weak: View, operations: int,
-    strength: float, cutout: float,
+    image: Image.Image, rng: np.random.Generator, size: int, flip: bool, squash: bool,
+    operations: int, magnitude: float, cutout: float,
 ) -> Image.Image:
-    image = weak(image, rng)
+    image = _weak(image, rng, size, flip, squash)
     for name in rng.choice(list(DISTORTIONS), operations):
-        image = DISTORTIONS[name](image, strength * rng.choice([-1, 1]))
-    side = round(image.width * rng.uniform(0, cutout))
-    left, top = rng.integers(0, image.width - side + 1, 2).tolist()
+        image = DISTORTIONS[name](image, magnitude / 30 * rng.choice([-1, 1]))
+    side = round(size * rng.uniform(0, cutout))
+    left, top = rng.integers(0, size - side + 1, 2).tolist()
     image.paste((127, 127, 127), (left, top, left + side, top + side))
     return image
 

@@ -19,15 +19,15 @@ from pydantic import Field
 from torch import Tensor
 
 from .adapter import Adapter
-from .data import ImageSet
+from .data import ImageSet, View
 from .files import Array
 from .prompts import read_out, text_ends
 from .training import Recipe, module_numbers, restore_training, set_module_numbers, train_epoch, training_state
 from .zeroshot import CLIP, _warn_when_cut
 
 # %% auto #0
-__all__ = ['SMALL', 'contrastive_loss', 'TextTable', 'trainable_copy', 'finetuning_view', 'TowerTraining', 'check_numbers',
-           'FineTuned']
+__all__ = ['CROPS', 'AREA', 'PROPORTIONS', 'SMALL', 'contrastive_loss', 'TextTable', 'trainable_copy', 'finetuning_view',
+           'TowerTraining', 'check_numbers', 'check_share', 'interpolate_weights', 'FineTuned']
 
 # %% ../nbs/11_finetuning.ipynb #cell-8
 def contrastive_loss(image_features: Tensor, text_features: Tensor, logit_scale: float | Tensor, classes: Tensor | None = None) -> Tensor:
@@ -86,63 +86,166 @@ def trainable_copy(clip: CLIP) -> CLIP:
     return tuned
 
 
-def finetuning_view(size: int, colour: bool = True) -> Callable[[Image.Image, np.random.Generator], Image.Image]:
-    """A random transform, `transform(image, rng)`: a crop at `size` pixels, then, if `colour`, LatteCLIP's changes of colour.
+# %% ../nbs/11_finetuning.ipynb #new1428
+CROPS = ("redrawn", "cut")
+AREA, PROPORTIONS = (0.9, 1), (3 / 4, 4 / 3)        # RandomResizedCrop, as LatteCLIP has it
+_Box = tuple[float, float, float, float]
 
-    The crop has 90-100 % of the area and proportions from 3:4 to 4:3 of the image's pixels, less what would lie outside. Brightness, contrast and saturation change by up to half and hue by up to a tenth of the circle (probability 0.8); with probability 0.2 colour is lost.
+
+def finetuning_view(
+    size: int, colour: bool = True, squash: bool = False, crop: str = "cut"
+) -> View:
+    """A random transform, `transform(image, rng)`: a crop at `size` pixels, and colours.
+
+    size: the side of the result in pixels.
+    colour: change the colours, too (LatteCLIP, released code): brightness, contrast and
+        saturation by up to half and hue by up to a tenth of the circle, in this order
+        (probability 0.8); then take all colour away (probability 0.2).
+    squash: what the crop is a part of. False: the image as it is; True: the image made
+        square, for a CLIP that reads images so (`CLIP.squashes`).
+    crop: what happens to a crop that does not fit into the image. "redrawn": up to ten
+        draws, then the largest crop in the middle (torchvision's RandomResizedCrop,
+        LatteCLIP's and FLYP's). "cut": it is cut at the border, and its longer side
+        further where the proportions ask for it (ours, for the handwriting: few draws
+        fit into a square, and cut ones have more shapes).
+
+    The crop has 90-100 % of the area before it is cut, and proportions of 3:4 to 4:3;
+    the result is square, so that shapes change by that much. Raises ValueError for
+    another `crop`.
     """
-    return partial(_finetuning_view, size=size, colour=colour)
+    if crop not in CROPS:
+        raise ValueError(f"crop must be one of {', '.join(map(repr, CROPS))}, not {crop!r}")
+    return partial(_finetuning_view, size=size, colour=colour, squash=squash, crop=crop)
 
 
-def _finetuning_view(image: Image.Image, rng: np.random.Generator, size: int, colour: bool) -> Image.Image:
-    area, ratio = rng.uniform(0.9, 1), math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
-    width, height = min(image.width, (area * image.width * image.height * ratio) ** 0.5), min(image.height, (area * image.width * image.height / ratio) ** 0.5)
-    left, top = rng.uniform(0, image.width - width), rng.uniform(0, image.height - height)
-    image = image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + width, top + height))
-    if colour and rng.random() < 0.8:
+def _draw_sides(
+    width: float, height: float, rng: np.random.Generator
+) -> tuple[float, float]:
+    """Width and height of a crop, which need not fit."""
+    lowest, highest = PROPORTIONS
+    area = rng.uniform(*AREA)
+    ratio = math.exp(rng.uniform(math.log(lowest), math.log(highest)))
+    return (area * width * height * ratio) ** 0.5, (area * width * height / ratio) ** 0.5
+
+
+def _place(
+    sides: tuple[float, float], width: float, height: float, rng: np.random.Generator
+) -> _Box:
+    left, top = rng.uniform(0, width - sides[0]), rng.uniform(0, height - sides[1])
+    return left, top, left + sides[0], top + sides[1]
+
+
+# %% ../nbs/11_finetuning.ipynb #new1529
+def _cut_box(width: float, height: float, rng: np.random.Generator) -> _Box:
+    """A crop; what does not fit is cut off."""
+    across, down = _draw_sides(width, height, rng)
+    across, down = min(width, across), min(height, down)
+    highest = PROPORTIONS[1]
+    sides = min(across, down * highest), min(down, across * highest)
+    return _place(sides, width, height, rng)
+
+
+def _redrawn_box(width: float, height: float, rng: np.random.Generator) -> _Box:
+    """A crop of torchvision's RandomResizedCrop, but for the rounding to pixels."""
+    for _ in range(10):
+        across, down = _draw_sides(width, height, rng)
+        if across <= width and down <= height:
+            return _place((across, down), width, height, rng)
+    highest = PROPORTIONS[1]
+    across, down = min(width, height * highest), min(height, width * highest)
+    left, top = (width - across) / 2, (height - down) / 2
+    return left, top, left + across, top + down
+
+
+def _finetuning_view(
+    image: Image.Image, rng: np.random.Generator, size: int, colour: bool, squash: bool,
+    crop: str,
+) -> Image.Image:
+    draw = _redrawn_box if crop == "redrawn" else _cut_box
+    if squash:
+        box = tuple(np.multiply(draw(1, 1, rng), 2 * image.size).tolist())
+    else:
+        box = draw(*image.size, rng)
+    image = image.resize((size, size), Image.Resampling.BICUBIC, box=box)
+    return _recolour(image, rng) if colour else image
+
+
+def _recolour(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """LatteCLIP's random changes of colour."""
+    if rng.random() < 0.8:
         for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
             image = enhance(image).enhance(rng.uniform(0.5, 1.5))
         hue, saturation, value = image.convert("HSV").split()
         shift = int(rng.integers(-25, 26))
-        image = Image.merge("HSV", (hue.point(lambda h: (h + shift) % 256), saturation, value)).convert("RGB")
-    return ImageOps.grayscale(image).convert("RGB") if colour and rng.random() < 0.2 else image
+        turned = hue.point(lambda h: (h + shift) % 256)
+        image = Image.merge("HSV", (turned, saturation, value)).convert("RGB")
+    return ImageOps.grayscale(image).convert("RGB") if rng.random() < 0.2 else image
+
 
 # %% ../nbs/11_finetuning.ipynb #cell-17
 SMALL = {"epochs": 10, "batch_size": 64, "learning_rate": 1e-4, "momentum": 0.9, "weight_decay": 0.2, "warmup": 1, "method": "adamw", "per_step": True}
 
 
+def _even_size(count: int, batch_size: int | None) -> int:
+    """The size of as few batches of at most `batch_size` as hold `count`, all alike."""
+    return math.ceil(count / math.ceil(count / (batch_size or count)))
+
+
 class TowerTraining:
     """A run that fine-tunes a copy of a CLIP on images, epoch by epoch; the copy is `clip`.
 
-    `view` is a transform as of `finetuning_view` (None: the images as they are); `train_text=False` leaves the text tower as it is. All chance
-    comes from `seed`, the number of the epoch and the place of an image.
+    clip: where the run begins; it stays as it is.
+    images: N images to train on.
+    recipe: the numbers of the run.
+    view: a transform such as `finetuning_view` gives; None: the images as they are.
+    train_text: False leaves the text tower as it is.
+    seed: all chance comes from it, the number of the epoch and the place of an image.
     """
 
-    def __init__(self, clip: CLIP, images: ImageSet, recipe: Recipe, *, view: Callable | None = None, train_text: bool = True, seed: int = 0):
-        self.clip, self.images, self.recipe, self.view, self.seed = trainable_copy(clip), images, recipe, view, seed
+    def __init__(
+        self, clip: CLIP, images: ImageSet, recipe: Recipe, *, view: View | None = None,
+        train_text: bool = True, seed: int = 0,
+    ):
+        self.clip, self.images, self.recipe = trainable_copy(clip), images, recipe
+        self.view, self.seed = view, seed
+        self.highest = max(math.log(100), self.clip.model.logit_scale.item())
+        self.batch_size = _even_size(len(images), recipe.batch_size)
         if not train_text:
             for name, parameter in self.clip.model.named_parameters():
                 parameter.requires_grad_(name.startswith("visual.") or name == "logit_scale")
         self.optimiser = recipe.optimiser([parameter for parameter in self.clip.model.parameters() if parameter.requires_grad])
 
     def logit_scale(self) -> Tensor:
-        """The trained factor on cosine similarities, held between 1 and 100 (in its parameter, so that it can always come back)."""
+        """The trained factor on cosine similarities.
+
+        It is held between 1 and 100, or where the model began if that is higher (SigLIP),
+        in its parameter, so that it can always come back.
+        """
         with torch.no_grad():
-            self.clip.model.logit_scale.clamp_(0, math.log(100))
+            self.clip.model.logit_scale.clamp_(0, self.highest)
         return self.clip.model.logit_scale.exp()
+
+    @property
+    def epochs(self) -> int:
+        """How many epochs there are; `iterations` of the recipe may end the last early."""
+        batches = math.ceil(len(self.images) / self.batch_size)
+        return math.ceil(self.recipe.length(batches))
 
     def epoch(self, number: int, batch_loss: Callable[[Tensor, Tensor], Tensor]) -> float:
         """Train for one epoch; return the mean loss.
 
         `batch_loss(batch, features)` gets the images' indices, int64 [B] on the CPU, and the unit features [B, D] of their views, with
         gradients. The batches of an epoch have one size, but for a smaller last one.
+        In an epoch that is cut short some images have no turn.
         """
         rng, count = np.random.default_rng((self.seed, number)), len(self.images)
         order = torch.from_numpy(rng.permutation(count))
-        size = math.ceil(count / math.ceil(count / (self.recipe.batch_size or count)))
         seen = self.images if self.view is None else self.images.view(self.view, seed=int(rng.integers(2**31)))
-        features = self._features(seen.subset(order), size)
-        return train_epoch(self.optimiser, lambda batch: batch_loss(batch, next(features)), order.split(size), self.recipe, number)
+        features = self._features(seen.subset(order), self.batch_size)
+        return train_epoch(
+            self.optimiser, lambda batch: batch_loss(batch, next(features)),
+            order.split(self.batch_size), self.recipe, number,
+        )
 
     def _features(self, images: ImageSet, batch_size: int) -> Iterator[Tensor]:
         for pixels in self.clip.pixel_batches(images, batch_size):
@@ -166,6 +269,36 @@ def check_numbers(name: str, numbers: np.ndarray, module: torch.nn.Module) -> No
         raise ValueError(f"{name} has {len(numbers)} numbers, and this network has {wanted}")
 
 
+def check_share(name: str, value: float) -> None:
+    """ValueError, calling it `name`, for anything but a number in 0 ... 1."""
+    if not isinstance(value, (int, float)) or not 0 <= value <= 1:
+        raise ValueError(f"{name} must be a number in 0 ... 1, not {value!r}")
+
+
+def interpolate_weights(
+    original: CLIP, tuned: CLIP, alpha: float, text: bool = True
+) -> CLIP:
+    """A CLIP between two: alpha * tuned + (1 - alpha) * original weights (WiSE-FT).
+
+    original: the CLIP before fine-tuning.
+    tuned: the CLIP afterwards; for an alpha of 1 it is returned as it is, else it stays
+        as it is and a copy is returned.
+    alpha: the share of the tuned weights, 0 ... 1.
+    text: interpolate the text tower and the logit scale, too; False: the image tower
+        alone, and the rest is that of `tuned`.
+
+    Raises ValueError for another alpha. Wortsman et al. 2022, equation 1.
+    """
+    check_share("alpha", alpha)
+    if alpha == 1:
+        return tuned
+    between = trainable_copy(tuned)
+    modules = [clip.model if text else clip.model.visual for clip in (original, between)]
+    before, after = map(module_numbers, modules)
+    set_module_numbers(modules[1], before + np.float32(alpha) * (after - before))
+    return between
+
+
 class FineTuned(Adapter):
     """The base of methods that fine-tune a CLIP and classify by the nearest class feature.
 
@@ -175,17 +308,28 @@ class FineTuned(Adapter):
     fitted = {
         "image_weights_": Array("float32", "P"),
         "class_features_": Array("float32", "C", "D"),
-        "logit_scale_": Annotated[float, Field(gt=0, le=100)],
+        "logit_scale_": Annotated[float, Field(gt=0)],
     }
 
     def _check_loaded(self) -> None:
         check_numbers("image_weights_", self.image_weights_, self.clip.model.visual)
+        highest = self._highest_scale()
+        if not 0 < self.logit_scale_ <= highest:
+            raise ValueError(
+                f"logit_scale_ is {self.logit_scale_:g}; after fine-tuning {self.clip} it "
+                f"lies between 0 and {highest:g}"
+            )
+
+    def _highest_scale(self) -> float:
+        return max(100.0, self.clip.logit_scale)
 
     def _keep(self, tuned: CLIP, class_features: Tensor) -> None:
         """Take `tuned` and class features [C, D] for the fitted model; may be called after every epoch."""
-        self._tuned, self.logit_scale_ = tuned, min(tuned.logit_scale, 100.0)
+        self._tuned = tuned
+        self.logit_scale_ = min(tuned.logit_scale, self._highest_scale())
         tuned.model.zero_grad(set_to_none=True)         # a second model's worth of memory
-        self.image_weights_, self.class_features_ = module_numbers(tuned.model.visual), class_features.detach().float().cpu().numpy()
+        self.image_weights_ = module_numbers(tuned.model.visual)
+        self.class_features_ = class_features.detach().float().cpu().numpy()
 
     def tuned_clip(self) -> CLIP:
         """The CLIP with the fine-tuned image tower (after `load`, beside the text tower of the original)."""

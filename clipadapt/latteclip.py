@@ -12,17 +12,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .captions import Captioner, caption, caption_groups, draw_groups, group_prompt, image_prompt
-from .data import ImageSet, check_classnames, check_count
+from .captions import (
+    Captioner, caption, caption_groups, draw_groups, group_prompt, image_prompts)
+from .data import ImageSet, View, check_classnames, check_count
 from .features import fit_facts
 from .files import Array
-from .finetuning import FineTuned, TextTable, TowerTraining, contrastive_loss, finetuning_view
+from .finetuning import (
+    CROPS, FineTuned, TextTable, TowerTraining, check_share, contrastive_loss,
+    finetuning_view, interpolate_weights)
 from .training import Checkpoint, Recipe, state_part, train_epochs
 from .zeroshot import CLIP, average_prompts, check_templates, encode_prompts
 
 # %% auto #0
-__all__ = ['TEXTS', 'LOSSES', 'MIXERS', 'SMALL', 'CHOICES', 'mixing_weights', 'mix_texts', 'update_prototypes', 'Descriptions',
-           'LatteCLIP']
+__all__ = ['TEXTS', 'LOSSES', 'MIXERS', 'TEMPLATES', 'PUBLISHED', 'SMALL', 'CHOICES', 'mixing_weights', 'mix_texts',
+           'update_prototypes', 'Descriptions', 'find_templates', 'LatteCLIP']
 
 # %% ../nbs/12_latteclip.ipynb #cell-10
 TEXTS, LOSSES, MIXERS = ("class", "image", "group"), ("fine-tuned", "zero-shot"), ("dynamic", "equal")
@@ -94,10 +97,15 @@ class _Run:
     def __init__(self, method: LatteCLIP, images: ImageSet, labels: np.ndarray, prompts: Tensor, guesses: Tensor, captions: Mapping[str, Sequence[str]]):
         """`prompts`: class features [C, D] of the frozen CLIP, where prototypes start; `guesses`: its pseudolabels int64 [N]."""
         self.method, self.labelled, self.guesses, self.count = method, torch.from_numpy(labels >= 0), guesses, len(images)
-        view = finetuning_view(method.clip.image_size, method.colour) if method.augment else None
-        self.training = TowerTraining(method.clip, images, _recipe(method), view=view, train_text=method.train_text, seed=method.seed)
+        self.training = TowerTraining(
+            method.clip, images, _recipe(method), view=_view(method),
+            train_text=method.train_text, seed=method.seed,
+        )
         self.losses = [name for name in LOSSES if name in (method.losses or LOSSES)]
-        self.descriptions = Descriptions(method.clip, method.classnames_, check_templates(method.templates), method.texts or TEXTS, captions, len(images))
+        self.descriptions = Descriptions(
+            method.clip, method.classnames_, find_templates(method.templates),
+            method.texts or TEXTS, captions, len(images),
+        )
         self.prototypes = prompts.to(method.clip.device)
         self.weights = torch.zeros(self.count, len(self.descriptions.kinds))
         self.encode = self._frozen() if not method.train_text else lambda rows: self.descriptions.table(self.training.clip, rows)
@@ -114,16 +122,22 @@ class _Run:
         self.snapshot, everyone = self.prototypes, torch.arange(self.count)
         redrawn = torch.from_numpy(draw_groups(self.guesses.numpy(), 1, seed=(self.method.seed, number))[:, 0])
         taken = {"image": everyone, "group": redrawn if self.method.group_text == "class" else everyone}
-        self.owners, self.agreeing = [taken[kind] for kind in self.descriptions.kinds[1:]], 0
+        self.owners = [taken[kind] for kind in self.descriptions.kinds[1:]]
+        self.agreeing, self.trained = 0, torch.zeros(self.count, dtype=torch.bool)
         loss = self.training.epoch(number, self.loss)
-        shares = F.normalize(self.weights, p=1, dim=1).mean(0).tolist()
-        return {"loss": loss, "agreement": self.agreeing / self.count, "weights": dict(zip(self.descriptions.kinds, shares))}
+        weights = F.normalize(self.weights[self.trained], p=1, dim=1)
+        return {
+            "loss": loss,
+            "agreement": self.agreeing / int(self.trained.sum()),
+            "weights": dict(zip(self.descriptions.kinds, weights.mean(0).tolist())),
+        }
 
     def loss(self, batch: Tensor, features: Tensor) -> Tensor:
         """The contrastive losses of a batch for one or both pseudolabels; the prototypes move on the way."""
         method, prototypes = self.method, self.prototypes
         current = torch.where(self.labelled[batch], self.guesses[batch], (features.detach() @ prototypes.T).argmax(1).cpu())
         self.agreeing += int((current == self.guesses[batch]).sum())
+        self.trained[batch] = True
         pseudolabels = [{"fine-tuned": current, "zero-shot": self.guesses[batch]}[name] for name in self.losses]
         texts, counts = self.descriptions.embed(self.encode, pseudolabels, [owner[batch] for owner in self.owners])
         weights = [self.mix(these, counts) for these in texts]
@@ -155,33 +169,139 @@ class _Run:
         self.prototypes = torch.from_numpy(own["prototypes"]).to(self.prototypes.device)
         self.weights = torch.from_numpy(own["weights"])
 
+# %% ../nbs/12_latteclip.ipynb #new2353
+TEMPLATES = {       # the released code's, one for each data set
+    "EuroSAT": "a photo of a {}.",
+    "SUN397": "a photo of a {}.",
+    "Food101": "a photo of a {}, a type of food.",
+    "Flowers102": "a photo of a {}, a type of flower.",
+    "DTD": "{} texture.",
+    "FGVCAircraft": "a photo of a {}, a type of aircraft.",
+    "OxfordIIITPet": "a photo of a {}.",
+    "StanfordCars": "a photo of a {}.",
+    "UCF101": "a photo of a person doing {}",
+    "Caltech101": "a photo of a {}.",
+}
+
+
+def find_templates(choice: str | Sequence[str]) -> list[str]:
+    """Templates as a list, those of LatteCLIP among them.
+
+    choice: "LatteCLIP/" and a name in `TEMPLATES`, such as "LatteCLIP/DTD", or what
+        `check_templates` takes.
+
+    Raises ValueError for an unknown name, and as `check_templates` does.
+    """
+    if not isinstance(choice, str) or not choice.startswith("LatteCLIP/"):
+        return check_templates(choice)
+    name = choice.removeprefix("LatteCLIP/")
+    if name not in TEMPLATES:
+        raise ValueError(
+            f"LatteCLIP has no template of its own for {name!r:.100}; it has some for "
+            f"{', '.join(TEMPLATES)}"
+        )
+    return [TEMPLATES[name]]
+
+
+def _published(
+    data: str, epochs: int, learning_rate: float = 1e-7, weight_decay: float = 0.2
+) -> dict:
+    return {
+        "domain": data, "templates": f"LatteCLIP/{data}", "epochs": epochs,
+        "learning_rate": learning_rate, "weight_decay": weight_decay,
+    }
+
+
+PUBLISHED = {       # epochs and decay of the released scripts, rates of the paper
+    "EuroSAT": _published("EuroSAT", 15),
+    "SUN397": _published("SUN397", 15, learning_rate=1e-6),
+    "Food101": _published("Food101", 15, learning_rate=1e-6),
+    "Flowers102": _published("Flowers102", 50),
+    "DTD": _published("DTD", 100),
+    "FGVCAircraft": _published("FGVCAircraft", 50),
+    "OxfordIIITPet": _published("OxfordIIITPet", 100),
+    "StanfordCars": _published("StanfordCars", 50),
+    "UCF101": _published("UCF101", 50),
+    "Caltech101": _published("Caltech101", 50, weight_decay=1e-7),
+}
+
+
 # %% ../nbs/12_latteclip.ipynb #cell-24
-SMALL = {"epochs": 6, "batch_size": 64, "learning_rate": 1e-4, "domain": "digit"}
-CHOICES = {"mixer": MIXERS, "mixer_prototypes": ("current", "snapshot"), "group_text": ("own", "class"), "update_with": ("text", "blend"), "targets": ("diagonal", "classes")}
+SMALL = {
+    "epochs": 6, "batch_size": 64, "learning_rate": 1e-4, "domain": "digit",
+    "crop": "cut",
+}
+CHOICES = {
+    "mixer": MIXERS,
+    "mixer_prototypes": ("current", "snapshot"),
+    "group_text": ("own", "class"),
+    "update_with": ("text", "blend"),
+    "targets": ("diagonal", "classes"),
+    "question": ("named", "generic"),
+    "crop": CROPS,
+}
 
 
+# %% ../nbs/12_latteclip.ipynb #new2450
 class LatteCLIP(FineTuned):
-    """LatteCLIP (Cao et al. 2024, arXiv 2410.08211): both towers are fine-tuned on class prompts and generated captions, classes become prototypes.
+    """LatteCLIP: both towers learn from class prompts and captions; classes are prototypes.
 
-    The defaults are the paper's for most data sets, except for `update_with`; `SMALL` is a preset for the handwriting.
+    Cao et al. 2024, arXiv 2410.08211. The defaults are the paper's, or its code's where
+    a line says so; "ours" marks what is neither. `PUBLISHED` holds what differs between
+    its data sets, `SMALL` is a preset for the handwriting.
 
-    `captioner` (chapter 11) describes images and groups of `group_size` images with the same pseudolabel, with the paper's prompts for
-    `domain`; None leaves class descriptions alone. `texts` are those that count, of "class", "image" and "group"; `losses` the pseudolabels
-    that are learned from, of "fine-tuned" (the current model's) and "zero-shot" (the frozen CLIP's); None takes all. `templates` name the classes.
+    captioner: describes images and groups of images (chapter 11); for photographs that
+        is a `TransformersCaptioner`, for drawings an `AttributeCaptioner`. None, the
+        default (ours): class descriptions alone.
+    domain: what the images show, a name in `captions.DOMAINS` or any noun.
+    question: "named" tells the captioner the pseudolabel where the domain has such a
+        question (code: Food101, Flowers102); "generic" never does (paper).
+    group_size: images in a group, all of one pseudolabel.
+    texts: those that count, of "class", "image" and "group"; None: all.
+    losses: the pseudolabels that are learned from, of "fine-tuned" (the current
+        model's) and "zero-shot" (the frozen CLIP's); None: both.
+    templates: name the classes, as in `find_templates`: the paper's text has one for
+        all, its code one for each data set ("LatteCLIP/DTD").
+    mixer: weighs texts by their gap between the best two classes ("dynamic"), or alike
+        ("equal").
+    mixer_prototypes: what they are compared with, the "current" prototypes (paper) or
+        an epoch's first ("snapshot", code).
+    group_text: that of the image's "own" group (paper), or of a random image with the
+        same pseudolabel ("class", code).
+    alpha: weight of the prototype in its blend with the texts.
+    prototype_momentum: what a prototype keeps of itself in a step.
+    update_with: what it moves towards, the "text" (ours) or the "blend": ("blend",
+        0.99) is the paper's formula, ("blend", 0) the code's.
+    targets: of the contrastive loss, the "diagonal", or all rows of the same "classes"
+        (ours).
+    train_text: False freezes the text tower, and encodes every text once.
+    augment: train on random views (`finetuning_view`); False: on the images as they are.
+    colour, crop: those of `finetuning_view`; "redrawn" is the code's crop, "cut" ours.
+    weight_alpha: share of the tuned weights in the image tower that classifies,
+        `weight_alpha` * tuned + (1 - `weight_alpha`) * original (Wortsman et al. 2022;
+        ours). Training and prototypes are the same for every share.
+    epochs, iterations: the run ends after `epochs`, or after as many steps if that is
+        earlier; None is no limit. The last epoch may be cut short.
+    batch_size: the highest; the batches of an epoch are alike (code: full ones only).
+    learning_rate: the highest one.
+    momentum: the first beta of AdamW.
+    weight_decay: of matrices; that of the paper, but for Caltech101.
+    warmup: epochs over which the learning rate rises, step by step. Published are 10 to
+        140 steps, which is about one epoch for every data set.
+    checkpoint: a file that is written after every epoch, and from which a killed fit
+        goes on.
+    seed: decides groups, batches and views.
 
-    `mixer` weighs texts by their gap between the best two classes ("dynamic") or alike ("equal"); `mixer_prototypes` are the "current" ones
-    (paper) or an epoch's first ("snapshot", released code). `group_text` is the image's "own" (paper) or that of a random image with the same
-    pseudolabel ("class", code). Texts are blended with the prototype, which weighs `alpha`. Prototypes keep
-    `prototype_momentum` of themselves and move towards the "text" or the "blend" (`update_with`): ("blend", 0.99) is the paper's
-    formula, ("blend", 0) the code. `targets` of the contrastive loss are the "diagonal", or all rows of the same "classes".
+    Labels in `fit(X, y)` replace both pseudolabels. Neither checkpoint nor captioner is
+    saved with the method: give a loaded one its `captioner` again before a new fit.
 
-    `train_text=False` freezes the text tower, and every text is encoded once. `augment` and `colour` are those of `finetuning_view`; the rest is a
-    `Recipe` for AdamW. Labels in `fit(X, y)` replace both pseudolabels. `checkpoint` names a file that is written after every epoch, and from which a killed fit goes on. Neither it nor the
-    captioner is saved with the method: give a loaded method its `captioner` again before it is fitted anew.
-
-    Fitted: `class_features_` float32 [C, D], the prototypes; `image_weights_`, `logit_scale_`; of the training images `guesses_` int64 [N], the
-    frozen CLIP's pseudolabels, and `mixer_weights_` float32 [N, K], the mixer's weights before normalisation in the last epoch (under the frozen CLIP's pseudolabel, where that is used), columns `kinds_`; `missing_`, how many images lack a caption of each kind; `history_`,
-    for each epoch loss, agreement of both pseudolabels, mean weight of each kind of text, and what the callback of `fit` returned.
+    Fitted: `class_features_` float32 [C, D], the prototypes; `image_weights_`,
+    `logit_scale_`; of the training images `guesses_` int64 [N], the frozen CLIP's
+    pseudolabels, and `mixer_weights_` float32 [N, K], columns `kinds_`, the mixer's
+    weights before normalisation when the image was last trained on (under the frozen
+    CLIP's pseudolabel, where that is used); `missing_`, how many images lack a caption
+    of each kind; `history_`, for each epoch loss, agreement of both pseudolabels, mean
+    weight of each kind of text, and what the callback of `fit` returned.
     """
 
     unsaved = ("clip", "classnames", "checkpoint", "captioner")
@@ -194,17 +314,52 @@ class LatteCLIP(FineTuned):
         "history_": list[dict],
     }
 
-    def __init__(self, clip: CLIP, classnames: Sequence[str], *, captioner: Captioner | None = None, domain: str = "object", group_size: int = 4,
-                 texts: Sequence[str] | None = None, losses: Sequence[str] | None = None, templates: str | Sequence[str] = "single", mixer: str = "dynamic",
-                 mixer_prototypes: str = "current", group_text: str = "own", alpha: float = 0.99, prototype_momentum: float = 0.99, update_with: str = "text",
-                 targets: str = "diagonal", train_text: bool = True, augment: bool = True, colour: bool = True, epochs: int = 50, batch_size: int = 512,
-                 learning_rate: float = 1e-7, momentum: float = 0.9, weight_decay: float = 0.2, warmup: float = 1, checkpoint: str | None = None, seed: int = 0):
+    def __init__(
+        self,
+        clip: CLIP,
+        classnames: Sequence[str],
+        *,
+        captioner: Captioner | None = None,
+        domain: str = "object",
+        question: str = "named",
+        group_size: int = 4,
+        texts: Sequence[str] | None = None,
+        losses: Sequence[str] | None = None,
+        templates: str | Sequence[str] = "single",
+        mixer: str = "dynamic",
+        mixer_prototypes: str = "current",
+        group_text: str = "own",
+        alpha: float = 0.99,
+        prototype_momentum: float = 0.99,
+        update_with: str = "text",
+        targets: str = "diagonal",
+        train_text: bool = True,
+        augment: bool = True,
+        colour: bool = True,
+        crop: str = "redrawn",
+        weight_alpha: float = 1.0,
+        epochs: int = 50,
+        iterations: int | None = 2000,
+        batch_size: int = 512,
+        learning_rate: float = 1e-7,
+        momentum: float = 0.9,
+        weight_decay: float = 0.2,
+        warmup: float = 1,
+        checkpoint: str | None = None,
+        seed: int = 0,
+    ):
         super().__init__(clip, classnames, seed=seed)
-        self.captioner, self.domain, self.group_size, self.texts, self.losses, self.templates = captioner, domain, group_size, texts, losses, templates
-        self.mixer, self.mixer_prototypes, self.group_text, self.alpha = mixer, mixer_prototypes, group_text, alpha
-        self.prototype_momentum, self.update_with, self.targets = prototype_momentum, update_with, targets
-        self.train_text, self.augment, self.colour, self.epochs, self.batch_size = train_text, augment, colour, epochs, batch_size
-        self.learning_rate, self.momentum, self.weight_decay, self.warmup, self.checkpoint = learning_rate, momentum, weight_decay, warmup, checkpoint
+        self.captioner, self.domain, self.question = captioner, domain, question
+        self.group_size, self.texts, self.losses = group_size, texts, losses
+        self.templates, self.mixer = templates, mixer
+        self.mixer_prototypes, self.group_text = mixer_prototypes, group_text
+        self.alpha, self.prototype_momentum = alpha, prototype_momentum
+        self.update_with, self.targets = update_with, targets
+        self.train_text, self.augment = train_text, augment
+        self.colour, self.crop, self.weight_alpha = colour, crop, weight_alpha
+        self.epochs, self.iterations, self.batch_size = epochs, iterations, batch_size
+        self.learning_rate, self.momentum = learning_rate, momentum
+        self.weight_decay, self.warmup, self.checkpoint = weight_decay, warmup, checkpoint
 
     def fit(self, X, y: Sequence[int] | None = None, *, captions: Mapping[str, Sequence[str]] | None = None, on_epoch: Callable[[LatteCLIP], dict] | None = None):
         """Learn from the images `X` and return self: see `Adapter.fit`.
@@ -223,7 +378,8 @@ class LatteCLIP(FineTuned):
     def _fit(self, images: ImageSet, labels: np.ndarray) -> None:
         self._check_parameters()
         self._given = None if self._given is None else _check_captions(self._given, len(images))
-        prompts = average_prompts(encode_prompts(self.clip, self.classnames_, self.templates))
+        templates = find_templates(self.templates)
+        prompts = average_prompts(encode_prompts(self.clip, self.classnames_, templates))
         guesses = (self.clip.encode_image(images) @ prompts.T).argmax(1)
         guesses = torch.where(torch.from_numpy(labels >= 0), torch.from_numpy(labels), guesses)
         checkpoint = Checkpoint(self.checkpoint, self._facts(images, labels) if self.checkpoint else {})
@@ -231,7 +387,7 @@ class LatteCLIP(FineTuned):
         run = _Run(self, images, labels, prompts, guesses, captions)
         self.guesses_, self.kinds_ = guesses.numpy(), list(run.descriptions.kinds)
         self.missing_ = {kind: sum(not text for text in texts) for kind, texts in captions.items()}
-        train_epochs(self, run, self.epochs, checkpoint)
+        train_epochs(self, run, run.training.epochs, checkpoint)
 
     def _check_parameters(self) -> None:
         """Raise ValueError for the first parameter out of range, before anything is asked of a captioner."""
@@ -249,7 +405,10 @@ class LatteCLIP(FineTuned):
 
     def _show(self, run: _Run) -> None:
         """Put the state of a run where `predict` and users find it."""
-        self._keep(run.training.clip, run.prototypes)
+        tuned = interpolate_weights(
+            self.clip, run.training.clip, self.weight_alpha, text=False
+        )
+        self._keep(tuned, run.prototypes)
         self.mixer_weights_ = run.weights.numpy().copy()
 
     def _facts(self, images: ImageSet, labels: np.ndarray) -> dict:
@@ -264,13 +423,16 @@ class LatteCLIP(FineTuned):
             return {kind: texts for kind, texts in self._given.items() if kind in wanted}
         found = {}
         if self.captioner is not None and "image" in wanted:
-            found["image"] = caption(self.captioner, images, image_prompt(self.domain)).texts
+            told = guesses if self.question == "named" else np.full_like(guesses, -1)
+            questions = image_prompts(self.domain, told, self.classnames_)
+            found["image"] = caption(self.captioner, images, questions).texts
         if self.captioner is not None and "group" in wanted:
             groups = draw_groups(guesses, self.group_size, self.seed)
             found["group"] = caption_groups(self.captioner, images, groups, group_prompt(self.domain)).texts
         return found
 
 
+# %% ../nbs/12_latteclip.ipynb #new2551
 def _check_captions(captions: Mapping[str, Sequence[str]], count: int) -> dict[str, list[str]]:
     """Captions as lists of `count` strings, or a ValueError."""
     if not isinstance(captions, Mapping) or not set(captions) <= set(TEXTS[1:]):
@@ -282,15 +444,29 @@ def _check_captions(captions: Mapping[str, Sequence[str]], count: int) -> dict[s
 
 
 def _recipe(method: LatteCLIP) -> Recipe:
-    return Recipe(method.epochs, method.batch_size, method.learning_rate, method.momentum, method.weight_decay, method.warmup, "adamw", per_step=True)
+    return Recipe(
+        method.epochs, method.batch_size, method.learning_rate, method.momentum,
+        method.weight_decay, method.warmup, "adamw", per_step=True,
+        iterations=method.iterations,
+    )
+
+
+def _view(method: LatteCLIP) -> View | None:
+    if not method.augment:
+        return None
+    clip = method.clip
+    return finetuning_view(clip.image_size, method.colour, clip.squashes, method.crop)
 
 
 def _check_choices(method: LatteCLIP) -> None:
     """ValueError for the first parameter that is not one of the choices, or out of range."""
     _recipe(method)
-    check_templates(method.templates)
+    find_templates(method.templates)
     if not isinstance(method.captioner, (Captioner, type(None))):
-        raise ValueError(f"captioner must be a Captioner or None, not {method.captioner!r:.80}; a function becomes one with CallableCaptioner(function, name)")
+        raise ValueError(
+            f"captioner must be a Captioner or None, not {method.captioner!r:.80}; a "
+            "function becomes one with CallableCaptioner(function, name)"
+        )
     for name, known in {"texts": TEXTS, "losses": LOSSES}.items():
         chosen = getattr(method, name)
         if chosen is not None and (isinstance(chosen, str) or not chosen or not set(chosen) <= set(known)):
@@ -298,7 +474,6 @@ def _check_choices(method: LatteCLIP) -> None:
     for name, known in CHOICES.items():
         if getattr(method, name) not in known:
             raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, not {getattr(method, name)!r}")
-    for name in ("alpha", "prototype_momentum"):
-        if not isinstance(getattr(method, name), (int, float)) or not 0 <= getattr(method, name) <= 1:
-            raise ValueError(f"{name} must be a number in 0 ... 1, not {getattr(method, name)!r}")
+    for name in ("alpha", "prototype_momentum", "weight_alpha"):
+        check_share(name, getattr(method, name))
     check_count(method.group_size, "group_size")

@@ -114,23 +114,39 @@ def train_linear(features: Tensor | Callable[[int, Tensor], Tensor], targets: Te
     return minimise(layer.parameters(), batch_loss, count, recipe, seed, "LP-CLIP")
 
 # %% ../nbs/13_lpclip.ipynb #cell-22
-SMALL = {"flip": False, "batch_size": 64}
+SMALL = {"templates": "single", "flip": False, "batch_size": 64}
 
 
 class LPCLIP(Adapter):
-    """LP-CLIP (Laroudie et al. 2023, arXiv 2309.10361): a linear layer on frozen image features learns CLIP's own answers, from harder views of the images.
+    """LP-CLIP (Laroudie et al. 2023, arXiv 2309.10361): a linear layer on frozen image
+    features learns CLIP's own answers, from harder views of the images.
 
-    The teacher is CLIP's zero-shot classifier (`templates` averaged in embedding space) on a weak view; `temperature` softens its confidences (see `teach`). An image
-    counts by its confidence if `weighted`, and not at all below `threshold` (see `image_weights`). The student W f(x) + b sees strong views (`strong`; else weak ones),
-    `views` of each image, encoded once by `clip.encode_image`, so that a `StoredCLIP` finds them again; None makes new ones in every epoch, which encodes every image anew each time. Views
-    are the same for every seed; `flip` allows mirroring. `init` is the student's start, "text" (CLIP's zero-shot classifier) or "random".
-    `epochs` (0 trains nothing), `batch_size` (None: all images), `learning_rate`, `momentum`, `weight_decay` and `warmup` are those of a `Recipe` with SGD. The defaults of
-    the training are ours; `SMALL` changes two of them for the handwriting. No image tower is trained and no text tower is needed to predict.
+    templates: the teacher is CLIP's zero-shot classifier, with these averaged in
+        embedding space. The paper averages prompts; which ones is our choice.
+    views: strong views of each image, the same for every seed, encoded once by
+        `clip.encode_image`, so that a `StoredCLIP` finds them again. None makes new
+        ones in every epoch, as the paper does, which encodes every image anew each
+        time. Four cached views are our choice.
+    init: the student's start, "text" (CLIP's zero-shot classifier) or "random". Ours.
+    weighted: whether an image counts by the teacher's confidence (see `image_weights`).
+    threshold: images below this confidence do not count. The paper has none.
+    strong: whether the student reads strong views, else weak ones. How strong they are
+        is our choice (see `strong_view`).
+    temperature: softens the teacher's confidences (see `teach`). The paper has none.
+    flip: whether views may be mirrored.
+    epochs, batch_size, learning_rate, momentum, weight_decay, warmup: those of a
+        `Recipe` with SGD; 0 epochs train nothing, a batch size of None takes all
+        images. The values are ours.
+    seed: of the batches, the draws among views, and a random start.
 
-    Labels in `fit(X, y)` take the place of pseudolabels, with weight 1.
+    `SMALL` holds what suits the handwriting. All views have the proportions in which
+    the CLIP reads images. No image tower is trained, and none of text is needed to
+    predict. Labels in `fit(X, y)` take the place of pseudolabels, with weight 1.
 
-    Fitted: `weight_` float32 [C, D] and `bias_` float32 [C]; `pseudolabels_` int64 [N] and `confidences_` float32 [N], the teacher's (1 for a labelled image);
-    `history_`, the loss of each epoch. `fit` raises ValueError for parameters out of range, and for a threshold that no image reaches.
+    Fitted: `weight_` float32 [C, D] and `bias_` float32 [C]; `pseudolabels_` int64 [N]
+    and `confidences_` float32 [N], the teacher's (1 for a labelled image); `history_`,
+    the loss of each epoch. `fit` raises ValueError for parameters out of range, and for
+    a threshold that no image reaches.
     """
 
     fitted = {
@@ -141,7 +157,7 @@ class LPCLIP(Adapter):
         "history_": list[dict[str, float]],
     }
 
-    def __init__(self, clip: CLIP, classnames: Sequence[str], *, templates: str | Sequence[str] = "single", views: int | None = 4, init: str = "text",
+    def __init__(self, clip: CLIP, classnames: Sequence[str], *, templates: str | Sequence[str] = "imagenet80", views: int | None = 4, init: str = "text",
                  weighted: bool = True, threshold: float | None = None, strong: bool = True, temperature: float = 1.0, flip: bool = True, epochs: int = 50,
                  batch_size: int | None = 512, learning_rate: float = 1.0, momentum: float = 0.9, weight_decay: float = 0.0, warmup: float = 0, seed: int = 0):
         super().__init__(clip, classnames, seed=seed)
@@ -153,7 +169,7 @@ class LPCLIP(Adapter):
         self._check_parameters()
         class_features, scale = average_prompts(encode_prompts(self.clip, self.classnames_, self.templates)), self.clip.logit_scale
         layer = linear_layer(class_features, scale, self.init, self.seed).to(self.clip.device)
-        weak = self.clip.encode_image(named_view(images, "weak 0", self.clip.image_size, self.flip))
+        weak = self.clip.encode_image(self._view(images, "weak 0"))
         targets, confidences = teach(weak, class_features, scale, self.temperature)
         known = torch.from_numpy(labels >= 0)
         targets[known], confidences[known] = torch.from_numpy(labels)[known], 1.0
@@ -181,11 +197,17 @@ class LPCLIP(Adapter):
     def _views(self, images: ImageSet) -> Tensor | Callable[[int, Tensor], Tensor]:
         """What the student reads: features [V, N, D], or a function that encodes a batch of the views of an epoch. The teacher's view, "weak 0", is not among them."""
         def view(number: int) -> ImageSet:
-            return named_view(images, f"strong {number}" if self.strong else f"weak {number + 1}", self.clip.image_size, self.flip)
+            name = f"strong {number}" if self.strong else f"weak {number + 1}"
+            return self._view(images, name)
 
         if self.views is None:
             return lambda epoch, batch: torch.cat(list(self.clip.encode_batches(view(epoch).subset(batch.numpy()))))
         return torch.stack([self.clip.encode_image(view(number)) for number in range(self.views)])
+
+    def _view(self, images: ImageSet, name: str) -> ImageSet:
+        """A view in the proportions that the CLIP reads images in when it predicts."""
+        clip = self.clip
+        return named_view(images, name, clip.image_size, self.flip, clip.squashes)
 
     def _predict_logits(self, images: ImageSet) -> Tensor:
         return self.clip.encode_image(images) @ torch.from_numpy(self.weight_).T + torch.from_numpy(self.bias_)

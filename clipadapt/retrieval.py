@@ -555,7 +555,11 @@ def update_prototypes(prototypes: np.ndarray, means: np.ndarray, momentum: float
 
 def _assigned(features: np.ndarray, prototypes: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """The class of each image: its label, or its nearest prototype where the label is -1."""
-    return np.where(labels >= 0, labels, (features @ prototypes.T).argmax(1))
+    nearest = np.empty(len(features), np.int64)
+    for start in range(0, len(features), _BLOCK):
+        rows = slice(start, start + _BLOCK)
+        nearest[rows] = (features[rows] @ prototypes.T).argmax(1)
+    return np.where(labels >= 0, labels, nearest)
 
 # %% ../nbs/06_retrieval.ipynb #cell-64
 def iterate_prototypes(features, text: np.ndarray, labels: Sequence[int] | None = None, *, momentum: float = 0.7,
@@ -593,7 +597,10 @@ class Prototypes(Adapter):
 
     Spherical k-means (Dhillon and Modha 2001) started from the prompts. `iterations=1, momentum=0` is the one-shot prototype
     classifier; `image_weight` below 1 mixes the text in; `per_class` above 1 gives every class several prototypes. Images with a
-    label in `fit(X, y)` keep it. Deterministic (`seed` matters for `per_class` only).
+    label in `fit(X, y)` keep it. Deterministic (`seed` matters for `per_class` only). The defaults are ours.
+
+    Which prototype is nearest does not depend on the CLIP's logit scale, but how sure the probabilities are does: that scale was trained
+    for text, and images lie nearer to each other. With a scale of 100 they can lie too near to 0 and 1; `fit_temperature` mends that.
 
     Fitted: `prototypes_` float32 [M, D] and their classes `owners_` int64 [M]; `pseudolabels_` int64 [N], the class of each image;
     `history_`; `empty_classes_`, the names of classes without an image in the end, whose prototypes stay where they were last (also a warning).

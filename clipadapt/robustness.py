@@ -28,8 +28,9 @@ from tqdm.auto import tqdm
 
 from . import metrics
 from .adapter import Adapter
-from .data import (
-    ImageSet, as_imageset, check_classnames, check_count, check_labels, read_image)
+from clipadapt.data import (
+    ImageSet, as_imageset, centre_view, check_classnames, check_count, check_labels,
+    read_image)
 from .features import hash_each
 from .metrics import label_text, label_texts
 
@@ -284,21 +285,39 @@ def corrupt(image: Image.Image, name: str, severity: int, rng: np.random.Generat
     return _to_image(function(pixels, rng, **corruption_parameters(name, severity, min(pixels.shape[:2]))))
 
 # %% ../nbs/13_robustness.ipynb #cell-24
-def _corrupted(image: Image.Image, rng: np.random.Generator, name: str, severity: int) -> Image.Image:
+def _corrupted(
+    image: Image.Image, rng: np.random.Generator, name: str, severity: int,
+    size: int | None = None, squash: bool = False,
+) -> Image.Image:
+    if size is not None and min(image.size) > size:
+        image = centre_view(size, squash)(image, rng)
     return corrupt(image, name, severity, rng)
 
 # %% ../nbs/13_robustness.ipynb #cell-25
 class Corrupted(ImageSet):
-    """The images of a set with one corruption: `Corrupted(images, name, severity, seed=0)`. Labels and class names are kept.
+    """The images of a set with one corruption. Labels and class names are kept.
 
-    Image i is corrupted with a generator made from (`seed`, i) alone, whatever the order in which images are asked for; a `FeatureStore` finds
-    the set again. `images` is anything `as_imageset` takes. Raises ValueError as `check_corruption` does.
+    images: anything `as_imageset` takes.
+    name, severity: one of `CORRUPTIONS`, from 1 to 5.
+    seed: image i is corrupted with a generator made from (`seed`, i) alone, whatever
+        the order in which images are asked for; a `FeatureStore` finds the set again.
+    size: images whose shorter side is longer than this become what a CLIP of so many
+        pixels reads before they are corrupted, as in ImageNet-C; None leaves them.
+    squash: how they do (see `centre_view`).
+
+    Raises ValueError as `check_corruption` does, and for a size below 1.
     """
 
-    def __init__(self, images, name: str, severity: int, seed: int = 0):
+    def __init__(
+        self, images, name: str, severity: int, seed: int = 0,
+        size: int | None = None, squash: bool = False,
+    ):
         check_corruption(name, severity)
         images = as_imageset(images)
         transform = partial(_corrupted, name=name, severity=int(severity))
+        if size is not None:
+            size = check_count(size, "size")
+            transform = partial(transform, size=size, squash=bool(squash))
         seen = images.view(transform, seed)
         super().__init__(
             seen.images, seen.classnames, seen.labels, skipped=images.skipped,
@@ -399,7 +418,7 @@ def evaluate(method: Adapter, test, y: Sequence[int] | None = None, *, corruptio
              outside: Mapping[str, ImageSet] | None = None, seed: int = 0, name: str | None = None) -> pd.DataFrame:
     """Everything about a fitted method beyond its accuracy, a row a number: method, kind, set, severity, score, metric, value.
 
-    kind "test": the images as they are. "corruption": `Corrupted(test, set, severity, seed)`, for each of `corruptions` and `severities`. Metrics of both: accuracy, ece and
+    kind "test": the images as they are. "corruption": `Corrupted(test, set, severity, seed)`, for each of `corruptions` and `severities`, larger images in the size that the CLIP reads. Metrics of both: accuracy, ece and
     adaptive_ece (15 bins), nll (nats), brier. "outside": each of the sets in `outside` (a dict by name; images of no known class) against the test images, by each score
     ("max probability", "entropy"; "energy" if the method has logits): auroc, aupr, fpr95. Severity is 0, and score "", where there is none.
 
@@ -419,9 +438,12 @@ def evaluate(method: Adapter, test, y: Sequence[int] | None = None, *, corruptio
         answer = ask(images)
         warn_of_overlap(method, images, outside)
         rows += [("test", "test", 0, *row) for row in _closed_set(labels, answer[0])]
+        reads = {"size": method.clip.image_size, "squash": method.clip.squashes}
         for corruption in corruptions:
             for severity in severities:
-                rows += [("corruption", corruption, severity, *row) for row in _closed_set(labels, ask(Corrupted(images, corruption, severity, seed))[0])]
+                spoilt = Corrupted(images, corruption, severity, seed, **reads)
+                found = _closed_set(labels, ask(spoilt)[0])
+                rows += [("corruption", corruption, severity, *row) for row in found]
         inside = detection_scores(*answer)
         for other, foreign in outside.items():
             rows += [("outside", other, 0, *row) for row in _open_set(inside, detection_scores(*ask(foreign)))]
@@ -541,7 +563,12 @@ def inverted(images) -> ImageSet:
 
 
 def outside_sets(test, seed: int = 0) -> dict[str, ImageSet]:
-    """Four sets of as many images as `test`, none of them a digit on a dark page: "letters", "shapes", "noise", and "inverted", the negatives of `test`."""
+    """Four sets that lie outside of the handwriting, each of as many images as `test`.
+
+    "letters", "shapes" and "noise", none of them a digit on a dark page, and
+    "inverted", the negatives of `test`. They suit the handwriting alone: of
+    photographs, other photographs are outside, which only you can choose.
+    """
     test = as_imageset(test)
     return {"letters": letters(len(test), seed), "shapes": shapes(len(test), seed), "noise": noise(len(test), seed), "inverted": inverted(test)}
 

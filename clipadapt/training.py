@@ -33,12 +33,23 @@ __all__ = ['Recipe', 'minimise', 'train_epoch', 'progress_bar', 'note', 'module_
 # %% ../nbs/07_training.ipynb #cell-8
 @dataclass(frozen=True)
 class Recipe:
-    """The numbers of a training run: an optimiser, a warm-up, then half a cosine. Raises ValueError for numbers out of range.
+    """The numbers of a training run: an optimiser, a warm-up, then half a cosine.
 
-    `batch_size` None takes all examples at once. The learning rate rises linearly over `warmup` epochs, then falls to
-    nearly zero at the end; `per_step` changes it at every step instead of every epoch. `method` is "sgd" (with `momentum`) or
-    "adamw" (Loshchilov and Hutter 2019; `momentum` is its first beta, the second 0.98, epsilon 1e-6 as in CLIP's own training). AdamW
-    applies `weight_decay` to matrices and larger tensors, not to vectors and scalars (biases, norms, the logit scale); SGD applies it to all.
+    epochs: how often every example is used at most.
+    batch_size: examples a step; None takes all at once.
+    learning_rate: the highest one, at the end of the warm-up.
+    momentum: of SGD; the first beta of AdamW (the second is 0.98, epsilon 1e-6, as in
+        CLIP's own training).
+    weight_decay: AdamW applies it to matrices and larger tensors, not to vectors and
+        scalars (biases, norms, the logit scale); SGD applies it to all.
+    warmup: epochs over which the learning rate rises linearly. Then it falls along half
+        a cosine, to nearly zero in the last step of the run.
+    method: "sgd", or "adamw" (Loshchilov and Hutter 2019).
+    per_step: change the learning rate at every step instead of every epoch.
+    iterations: how many steps there are at most; None is no limit. They may end a run
+        within an epoch, and the cosine ends with them.
+
+    Raises ValueError for numbers out of range.
     """
 
     epochs: int = 150
@@ -49,21 +60,36 @@ class Recipe:
     warmup: float = 5
     method: str = "sgd"
     per_step: bool = False
+    iterations: int | None = None
 
     def __post_init__(self):
         check_count(self.epochs, "epochs")
         check_count(1 if self.batch_size is None else self.batch_size, "batch_size")
+        check_count(1 if self.iterations is None else self.iterations, "iterations")
         for name, highest in (("learning_rate", math.inf), ("momentum", 1), ("weight_decay", math.inf), ("warmup", math.inf)):
             if not 0 <= getattr(self, name) < highest:
                 raise ValueError(f"{name} must be at least 0{' and below 1' if highest == 1 else ''}, got {getattr(self, name)!r}")
         if self.method not in ("sgd", "adamw"):
             raise ValueError(f"method must be 'sgd' or 'adamw', not {self.method!r}")
 
-    def rate(self, epoch: float, unit: float = 1) -> float:
-        """The learning rate at `epoch`, counted from 0, when it changes every `unit` epochs."""
+    def length(self, batches: int) -> float:
+        """How many epochs of `batches` steps a run has; a fraction if the last is cut short."""
+        if self.iterations is None:
+            return self.epochs
+        return min(self.epochs, self.iterations / batches)
+
+    def rate(self, epoch: float, unit: float = 1, end: float | None = None) -> float:
+        """The learning rate at a moment of a run.
+
+        epoch: the moment, in epochs from 0.
+        unit: after how many epochs the rate changes.
+        end: when the run ends, in epochs; None: after all `epochs`.
+        """
         if epoch < self.warmup:
             return self.learning_rate * (epoch + unit) / (self.warmup + unit)
-        return self.learning_rate * (1 + math.cos(math.pi * (epoch - self.warmup) / max(1, self.epochs - self.warmup))) / 2
+        fall = max(unit, (self.epochs if end is None else end) - self.warmup)
+        done = (epoch - self.warmup) / fall
+        return self.learning_rate * (1 + math.cos(math.pi * done)) / 2
 
     def optimiser(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
         """SGD or AdamW over `parameters` with these numbers."""
@@ -88,7 +114,8 @@ def minimise(parameters: Iterable[torch.nn.Parameter], batch_loss: Callable[[tor
         raise ValueError("there are no examples to train on" if parameters else "there are no parameters to train")
     optimiser = recipe.optimiser(parameters)
     order, history = np.random.default_rng(seed), []
-    with progress_bar(range(recipe.epochs), description) as progress:
+    epochs = math.ceil(recipe.length(math.ceil(count / (recipe.batch_size or count))))
+    with progress_bar(range(epochs), description) as progress:
         for epoch in progress:
             batches = torch.from_numpy(order.permutation(count)).split(recipe.batch_size or count)
             history.append(train_epoch(optimiser, batch_loss, batches, recipe, epoch))
@@ -100,11 +127,18 @@ def train_epoch(optimiser: torch.optim.Optimizer, batch_loss: Callable[[torch.Te
                 recipe: Recipe, epoch: int) -> float:
     """One step for each batch of indices, at the learning rate of `epoch` (from 0); return the mean loss of the examples.
 
-    For methods that do more between two epochs than `minimise` does. Raises ValueError when the loss or a parameter is not finite any more.
+    For methods that do more between two epochs than `minimise` does. `batches` are all of the epoch; those beyond the
+    recipe's `iterations` are left out, in an epoch whose predecessors had as many. Raises ValueError when the loss or a
+    parameter is not finite any more, and for an epoch after the last iteration.
     """
-    total, unit = 0.0, 1 / len(batches)
+    total, unit, end = 0.0, 1 / len(batches), recipe.length(len(batches))
+    if recipe.iterations is not None:
+        if epoch >= end:
+            raise ValueError(f"this run ends after {recipe.iterations} iterations, before epoch {epoch} (from 0)")
+        batches = batches[: recipe.iterations - epoch * len(batches)]
     for step, batch in enumerate(batches):
-        rate = recipe.rate(epoch + step * unit, unit) if recipe.per_step else recipe.rate(epoch)
+        moment, width = (epoch + step * unit, unit) if recipe.per_step else (epoch, 1)
+        rate = recipe.rate(moment, width, end)
         for group in optimiser.param_groups:
             group["lr"] = rate
         total += _step(optimiser, batch_loss, batch) * len(batch)

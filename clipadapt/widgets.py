@@ -9,6 +9,7 @@ import io
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from html import escape
 from pathlib import Path
 
@@ -142,6 +143,29 @@ def _names_of(
     return check_classnames(classnames)
 
 
+class _Reduced:
+    """The images of a set as they are drawn: photographs reduced to `side` pixels.
+
+    The last `most` are kept, so that a slider does not read forty photographs anew.
+    """
+
+    def __init__(self, images: ImageSet, side: int = 224, most: int = 500):
+        self.images, self.side = images, side
+        self._kept = lru_cache(most)(self._reduce)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return self._kept(index)
+
+    def _reduce(self, index: int) -> tuple[Image.Image, int]:
+        image, label = self.images[index]
+        image = image.copy()
+        image.thumbnail((self.side, self.side))
+        return image, label
+
+
 def thumbnail(image: Image.Image, size: int = 56) -> np.ndarray:
     """An image, its proportions kept, in the middle of a square of `size` pixels: uint8 [size, size, 4], transparent around."""
     scale = size / max(image.size)
@@ -193,6 +217,7 @@ class PseudolabelBrowser(Panel):
     def __init__(self, images, probabilities, classnames: Sequence[str], labels: Sequence[int] | None = None):
         widgets = _ipywidgets()
         self.images, self.classnames = _check_images(images), check_classnames(classnames)
+        self._reduced = _Reduced(self.images)
         if not self.classnames:
             raise ValueError("there are no class names; give one for each column of the probabilities")
         self.probabilities = _check_table(probabilities, len(self.images), len(self.classnames))
@@ -215,7 +240,7 @@ class PseudolabelBrowser(Panel):
         return describe(self.chosen, self.classname.value, self.classnames, len(self.images), self.labels)
 
     def figure(self) -> Figure:
-        return plot_selection(self.images, self.chosen, self.classname.value, self.classnames, self.labels)
+        return plot_selection(self._reduced, self.chosen, self.classname.value, self.classnames, self.labels)
 
 
 def browse_pseudolabels(images, probabilities, classnames: Sequence[str], labels: Sequence[int] | None = None) -> PseudolabelBrowser:
@@ -306,6 +331,7 @@ class Audit(Panel):
     def __init__(self, images, probabilities, labels: Sequence[int] | Pseudolabels, classnames: Sequence[str] | None = None, by: str = "self_confidence"):
         widgets = _ipywidgets()
         self.images = _check_images(images)
+        self._reduced = _Reduced(self.images)
         given = labels.labels(len(self.images)) if isinstance(labels, Pseudolabels) else labels
         self.probabilities = _check_table(probabilities, len(self.images))
         width = self.probabilities.shape[1]
@@ -397,7 +423,7 @@ class Audit(Panel):
                 f"{row.self_confidence:.3f}, margin {row.margin:+.3f}; {decided}. {len(self._decided)} decided, {int(self.decisions.changed.sum())} changed.")
 
     def figure(self) -> Figure:
-        return plot_suspect(self.images, self.probabilities, self.order, self._row, self.classnames, self.by)
+        return plot_suspect(self._reduced, self.probabilities, self.order, self._row, self.classnames, self.by)
 
 # %% ../nbs/17_widgets.ipynb #cell-27
 def audit(images, probabilities, labels: Sequence[int] | Pseudolabels, classnames: Sequence[str] | None = None, by: str = "self_confidence") -> Audit:
@@ -479,6 +505,7 @@ class MethodComparison(Panel):
     def __init__(self, methods, images, classnames: Sequence[str] | None = None):
         widgets = _ipywidgets()
         self.images = _check_images(images)
+        self._reduced = _Reduced(self.images)
         self.tables = as_tables(methods, self.images)
         width = next(iter(self.tables.values())).shape[1]
         self.classnames = _names_of(classnames, self.images, width)
@@ -511,7 +538,7 @@ class MethodComparison(Panel):
         return f"Image {self.image}{truth}. {answers}. The methods disagree on {len(self.different)} of {len(self.images)} images."
 
     def figure(self) -> Figure:
-        return plot_answers(self.images[self.image], {name: table[self.image] for name, table in self.tables.items()}, self.classnames)
+        return plot_answers(self._reduced[self.image], {name: table[self.image] for name, table in self.tables.items()}, self.classnames)
 
 # %% ../nbs/17_widgets.ipynb #cell-37
 def compare_on_image(methods, images, classnames: Sequence[str] | None = None) -> MethodComparison:

@@ -70,6 +70,16 @@ def _batches(count: int, size: int) -> list[range]:
     return [range(start, min(start + size, count)) for start in range(0, count, size)]
 
 
+def _squashes(preprocess, size: int) -> bool:
+    """Whether it makes no difference to make a long image square beforehand."""
+    down, across = np.linspace(0, 127, size), np.linspace(0, 127, 3 * size)
+    ramp = np.add.outer(down, across).astype(np.uint8)
+    image = Image.fromarray(ramp).convert("RGB")
+    square = image.resize((size, size), Image.Resampling.BICUBIC)
+    seen, expected = (np.asarray(preprocess(each), float) for each in (image, square))
+    return bool(np.abs(seen - expected).mean() < 0.03 * np.ptp(expected))
+
+
 _LONGEST = 64       # times the short side; of longer images only the middle is used
 
 
@@ -222,7 +232,10 @@ class CLIP:
     def logit_scale(self) -> float:
         """The factor that makes logits of cosine similarities.
 
-        It is 100 for most large CLIPs, and about 20 for the built-in one.
+        It is 100 for most large CLIPs, above that for SigLIP, and about 20 for the
+        built-in one. A bias, as SigLIP has, is the same for all classes and changes no
+        probability, so it is left out.
+
         Raises ValueError when the model's is not a finite number.
         """
         scale = self.model.logit_scale.exp().item()
@@ -246,8 +259,12 @@ class CLIP:
 
     @property
     def squashes(self) -> bool:
-        """Whether the model reads a whole image made square (SigLIP), not its middle."""
-        return open_clip.get_model_preprocess_cfg(self.model)["resize_mode"] == "squash"
+        """Whether images of any shape are read whole and made square, as SigLIP does.
+
+        Most CLIPs read the square in the middle. What counts is what the preprocessing
+        does, whatever its form.
+        """
+        return _squashes(self.preprocess, self.image_size)
 
     @property
     def fingerprint(self) -> str:

@@ -12,12 +12,16 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from open_clip.model import CustomTextCLIP
+from PIL import Image
 from sklearn.base import clone
 
-from clipadapt import ImageSet, ZeroShot, digits
+from clipadapt import ImageSet, LatteCLIP, ZeroShot, digits
 from clipadapt import baselines as module
 from clipadapt.baselines import FLYP, SMALL, ReCLIP
 from clipadapt.testing import check_adapter
+from clipadapt.training import module_numbers
+from tiny_models import TEXT, TINY, VISION, tiny
 
 COUNT = 48
 SHORT = {ReCLIP: {"epochs": 3, "batch_size": 16, "learning_rate": 0.02}, FLYP: {"epochs": 3, "batch_size": 16, "learning_rate": 1e-4}}
@@ -195,17 +199,33 @@ def test_reclip_trains_layer_norms_where_towers_agree(clip, images):
     assert run.train(2) == {"text_loss": None, "image_loss": None}, "no agreement, nothing trained"
 
 
-def test_reclip_loss_is_the_mean_over_the_batch(clip, images):
-    method = ReCLIP(clip, images.classnames, **SHORT[ReCLIP])
+@pytest.mark.parametrize("scale", module.IMAGE_LOSSES)
+def test_reclip_losses_by_hand(clip, images, scale):
+    method = ReCLIP(clip, images.classnames, **SHORT[ReCLIP], image_loss=scale)
     method.classnames_ = images.classnames
     run = module._Run(method, images.unlabelled(), np.full(COUNT, -1))
     run.look(first=True)
     batch, features = torch.tensor([3, 9, 14, 20]), clip.encode_image(images)
     pixels = next(clip.pixel_batches(images.subset(batch), 4))
-    for loss, classifier in ((run.text_loss(batch), run.classifiers[0]), (run.image_loss(batch, pixels), run.classifiers[1])):
-        probabilities = (clip.logit_scale * features[batch] @ classifier.T).softmax(1)
-        by_hand = -np.mean([np.log(probabilities[row, run.pseudolabels[0, i]].item()) for row, i in enumerate(batch)])
-        assert loss.item() == pytest.approx(by_hand, rel=1e-4)
+    mean = []
+    for classifier in run.classifiers:
+        logits = clip.logit_scale * features[batch].double() @ classifier.double().T
+        probabilities = logits.softmax(1)
+        losses = [-np.log(probabilities[row, run.pseudolabels[0, i]].item()) for row, i in enumerate(batch)]
+        mean.append(np.mean(losses))
+    assert run.text_loss(batch).item() == pytest.approx(mean[0], rel=1e-4)
+    assert run.image_loss(batch, pixels).item() == pytest.approx(mean[1] / (4 if scale == "published" else 1), rel=1e-4)
+
+
+def test_reclip_trains_the_image_tower_less_with_the_published_loss(clip, images):
+    """Plain SGD steps are proportional to the loss: with one batch of all images, 1 / N as far."""
+    plain = {**SHORT[ReCLIP], "epochs": 1, "batch_size": None, "weight_decay": 0.0}
+    before = module_numbers(module.layer_norms(clip.model, "image"))
+    moved = {}
+    for scale in module.IMAGE_LOSSES:
+        method = ReCLIP(clip, images.classnames, **plain, image_loss=scale).fit(images)
+        moved[scale] = method.layer_norms_ - before
+    assert np.allclose(moved["published"], moved["mean"] / COUNT, atol=1e-6) and np.abs(moved["mean"]).max() > 1e-4
 
 
 def test_reclip_without_training_is_propagation(clip, images):
@@ -328,9 +348,9 @@ def test_few_images_one_class_one_image(clip, images, test_images, kind):
 
 BAD = [(ReCLIP, {"k": 0}, "k must be"), (ReCLIP, {"alpha": 1.0}, "alpha must be"), (ReCLIP, {"projection": "half"}, "'span', 'whole', None"), (ReCLIP, {"cut": 1}, "no direction"),
        (ReCLIP, {"epochs": -1}, "epochs must be"), (ReCLIP, {"batch_size": 0}, "batch_size"), (ReCLIP, {"learning_rate": -1}, "learning_rate"),
-       (ReCLIP, {"learning_rate": 1e30}, "lower the learning rate"), (ReCLIP, {"templates": ["no gap"]}, "gap"),
-       (FLYP, {"refresh": "daily"}, "'step', 'epoch', 'never'"), (FLYP, {"view": "strong"}, "'crop', 'colour', None"), (FLYP, {"alpha": 1.5}, "0 ... 1"),
-       (FLYP, {"epochs": 0}, "epochs must be"), (FLYP, {"batch_size": 0}, "batch_size"), (FLYP, {"weight_decay": -1}, "weight_decay"),
+       (ReCLIP, {"learning_rate": 1e30}, "lower the learning rate"), (ReCLIP, {"templates": ["no gap"]}, "gap"), (ReCLIP, {"image_loss": "sum"}, "'published', 'mean'"),
+       (FLYP, {"refresh": "daily"}, "'step', 'epoch', 'never'"), (FLYP, {"view": "strong"}, "'crop', 'colour', None"), (FLYP, {"crop": "round"}, "'redrawn', 'cut'"), (FLYP, {"alpha": 1.5}, "0 ... 1"),
+       (FLYP, {"epochs": 0}, "epochs must be"), (FLYP, {"iterations": 0}, "iterations must be"), (FLYP, {"batch_size": 0}, "batch_size"), (FLYP, {"weight_decay": -1}, "weight_decay"),
        (FLYP, {"learning_rate": 1e30}, "lower the learning rate"), (FLYP, {"templates": []}, "at least one template")]
 
 
@@ -356,8 +376,85 @@ def test_seeds_differ(clip, images, kind):
     assert arrays(first)[0] != arrays(second)[0]
 
 
-def test_reclip_needs_transformers(images):
+# Other kinds of CLIP.
+
+def test_reclip_trains_batch_norms_of_residual_networks():
     model = open_clip.create_model("RN50", pretrained=None)
-    with pytest.raises(ValueError, match="image tower of this CLIP has no LayerNorm"):
-        module.layer_norms(model, "image")
+    norms = [part for part in model.visual.modules() if isinstance(part, torch.nn.BatchNorm2d)]
+    gains = [parameter for part in norms for parameter in (part.weight, part.bias)]
+    assert [*map(id, module.layer_norms(model, "image"))] == [*map(id, gains)]
     assert len(module.layer_norms(model, "text")) == 2 * (2 * 12 + 1)
+
+
+def test_reclip_needs_normalisation_layers():
+    with pytest.raises(ValueError, match="image tower of this CLIP has no LayerNorm or BatchNorm"):
+        module.layer_norms(torch.nn.Module(), "image")
+
+
+def test_a_captioning_decoder_is_no_text_tower():
+    model = torch.nn.ModuleDict({name: torch.nn.LayerNorm(2) for name in ("visual", "text", "text_decoder")})
+    assert [*map(id, module.layer_norms(model, "text"))] == [id(model["text"].weight), id(model["text"].bias)]
+    assert [*map(id, module.layer_norms(model, "image"))] == [id(model["visual"].weight), id(model["visual"].bias)]
+
+
+KINDS = {**TINY, "sigmoid loss": lambda: CustomTextCLIP(16, VISION, {**TEXT, "no_causal_mask": True, "pool_type": "last"}, init_logit_bias=-10.0)}
+
+
+@both
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind_of_clip(name, kind):
+    """Photographs of mixed shapes; both towers learn, nothing but them, and a saved method predicts the same."""
+    clip, photographs = tiny(KINDS[name]), mixed_shapes()
+    mode = "squash" if name == "sigmoid loss" else "shortest"
+    clip.preprocess = open_clip.image_transform(32, is_train=False, resize_mode=mode)
+    method = kind(clip, ["river", "forest", "annual crop land"], **{**SHORT[kind], "epochs": 1, "batch_size": 5}).fit(photographs)
+    before, after = clip.model.state_dict(), method._tuned.model.state_dict()
+    changed = {name for name in after if not torch.equal(after[name], before[name])}
+    towers = {"image" if name.startswith("visual.") else "text" for name in changed - {"logit_scale", "logit_bias"}}
+    assert towers == {"image", "text"} and np.isfinite(method.predict_proba(photographs)).all()
+    if kind is ReCLIP:
+        norms = {f"{place}.{part}" for place, layer in clip.model.named_modules()
+                 if isinstance(layer, (torch.nn.LayerNorm, torch.nn.BatchNorm2d)) for part in ("weight", "bias")}
+        assert changed <= norms
+
+
+def mixed_shapes():
+    """Twelve photographs of other heights and widths, three in grey."""
+    rng = np.random.default_rng(0)
+    sizes = [(40, 60), (60, 40), (33, 33), (90, 30), (64, 48), (48, 64)]
+    pixels = [rng.integers(0, 255, (*sizes[i % 6], 3), dtype=np.uint8) for i in range(12)]
+    pictures = [Image.fromarray(array) for array in pixels]
+    return ImageSet([picture.convert("L") if i % 4 == 0 else picture for i, picture in enumerate(pictures)])
+
+
+# The numbers of FLYP.
+
+def test_flyp_stops_after_its_iterations(clip, images):
+    params = {**SHORT[FLYP], "epochs": 9}                   # three steps an epoch
+    limited = FLYP(clip, images.classnames, **params, iterations=6).fit(images)
+    plain = FLYP(clip, images.classnames, **{**params, "epochs": 2}, iterations=None).fit(images)
+    assert len(limited.history_) == 2 and arrays(limited) == arrays(plain), "the schedule ends where the run does"
+    assert len(FLYP(clip, images.classnames, **params, iterations=4).fit(images).history_) == 2
+
+
+def test_flyp_has_the_numbers_of_latteclip(clip, images):
+    method, latte = FLYP(clip, images.classnames), LatteCLIP(clip, images.classnames)
+    shared = ("crop", "epochs", "iterations", "batch_size", "learning_rate", "momentum", "weight_decay", "warmup")
+    assert {name: getattr(method, name) for name in shared} == {name: getattr(latte, name) for name in shared}
+    assert (method.epochs, method.iterations, method.batch_size, method.learning_rate) == (50, 2000, 512, 1e-7)
+    assert method.view == "colour" and latte.colour
+    weights = torch.nn.Linear(3, 2)
+    optimiser = method._recipe().optimiser(weights.parameters())
+    assert isinstance(optimiser, torch.optim.AdamW)
+    decays = {group["params"][0].ndim: (group["weight_decay"], group["betas"], group["eps"]) for group in optimiser.param_groups}
+    assert decays == {2: (0.2, (0.9, 0.98), 1e-6), 1: (0.0, (0.9, 0.98), 1e-6)}
+
+
+def test_reclip_has_the_numbers_of_its_code(clip, images):
+    method = ReCLIP(clip, images.classnames)
+    assert (method.k, method.alpha, method.projection, method.cut, method.image_loss) == (20, 0.99, "span", 768, "published")
+    optimiser = method._recipe(1).optimiser(torch.nn.Linear(2, 2).parameters())
+    [group] = optimiser.param_groups
+    assert isinstance(optimiser, torch.optim.SGD)
+    assert (group["lr"], group["momentum"], group["weight_decay"], method.batch_size) == (1e-3, 0.9, 1e-4, 64)
+    assert method._recipe(5).rate(0) == 1e-3, "the rate that every epoch has"

@@ -22,7 +22,7 @@ from tiny_llava import save_tiny_llava
 from clipadapt import ImageSet, digits
 from clipadapt import captions as module
 from clipadapt.captions import (AttributeCaptioner, CallableCaptioner, Captioner, TransformersCaptioner, caption, caption_groups, draw_groups, image_prompt,
-                                tile)
+                                is_drawing, measure_attributes, tile)
 
 COUNT, BATCH = 300, 10
 
@@ -366,11 +366,62 @@ def test_groups_are_drawn_from_the_same_pseudolabel(labels, size, seed):
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 70), st.integers(1, 50), st.sampled_from(["RGB", "L", "RGBA", "1", "P"]), st.integers(0, 2**31))
 def test_the_ruler_survives_any_image(width, height, mode, seed):
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
-    image = Image.fromarray(pixels).convert(mode)
-    text, = AttributeCaptioner().describe([image], [""])
-    assert text.startswith("a photo of a ") and text.endswith(" background.") and text == AttributeCaptioner().describe([image], [""])[0]
+    """It says a sentence, always the same, or that this is no drawing."""
+    rng = np.random.default_rng(seed)
+    ground, ink = rng.integers(0, 256, (2, 3), np.uint8)
+    drawn = np.where(rng.random((height, width, 1)) < 0.1, ink, ground)
+    for pixels in (rng.integers(0, 256, (height, width, 3), np.uint8), drawn):
+        image = Image.fromarray(pixels).convert(mode)
+        assert measure_attributes(image) == measure_attributes(image)
+        if not is_drawing(image):
+            with pytest.raises(ValueError, match="no drawing in one colour"):
+                AttributeCaptioner().describe([image], [""])
+            continue
+        text, = AttributeCaptioner().describe([image], [""])
+        assert text.startswith("a photo of a ") and text.endswith(" background.")
     assert tile([image] * 2, side=80, gap=4).size == (80, 80)
+
+
+@pytest.fixture(scope="module")
+def photographs():
+    """400 pieces of scikit-learn's two photographs, of all shapes."""
+    from sklearn.datasets import load_sample_images
+
+    rng, pieces = np.random.default_rng(0), []
+    for pixels in load_sample_images().images:
+        for _ in range(200):
+            height, width = rng.integers(100, pixels.shape[0]), rng.integers(100, 640)
+            top = rng.integers(0, pixels.shape[0] - height)
+            left = rng.integers(0, pixels.shape[1] - width + 1)
+            pieces.append(Image.fromarray(pixels[top : top + height, left : left + width]))
+    return pieces
+
+
+def test_photographs_are_no_drawings_and_handwriting_is(photographs):
+    assert np.mean([is_drawing(piece) for piece in photographs]) < 0.02
+    grey = [is_drawing(piece.convert("L")) for piece in photographs]
+    assert np.mean(grey) < 0.4, "grey pieces of sky and ground can be taken for drawings"
+    for part in ("train", "test"):
+        assert all(is_drawing(image) for image, _ in digits(part))
+
+
+def test_photographs_are_not_told_to_be_digits(photographs, some, cache):
+    """One warning that says what to take instead, and no caption of strokes."""
+    few = [photographs[k] for k in (0, 50, 250, 399)]
+    mixed = ImageSet([*few, *(some[i][0] for i in range(2))])
+    with pytest.warns(UserWarning, match="4 of 6 .*no drawing.*TransformersCaptioner"):
+        found = caption(AttributeCaptioner(), mixed, "?", cache)
+    assert [bool(text) for text in found.texts] == [False] * 4 + [True] * 2
+    groups = np.array([[0, 4], [4, 5]])
+    with pytest.warns(UserWarning, match="1 of 2 .*no drawing"):
+        found = caption_groups(AttributeCaptioner(), mixed, groups, "?", cache)
+    assert not found.texts[0] and found.texts[1].startswith("a photo of a ")
+
+
+def test_captions_of_handwriting_are_the_measured_ones(some):
+    written = caption(AttributeCaptioner(), some, "?", cache=False).texts
+    writer = AttributeCaptioner()
+    assert written == [writer.write(measure_attributes(some[i][0])) for i in range(len(some))]
 
 
 # The tiny LLaVA

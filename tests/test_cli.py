@@ -1,8 +1,10 @@
 """The command line: what it writes, what it refuses, how it ends."""
 import csv
+import inspect
 import io
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -10,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import get_type_hints
 
 import numpy as np
 import pandas as pd
@@ -20,10 +23,11 @@ from click.testing import CliRunner
 from PIL import Image
 
 import clipadapt
-from clipadapt import digits
+from clipadapt import CLIP, Adapter, digits
 from clipadapt.adapter import read_saved
-from clipadapt.cli import METHODS, main
+from clipadapt.cli import METHODS, _check_value, _configure, _in_words, main
 from clipadapt.files import _host, write_arrays
+from tiny_llava import save_tiny_llava
 
 CLASSES = ",".join(digits("test").classnames)
 
@@ -246,6 +250,11 @@ def test_quiet_says_nothing_and_logs_all_the_same(folders, tmp_path):
     (["adapt", "--model", "ViT-B-33", "--pretrained", "openai", "--out", "x"], 1, "ViT-B-3"),
     (["predict", "--saved", "nowhere"], 1, "no saved method"),
     (["compare", "--methods", "magic", "--out", "x"], 1, "unknown method 'magic'"),
+    (["adapt", "--captioner", "attributes", "--out", "x"], 2, "prototypes learns from no captions"),
+    (["compare", "--captioner", "attributes", "--methods", "flyp,reclip", "--out", "x"], 2, "flyp, reclip learns from no captions"),
+    (["adapt", "--captioner", "./nowhere", "--method", "latteclip", "--out", "x"], 1, "there is no folder './nowhere'"),
+    (["caption", "--images", "."], 2, "--captioner attributes for drawings"),
+    (["adapt", "--captioner", "", "--method", "latteclip", "--out", "x"], 2, "it is empty"),
     (["encode", "--out", "x.csv"], 1, ".safetensors or .npy"),
     (["teach"], 2, "No such command"), (["predict"], 2, "--saved")])
 def test_mistakes_are_one_line(arguments, code, message, tmp_path, monkeypatch):
@@ -312,13 +321,13 @@ def test_encode_and_caption(folders, tmp_path, cache):
         assert run("encode", "--images", folders / "flat", "--out", tmp_path / name, *options).exit_code == 0
     first, second = load_file(tmp_path / "f.safetensors")["features"], np.load(tmp_path / "f.npy")
     assert np.array_equal(first, second) and len(json.loads((tmp_path / "f.json").read_text())["names"]) == len(first) == 40
-    assert run("caption", "--images", folders / "flat", "--out", tmp_path / "c.json").exit_code == 0
+    assert run("caption", "--images", folders / "flat", "--captioner", "attributes", "--out", tmp_path / "c.json").exit_code == 0
     assert pd.read_json(tmp_path / "c.json")["caption"].str.len().min() > 5
 
 
 def test_files_that_are_there_stay(saved, folders, tmp_path, cache):
     for command, name, beside in [(["zero-shot", "--classes", CLASSES], "a.csv", "a.csv"), (["predict", "--saved", saved], "b.json", "b.json"),
-                                  (["encode"], "c.npy", "c.json"), (["caption"], "d.csv", "d.csv")]:
+                                  (["encode"], "c.npy", "c.json"), (["caption", "--captioner", "attributes"], "d.csv", "d.csv")]:
         (tmp_path / beside).write_text("mine")
         same = (*command, "--images", folders / "flat", "--out", tmp_path / name)
         refused = run(*same)
@@ -397,7 +406,7 @@ def test_names_of_any_bytes_are_kept(odd, saved, tmp_path, cache):
         done = run("adapt", "--images", root, "--classes", CLASSES, "--out", out, *option)
         assert done.exit_code == 0, done.output
         assert cells((out / "predictions.csv").read_bytes()) == names
-    for command, options in (("predict", ["--saved", saved]), ("zero-shot", ["--classes", CLASSES]), ("caption", [])):
+    for command, options in (("predict", ["--saved", saved]), ("zero-shot", ["--classes", CLASSES]), ("caption", ["--captioner", "attributes"])):
         piped = run(command, "--images", root, *options)
         assert piped.exit_code == 0 and cells(piped.stdout_bytes) == names
         for ending in ("csv", "json"):
@@ -543,7 +552,7 @@ from clipadapt.cli import main
 load_clip()
 for arguments in json.loads({json.dumps(json.dumps([
         ["adapt", "--out", "run"], ["zero-shot", "--out", "a.csv"], ["encode", "--out", "a.npy"], ["encode", "--out", "a.safetensors"],
-        ["caption", "--out", "a.json"], ["compare", "--methods", "zero-shot", "--out", "compared"]]))}):
+        ["caption", "--captioner", "attributes", "--out", "a.json"], ["compare", "--methods", "zero-shot", "--out", "compared"]]))}):
     classes = [] if arguments[0] in ("encode", "caption") else ["--classes", {CLASSES!r}]
     done = CliRunner().invoke(main, [*arguments, "--images", {str(folders / "flat")!r}, *classes])
     print(done.exit_code, done.output.splitlines()[-1], "Traceback" in done.output, isinstance(done.exception, SystemExit))
@@ -610,3 +619,151 @@ def test_the_limit_on_pixels_is_an_option(folders, tmp_path):
     assert result.exit_code == 0 and len(result.stdout.splitlines()) == 2
     assert "large.png" in result.stderr and "--max-pixels" in result.stderr
     assert len(run("zero-shot", "--images", folder, "--classes", "a,b").stdout.splitlines()) == 3
+
+
+@pytest.fixture
+def another(clip, monkeypatch):
+    """What --model loads: the built-in model under another name, which stands for any other CLIP."""
+    named = CLIP(clip.model, clip.preprocess, clip.tokenizer, name="another")
+    monkeypatch.setattr("clipadapt.zeroshot.load_clip", lambda *_: named)
+    return named
+
+
+def kept(out):
+    """What a run of LatteCLIP says of captions: kinds of text it learned from, and its record and config."""
+    kinds = read_saved(out / "model")[0].fitted["kinds_"]
+    return kinds, json.loads((out / "record.json").read_text())["captioner"], json.loads((out / "config.json").read_text())["captioner"]
+
+
+LATTE = ("--classes", CLASSES, "--method", "latteclip", "--set", "epochs=1", "--out")
+ALONE = "no --captioner, so LatteCLIP learns from class descriptions alone"
+
+
+@pytest.mark.parametrize("preset", ["default", "small"])
+def test_nobody_describes_the_images_of_another_clip_unless_asked(preset, another, folders, cache, tmp_path):
+    """The ruler knows glyphs only, and once called photographs thin wide blue digits."""
+    same = ("adapt", "--images", folders / "flat", "--model", "another", "--preset", preset)
+    done = run(*same, *LATTE, tmp_path / "alone")
+    assert done.exit_code == 0 and ALONE in done.stderr and ALONE in (tmp_path / "alone" / "log.txt").read_text(), done.output
+    assert ("built-in model" in done.stderr) == (preset == "small")
+    assert kept(tmp_path / "alone") == (["class"], None, None)
+    assert not list(clipadapt.captions.cache_directory().glob("captions*"))
+    params = read_saved(tmp_path / "alone" / "model")[0].params
+    assert params["domain"] == "object", "no preset calls photographs digits"
+    asked = run(*same, "--captioner", "attributes", "--set", "domain=bird", *LATTE, tmp_path / "asked")
+    assert asked.exit_code == 0 and ALONE not in asked.stderr, asked.output
+    kinds, record, config = kept(tmp_path / "asked")
+    assert kinds == ["class", "image", "group"] and re.match(r"attributes \d+: shape", record) and config == "attributes"
+    assert read_saved(tmp_path / "asked" / "model")[0].params["domain"] == "bird"
+
+
+def test_a_config_carries_the_captioner_and_one_without_it_is_read(another, folders, cache, tmp_path):
+    out = tmp_path / "run"
+    assert run("adapt", "--images", folders / "flat", "--model", "another", "--captioner", "attributes", *LATTE, out).exit_code == 0
+    assert run("adapt", "--config", out / "config.json", "--out", tmp_path / "again").exit_code == 0
+    assert kept(tmp_path / "again") == kept(out)
+    old = json.loads((out / "config.json").read_text())
+    del old["captioner"]
+    (out / "config.json").write_text(json.dumps(old))
+    assert run("adapt", "--config", out / "config.json", "--out", tmp_path / "old").exit_code == 0
+    assert kept(tmp_path / "old") == (["class"], None, None)
+    (out / "config.json").write_text(json.dumps({**old, "captioner": 5}))
+    refused = run("adapt", "--config", out / "config.json", "--out", tmp_path / "x")
+    assert refused.exit_code == 2 and "captioner" in refused.stderr
+
+
+def test_the_built_in_clip_keeps_its_ruler(folders, cache, tmp_path):
+    done = run("adapt", "--images", folders / "flat", *LATTE, tmp_path / "run")
+    kinds, record, config = kept(tmp_path / "run")
+    assert done.exit_code == 0 and "--captioner" not in done.stderr and config is None
+    assert kinds == ["class", "image", "group"] and re.match(r"attributes \d+: digit", record)
+
+
+@pytest.fixture(scope="module")
+def four(folders, tmp_path_factory):
+    """Four images, few enough for a language model on a CPU."""
+    root = tmp_path_factory.mktemp("four")
+    for path in sorted((folders / "flat").iterdir())[:4]:
+        shutil.copy(path, root / path.name)
+    return root
+
+
+def test_a_model_describes_the_images(another, four, cache, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_tiny_llava(tmp_path / "llava")
+    same = ("--images", four, "--captioner", "llava")
+    done = run("adapt", "--model", "another", *same, *LATTE, tmp_path / "run")
+    assert done.exit_code == 0 and "captions by llava" in done.stderr, done.output
+    kinds, record, config = kept(tmp_path / "run")
+    assert kinds == ["class", "image", "group"] and "folder" in json.loads(record)["model"]
+    assert config == str(tmp_path / "llava"), "it can be repeated from anywhere"
+    again = run("adapt", "--config", tmp_path / "run" / "config.json", "--out", tmp_path / "again")
+    assert again.exit_code == 0 and f"captions by {config}, which --config names" in again.stderr
+    assert run("caption", *same, "--out", tmp_path / "captions.csv").exit_code == 0
+    hostile = json.loads((tmp_path / "llava" / "config.json").read_text())
+    (tmp_path / "llava" / "config.json").write_text(json.dumps({**hostile, "auto_map": {"AutoModel": "code.Model"}}))
+    for command in (("adapt", "--model", "another", *same, *LATTE, tmp_path / "x"), ("caption", *same)):
+        refused = run(*command)
+        assert refused.exit_code == 1 and "run code of its own" in refused.stderr and not (tmp_path / "x").exists()
+
+
+def test_compare_says_who_described_the_images(another, folders, cache, tmp_path):
+    same = ("compare", "--images", folders / "flat", "--test", folders / "labelled", "--classes", CLASSES, "--preset", "small",
+            "--model", "another", "--methods", "zero-shot,latteclip")
+    done = run(*same, "--out", tmp_path / "alone")
+    assert done.exit_code == 0 and ALONE in done.stderr, done.output
+    assert "latteclip had no captioner" in (tmp_path / "alone" / "report.html").read_text()
+    assert not list(clipadapt.captions.cache_directory().glob("captions*"))
+    asked = run(*same, "--captioner", "attributes", "--out", tmp_path / "asked")
+    assert asked.exit_code == 0 and re.search(r"captions by attributes \d+: shape", (tmp_path / "asked" / "report.html").read_text())
+    records = [json.loads((tmp_path / name / "record.json").read_text())["captioner"] for name in ("alone", "asked")]
+    assert records[0] is None and records[1].startswith("attributes")
+    other = run(*same, "--out", tmp_path / "asked", "--resume")
+    assert other.exit_code == 1 and "captioner" in other.stderr
+
+
+def methods_of_the_package():
+    """Every class that adapts, by name."""
+    named = {name: getattr(clipadapt, name) for name in clipadapt.__all__}
+    return {name: kind for name, kind in named.items() if isinstance(kind, type) and issubclass(kind, Adapter) and kind is not Adapter}
+
+
+SAMPLES = {"true or false": True, "a whole number": 3, "a number": 0.5, "a word": "word", "an object": {"a": 1}, "null": None,
+           "a list of words": ["a", "b"], "a list of numbers": [1, 0.5], "a list of whole numbers": [1, 2]}
+
+
+@pytest.mark.parametrize("name", methods_of_the_package())
+def test_every_parameter_of_every_method_can_be_set(name, clip):
+    """With the value that stands, and with one of each kind that its annotation names; with nothing else."""
+    kind = methods_of_the_package()[name]
+    hints, signature = get_type_hints(kind.__init__), inspect.signature(kind)
+    names = [one for one in signature.parameters if one not in ("clip", "classnames", "captioner", "seed", "checkpoint", "method")]
+    assert set(names) <= set(kind(clip, ["a", "b"]).get_params(deep=False)) if "method" not in signature.parameters else True
+    for parameter in names:
+        method, default = kind(clip, ["a", "b"]), signature.parameters[parameter].default
+        _configure(method, [f"{parameter}={json.dumps(default)}"])
+        assert method.get_params(deep=False)[parameter] == json.loads(json.dumps(default))
+        words = _in_words(hints[parameter])
+        assert words, f"{parameter} of {name} cannot be set"
+        for word in words:
+            _check_value(method, parameter, SAMPLES[word])
+        with pytest.raises(ValueError, match=f"{parameter} of {name} must be {words[0]}"):
+            _check_value(method, parameter, [{}, [[]]])
+
+
+@pytest.mark.parametrize("method", ["fpl", "ifpl", "grip"])
+def test_where_some_classes_have_no_label_the_pool_can_be_chosen(method, folders, tmp_path):
+    """Two sub-folders name two of ten classes; the other images lie loose, and may be asked to be of the other eight."""
+    shutil.copytree(folders / "labelled", tmp_path / "images")
+    for number, place in enumerate(sorted((tmp_path / "images").iterdir())[2:]):
+        for path in place.iterdir():
+            path.rename(tmp_path / "images" / f"{number}-{path.name}")
+        place.rmdir()
+    settings = [part for setting in ("epochs=1", "k=2", *["rounds=1"] * (method != "fpl")) for part in ("--set", setting)]
+    same = ("adapt", "--images", tmp_path / "images", "--classes", CLASSES, "--use-labels", "--method", method, *settings)
+    for pool in ("unseen", "mixed"):
+        done = run(*same, "--set", f"pool={pool}", "--out", tmp_path / pool)
+        assert done.exit_code == 0, done.output
+        assert read_saved(tmp_path / pool / "model")[0].params["pool"] == pool
+    refused = run(*same, "--set", "pool=deep", "--out", tmp_path / "x")
+    assert refused.exit_code == 1 and "pool must be" in refused.stderr and not (tmp_path / "x").exists()

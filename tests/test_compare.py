@@ -6,11 +6,14 @@ import subprocess
 import sys
 import warnings
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from PIL import Image
 
-from clipadapt import LPCLIP, Prototypes, ReCLIP, ZeroShot, digits
-from clipadapt.compare import Run, _file_stem, changes, compare, plot_accuracies, plot_changes, plot_classes, plot_cost, recommend, redraw, report, run_all, small_methods, tabulate
+from clipadapt import CLIP, FLYP, LPCLIP, LatteCLIP, Prototypes, ReCLIP, StoredCLIP, ZeroShot, digits
+from clipadapt.captions import AttributeCaptioner
+from clipadapt.compare import Run, _blocks, _examples, _file_stem, corruption_accuracies, changes, compare, plot_accuracies, plot_changes, plot_classes, plot_cost, recommend, redraw, report, run_all, small_methods, tabulate
 from clipadapt.data import ImageSet
 from clipadapt.training import Checkpoint
 
@@ -296,3 +299,61 @@ def test_pictures_state_findings(clip):
 def test_the_list_of_methods_is_whole(clip):
     names = [type(method).__name__ for method in small_methods(clip, ["a", "b"])]
     assert names == ["ZeroShot", "NearestNeighbours", "Prototypes", "FPL", "IFPL", "GRIP", "CoReg", "LatteCLIP", "LPCLIP", "FLYP", "ReCLIP"]
+
+
+def test_only_the_built_in_clip_has_a_ruler(clip):
+    """With another one it would call photographs thin wide digits."""
+    named = CLIP(clip.model, clip.preprocess, clip.tokenizer, name="another")
+    for model, domain in ((clip, "digit"), (named, "object"), (StoredCLIP(named), "object")):
+        latteclip, = (method for method in small_methods(model, ["a", "b"]) if hasattr(method, "captioner"))
+        assert latteclip.domain == domain and (latteclip.captioner is None) == (domain == "object")
+
+
+def test_a_kept_run_belongs_to_its_captioner(clip, train, tmp_path):
+    short = {"epochs": 1, "batch_size": 64}
+    methods = [LatteCLIP(clip, train.classnames, captioner=captioner, **short) for captioner in (None, AttributeCaptioner())]
+    test = digits("test").subset(range(10))
+    run_all(methods[:1], train, test, folder=tmp_path)
+    with pytest.raises(ValueError, match="captioner"):
+        run_all(methods[1:], train, test, folder=tmp_path)
+
+
+@pytest.mark.parametrize("folder", [None, "runs"])
+def test_fitted_methods_are_let_go(clip, train, folder, tmp_path):
+    """Each one that trained a tower holds a CLIP of its own."""
+    test, where = digits("test").subset(range(10)), folder and tmp_path / folder
+    method = FLYP(clip, train.classnames, epochs=1, batch_size=64)
+    held = run_all([method], train, test)[0]
+    light = run_all([method], train, test, folder=where, fitted=False)[0]
+    assert np.array_equal(light.probabilities, held.probabilities)
+    assert hasattr(held.method, "history_") and not hasattr(light.method, "history_")
+    assert report([light], train, test, tmp_path / "report.html").exists()
+
+
+def test_corrupted_photographs_are_not_held_all_at_once(clip, monkeypatch):
+    """Photographs of any shape come in blocks; the figures are those of all at once."""
+    rng = np.random.default_rng(0)
+    shapes = [(40, 60, 3), (70, 30, 3), (50, 50, 3), (33, 90, 3)] * 3
+    photographs = [Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)) for shape in shapes]
+    test = ImageSet(photographs, ["one", "two"], [0, 1] * 6)
+    runs, sizes = run_all([ZeroShot(clip, test.classnames)], test, test), []
+    whole = corruption_accuracies(runs, test, 3)
+
+    def counted(images):
+        for block in _blocks(images):
+            sizes.append(sum(image.width * image.height for image, _ in block))
+            yield block
+
+    monkeypatch.setattr("clipadapt.compare._PIXELS", 5000)
+    monkeypatch.setattr("clipadapt.compare._blocks", counted)
+    assert corruption_accuracies(runs, test, 3).equals(whole)
+    assert len(sizes) > 15 and max(sizes) < 5000 + 3000
+
+
+def test_examples_of_a_report_are_reduced(clip):
+    """Twenty photographs of 24 million pixels would fill the memory."""
+    test = ImageSet([Image.new("RGB", (1500, 1000)), Image.new("RGB", (8, 8))], ["a", "b"], [0, 1])
+    figure = _examples(test)
+    drawn = [axis.images[0].get_array().shape[:2] for axis in figure.axes if axis.images]
+    assert drawn == [(149, 224), (8, 8)] * 2
+    plt.close(figure)

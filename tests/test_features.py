@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from open_clip import image_transform
 from open_clip.transformer import QuickGELU
 from PIL import Image
 from torchvision.transforms import CenterCrop, Compose
@@ -318,6 +319,23 @@ def test_whatever_features_do_not_depend_on_keeps_the_key(clip, images, tmp_path
     assert encoded(clip, store, after.subset(range(40)))[0] == 0
     views = after.view(weak_view(32), 5)
     assert encoded(clip, store, views)[0] == 40 and encoded(clip, store, after, view="weak 5")[0] == 0
+
+
+def test_views_are_drawn_in_the_proportions_of_the_clip(clip, tmp_path):
+    """Of images that are not square, for a CLIP that reads their middle and one that squashes."""
+    colours = np.random.default_rng(0).integers(0, 256, (6, 20, 50, 3), np.uint8)
+    pages = ImageSet([Image.fromarray(page) for page in colours])
+    squash = image_transform(32, is_train=False, resize_mode="squash")
+    store = FeatureStore(tmp_path)
+    for of in (clip, CLIP(clip.model, squash, clip.tokenizer)):
+        for name, make in (("weak", weak_view), ("strong", strong_view)):
+            seen = pages.view(make(32, squash=of.squashes), seed=2)
+            expected = of.encode_image(seen)
+            assert np.allclose(store.encode(of, pages, f"{name} 2"), expected, atol=1e-5)
+            entries = len(store.entries())
+            StoredCLIP(of, store).encode_image(seen)
+            assert len(store.entries()) == entries, "a view is found by its name"
+    assert len(store.entries()) == 4
 
 
 def test_a_view_without_a_name_is_known_by_its_pixels(clip, images, tmp_path):

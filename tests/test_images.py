@@ -11,13 +11,16 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import open_clip
 import pytest
 import torch
-from PIL import ExifTags, Image, PngImagePlugin
+from PIL import ExifTags, Image, ImageDraw, ImageOps, PngImagePlugin
 
-from clipadapt import ImageSet, load_clip
+from clipadapt import ImageSet, ZeroShot, digits, load_clip
 from clipadapt import data
-from clipadapt.data import as_imageset, check_classnames, check_labels, printable, read_image, to_rgb
+from clipadapt.data import (
+    DISTORTIONS, as_imageset, centre_view, check_classnames, check_labels, printable,
+    read_image, strong_view, to_rgb, weak_view)
 from clipadapt.zeroshot import _middle
 
 RAMP = np.tile(np.linspace(0, 255, 32).round().astype(np.uint8), (24, 1))
@@ -684,3 +687,142 @@ def test_a_large_picture_is_shrunk_before_anything_else(mode, tmp_path, monkeypa
     assert abs(difference.mean() if mode == "1" else np.abs(difference).max()) < 8
     monkeypatch.undo()
     assert read_image(path).size == (300, 210)
+
+
+# 7. Views
+
+def view_of_squares(image, rng, size, flip):
+    """A weak view as it was drawn before images of other shapes were thought of."""
+    area, ratio = rng.uniform(0.75, 1), rng.uniform(0.9, 1.1)
+    width = image.width * min(1, (area * ratio) ** 0.5)
+    height = image.height * min(1, (area / ratio) ** 0.5)
+    left = rng.uniform(0, image.width - width)
+    top = rng.uniform(0, image.height - height)
+    box = (left, top, left + width, top + height)
+    image = image.resize((size, size), Image.Resampling.BICUBIC, box=box)
+    return ImageOps.mirror(image) if flip and rng.random() < 0.5 else image
+
+
+@pytest.mark.parametrize("side", [1, 8, 29, 32, 224, 301])
+@pytest.mark.parametrize("flip", [True, False])
+def test_views_of_squares_are_what_they_were(side, flip):
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 256, (side, side, 3), np.uint8))
+    for size in (32, 50):
+        for seed in range(20):
+            expected = view_of_squares(image, np.random.default_rng(seed), size, flip)
+            for squash in (False, True):
+                view = weak_view(size, flip, squash)
+                assert np.array_equal(view(image, np.random.default_rng(seed)), expected)
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_strong_views_of_squares_are_what_they_were(flip):
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 256, (40, 40, 3), np.uint8))
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        expected = view_of_squares(image, rng, 32, flip)
+        for name in rng.choice(list(DISTORTIONS), 2):
+            expected = DISTORTIONS[name](expected, 9 / 30 * rng.choice([-1, 1]))
+        side = round(32 * rng.uniform(0, 0.5))
+        left, top = rng.integers(0, 32 - side + 1, 2).tolist()
+        expected.paste((127, 127, 127), (left, top, left + side, top + side))
+        seen = strong_view(32, flip)(image, np.random.default_rng(seed))
+        assert np.array_equal(seen, expected)
+
+
+SHAPES = [(400, 300), (450, 300), (300, 900), (900, 300), (299, 301), (640, 427)]
+
+
+def page_with_a_disc(shape):
+    """A black image with a white disc in its middle, half as wide as the shorter side."""
+    page, reach = Image.new("RGB", shape), min(shape) / 4
+    across, down = shape[0] / 2, shape[1] / 2
+    box = (across - reach, down - reach, across + reach, down + reach)
+    ImageDraw.Draw(page).ellipse(box, fill="white")
+    return page
+
+
+def disc(view):
+    """Width and height of what is white in a view, in its pixels."""
+    white = np.asarray(view)[..., 0] > 127
+    return white.any(0).sum(), white.any(1).sum()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("strong", [False, True])
+def test_a_circle_stays_a_circle(shape, strong):
+    page, aspects = page_with_a_disc(shape), []
+    plain = {"operations": 0, "cutout": 0}
+    view = strong_view(300, **plain) if strong else weak_view(300)
+    for seed in range(40):
+        width, height = disc(view(page, np.random.default_rng(seed)))
+        covered = 150 / width * 150 / height
+        assert 0.73 < covered < 1.02, "75 to 100 % of the square in the middle"
+        aspects.append(width / height)
+    assert 1 / 1.1 - 0.02 < min(aspects) and max(aspects) < 1 / 0.9 + 0.02
+    assert abs(np.mean(aspects) - 1) < 0.05
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_squashed_views_are_narrower_by_the_shape_of_the_image(shape):
+    page, view = page_with_a_disc(shape), weak_view(300, squash=True)
+    sizes = [disc(view(page, np.random.default_rng(seed))) for seed in range(40)]
+    aspects = np.array([width / height for width, height in sizes])
+    relative = aspects * shape[0] / shape[1]
+    assert 0.87 < relative.min() and relative.max() < 1.13
+    assert abs(relative.mean() - 1) < 0.05
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (30, 29), (17, 500), (224, 224), (1, 3)])
+@pytest.mark.parametrize("mode", ["shortest", "squash"])
+def test_the_centre_view_is_what_open_clip_reads(shape, mode):
+    colours = np.random.default_rng(0).integers(0, 256, (*shape[::-1], 3), np.uint8)
+    image = Image.fromarray(colours)
+    plain = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+    preprocess = open_clip.image_transform(224, False, resize_mode=mode, **plain)
+    expected = 255 * preprocess(image).permute(1, 2, 0).numpy()
+    seen = np.asarray(centre_view(224, squash=mode == "squash")(image, None), float)
+    assert np.abs(seen - expected).mean() < 0.5
+    twice = preprocess(Image.fromarray(seen.astype(np.uint8)))
+    assert np.abs(255 * twice.permute(1, 2, 0).numpy() - seen).max() < 1e-3, "left alone"
+
+
+def test_a_weak_view_with_nothing_cut_off_is_the_centre_view():
+    class Whole:
+        """A generator that always draws the whole area in its own proportions."""
+
+        def uniform(self, low, high):
+            return 1.0 if low > 0 else 0.0      # of area and proportions, of the rest
+
+    colours = np.random.default_rng(0).integers(0, 256, (200, 300, 3), np.uint8)
+    image = Image.fromarray(colours)
+    for squash in (False, True):
+        seen = weak_view(64, False, squash)(image, Whole())
+        assert np.array_equal(seen, centre_view(64, squash)(image, None))
+
+
+@pytest.mark.parametrize("size", [(1_000_000, 1), (1, 1_000_000), (999_999, 2)])
+def test_views_of_a_line_take_no_memory(size):
+    line = Image.new("RGB", size, "white")
+    for view in (weak_view(224), strong_view(224), centre_view(224)):
+        assert view(line, np.random.default_rng(0)).size == (224, 224)
+
+
+@pytest.mark.parametrize("shape", [(48, 32), (32, 48), (96, 32)])
+def test_weak_views_of_long_images_cost_no_more_than_those_of_squares(clip, shape):
+    """Handwriting in the middle of a longer page, which CLIP reads as well as the square."""
+    images = digits("train").subset(range(400))
+    pages = []
+    for image, _ in images:
+        page = Image.new("RGB", shape)
+        page.paste(image, ((shape[0] - 32) // 2, (shape[1] - 32) // 2))
+        pages.append(page)
+    pages = ImageSet(pages, images.classnames, images.labels)
+    method = ZeroShot(clip, images.classnames).fit(images)
+    on_squares = method.score(images.view(weak_view(32, flip=False)))
+    on_pages = method.score(pages.view(weak_view(32, flip=False)))
+    assert on_pages > on_squares - 0.01
+    distorted = method.score(pages.view(weak_view(32, flip=False, squash=True)))
+    assert shape == (32, 48) or distorted < on_squares - 0.03, "the test can tell"

@@ -14,9 +14,12 @@ from hypothesis import strategies as st
 from sklearn.base import clone
 
 from clipadapt import CLIP, ImageSet, LatteCLIP, ZeroShot, digits, load_clip
-from clipadapt.captions import AttributeCaptioner, CallableCaptioner
-from clipadapt.latteclip import CHOICES, LOSSES, SMALL, TEXTS, Descriptions, mix_texts, mixing_weights, update_prototypes
+from clipadapt.captions import DOMAINS, AttributeCaptioner, CallableCaptioner
+from clipadapt.latteclip import (
+    CHOICES, LOSSES, PUBLISHED, SMALL, TEMPLATES, TEXTS, Descriptions, find_templates, mix_texts,
+    mixing_weights, update_prototypes)
 from clipadapt.testing import check_adapter
+from clipadapt.training import module_numbers
 
 COUNT = 40
 TINY = {**SMALL, "epochs": 2, "batch_size": 16}
@@ -102,7 +105,7 @@ def test_one_step_is_the_one_by_hand(clip, images):
 
 
 @pytest.mark.parametrize("name, value", [(name, value) for name, known in CHOICES.items() for value in known]
-                         + [("train_text", False), ("augment", False), ("colour", False), ("alpha", 0.0), ("prototype_momentum", 0.0), ("templates", "imagenet7"), ("group_size", 1),
+                         + [("train_text", False), ("augment", False), ("colour", False), ("alpha", 0.0), ("prototype_momentum", 0.0), ("templates", "imagenet7"), ("templates", "LatteCLIP/UCF101"), ("group_size", 1), ("weight_alpha", 0.5), ("iterations", 2), ("iterations", None),
                             *[("losses", [name]) for name in LOSSES], *[("texts", [name]) for name in TEXTS], ("texts", ["image", "group"])])
 def test_every_option_gives_a_method_that_saves_and_loads(clip, images, test_images, captions, tmp_path, name, value):
     method = LatteCLIP(clip, images.classnames, **{**TINY, "epochs": 1, name: value}).fit(images, captions=captions)
@@ -118,7 +121,8 @@ def test_no_option_goes_unread(clip, images, captions):
         method = LatteCLIP(clip, images.classnames, **{**TINY, "alpha": 0.9, "prototype_momentum": 0.5, **params}).fit(images, captions=captions)
         return method.class_features_.tobytes() + method.image_weights_.tobytes()
 
-    others = [{name: value} for name, known in CHOICES.items() for value in known[1:]]
+    others = [{name: value} for name, known in CHOICES.items() for value in known if name != "question" and value != TINY.get(name, known[0])]
+    others += [{"iterations": 4}, {"iterations": 3}, {"weight_alpha": 0.5}, {"templates": "LatteCLIP/DTD"}]
     others += [{"train_text": False}, {"augment": False}, {"colour": False}, {"losses": ["zero-shot"]}, {"losses": ["fine-tuned"]}, {"texts": ["class"]}, {"texts": ["image"]}, {"seed": 1}]
     models = [trained(**params) for params in ({}, *others)]
     assert len(set(models)) == len(models) and trained(losses=["zero-shot", "fine-tuned"]) == models[0]
@@ -149,7 +153,8 @@ def test_a_caption_that_succeeds_the_second_time_does_not_lose_the_run(clip, ima
 
 @pytest.mark.parametrize("name, value, message", [("texts", [], "texts must be a list"), ("texts", ["title"], "texts must be a list"), ("losses", "zero-shot", "losses must be a list"),
                                                   ("mixer", "learned", "mixer must be one of 'dynamic', 'equal'"), ("alpha", 1.5, "alpha must be a number in 0 ... 1"), ("alpha", "a", "alpha must be a number"), ("captioner", print, "CallableCaptioner"), ("group_size", 0, "group_size"),
-                                                  ("prototype_momentum", -1, "prototype_momentum"), ("epochs", 0, "epochs"), ("templates", ["no gap"], "needs one gap"), ("learning_rate", -1, "learning_rate")])
+                                                  ("prototype_momentum", -1, "prototype_momentum"), ("weight_alpha", 2, "weight_alpha"), ("iterations", 0, "iterations"), ("question", "vague", "question must be one of 'named', 'generic'"),
+                                                  ("crop", "padded", "crop must be one of"), ("templates", "LatteCLIP/digits", "no template of its own for 'digits'"), ("epochs", 0, "epochs"), ("templates", ["no gap"], "needs one gap"), ("learning_rate", -1, "learning_rate")])
 def test_parameters_out_of_range_are_named(clip, images, name, value, message):
     with pytest.raises(ValueError, match=message):
         LatteCLIP(clip, images.classnames, **{**TINY, name: value}).fit(images)
@@ -225,7 +230,7 @@ class Lost(Exception):
     pass
 
 
-@pytest.mark.parametrize("options", [{}, {"train_text": False}, {"group_text": "class"}])
+@pytest.mark.parametrize("options", [{}, {"train_text": False}, {"group_text": "class"}, {"iterations": 7}, {"weight_alpha": 0.5}])
 def test_an_interrupted_fit_goes_on_bit_for_bit(clip, images, captions, tmp_path, options):
     params = {**TINY, "epochs": 3, **options}
     whole = LatteCLIP(clip, images.classnames, **params).fit(images, captions=captions)
@@ -242,7 +247,116 @@ def test_an_interrupted_fit_goes_on_bit_for_bit(clip, images, captions, tmp_path
     assert bits(resumed) == bits(whole)
 
 
-@pytest.mark.parametrize("name, change", [("alpha", {"alpha": 0.5}), ("domain", {"domain": "bird"}), ("seed", {"seed": 1}), ("texts", {"texts": ["class"]})])
+def test_a_run_ends_after_so_many_steps_and_its_learning_rate_with_it(clip, images):
+    """40 images in batches of 16 are three steps an epoch."""
+    def rates(**params):
+        found, step = [], torch.optim.AdamW.step
+
+        def watched(optimiser, *args, **kwargs):
+            found.append(optimiser.param_groups[0]["lr"])
+            return step(optimiser, *args, **kwargs)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.optim.AdamW, "step", watched)
+            method = LatteCLIP(clip, images.classnames, **{**TINY, "epochs": 3, **params})
+            method.fit(images)
+        return np.array(found) / SMALL["learning_rate"], method
+
+    whole, method = rates(iterations=None)
+    assert len(whole) == 9 and len(method.history_) == 3
+    for limit in (9, 2000):
+        same, other = rates(iterations=limit)
+        assert np.array_equal(same, whole) and bits(other) == bits(method)
+    short, method = rates(iterations=7)
+    assert len(short) == 7 and len(method.history_) == 3
+    assert np.array_equal(short[:4], whole[:4]), "the warm-up is counted in epochs"
+    cosine = (1 + np.cos(np.pi * np.arange(4) / 4)) / 2
+    assert np.allclose(short[3:], cosine), "four steps down, to 0 at the end"
+    assert 0 < method.history_[-1]["agreement"] <= 1
+    assert abs(sum(method.history_[-1]["weights"].values()) - 1) < 1e-5
+    once, method = rates(iterations=1)
+    assert len(once) == 1 and (method.mixer_weights_.sum(1) > 0).sum() == 14
+
+
+def test_captions_of_food_and_flowers_are_asked_for_by_name(clip, images):
+    """The released code's questions; "generic" are the paper's."""
+    asked = []
+
+    def describe(pictures, prompts):
+        asked.extend(prompts)
+        return ["food."] * len(pictures)
+
+    def questions(**params):
+        asked.clear()
+        captioner = CallableCaptioner(describe, str(params))
+        options = {**TINY, "epochs": 1, "texts": ["class", "image"], **params}
+        method = LatteCLIP(clip, images.classnames, captioner=captioner, **options)
+        return method.fit(images).guesses_
+
+    guesses = questions(domain="Food101")
+    names = {images.classnames[guess] for guess in guesses}
+    end = "in the photo concisely, less than 20 words."
+    assert set(asked) == {f"Describe the {name} food {end}" for name in names}
+    questions(domain="Flowers102")
+    assert set(asked) == {f"Describe the {name} flower {end}" for name in names}
+    for params in ({"domain": "Food101", "question": "generic"}, {"domain": "food"}):
+        questions(**params)
+        assert set(asked) == {f"Describe the food {end}"}
+
+
+def test_weights_between_the_original_and_the_tuned_ones(clip, images, test_images, tmp_path):
+    """Training and prototypes do not depend on `weight_alpha`; the image tower that classifies does."""
+    tuned, half, none = (
+        LatteCLIP(clip, images.classnames, **TINY, weight_alpha=share).fit(images)
+        for share in (1.0, 0.5, 0.0)
+    )
+    before = module_numbers(clip.model.visual)
+    middle = (before + tuned.image_weights_) / 2
+    assert np.abs(half.image_weights_ - middle).max() < 1e-6
+    assert np.array_equal(none.image_weights_, before)
+    assert not np.array_equal(tuned.image_weights_, before)
+    for method in (half, none):
+        assert np.array_equal(method.class_features_, tuned.class_features_)
+        assert method.history_ == tuned.history_
+    half.save(tmp_path / "half")
+    again = LatteCLIP.load(tmp_path / "half", clip)
+    probabilities = half.predict_proba(test_images)
+    assert np.array_equal(again.predict_proba(test_images), probabilities)
+    assert not np.array_equal(tuned.predict_proba(test_images), probabilities)
+
+
+def test_the_published_settings_are_known_to_all_they_are_for(clip):
+    for name, options in PUBLISHED.items():
+        method = LatteCLIP(clip, ["cat", "dog"], **options)
+        method._check_parameters()
+        assert name in DOMAINS and find_templates(method.templates) == [TEMPLATES[name]]
+        # 2,000 iterations or 50 epochs, but for two sets whose script has 100 epochs
+        assert method.iterations == 2000 and (method.epochs <= 50 or name in ("DTD", "OxfordIIITPet"))
+
+
+def test_the_code_s_reading_of_the_prototypes_is_the_one_of_loops(clip, images):
+    """update_with="blend" without momentum: the normalised mean of the blends of a step."""
+    params = {**TINY, "epochs": 1, "batch_size": 8, "augment": False, "texts": ["class"]}
+    some = images.subset(range(8))
+    method = LatteCLIP(
+        clip, images.classnames, **params, update_with="blend", prototype_momentum=0
+    ).fit(some)
+    text = clip.encode_text([f"a photo of a {name}." for name in images.classnames])
+    for c, row in enumerate(torch.from_numpy(method.class_features_)):
+        # text and prototype are one before the first step, and so is their blend
+        assert (row - text[c]).abs().max() < 1e-6
+    images_of = clip.encode_image(some)
+    guess = (images_of @ text.T).argmax(1)
+    order = torch.from_numpy(np.random.default_rng((0, 0)).permutation(8))
+    logits = (clip.logit_scale * images_of @ text[guess].T)[order][:, order]
+    loss = 0.0
+    for i in range(8):
+        rows, columns = logits[i].exp(), logits[:, i].exp()
+        loss -= (rows[i] / rows.sum()).log() / 8 + (columns[i] / columns.sum()).log() / 8
+    assert abs(method.history_[0]["loss"] - float(loss)) < 1e-4      # two losses, halved
+
+
+@pytest.mark.parametrize("name, change", [("alpha", {"alpha": 0.5}), ("domain", {"domain": "bird"}), ("seed", {"seed": 1}), ("iterations", {"iterations": 2}), ("texts", {"texts": ["class"]})])
 def test_resuming_another_run_is_refused_by_name(clip, images, captions, tmp_path, name, change):
     method = LatteCLIP(clip, images.classnames, checkpoint=str(tmp_path / "run"), **{**TINY, "epochs": 1}).fit(images, captions=captions)
     with pytest.raises(ValueError, match=rf"another run: .*{name}"):

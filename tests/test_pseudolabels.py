@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from sklearn.mixture import GaussianMixture
 
 from clipadapt import pseudolabels
 from clipadapt.pseudolabels import (DegenerateMixtureWarning, Pseudolabels, _Ties, above_threshold, candidate_quality, class_balanced, clean_posterior,
@@ -219,6 +220,60 @@ def test_degenerate_mixtures_are_reported(losses, reason, clean):
 def test_the_scale_of_losses_does_not_matter():
     losses = np.random.default_rng(0).gamma(1, size=500)
     assert np.allclose(clean_posterior(losses), clean_posterior(1000 * losses - 7), atol=1e-4)
+
+
+def two_kinds_of_losses(kind, seed, count=5000):
+    """Losses of right labels, mostly low, and of wrong ones, mostly high."""
+    rng = np.random.default_rng(seed)
+    right = rng.random(count) < 0.7
+    draws = {
+        "gamma": (rng.gamma(1, 0.3, count), rng.gamma(4, 0.6, count)),
+        "normal": (rng.normal(0.4, 0.1, count), rng.normal(1.2, 0.3, count)),
+        "scale 100": (rng.exponential(0.05, count), rng.gamma(2, 4, count)),
+        "scale 20": (rng.exponential(0.3, count), rng.gamma(3, 0.8, count)),
+    }[kind]
+    return np.where(right, *draws)
+
+
+def expected_maximisation(values, means, variance, rounds):
+    """Two Gaussians by hand: the lower mean, and its responsibility for each value."""
+    means, shares = np.array(means, float), np.array([0.5, 0.5])
+    variances = np.full(2, variance)
+    for _ in range(rounds):
+        distance = (values[:, None] - means) ** 2
+        densities = np.exp(-distance / 2 / variances) / np.sqrt(2 * np.pi * variances)
+        weighted = shares * densities
+        resp = weighted / weighted.sum(1, keepdims=True)
+        sizes = resp.sum(0)
+        shares, means = sizes / len(values), (resp * values[:, None]).sum(0) / sizes
+        distance = (values[:, None] - means) ** 2
+        variances = (resp * distance).sum(0) / sizes + 5e-4
+    return means.min(), resp[:, means.argmin()]
+
+
+@pytest.mark.parametrize("kind", ["gamma", "normal", "scale 100", "scale 20"])
+def test_the_split_is_the_one_of_the_released_code(kind):
+    """Co-Reg's: scikit-learn's mixture of the losses scaled to 0 ... 1, the lower mean."""
+    for seed in range(3):
+        losses = two_kinds_of_losses(kind, seed)
+        scaled = ((losses - losses.min()) / (losses.max() - losses.min()))[:, None]
+        mixture = GaussianMixture(
+            n_components=2, max_iter=10, tol=1e-2, reg_covar=5e-4, random_state=seed)
+        found = mixture.fit(scaled).predict_proba(scaled)[:, mixture.means_.argmin()]
+        ours = clean_posterior(losses) > 0.5
+        beyond = losses < losses[found > 0.5].min()     # where Bayes' rule turns round
+        assert (ours != ((found > 0.5) | beyond)).mean() < 0.01
+
+
+@pytest.mark.parametrize("kind", ["gamma", "normal", "scale 20"])
+def test_the_converged_mixture_is_the_one_by_hand(kind):
+    losses = two_kinds_of_losses(kind, 0, count=1500)
+    scaled = (losses - losses.min()) / (losses.max() - losses.min())
+    low, high = np.quantile(scaled, [0.2, 0.9])
+    mean, by_hand = expected_maximisation(scaled, (low, high), scaled.var() / 4, 3000)
+    posterior = clean_posterior(losses, max_iter=3000, tol=1e-9)
+    falling = scaled > mean     # below it, ours is held constant
+    assert falling.mean() > 0.4 and np.abs(posterior - by_hand)[falling].max() < 1e-4
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

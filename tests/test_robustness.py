@@ -8,7 +8,7 @@ from PIL import Image
 from scipy.stats import spearmanr
 from sklearn.exceptions import NotFittedError
 
-from clipadapt import LPCLIP, FeatureStore, ImageSet, Prototypes, StoredCLIP, ZeroShot, digits, lpclip, metrics
+from clipadapt import LPCLIP, FeatureStore, ImageSet, Prototypes, StoredCLIP, ZeroShot, data, digits, lpclip, metrics
 from clipadapt.compare import small_methods
 from clipadapt.features import hash_each
 from clipadapt.robustness import (COLUMNS, CORRUPTIONS, PARAMETERS, SEVERITIES, Corrupted, Restricted, corrupt, corruption_parameters, evaluate, imagenet_names, inverted,
@@ -336,3 +336,18 @@ def test_some_classes_only(zero_shot, clip, train, test, tmp_path):
         limited.fit(train)
     with pytest.raises(ValueError, match="cannot be saved"):
         limited.save(tmp_path / "limited")
+
+
+@pytest.mark.parametrize("shape", [(96, 64), (64, 224), (300, 300)])
+def test_large_images_are_corrupted_as_the_clip_reads_them(zero_shot, shape):
+    pages = ImageSet([image.resize(shape) for image, _ in digits("test").subset(range(12))],
+                     zero_shot.classnames, digits("test").labels[:12])
+    table = evaluate(zero_shot, pages, corruptions=["gaussian noise"], severities=[5])
+    small = ImageSet([data.centre_view(32)(image, None) for image, _ in pages])
+    seen = zero_shot.predict_proba(Corrupted(small, "gaussian noise", 5))
+    rows = table[(table.kind == "corruption") & (table.metric == "nll")]
+    expected = metrics.negative_log_likelihood(pages.labels, seen)
+    assert abs(rows.value.item() - expected) < 1e-4
+    assert Corrupted(pages, "fog", 1)[0][0].size == shape
+    assert Corrupted(pages, "fog", 1, size=32)[0][0].size == (32, 32)
+    assert Corrupted(pages, "fog", 1, size=512)[0][0].size == shape, "never enlarged"

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from clipadapt.training import Checkpoint, Recipe, minimise
+from clipadapt.training import Checkpoint, Recipe, minimise, train_epoch
 
 
 @pytest.mark.parametrize("epoch, rate", [(0, 0.1 / 6), (1, 0.2 / 6), (4, 0.5 / 6), (5, 0.1), (77.5, 0.05), (149, 0.1 * (1 + math.cos(math.pi * 144 / 145)) / 2)])
@@ -32,7 +32,38 @@ def test_rate_rises_to_its_highest_and_then_falls(epochs, warmup):
     assert warmup >= epochs or math.isclose(rates[warmup], 3.0)
 
 
-@pytest.mark.parametrize("number", [{"epochs": 0}, {"epochs": 2.0}, {"epochs": True}, {"batch_size": 0}, {"batch_size": -1}, {"learning_rate": -0.1}, {"warmup": -1},
+@given(
+    epochs=st.integers(1, 8),
+    batches=st.integers(1, 9),
+    iterations=st.one_of(st.none(), st.integers(1, 60)),
+    warmup=st.integers(0, 3),
+)
+@settings(deadline=None)
+def test_the_cosine_ends_with_the_run_however_that_ends(
+    epochs, batches, iterations, warmup
+):
+    """The rates of every step of a run, against a schedule counted in steps."""
+    recipe = Recipe(
+        epochs, 2, 1.0, 0.0, warmup=warmup, per_step=True, iterations=iterations
+    )
+    weight, rates = torch.nn.Parameter(torch.zeros(())), []
+    optimiser = recipe.optimiser([weight])
+
+    def loss(batch):
+        rates.append(optimiser.param_groups[0]["lr"])
+        return 0 * weight
+
+    for epoch in range(math.ceil(recipe.length(batches))):
+        train_epoch(optimiser, loss, [torch.arange(2)] * batches, recipe, epoch)
+    steps, up = min(epochs * batches, iterations or math.inf), warmup * batches
+    assert len(rates) == steps
+    for step, rate in enumerate(rates):
+        fall = math.cos(math.pi * (step - up) / max(1, steps - up))
+        expected = (step + 1) / (up + 1) if step < up else (1 + fall) / 2
+        assert math.isclose(rate, expected, abs_tol=1e-9)
+
+
+@pytest.mark.parametrize("number", [{"epochs": 0}, {"iterations": 0}, {"iterations": 2.5}, {"epochs": 2.0}, {"epochs": True}, {"batch_size": 0}, {"batch_size": -1}, {"learning_rate": -0.1}, {"warmup": -1},
                                     {"learning_rate": math.inf}, {"learning_rate": math.nan}, {"momentum": 1}, {"momentum": -0.5}, {"weight_decay": -1}])
 def test_numbers_out_of_range_are_named(number):
     with pytest.raises(ValueError, match=next(iter(number))):
@@ -194,7 +225,7 @@ def test_a_failed_save_keeps_the_last_checkpoint(tmp_path):
 WORKER = """
 import sys, time
 import numpy as np, torch
-from clipadapt.training import Checkpoint, Recipe, minimise
+from clipadapt.training import Checkpoint, Recipe, minimise, train_epoch
 data = torch.randn(40, 5, generator=torch.Generator().manual_seed(0))
 weight, checkpoint = torch.nn.Parameter(torch.zeros(5)), Checkpoint(sys.argv[1], {"task": "test"})
 arrays, record = checkpoint.load() or ({"weight": np.zeros(5, np.float32)}, {"round": 0, "history": []})

@@ -1,0 +1,85 @@
+"""Every method, with its own defaults and for two epochs, on other kinds of CLIP: whether it runs, the time it takes and the memory it needs.
+
+python benchmarks/conformance.py [--kind "ViT-B/32" --kind SigLIP ...] [--case FLYP ...] [--unlabelled 12] [--threads 2]
+
+The models are random: a whole ViT-B/32, and narrow ones of other kinds (`tests/conformance`). They are shown
+photographs of every size and shape in 47 classes. Each case of the whole model runs in a process of its own, so that
+its peak of memory is its own. The exit code is 1 when a case fails, is refused without being listed as impossible, or
+needs more memory than its limit. What a method needs on a GPU: benchmarks/gpu.py.
+"""
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pandas as pd
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from tests.conformance.cases import CASES, REFUSED  # noqa: E402
+from tests.conformance.models import KINDS, WHOLE, write_model  # noqa: E402
+from tests.conformance.photographs import write_photographs  # noqa: E402
+
+LIMIT = 3000            # megabytes
+FINE_TUNED = 4500       # both towers with AdamW: 151 M weights twice, gradients, two moments, and one copy to keep
+CHANGED = {             # 27 templates in 47 classes take minutes; one of the three students has them
+    "CoReg, head": {"templates": "single"}, "CoReg, clip": {"templates": "single"}}
+
+
+def limit(case):
+    """The megabytes that a case may take."""
+    return FINE_TUNED if case.startswith(("LatteCLIP", "FLYP")) else LIMIT
+
+
+def verdict(kind, row):
+    """The status of a case, or what is wrong with it."""
+    expected = REFUSED.get((kind, row["case"]))
+    right = row["status"] == "ok" if expected is None else row["status"] == "refused" and expected in row["reason"]
+    if not right:
+        return f"WRONG: {row['status']}: {row['reason']}"
+    if row["peak_mb"] > limit(row["case"]):
+        return f"WRONG: more than {limit(row['case'])} MB"
+    return f"refused: {expected}" if expected else "ok"
+
+
+def run(cases, model, photographs, given):
+    """The rows of some cases with one model, from a process of their own."""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(given.threads), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "tests.conformance", "--model", model, "--photographs", str(photographs), "--cases", json.dumps(cases),
+               "--changed", json.dumps(CHANGED), "--unlabelled", str(given.unlabelled)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    lost = cases[len(rows):] if done.returncode else []
+    ended = f"the process ended with {done.returncode}: {done.stderr[-300:]}"
+    return [*rows, *({"case": case, "status": "failed", "reason": ended, "seconds": 0, "processor_seconds": 0, "peak_mb": 0} for case in lost)]
+
+
+def measure(given, folder):
+    """A row for every kind of model and every case."""
+    photographs = write_photographs(folder / "photographs")
+    for number, kind in enumerate(given.kind or reversed(KINDS)):
+        model, cases = write_model(kind, folder / f"model {number}"), given.case or list(CASES)
+        for some in [[case] for case in cases] if kind == WHOLE else [cases]:
+            for row in run(some, model, photographs, given):
+                yield {"model": kind, **row, "verdict": verdict(kind, row)}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kind", action="append", choices=list(KINDS))
+    parser.add_argument("--case", action="append", choices=list(CASES))
+    parser.add_argument("--unlabelled", type=int, default=12, help="images of a method without labels; the others have 47 more")
+    parser.add_argument("--threads", type=int, default=2)
+    given, rows = parser.parse_args(), []
+    with tempfile.TemporaryDirectory() as folder:
+        for row in measure(given, Path(folder)):
+            rows.append(row)
+            print(f"{row['model']:16} {row['case']:38} {row['seconds']:7.1f} s {row['processor_seconds']:7.1f} CPU s {row['peak_mb']:6d} MB  {row['verdict'][:90]}", flush=True)
+    wrong = [row for row in rows if row["verdict"].startswith("WRONG")]
+    print(f"\n{len(rows)} cases, {len(wrong)} wrong")
+    print(pd.DataFrame(wrong, columns=["model", "case", "verdict"]).to_string(index=False) if wrong else "")
+    sys.exit(bool(wrong))
