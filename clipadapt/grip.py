@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -23,8 +24,8 @@ from .training import Checkpoint, Recipe, minimise, note
 from .zeroshot import CLIP, average_prompts, check_templates, encode_prompts
 
 # %% auto #0
-__all__ = ['SETTINGS', 'PROMPTS', 'LEARNING_RATES', 'BLOCK', 'SMALL', 'learning_setting', 'loss_weights', 'two_part_loss',
-           'PromptSelfTraining', 'FPL', 'IFPL', 'GRIP']
+__all__ = ['SETTINGS', 'READINGS', 'PROMPTS', 'LEARNING_RATES', 'BLOCK', 'SMALL', 'learning_setting', 'loss_weights',
+           'two_part_loss', 'PromptSelfTraining', 'FPL', 'IFPL', 'GRIP']
 
 # %% ../nbs/09_grip.ipynb #cell-8
 SETTINGS = ("unsupervised", "semi-supervised", "transductive")
@@ -48,23 +49,61 @@ def learning_setting(labels: np.ndarray, num_classes: int, wanted: str | None = 
     return found
 
 # %% ../nbs/09_grip.ipynb #cell-11
-def loss_weights(setting: str, labelled: int, pseudolabelled: int, reading: str = "recommended") -> tuple[float, float]:
-    """The weights of the labelled and of the pseudolabelled part of the loss, from the numbers of their examples.
+READINGS = ("shares", "recommended", "published")
 
-    Semi-supervised learning gives the few labels the larger weight, transductive learning weights the pseudolabels to match the many labels.
-    The `reading` "published" gives the few labels the smaller weight instead, as the code of Menghini et al. 2023 does for IFPL and GRIP.
+
+def loss_weights(
+    setting: str,
+    labelled: int,
+    pseudolabelled: int,
+    reading: str = "recommended",
+    *,
+    iterated: bool = True,
+    prompt: str = "textual",
+) -> tuple[float, float]:
+    """The weights of the labelled and of the pseudolabelled part of the loss.
+
+    setting: one of `SETTINGS`.
+    labelled, pseudolabelled: how many examples each part has; an absent one gets 0.
+    reading: "shares" weights each part by its share of the examples, so that all count
+        the same on average; this one is ours. "recommended", as we read Menghini et al. 2023: semi-supervised learning
+        weights the labelled part by pseudolabelled / labelled, transductive learning
+        the pseudolabelled part by labelled / pseudolabelled. "published", as their code
+        does: so does FPL, with the square root of the ratio for multimodal prompts;
+        IFPL and GRIP weight the labelled part of semi-supervised learning by
+        labelled / pseudolabelled instead, and take no root.
+    iterated: whether there are several rounds, as in IFPL and GRIP, or one as in FPL.
+    prompt: the kind of prompt, one of `PROMPTS`.
+
+    Shares are at most 1, but no ratio is bounded: two labels of each class and 1,000 pseudolabels give a labelled
+    image 500 times the weight, and training may end below the zero-shot classifier.
     """
     if not labelled or not pseudolabelled:
         return float(labelled > 0), float(pseudolabelled > 0)
-    if setting == "transductive":
-        return 1.0, labelled / pseudolabelled
-    return (labelled / pseudolabelled if reading == "published" else pseudolabelled / labelled), 1.0
+    if reading == "shares":
+        count = labelled + pseudolabelled
+        return labelled / count, pseudolabelled / count
+    ratio = pseudolabelled / labelled
+    if setting == "transductive" or (reading == "published" and iterated):
+        ratio = labelled / pseudolabelled
+    if reading == "published" and prompt == "multimodal" and not iterated:
+        ratio = ratio**0.5
+    return (1.0, ratio) if setting == "transductive" else (ratio, 1.0)
 
+# %% ../nbs/09_grip.ipynb #x
+def two_part_loss(
+    logits: torch.Tensor,
+    classes: torch.Tensor,
+    pseudo: torch.Tensor,
+    weights: Sequence[float],
+) -> torch.Tensor:
+    """Weighted sum of the mean cross-entropies of the two parts of a batch.
 
-def two_part_loss(logits: torch.Tensor, classes: torch.Tensor, pseudo: torch.Tensor, weights: tuple[float, float]) -> torch.Tensor:
-    """Weighted sum of the mean cross-entropies of the labelled and of the pseudolabelled examples of a batch; an absent part is 0.
-
-    logits: float [B, C]; classes: int64 [B]; pseudo: bool [B].
+    logits: float [B, C].
+    classes: int64 [B], the labels and pseudolabels.
+    pseudo: bool [B], which of them are pseudolabels.
+    weights: that of the labelled and that of the pseudolabelled part. A part that the
+        batch does not have counts 0.
     """
     losses = F.cross_entropy(logits, classes, reduction="none")
     parts = [(losses * part).sum() / part.sum().clamp(min=1) for part in (~pseudo, pseudo)]
@@ -79,6 +118,8 @@ class _Run:
         self.method, self.images, self.labels = method, images, labels
         self.setting = learning_setting(labels, num_classes, method.setting)
         self.labelled, self.pool = np.flatnonzero(labels >= 0), np.flatnonzero(labels < 0)
+        if self.setting == "transductive" and len(self.pool):
+            _check_pool_is_chosen(method.pool, len(np.unique(labels[self.labelled])), num_classes)
         only_unseen = self.setting == "transductive" and method.pool == "unseen"
         self.allowed = np.setdiff1d(np.arange(num_classes), labels) if only_unseen else np.arange(num_classes)
         self.recipe = method._recipe()
@@ -96,23 +137,44 @@ class _Run:
     def train(self, prompt: Prompt, inputs: torch.Tensor, chosen: Pseudolabels, number: int) -> float:
         """Train `prompt` on labels and pseudolabels; return the loss of the last epoch."""
         rows = torch.from_numpy(np.concatenate([self.labelled, chosen.images])).to(inputs.device)
-        classes = torch.from_numpy(np.concatenate([self.labels[self.labelled], chosen.classes])).to(inputs.device)
-        pseudo = torch.arange(len(rows), device=inputs.device) >= len(self.labelled)
-        weights = self.method.weights
-        if isinstance(weights, str):
-            weights = loss_weights(self.setting, len(self.labelled), len(chosen), weights)
+        device = self.method.clip.device        # `inputs` may lie in the main memory
+        classes = torch.from_numpy(np.concatenate([self.labels[self.labelled], chosen.classes])).to(device)
+        pseudo = torch.arange(len(rows), device=device) >= len(self.labelled)
+        weights = self._weights(len(chosen))
 
         def batch_loss(batch):
-            return two_part_loss(prompt(inputs[rows[batch]]), classes[batch], pseudo[batch], weights)
+            logits = prompt(inputs, rows[batch])
+            return two_part_loss(logits, classes[batch], pseudo[batch], weights)
 
         name = f"{type(self.method).__name__}, round {number + 1}"
         return minimise(prompt.parameters(), batch_loss, len(rows), self.recipe, (self.method.seed, number), name)[-1]
 
+    def _weights(self, pseudolabelled: int) -> Sequence[float]:
+        """Those of the labelled and of the pseudolabelled part of the loss."""
+        method = self.method
+        if not isinstance(method.weights, str):
+            return method.weights
+        return loss_weights(
+            self.setting, len(self.labelled), pseudolabelled, method.weights,
+            iterated=method.iterated, prompt=method.prompt,
+        )
+
+
+def _check_pool_is_chosen(pool: str | None, seen: int, num_classes: int) -> None:
+    """Raise ValueError for no `pool`, where some classes have labels and others none."""
+    if pool is None:
+        raise ValueError(
+            f"{seen} of {num_classes} classes have labels, so say what the unlabelled "
+            "images show: pool='unseen' if they show only classes without a label, so "
+            "that none of them is taken for another; pool='mixed' if they may show any "
+            "class"
+        )
+
 # %% ../nbs/09_grip.ipynb #cell-15
 PROMPTS: dict[str, type[Prompt]] = {"textual": TextualPrompt, "visual": VisualPrompt, "multimodal": MultimodalPrompt}
 LEARNING_RATES = {"textual": 0.1, "visual": 0.1, "multimodal": 0.01}
-BLOCK = 4096          # images prepared at a time to be scored: 630 MB of patches for ViT-B/32
-SMALL = {"epochs": 20, "batch_size": 32, "weight_decay": 0.0}
+BLOCK = 1024          # images prepared at a time to be scored: 160 MB of patches for ViT-B/32
+SMALL = {"epochs": 20, "batch_size": 32, "weight_decay": 0.0, "weights": "shares"}
 
 
 class PromptSelfTraining(Adapter):
@@ -120,13 +182,15 @@ class PromptSelfTraining(Adapter):
 
     `prompt` is "textual", "visual" or "multimodal", `options` go to its class (see `clipadapt.prompts`). `policy` is that of `top_k`;
     `templates` those of the zero-shot classifier that labels first, and of visual prompts, unless `options` name others. `weights` are
-    those of labelled and pseudolabelled examples in the loss: "recommended" or "published" (see `loss_weights`), or two numbers. `reinit`
-    starts every round from the same untrained prompt; False goes on with the last one. The other numbers are those of a `Recipe`; a
-    learning rate of None is the paper's for the prompt.
+    two numbers, those of the labelled and of the pseudolabelled part of the loss, or a name: "shares", or one of two readings of the
+    paper, "recommended" and "published" (see `loss_weights`). That both are 1 is our choice: the ratios of the paper have no bound, and
+    may ruin a fit. Without weight decay, "shares" is safer still when labels are few.
+    `reinit` starts every round from the same untrained prompt; False goes on with the last one. The other numbers are those of a
+    `Recipe`; a learning rate of None is the paper's for the prompt.
 
     Labels in `fit(X, y)` choose the setting: none is unsupervised, some for every class semi-supervised, some for some classes
-    transductive zero-shot learning; `setting` makes sure of it. `pool` matters in the last: "unseen" says that unlabelled images are
-    known to show unseen classes only (the paper's protocol), "mixed" that they may show any.
+    transductive zero-shot learning; `setting` makes sure of it. `pool` is asked for in the last, and has no effect elsewhere: "unseen"
+    says that unlabelled images are known to show classes without a label only (the paper's protocol), "mixed" that they may show any.
 
     `checkpoint` names a file that is written after every round, and from which a killed fit goes on. It is not saved with the method.
 
@@ -135,6 +199,7 @@ class PromptSelfTraining(Adapter):
     """
 
     unsaved = ("clip", "classnames", "checkpoint")
+    iterated: ClassVar[bool] = True     # whether there are several rounds
     fitted = {
         "prompt_": Array("float32", "P"),
         "pseudolabels_": Array("int64", "M", 2, low=0),
@@ -143,7 +208,7 @@ class PromptSelfTraining(Adapter):
 
     def __init__(self, clip: CLIP, classnames: Sequence[str], *, prompt: str = "textual", options: dict | None = None, k: int = 16,
                  rounds: int = 10, growth: Sequence[float] | None = None, policy: str = "per-class", templates: str | Sequence[str] = "single",
-                 weights: str | Sequence[float] = "recommended", reinit: bool = True, setting: str | None = None, pool: str = "mixed",
+                 weights: str | Sequence[float] = (1, 1), reinit: bool = True, setting: str | None = None, pool: str | None = None,
                  epochs: int = 150, batch_size: int | None = 16, learning_rate: float | None = None, momentum: float = 0.9,
                  weight_decay: float = 0.1, warmup: float = 5, checkpoint: str | None = None, seed: int = 0):
         super().__init__(clip, classnames, seed=seed)
@@ -161,7 +226,7 @@ class PromptSelfTraining(Adapter):
 
         `on_round(method, pseudolabels)` is called after every round, when the method can predict already; the dict of plain values
         that it returns is added to `history_`. It may know labels: nothing that it returns is used. Raises ValueError as `Adapter.fit`
-        does, for parameters out of range, and for a checkpoint of another run.
+        does, for parameters out of range, for no `pool` in transductive learning, and for a checkpoint of another run.
         """
         self._on_round = on_round or _nothing
         return super().fit(X, y)
@@ -208,8 +273,8 @@ class PromptSelfTraining(Adapter):
 
     def _check_parameters(self) -> None:
         """Raise ValueError for the first parameter out of range."""
-        if self.pool not in ("mixed", "unseen"):
-            raise ValueError(f"pool must be 'mixed' or 'unseen', not {self.pool!r}")
+        if self.pool not in (None, "mixed", "unseen"):
+            raise ValueError(f"pool must be 'mixed', 'unseen' or None, not {self.pool!r}")
         if self.policy not in POLICIES:
             raise ValueError(f"policy must be one of {', '.join(map(repr, POLICIES))}, not {self.policy!r}")
         check_count(self.k, "k")
@@ -225,6 +290,8 @@ class PromptSelfTraining(Adapter):
         return Recipe(self.epochs, self.batch_size, rate, self.momentum, self.weight_decay, self.warmup)
 
     def _check_loaded(self) -> None:
+        if isinstance(self.weights, list):
+            self.weights = tuple(self.weights)      # files know no tuples
         self._check_parameters()
         if (self.pseudolabels_[:, 1] >= len(self.classnames_)).any():
             raise ValueError("pseudolabels_ has classes that do not exist")
@@ -256,9 +323,9 @@ def _nothing(method: PromptSelfTraining, pseudolabels: Pseudolabels) -> dict:
 
 
 def _check_weights(weights: str | Sequence[float]) -> None:
-    numbers = np.zeros(2) if isinstance(weights, str) and weights in ("recommended", "published") else np.asarray(weights)
+    numbers = np.zeros(2) if isinstance(weights, str) and weights in READINGS else np.asarray(weights)
     if numbers.shape != (2,) or numbers.dtype.kind not in "iuf" or not (np.isfinite(numbers) & (numbers >= 0)).all():
-        raise ValueError("weights must be 'recommended', 'published' or two numbers from 0 for labelled and pseudolabelled examples, "
+        raise ValueError("weights must be 'shares', 'recommended', 'published' or two numbers from 0 for labelled and pseudolabelled examples, "
                          f"not {weights!r}")
 
 
@@ -303,6 +370,7 @@ def _set_numbers(prompt: Prompt, numbers: np.ndarray) -> None:
 class FPL(PromptSelfTraining):
     """Few pseudolabels: one round, the `k` best of each class (Menghini et al. 2023). `rounds` and `growth` have no effect."""
 
+    iterated = False
     fitted = PromptSelfTraining.fitted
 
     def sizes(self, pool: int, classes: int) -> list[int]:

@@ -5,10 +5,12 @@
 # %% ../nbs/08_prompts.ipynb #cell-7
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import open_clip
+import psutil
 import torch
 import torch.nn.functional as F
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
@@ -19,8 +21,8 @@ from .data import ImageSet, as_imageset, check_classnames, check_count
 from .zeroshot import CLIP, average_prompts, encode_prompts
 
 # %% auto #0
-__all__ = ['TextTower', 'text_ends', 'read_out', 'ImageTower', 'Prompt', 'TextualPrompt', 'VisualPrompt', 'own_draws',
-           'MultimodalPrompt']
+__all__ = ['DEVICE_SHARE', 'TextTower', 'text_ends', 'read_out', 'free_memory', 'place_of_patches', 'ImageTower', 'Prompt',
+           'TextualPrompt', 'VisualPrompt', 'own_draws', 'MultimodalPrompt']
 
 # %% ../nbs/08_prompts.ipynb #cell-9
 def _causal_block(block: ResidualAttentionBlock, shared: torch.Tensor, own: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -102,6 +104,48 @@ def _check_length(clip: CLIP, classnames: Sequence[str], ends: torch.Tensor, roo
         raise ValueError(f"a prompt of {room} vectors does not fit before the class name {classnames[longest]!r}: together with start and end they take "
                          f"{lengths[longest] + room} positions, {lengths[longest] + room - context} more than the {context} of this model")
 
+# %% ../nbs/08_prompts.ipynb #x
+DEVICE_SHARE = 0.5      # of a GPU's free memory, for the patches; training needs the rest
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on a GPU, with those that PyTorch keeps in reserve there.
+
+    device: for any that is no CUDA device, what is free of the main memory.
+    """
+    if device.type != "cuda":
+        return psutil.virtual_memory().available
+    reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + reserve
+
+
+def place_of_patches(
+    count: int,
+    image_bytes: int,
+    device: torch.device,
+    free: Callable[[torch.device], float] = free_memory,
+) -> torch.device:
+    """Where the patches of a pool are kept: on `device`, or in the main memory.
+
+    count: the number of images.
+    image_bytes: what the patches of one image take.
+    device: where the CLIP computes. A GPU keeps them itself when they take no more than
+        `DEVICE_SHARE` of the memory that is free there.
+    free: tells how many bytes are free on a device.
+
+    Raises ValueError, before any memory is taken, when they fit nowhere.
+    """
+    size, main = count * image_bytes, torch.device("cpu")
+    if device.type == "cuda" and size <= DEVICE_SHARE * free(device):
+        return device
+    if size > free(main):
+        raise ValueError(
+            f"the patches of {count} images take {size / 1e9:.3g} GB, and "
+            f"{free(main) / 1e9:.3g} GB of memory are free; give fewer images, or use a "
+            "textual prompt, which keeps one feature of each image"
+        )
+    return main if device.type == "cuda" else device
+
 # %% ../nbs/08_prompts.ipynb #cell-14
 class ImageTower(nn.Module):
     """CLIP's frozen vision transformer with vectors inserted behind the class token.
@@ -119,13 +163,22 @@ class ImageTower(nn.Module):
 
     @torch.no_grad()
     def embed(self, images: ImageSet, batch_size: int = 64) -> torch.Tensor:
-        """What the encoder knows before any prompt: class token and patches with their positions, [N, 1 + patches, W] on the CLIP's device.
+        """What the encoder knows before any prompt: class token, patches, positions.
 
-        float32, or float16 for a CLIP that computes in bfloat16 (half the memory: 77 kB an image for ViT-B/32).
+        images: N images.
+        batch_size: how many are embedded at a time.
+
+        Returns [N, 1 + patches, W]: float32, or float16 for a CLIP that computes in
+        bfloat16 (half the memory: 77 kB an image for ViT-B/32). It is on the CLIP's
+        device, or in the main memory when it does not fit there, see
+        `place_of_patches`. Raises ValueError when it fits nowhere.
         """
         clip, visual = self._clip[0], self._clip[0].model.visual
         dtype = torch.float16 if clip.precision == "bf16" else torch.float32
-        embedded = torch.empty(len(images), len(visual.positional_embedding), visual.conv1.out_channels, dtype=dtype, device=clip.device)
+        shape = len(visual.positional_embedding), visual.conv1.out_channels
+        image_bytes = math.prod(shape) * dtype.itemsize
+        place = place_of_patches(len(images), image_bytes, clip.device)
+        embedded = torch.empty(len(images), *shape, dtype=dtype, device=place)
         start = 0
         for pixels in clip.pixel_batches(images, batch_size):
             patches = visual.conv1(pixels).flatten(2).transpose(1, 2)
@@ -139,7 +192,7 @@ class ImageTower(nn.Module):
         visual = self._clip[0].model.visual
         deep, count = prompts.ndim == 3, prompts.shape[-2]
         first, rest = (prompts[0], prompts[1:]) if deep else (prompts, ())
-        x = embedded.to(first.dtype)
+        x = embedded.to(first.device).to(first.dtype)
         x = visual.ln_pre(torch.cat([x[:, :1], first.expand(len(x), -1, -1), x[:, 1:]], 1))
         for layer, block in enumerate(visual.transformer.resblocks):
             if layer and layer <= len(rest):
@@ -150,7 +203,7 @@ class ImageTower(nn.Module):
 
     def plain(self, embedded: torch.Tensor) -> torch.Tensor:
         """Unit features, float32 [B, D], of embedded images without any prompt: those of `CLIP.encode_image`."""
-        return self(embedded, torch.empty(0, embedded.shape[2], device=embedded.device))
+        return self(embedded, torch.empty(0, embedded.shape[2], device=self._clip[0].device))
 
 # %% ../nbs/08_prompts.ipynb #cell-17
 class Prompt(nn.Module):
@@ -163,8 +216,12 @@ class Prompt(nn.Module):
             raise ValueError("a prompt needs at least one class name")
         self._clip, self.scale = [clip], clip.logit_scale
 
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Logits, float32 [B, C], of prepared images."""
+    def forward(
+        self, inputs: torch.Tensor, rows: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Logits, float32 [B, C], of prepared images, or of `rows` of them (int64 [B])."""
+        if rows is not None:
+            inputs = _take(inputs, rows, self._clip[0].device)
         with self._clip[0].autocast():
             images, classes = self.embed_images(inputs), self.embed_classes()
         return self.scale * images @ classes.T
@@ -183,12 +240,34 @@ class Prompt(nn.Module):
     def score_without(self, classes: torch.Tensor, inputs: torch.Tensor, rows: torch.Tensor | None = None, batch_size: int = 256) -> torch.Tensor:
         """As `score`, of the CLIP without any prompt, for class embeddings [C, D]; images are not encoded again."""
         with self._clip[0].autocast():
-            return self._compare(self.plain_features, inputs, rows, classes.to(inputs.device), batch_size)
+            return self._compare(self.plain_features, inputs, rows, classes, batch_size)
 
     def _compare(self, embed, inputs: torch.Tensor, rows: torch.Tensor | None, classes: torch.Tensor, batch_size: int) -> torch.Tensor:
-        batches = (inputs if rows is None else rows).split(batch_size)
-        features = [embed(batch if rows is None else inputs[batch]).float() for batch in batches if len(batch)]
+        rows = torch.arange(len(inputs)) if rows is None else rows
+        features = [
+            embed(_take(inputs, batch, self._clip[0].device)).float()
+            for batch in rows.split(batch_size) if len(batch)
+        ]
         return self.scale * torch.cat(features or [classes[:0].float()]).cpu() @ classes.float().cpu().T
+
+
+def _take(
+    inputs: torch.Tensor, rows: torch.Tensor, device: torch.device
+) -> torch.Tensor:
+    """Some rows of prepared images, on `device`."""
+    rows = rows.to(inputs.device)
+    if not _is_elsewhere(inputs, device):
+        return inputs[rows]
+    batch = torch.empty(    # pinned: a GPU reads nothing else as fast
+        len(rows), *inputs.shape[1:], dtype=inputs.dtype,
+        pin_memory=device.type == "cuda",
+    )
+    torch.index_select(inputs, 0, rows, out=batch)
+    return batch.to(device, non_blocking=True)
+
+
+def _is_elsewhere(inputs: torch.Tensor, device: torch.device) -> bool:
+    return inputs.device.type != device.type
 
 
 def _noise(shape: tuple, std: float, seed: int, device) -> nn.Parameter:
@@ -244,7 +323,7 @@ class VisualPrompt(Prompt):
         self._classes = average_prompts(encode_prompts(clip, self.classnames, templates)).to(clip.device)
 
     def prepare(self, images) -> torch.Tensor:
-        """Embedded images, [N, 1 + patches, W], on the CLIP's device: see `ImageTower.embed`."""
+        """Embedded images, [N, 1 + patches, W]: see `ImageTower.embed`."""
         return self.tower.embed(as_imageset(images))
 
     def embed_images(self, inputs: torch.Tensor) -> torch.Tensor:
@@ -318,7 +397,7 @@ class MultimodalPrompt(Prompt):
         return self.leave[0](joined[0]), self.leave[1](joined[1])
 
     def prepare(self, images) -> torch.Tensor:
-        """Embedded images, [N, 1 + patches, W], on the CLIP's device: see `ImageTower.embed`."""
+        """Embedded images, [N, 1 + patches, W]: see `ImageTower.embed`."""
         return self.image_tower.embed(as_imageset(images))
 
     def embed_images(self, inputs: torch.Tensor) -> torch.Tensor:

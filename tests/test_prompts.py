@@ -310,3 +310,107 @@ def test_bfloat16_keeps_float32_prompts_and_stays_near(clips, images, kind):
     same(first.predict(first.prepare(images)), second.predict(inputs), 0.1)
     second(inputs).sum().backward()
     assert all(parameter.dtype == torch.float32 and parameter.grad.dtype == torch.float32 and parameter.grad.isfinite().all() for parameter in second.parameters())
+
+
+GB = 10**9
+
+
+@pytest.mark.parametrize("device, on_gpu, in_main, place", [
+    ("cuda", 80 * GB, 1 * GB, "cuda"), ("cuda", 19 * GB, 0, "cuda"),
+    ("cuda", 18 * GB, 64 * GB, "cpu"), ("cuda", 1 * GB, 10 * GB, "cpu"),
+    ("cpu", 80 * GB, 10 * GB, "cpu"), ("mps", 80 * GB, 10 * GB, "mps"),
+    ("cuda", 18 * GB, 9 * GB, None), ("cpu", 80 * GB, 9 * GB, None)])
+def test_where_the_patches_of_60_000_images_go(device, on_gpu, in_main, place):
+    """9.2 GB for ViT-B/32; half of a GPU's free memory is theirs."""
+    free = {"cuda": on_gpu, "cpu": in_main}
+
+    def found():
+        gpu = torch.device(device)
+        return module.place_of_patches(
+            60_000, 50 * 768 * 4, gpu, lambda place: free[place.type])
+
+    if place:
+        assert found().type == place
+        return
+    with pytest.raises(ValueError, match="60000 images take 9.22 GB, and 9 GB") as error:
+        found()
+    assert "textual prompt" in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["visual", "multimodal"])
+def test_what_does_not_fit_is_refused_before_it_is_taken(clips, images, monkeypatch, kind):
+    """12 images of 17 x 128 numbers take 104,448 bytes."""
+    prompt = KINDS[kind](clips("built-in"), NAMES, length=2)
+    memory = type("Memory", (), {"available": 104_448})
+    monkeypatch.setattr(module.psutil, "virtual_memory", lambda: memory)
+    assert prompt.prepare(images).nbytes == 104_448
+    memory.available -= 1
+    monkeypatch.setattr(torch, "empty", lambda *of, **options: pytest.fail("taken"))
+    with pytest.raises(ValueError, match="12 images take 0.000104 GB"):
+        prompt.prepare(images)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_rows_are_taken_where_the_inputs_lie(clips, images, monkeypatch, kind, elsewhere):
+    """Logits, gradients and scores of rows, from the device and from main memory."""
+    prompt = KINDS[kind](clips("built-in"), NAMES, length=2)
+    inputs, rows = prompt.prepare(images), torch.tensor([7, 0, 7, 3])
+    expected, score = prompt(inputs[rows]), prompt.score(inputs)[rows]
+    gradients = torch.autograd.grad(expected.sum(), list(prompt.parameters()))
+    monkeypatch.setattr(module, "_is_elsewhere", lambda inputs, device: elsewhere)
+    logits = prompt(inputs, rows)
+    assert torch.equal(logits, expected)
+    for found, gradient in zip(
+        torch.autograd.grad(logits.sum(), list(prompt.parameters())), gradients
+    ):
+        assert torch.equal(found, gradient)
+    same(prompt.score(inputs, rows), score, 1e-4)
+    same(prompt.score(inputs, rows, batch_size=3), score, 1e-4)
+    assert prompt.score(inputs, rows[:0]).shape == (0, len(NAMES))
+
+
+@pytest.mark.parametrize("name", ["built-in", "plain", "quick-GELU", "layer scale"])
+def test_a_visual_prompt_by_hand(clips, images, name):
+    """From the pixels: class token and patches get positions, prompts get none."""
+    clip = clips(name)
+    visual, prompt = clip.model.visual, VisualPrompt(clip, NAMES, length=3)
+
+    def by_hand(vectors):
+        pixels = torch.stack([clip.preprocess(image) for image, _ in images])
+        patches = visual.conv1(pixels).flatten(2).mT
+        tokens = torch.cat([visual.class_embedding.expand(len(pixels), 1, -1), patches], 1)
+        first, *rest = (tokens + visual.positional_embedding).unbind(1)
+        whole = torch.stack([first, *vectors.expand(len(pixels), -1, -1).unbind(1), *rest], 1)
+        hidden = visual.transformer(visual.ln_pre(whole))[:, 0]
+        features = visual.ln_post(hidden) @ visual.proj
+        features = features / features.norm(dim=1, keepdim=True)
+        classes = clip.encode_text([f"a photo of a {name}." for name in NAMES])
+        return clip.logit_scale * features @ classes.T
+
+    found, expected = prompt(prompt.prepare(images)), by_hand(prompt.vectors)
+    same(found.detach(), expected.detach(), 1e-4)
+    gradients = [
+        torch.autograd.grad(logits.softmax(1)[:, 0].sum(), prompt.vectors)[0]
+        for logits in (found, expected)
+    ]
+    scale = gradients[1].abs().max()
+    assert scale > 0
+    same(gradients[0] / scale, gradients[1] / scale, 1e-4)
+
+
+def test_pairs_by_hand(clips):
+    """As the released code stacks them: [2, length, width] in a block whose first axis
+    is the sequence, so attention runs over the two modalities of each position."""
+    prompt = MultimodalPrompt(clips("built-in"), NAMES, length=4, attention="pairs")
+    block = prompt.block
+    x = torch.stack(
+        [prompt.enter[0](prompt.text_vectors), prompt.enter[1](prompt.image_vectors)])
+    attention = torch.nn.MultiheadAttention(128, 1)         # sequence first
+    attention.load_state_dict(block.attn.state_dict())
+    normal = block.ln_1(x)
+    x = x + attention(normal, normal, normal, need_weights=False)[0]
+    hidden = block.mlp.c_fc(block.ln_2(x))
+    x = x + block.mlp.c_proj(hidden * torch.sigmoid(1.702 * hidden))
+    same(prompt.join()[0].detach(), prompt.leave[0](x[0]).detach(), 1e-6)
+    same(prompt.join()[1].detach(), prompt.leave[1](x[1]).detach(), 1e-6)
