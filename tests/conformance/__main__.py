@@ -30,6 +30,8 @@ def peak_megabytes() -> float:
 
 def main() -> None:
     """Run the cases that are asked for."""
+    import torch
+
     from clipadapt import load_clip
 
     from .cases import choose, try_case
@@ -40,6 +42,7 @@ def main() -> None:
     parser.add_argument("--unlabelled", type=int, required=True)
     parser.add_argument("--device", default="cpu")
     given = parser.parse_args()
+    torch.set_flush_denormal(True)      # random models have gradients of 1e-40: slow
     clip = load_clip(given.model, device=given.device)
     photographs = choose(Path(given.photographs), given.unlabelled)
     changed = json.loads(given.changed)
