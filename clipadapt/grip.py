@@ -184,7 +184,7 @@ class PromptSelfTraining(Adapter):
     `templates` those of the zero-shot classifier that labels first, and of visual prompts, unless `options` name others. `weights` are
     those of the labelled and of the pseudolabelled part of the loss: "shares", by which all images count the same, or one of two readings
     of the paper, "recommended" and "published" (see `loss_weights`), or two numbers. The default is ours and not the paper's: its ratios
-    have no bound, and with few labels and many pseudolabels they, and sometimes (1, 1) as well, ruin a fit.
+    have no bound, and with few labels they, and sometimes (1, 1) as well, ruin a fit.
     `reinit` starts every round from the same untrained prompt; False goes on with the last one. The other numbers are those of a
     `Recipe`; a learning rate of None is the paper's for the prompt.
 
