@@ -282,7 +282,8 @@ def _check_labelled(test: ImageSet) -> None:
 def check_runs(runs: Sequence[Run]) -> None:
     """ValueError unless these are runs with names, as `run_all` gives them."""
     for run in runs if isinstance(runs, Sequence) else [runs]:
-        if not isinstance(run, Run) or not isinstance(run.name, str):
+        named = isinstance(getattr(run, "name", None), str)
+        if not named or not hasattr(run, "probabilities"):
             raise ValueError(
                 f"give a list of runs with names, as run_all does, not {run!r:.80}"
             )

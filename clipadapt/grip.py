@@ -66,7 +66,7 @@ def loss_weights(
     setting: one of `SETTINGS`.
     labelled, pseudolabelled: how many examples each part has; an absent one gets 0.
     reading: "shares" weights each part by its share of the examples, so that all count
-        the same on average; this one is ours. "recommended", as we read Menghini et al. 2023: semi-supervised learning
+        the same on average; this one, the default of the methods, is ours. "recommended", as we read Menghini et al. 2023: semi-supervised learning
         weights the labelled part by pseudolabelled / labelled, transductive learning
         the pseudolabelled part by labelled / pseudolabelled. "published", as their code
         does: so does FPL, with the square root of the ratio for multimodal prompts;
@@ -174,7 +174,7 @@ def _check_pool_is_chosen(pool: str | None, seen: int, num_classes: int) -> None
 PROMPTS: dict[str, type[Prompt]] = {"textual": TextualPrompt, "visual": VisualPrompt, "multimodal": MultimodalPrompt}
 LEARNING_RATES = {"textual": 0.1, "visual": 0.1, "multimodal": 0.01}
 BLOCK = 1024          # images prepared at a time to be scored: 160 MB of patches for ViT-B/32
-SMALL = {"epochs": 20, "batch_size": 32, "weight_decay": 0.0, "weights": "shares"}
+SMALL = {"epochs": 20, "batch_size": 32, "weight_decay": 0.0}
 
 
 class PromptSelfTraining(Adapter):
@@ -182,9 +182,9 @@ class PromptSelfTraining(Adapter):
 
     `prompt` is "textual", "visual" or "multimodal", `options` go to its class (see `clipadapt.prompts`). `policy` is that of `top_k`;
     `templates` those of the zero-shot classifier that labels first, and of visual prompts, unless `options` name others. `weights` are
-    two numbers, those of the labelled and of the pseudolabelled part of the loss, or a name: "shares", or one of two readings of the
-    paper, "recommended" and "published" (see `loss_weights`). That both are 1 is our choice: the ratios of the paper have no bound, and
-    may ruin a fit. Without weight decay, "shares" is safer still when labels are few.
+    those of the labelled and of the pseudolabelled part of the loss: "shares", by which all images count the same, or one of two readings
+    of the paper, "recommended" and "published" (see `loss_weights`), or two numbers. The default is ours and not the paper's: its ratios
+    have no bound, and with few labels they, and sometimes (1, 1) as well, ruin a fit.
     `reinit` starts every round from the same untrained prompt; False goes on with the last one. The other numbers are those of a
     `Recipe`; a learning rate of None is the paper's for the prompt.
 
@@ -208,7 +208,7 @@ class PromptSelfTraining(Adapter):
 
     def __init__(self, clip: CLIP, classnames: Sequence[str], *, prompt: str = "textual", options: dict | None = None, k: int = 16,
                  rounds: int = 10, growth: Sequence[float] | None = None, policy: str = "per-class", templates: str | Sequence[str] = "single",
-                 weights: str | Sequence[float] = (1, 1), reinit: bool = True, setting: str | None = None, pool: str | None = None,
+                 weights: str | Sequence[float] = "shares", reinit: bool = True, setting: str | None = None, pool: str | None = None,
                  epochs: int = 150, batch_size: int | None = 16, learning_rate: float | None = None, momentum: float = 0.9,
                  weight_decay: float = 0.1, warmup: float = 5, checkpoint: str | None = None, seed: int = 0):
         super().__init__(clip, classnames, seed=seed)
