@@ -19,7 +19,7 @@ from .features import fit_facts
 from .files import Array
 from .finetuning import (
     CROPS, FineTuned, TextTable, TowerTraining, check_numbers, check_share, contrastive_loss,
-    finetuning_view, interpolate_weights, trainable_copy)
+    finetuning_view, trainable_copy)
 from clipadapt.training import (
     Checkpoint, Recipe, module_numbers, restore_training, set_module_numbers, state_part, train_epoch, train_epochs,
     training_state)
@@ -192,7 +192,7 @@ def _tower_of(name: str) -> str:
     first = name.split(".")[0]
     return {"visual": "image", "text_decoder": "neither"}.get(first, "text")
 
-# %% ../nbs/14_baselines.ipynb #new664
+# %% ../nbs/14_baselines.ipynb #cell-29
 def _fill_templates(templates: str | Sequence[str], classnames: Sequence[str]) -> list[str]:
     """The prompts of all classes for the first template, then for the second, and so on."""
     return [template.replace("{}", name) for template in check_templates(templates) for name in classnames]
@@ -203,7 +203,7 @@ def _classifier(clip: CLIP, table: TextTable, num_classes: int) -> Tensor:
     with torch.no_grad():
         return average_prompts(torch.stack([table(clip, rows) for rows in torch.arange(len(table.rows)).split(num_classes)]))
 
-# %% ../nbs/14_baselines.ipynb #cell-31
+# %% ../nbs/14_baselines.ipynb #cell-32
 class _Run:
     """One fit of ReCLIP: two towers of one copied CLIP, what each says of the images, and how they are trained where they agree."""
 
@@ -290,7 +290,7 @@ class _Run:
             own = {name.removeprefix(f"{tower}."): array for name, array in arrays.items() if name.startswith(f"{tower}.")}
             restore_training(norms, self.optimisers[tower], own)
 
-# %% ../nbs/14_baselines.ipynb #cell-32
+# %% ../nbs/14_baselines.ipynb #cell-33
 IMAGE_LOSSES = ("published", "mean")
 SMALL = {
     "ReCLIP": {"projection": "whole", "image_loss": "mean", "epochs": 4, "learning_rate": 0.03},
@@ -300,7 +300,7 @@ SMALL = {
     },
 }
 
-# %% ../nbs/14_baselines.ipynb #new6228
+# %% ../nbs/14_baselines.ipynb #cell-34
 class ReCLIP(Adapter):
     """ReCLIP (Hu et al. 2024, arXiv 2308.03793): labels spread along neighbours, and two towers learn where their labels agree.
 
@@ -414,7 +414,7 @@ class ReCLIP(Adapter):
         similarity += self._tuned.encode_image(images) @ torch.from_numpy(self.image_classifier_).T
         return self.clip.logit_scale / 2 * similarity
 
-# %% ../nbs/14_baselines.ipynb #new2706
+# %% ../nbs/14_baselines.ipynb #cell-50
 REFRESH = ("step", "epoch", "never")
 VIEWS = ("crop", "colour", None)
 
@@ -462,7 +462,7 @@ class _FlypRun:
         self.used = torch.from_numpy(state_part(arrays, {"used": used})["used"])
         self.training.restore(arrays)
 
-# %% ../nbs/14_baselines.ipynb #cell-46
+# %% ../nbs/14_baselines.ipynb #cell-51
 class FLYP(FineTuned):
     """Finetune like you pretrain, on pseudolabels: both towers learn from pairs of an image and the prompt of its pseudolabel.
 
@@ -575,6 +575,6 @@ class FLYP(FineTuned):
 
     def _show(self, run: _FlypRun) -> None:
         """Put the state of a run where `predict` and users find it."""
-        tuned = interpolate_weights(self.clip, run.training.clip, self.alpha)
+        tuned = self._interpolated(run.training.clip, self.alpha)
         self.pseudolabels_ = run.used.numpy().copy()
         self._keep(tuned, _classifier(tuned, run.table, run.classes))

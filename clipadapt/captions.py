@@ -550,7 +550,7 @@ def measure_attributes(image: Image.Image, kind: str = "digit") -> Attributes:
                       width=in_words(width_to_height(ink[None])[0], NARROW, WIDE, ("narrow", "", "wide")),
                       loops=min(2, count_loops(ndimage.zoom(ink, 2, order=1) > .4)), colour=_colour(colour), background=ground)
 
-# %% ../nbs/11_captions.ipynb #new4480
+# %% ../nbs/11_captions.ipynb #cell-45
 def is_drawing(image: Image.Image) -> bool:
     """Whether an image is, as far as its colours tell, a drawing in one colour on a plain ground.
 
@@ -579,7 +579,7 @@ def is_drawing(image: Image.Image) -> bool:
     )
 
 
-# %% ../nbs/11_captions.ipynb #cell-46
+# %% ../nbs/11_captions.ipynb #cell-48
 ATTRIBUTES = ("stroke", "slant", "width", "loops", "colour", "background")
 
 
@@ -644,7 +644,7 @@ class AttributeCaptioner(Captioner):
         unsaid = {attribute: None if attribute == "loops" else "" for attribute in ATTRIBUTES if attribute not in self.say}
         return described_caption(replace(attributes, **unsaid), _Certain(), keep=1)
 
-# %% ../nbs/11_captions.ipynb #cell-69
+# %% ../nbs/11_captions.ipynb #cell-71
 def _identify_model(model: str, folder: Path) -> str:
     """A folder by its content (of files over 16 MB the size, the first and the last megabyte), wherever it lies; a model of the hub by its commit."""
     if not os.path.isdir(folder):
@@ -672,7 +672,7 @@ _JSON_FILES = (
 )
 _CODE = ("auto_map", "custom_generate", "base_model_name_or_path")
 
-# %% ../nbs/11_captions.ipynb #cell-70
+# %% ../nbs/11_captions.ipynb #cell-72
 def _refuse_code(model: str) -> None:
     """ValueError when a file of a model names code or another model to load with it."""
     for name in _JSON_FILES:
@@ -686,7 +686,7 @@ def _refuse_code(model: str) -> None:
                 f" ({named} in {name}), which is never done here"
             )
 
-# %% ../nbs/11_captions.ipynb #cell-71
+# %% ../nbs/11_captions.ipynb #cell-73
 @contextmanager
 def _explained(model: str) -> Iterator[None]:
     """Turn the errors of transformers into some that say what to do."""
@@ -720,7 +720,7 @@ def _check_quantization(quantization: str | None) -> None:
     if missing:
         raise ImportError(f"quantization={quantization!r} needs {' and '.join(missing)}: pip install {' '.join(missing)}")
 
-# %% ../nbs/11_captions.ipynb #cell-72
+# %% ../nbs/11_captions.ipynb #cell-74
 class TransformersCaptioner(Captioner):
     """Any image-text-to-text model of transformers: greedy answers of at most `max_new_tokens` tokens, in real batches.
 

@@ -925,7 +925,7 @@ def _configure(method, settings: Sequence[str]):
         method.set_params(**{name: value})
     return method
 
-# %% ../nbs/16_cli.ipynb #cell-52
+# %% ../nbs/16_cli.ipynb #cell-53
 @main.command()
 @_options(IMAGES, CLASSES, MODEL, RUN, PRESET, CAPTIONER, PROBABILITIES, QUIET)
 @click.option(
@@ -984,7 +984,7 @@ def adapt(
             probabilities,
         )
 
-# %% ../nbs/16_cli.ipynb #cell-53
+# %% ../nbs/16_cli.ipynb #cell-54
 def _adapt_in(
     folder: Path, out: str, method, pool, labels, probabilities: bool
 ) -> None:
@@ -1012,7 +1012,7 @@ def _adapt_in(
     logger.info("fitted in %.1f s; wrote %s", seconds, out)
     _report_accuracy(method, pool)
 
-# %% ../nbs/16_cli.ipynb #cell-54
+# %% ../nbs/16_cli.ipynb #cell-55
 def _captioner_name(method) -> str | None:
     """Which captioner a method was given, model and settings; None for none."""
     captioner = getattr(method, "captioner", None)
@@ -1024,7 +1024,7 @@ def _kept(what: str, folder: Path, out: str) -> str:
     again = "--resume" if folder == Path(out) else "--overwrite --resume"
     return f"{what} in {folder}; go on with the same command and {again}."
 
-# %% ../nbs/16_cli.ipynb #cell-55
+# %% ../nbs/16_cli.ipynb #cell-56
 def _report_accuracy(method, images) -> None:
     """Say how many of the labelled images are answered right, if there are any."""
     if (images.labels >= 0).any():
@@ -1052,7 +1052,7 @@ def _predictions(method, images, probabilities: bool = False):
         columns[name] = column.round(4)
     return pd.DataFrame(columns)
 
-# %% ../nbs/16_cli.ipynb #cell-60
+# %% ../nbs/16_cli.ipynb #cell-61
 @main.command()
 @_options(IMAGES, TABLE, PROBABILITIES, QUIET)
 @click.option(
@@ -1100,7 +1100,7 @@ def predict(
     _write_result(target, _predictions(method, pool, probabilities))
     _report_accuracy(method, pool)
 
-# %% ../nbs/16_cli.ipynb #cell-61
+# %% ../nbs/16_cli.ipynb #cell-62
 def _model_of(
     wanted, saved, model: str | None, pretrained: str | None, device: str | None
 ):
@@ -1120,7 +1120,7 @@ def _model_of(
         )
     return _load_model(wanted.name, wanted.pretrained, device)
 
-# %% ../nbs/16_cli.ipynb #cell-62
+# %% ../nbs/16_cli.ipynb #cell-63
 @main.command("zero-shot")
 @_options(IMAGES, CLASSES, MODEL, TABLE, PROBABILITIES, QUIET)
 @click.option("--templates", default="single", show_default=True, help="A template set, or one template such as 'a photo of a {}.'")
@@ -1142,7 +1142,7 @@ def zero_shot(
     _write_result(target, _predictions(method, pool, probabilities))
     _report_accuracy(method, pool)
 
-# %% ../nbs/16_cli.ipynb #cell-65
+# %% ../nbs/16_cli.ipynb #cell-66
 @main.command()
 @_options(IMAGES, CLASSES, MODEL, RUN, PRESET, CAPTIONER, QUIET)
 @click.option(
@@ -1206,7 +1206,7 @@ def compare(
         _write_json(folder / "record.json", record)
         logger.info("wrote %s", out)
 
-# %% ../nbs/16_cli.ipynb #cell-66
+# %% ../nbs/16_cli.ipynb #cell-67
 def _method_names(methods: str) -> list[str]:
     """The names in "a,b,c", or all. ValueError for no, unknown and repeated names."""
     if methods == "all":
@@ -1242,7 +1242,7 @@ def _compare_in(folder: Path, methods: dict, pool, asked, seeds: int) -> None:
     rounded = table.to_string(index=False, float_format="{:.3f}".format)
     _print(f"{rounded}\n\n{advice(runs, asked)}\n")
 
-# %% ../nbs/16_cli.ipynb #cell-70
+# %% ../nbs/16_cli.ipynb #cell-71
 @main.command()
 @_options(IMAGES, MODEL, QUIET)
 @click.option(
@@ -1285,7 +1285,7 @@ def encode(
     _write_json(target.with_suffix(".json"), {**_record(clip, images=pool), "names": _names(pool)})
     logger.info("wrote %d features of %d numbers to %s", *features.shape, target)
 
-# %% ../nbs/16_cli.ipynb #cell-71
+# %% ../nbs/16_cli.ipynb #cell-72
 @main.command("caption")
 @_options(IMAGES, TABLE, QUIET)
 @click.option(
@@ -1328,7 +1328,7 @@ def caption_command(
     )
     _write_result(target, table)
 
-# %% ../nbs/16_cli.ipynb #cell-72
+# %% ../nbs/16_cli.ipynb #cell-73
 @main.command("demo")
 @_options(QUIET)
 @click.option("--out", type=PATH, metavar="DIR", default="runs/demo", show_default=True)

@@ -1360,7 +1360,11 @@ class CoReg(_Students):
     def _show(self, run: _Run) -> None:
         """Put the state of a run where `predict` and users find it."""
         self._students = [network.student for network in run.networks]
-        self.weights_ = np.stack([module_numbers(student) for student in self._students])
+        vars(self).pop("weights_", None)                # those of the last epoch
+        self.weights_ = np.empty((2, _count_numbers(self._students[0])), np.float32)
+        for row, student in zip(self.weights_, self._students):
+            student.zero_grad(set_to_none=True)         # a second network's worth of memory
+            row[:] = module_numbers(student)
         self.losses_ = np.stack([network.losses.mean(0).numpy() for network in run.networks])
         self.clean_ = np.stack([split.clean.numpy() for split in run.splits]) if run.splits else np.zeros_like(self.losses_)
 

@@ -1221,7 +1221,7 @@ def _weak(
     return ImageOps.mirror(image) if flip and rng.random() < 0.5 else image
 
 
-# %% ../nbs/00_data.ipynb #x
+# %% ../nbs/00_data.ipynb #cell-100
 def centre_view(size: int, squash: bool = False) -> View:
     """A transform that draws nothing, `transform(image, rng)`: what a CLIP reads.
 
@@ -1261,7 +1261,7 @@ def _middle_part(side: int, size: int, shorter: int) -> tuple[float, float]:
     return start * side / scaled, min(side, (start + size) * side / scaled)
 
 
-# %% ../nbs/00_data.ipynb #cell-101
+# %% ../nbs/00_data.ipynb #cell-105
 def _shift(image: Image.Image, matrix: tuple) -> Image.Image:
     return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
 
@@ -1282,7 +1282,7 @@ DISTORTIONS = {  # name: (image, strength from -1 to 1) -> image
     "brightness": lambda image, s: ImageEnhance.Brightness(image).enhance(1 + 0.9 * s),
     "sharpness": lambda image, s: ImageEnhance.Sharpness(image).enhance(1 + 0.9 * s)}
 
-# %% ../nbs/00_data.ipynb #cell-104
+# %% ../nbs/00_data.ipynb #cell-108
 def strong_view(
     size: int, flip: bool = True, operations: int = 2, magnitude: float = 9,
     cutout: float = 0.5, squash: bool = False,

@@ -86,7 +86,7 @@ def trainable_copy(clip: CLIP) -> CLIP:
     return tuned
 
 
-# %% ../nbs/11_finetuning.ipynb #new1428
+# %% ../nbs/11_finetuning.ipynb #cell-15
 CROPS = ("redrawn", "cut")
 AREA, PROPORTIONS = (0.9, 1), (3 / 4, 4 / 3)        # RandomResizedCrop, as LatteCLIP has it
 _Box = tuple[float, float, float, float]
@@ -135,7 +135,7 @@ def _place(
     return left, top, left + sides[0], top + sides[1]
 
 
-# %% ../nbs/11_finetuning.ipynb #new1529
+# %% ../nbs/11_finetuning.ipynb #cell-16
 def _cut_box(width: float, height: float, rng: np.random.Generator) -> _Box:
     """A crop; what does not fit is cut off."""
     across, down = _draw_sides(width, height, rng)
@@ -182,7 +182,7 @@ def _recolour(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     return ImageOps.grayscale(image).convert("RGB") if rng.random() < 0.2 else image
 
 
-# %% ../nbs/11_finetuning.ipynb #cell-17
+# %% ../nbs/11_finetuning.ipynb #cell-21
 SMALL = {"epochs": 10, "batch_size": 64, "learning_rate": 1e-4, "momentum": 0.9, "weight_decay": 0.2, "warmup": 1, "method": "adamw", "per_step": True}
 
 
@@ -261,7 +261,7 @@ class TowerTraining:
         """Take over what `state` gave."""
         restore_training(self.clip.model, self.optimiser, arrays)
 
-# %% ../nbs/11_finetuning.ipynb #cell-20
+# %% ../nbs/11_finetuning.ipynb #cell-24
 def check_numbers(name: str, numbers: np.ndarray, module: torch.nn.Module) -> None:
     """ValueError, calling them `name`, unless `numbers` [P] are as many as `module_numbers` gives of `module`."""
     wanted = sum(tensor.numel() for tensor in module.state_dict().values() if tensor.is_floating_point())
@@ -294,8 +294,11 @@ def interpolate_weights(
         return tuned
     between = trainable_copy(tuned)
     modules = [clip.model if text else clip.model.visual for clip in (original, between)]
-    before, after = map(module_numbers, modules)
-    set_module_numbers(modules[1], before + np.float32(alpha) * (after - before))
+    before, after = (module.state_dict() for module in modules)
+    for name, tensor in after.items():      # one by one: a flat copy would be a whole model
+        if tensor.is_floating_point():
+            start = before[name].float()
+            tensor.copy_(start + alpha * (tensor - start))
     return between
 
 
@@ -323,11 +326,16 @@ class FineTuned(Adapter):
     def _highest_scale(self) -> float:
         return max(100.0, self.clip.logit_scale)
 
+    def _interpolated(self, tuned: CLIP, alpha: float, text: bool = True) -> CLIP:
+        """`interpolate_weights` after an epoch, with no more in memory than it takes."""
+        vars(self).pop("_tuned", None)                  # the mixture of the last epoch
+        tuned.model.zero_grad(set_to_none=True)         # a second model's worth of memory
+        return interpolate_weights(self.clip, tuned, alpha, text)
+
     def _keep(self, tuned: CLIP, class_features: Tensor) -> None:
         """Take `tuned` and class features [C, D] for the fitted model; may be called after every epoch."""
         self._tuned = tuned
         self.logit_scale_ = min(tuned.logit_scale, self._highest_scale())
-        tuned.model.zero_grad(set_to_none=True)         # a second model's worth of memory
         self.image_weights_ = module_numbers(tuned.model.visual)
         self.class_features_ = class_features.detach().float().cpu().numpy()
 

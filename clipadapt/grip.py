@@ -90,7 +90,7 @@ def loss_weights(
         ratio = ratio**0.5
     return (1.0, ratio) if setting == "transductive" else (ratio, 1.0)
 
-# %% ../nbs/09_grip.ipynb #x
+# %% ../nbs/09_grip.ipynb #cell-12
 def two_part_loss(
     logits: torch.Tensor,
     classes: torch.Tensor,
@@ -109,7 +109,7 @@ def two_part_loss(
     parts = [(losses * part).sum() / part.sum().clamp(min=1) for part in (~pseudo, pseudo)]
     return weights[0] * parts[0] + weights[1] * parts[1]
 
-# %% ../nbs/09_grip.ipynb #cell-14
+# %% ../nbs/09_grip.ipynb #cell-15
 class _Run:
     """What stays the same from round to round: who is labelled, who may get which pseudolabel, and how a prompt is trained."""
 
@@ -170,7 +170,7 @@ def _check_pool_is_chosen(pool: str | None, seen: int, num_classes: int) -> None
             "class"
         )
 
-# %% ../nbs/09_grip.ipynb #cell-15
+# %% ../nbs/09_grip.ipynb #cell-16
 PROMPTS: dict[str, type[Prompt]] = {"textual": TextualPrompt, "visual": VisualPrompt, "multimodal": MultimodalPrompt}
 LEARNING_RATES = {"textual": 0.1, "visual": 0.1, "multimodal": 0.01}
 BLOCK = 1024          # images prepared at a time to be scored: 160 MB of patches for ViT-B/32
@@ -316,7 +316,7 @@ class PromptSelfTraining(Adapter):
         blocks = np.split(np.arange(len(images)), range(BLOCK, len(images), BLOCK))
         return torch.cat([prompt.score(prompt.prepare(images.subset(block))) for block in blocks])
 
-# %% ../nbs/09_grip.ipynb #cell-17
+# %% ../nbs/09_grip.ipynb #cell-18
 def _nothing(method: PromptSelfTraining, pseudolabels: Pseudolabels) -> dict:
     """The callback of those who do not watch."""
     return {}
@@ -366,7 +366,7 @@ def _set_numbers(prompt: Prompt, numbers: np.ndarray) -> None:
     with torch.no_grad():
         vector_to_parameters(torch.tensor(numbers, device=next(prompt.parameters()).device), prompt.parameters())
 
-# %% ../nbs/09_grip.ipynb #cell-19
+# %% ../nbs/09_grip.ipynb #cell-20
 class FPL(PromptSelfTraining):
     """Few pseudolabels: one round, the `k` best of each class (Menghini et al. 2023). `rounds` and `growth` have no effect."""
 

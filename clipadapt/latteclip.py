@@ -17,9 +17,9 @@ from .captions import (
 from .data import ImageSet, View, check_classnames, check_count
 from .features import fit_facts
 from .files import Array
-from .finetuning import (
+from clipadapt.finetuning import (
     CROPS, FineTuned, TextTable, TowerTraining, check_share, contrastive_loss,
-    finetuning_view, interpolate_weights)
+    finetuning_view)
 from .training import Checkpoint, Recipe, state_part, train_epochs
 from .zeroshot import CLIP, average_prompts, check_templates, encode_prompts
 
@@ -169,7 +169,7 @@ class _Run:
         self.prototypes = torch.from_numpy(own["prototypes"]).to(self.prototypes.device)
         self.weights = torch.from_numpy(own["weights"])
 
-# %% ../nbs/12_latteclip.ipynb #new2353
+# %% ../nbs/12_latteclip.ipynb #cell-24
 TEMPLATES = {       # the released code's, one for each data set
     "EuroSAT": "a photo of a {}.",
     "SUN397": "a photo of a {}.",
@@ -226,7 +226,7 @@ PUBLISHED = {       # epochs and decay of the released scripts, rates of the pap
 }
 
 
-# %% ../nbs/12_latteclip.ipynb #cell-24
+# %% ../nbs/12_latteclip.ipynb #cell-25
 SMALL = {
     "epochs": 6, "batch_size": 64, "learning_rate": 1e-4, "domain": "digit",
     "crop": "cut",
@@ -242,7 +242,7 @@ CHOICES = {
 }
 
 
-# %% ../nbs/12_latteclip.ipynb #new2450
+# %% ../nbs/12_latteclip.ipynb #cell-26
 class LatteCLIP(FineTuned):
     """LatteCLIP: both towers learn from class prompts and captions; classes are prototypes.
 
@@ -405,9 +405,7 @@ class LatteCLIP(FineTuned):
 
     def _show(self, run: _Run) -> None:
         """Put the state of a run where `predict` and users find it."""
-        tuned = interpolate_weights(
-            self.clip, run.training.clip, self.weight_alpha, text=False
-        )
+        tuned = self._interpolated(run.training.clip, self.weight_alpha, text=False)
         self._keep(tuned, run.prototypes)
         self.mixer_weights_ = run.weights.numpy().copy()
 
@@ -432,7 +430,7 @@ class LatteCLIP(FineTuned):
         return found
 
 
-# %% ../nbs/12_latteclip.ipynb #new2551
+# %% ../nbs/12_latteclip.ipynb #cell-27
 def _check_captions(captions: Mapping[str, Sequence[str]], count: int) -> dict[str, list[str]]:
     """Captions as lists of `count` strings, or a ValueError."""
     if not isinstance(captions, Mapping) or not set(captions) <= set(TEXTS[1:]):

@@ -414,6 +414,14 @@ def _build(settings: ModelSettings) -> torch.nn.Module:
     kind = open_clip.CustomTextCLIP if custom else open_clip.CLIP
     return (open_clip.CoCa if "multimodal_cfg" in options else kind)(**options)
 
+# %% ../nbs/01_modelfiles.ipynb #cell-32
+@torch.no_grad()
+def _try_size(model: torch.nn.Module) -> None:
+    """Read one black image: a tower of timm may want another size than the settings."""
+    size = model.visual.image_size
+    height, width = (size, size) if isinstance(size, int) else size
+    model.encode_image(torch.zeros(1, 3, height, width))
+
 
 def build_model(
     settings: SettingsFile, weights: Path
@@ -427,7 +435,9 @@ def build_model(
     """
     _check_size(settings.model_cfg, weights)
     with _explained(f"{weights.parent / _SETTINGS} describes no possible model"):
-        model = _build(settings.model_cfg)
+        model = _build(settings.model_cfg).eval()
+        if settings.model_cfg.vision_cfg.timm_model_name:
+            _try_size(model)
     with _explained(f"{weights} is damaged, or holds the weights of another model"):
         open_clip.load_checkpoint(model, str(weights), weights_only=True)
     images = settings.preprocess_cfg.model_dump(exclude_none=True)
@@ -436,7 +446,7 @@ def build_model(
     open_clip.set_model_preprocess_cfg(model, preprocess)
     return model, image_transform_v2(PreprocessCfg(**preprocess), is_train=False)
 
-# %% ../nbs/01_modelfiles.ipynb #cell-32
+# %% ../nbs/01_modelfiles.ipynb #cell-33
 @contextmanager
 def _explained(complaint: str) -> Iterator[None]:
     """Turn what OpenCLIP and PyTorch make of strange files into one sentence."""
@@ -450,7 +460,7 @@ def _explained(complaint: str) -> Iterator[None]:
         reason = short_reason(error)
         raise ValueError(f"{complaint} ({reason}); get it again") from error
 
-# %% ../nbs/01_modelfiles.ipynb #cell-34
+# %% ../nbs/01_modelfiles.ipynb #cell-35
 _WEIGHTS = (
     "open_clip_model.safetensors",
     "open_clip_pytorch_model.safetensors",
@@ -490,7 +500,7 @@ def local_files(folder: str | Path) -> ModelFiles:
         )
     return ModelFiles(place / _SETTINGS, weights[0], place)
 
-# %% ../nbs/01_modelfiles.ipynb #cell-35
+# %% ../nbs/01_modelfiles.ipynb #cell-36
 def unreachable(name: str, error: Exception) -> ConnectionError:
     """What to say when a model, or a part of it, cannot be fetched."""
     return ConnectionError(
@@ -520,7 +530,7 @@ def hub_files(name: str) -> ModelFiles:
     except Exception as error:      # of whichever library carries the connection
         raise unreachable(f"hf-hub:{name}", error) from error
 
-# %% ../nbs/01_modelfiles.ipynb #cell-36
+# %% ../nbs/01_modelfiles.ipynb #cell-37
 def open_model(location: str):
     """Model, preprocessing and tokenizer of a model folder, or of a model on the hub.
 

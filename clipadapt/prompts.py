@@ -104,7 +104,7 @@ def _check_length(clip: CLIP, classnames: Sequence[str], ends: torch.Tensor, roo
         raise ValueError(f"a prompt of {room} vectors does not fit before the class name {classnames[longest]!r}: together with start and end they take "
                          f"{lengths[longest] + room} positions, {lengths[longest] + room - context} more than the {context} of this model")
 
-# %% ../nbs/08_prompts.ipynb #x
+# %% ../nbs/08_prompts.ipynb #cell-14
 DEVICE_SHARE = 0.5      # of a GPU's free memory, for the patches; training needs the rest
 
 
@@ -146,7 +146,7 @@ def place_of_patches(
         )
     return main if device.type == "cuda" else device
 
-# %% ../nbs/08_prompts.ipynb #cell-14
+# %% ../nbs/08_prompts.ipynb #cell-15
 class ImageTower(nn.Module):
     """CLIP's frozen vision transformer with vectors inserted behind the class token.
 
@@ -205,7 +205,7 @@ class ImageTower(nn.Module):
         """Unit features, float32 [B, D], of embedded images without any prompt: those of `CLIP.encode_image`."""
         return self(embedded, torch.empty(0, embedded.shape[2], device=self._clip[0].device))
 
-# %% ../nbs/08_prompts.ipynb #cell-17
+# %% ../nbs/08_prompts.ipynb #cell-20
 class Prompt(nn.Module):
     """The base of all prompts. A subclass has `prepare(images)`, `embed_classes()`, `embed_images(inputs)` and `plain_features(inputs)`."""
 
@@ -274,7 +274,7 @@ def _noise(shape: tuple, std: float, seed: int, device) -> nn.Parameter:
     """A float32 parameter of normal noise; its generator is its own, so the same seed gives the same start on every device."""
     return nn.Parameter((std * torch.randn(shape, generator=torch.Generator().manual_seed(seed))).to(device))
 
-# %% ../nbs/08_prompts.ipynb #cell-19
+# %% ../nbs/08_prompts.ipynb #cell-22
 class TextualPrompt(Prompt):
     """A prefix of `length` vectors before every class name (Zhou et al. 2022; Menghini et al. 2023, Section 2.1).
 
@@ -306,7 +306,7 @@ def _word_embeddings(clip: CLIP, words: str) -> torch.Tensor:
     tower, tokens = getattr(clip.model, "text", clip.model), clip.tokenizer([words]).to(clip.device)
     return tower.token_embedding(tokens[0, 1 : int(text_ends(clip, tower, tokens))]).detach().float()
 
-# %% ../nbs/08_prompts.ipynb #cell-22
+# %% ../nbs/08_prompts.ipynb #cell-25
 class VisualPrompt(Prompt):
     """`length` vectors between the class token and the patches (VPT, Jia et al. 2022; Menghini et al. 2023, Section 2.1).
 
@@ -335,7 +335,7 @@ class VisualPrompt(Prompt):
     def embed_classes(self) -> torch.Tensor:
         return self._classes
 
-# %% ../nbs/08_prompts.ipynb #cell-25
+# %% ../nbs/08_prompts.ipynb #cell-28
 _DRAWS = {"rand", "randn", "randint", "randperm", "uniform_", "normal_", "kaiming_uniform_",
           "kaiming_normal_"}
 
@@ -360,7 +360,7 @@ class own_draws(TorchFunctionMode):
             kwargs["generator"] = self.generator
         return function(*args, **kwargs)
 
-# %% ../nbs/08_prompts.ipynb #cell-28
+# %% ../nbs/08_prompts.ipynb #cell-31
 class MultimodalPrompt(Prompt):
     """Textual and visual prompts of `length` vectors each, made by one transformer block (UPT, Zang et al. 2022; Menghini et al. 2023).
 

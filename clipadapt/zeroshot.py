@@ -586,7 +586,7 @@ def expand_weights(packaged: Path, target: Path) -> None:
     save_file({**weights, "token_embedding.weight": table}, target / "open_clip_model.safetensors")
     shutil.copy(packaged / "open_clip_config.json", target)
 
-# %% ../nbs/01_zeroshot.ipynb #cell-43
+# %% ../nbs/01_zeroshot.ipynb #cell-44
 NEUTRAL_TEMPLATES = [       # Co-Reg's, as released: no full stop
     "a photo of a {}", "a rendering of a {}", "a cropped photo of the {}",
     "the photo of a {}", "a photo of a clean {}", "a photo of a dirty {}",
@@ -626,7 +626,7 @@ def check_templates(choice: str | Sequence[str]) -> list[str]:
         raise ValueError("at least one template is needed")
     return list(choice)
 
-# %% ../nbs/01_zeroshot.ipynb #cell-48
+# %% ../nbs/01_zeroshot.ipynb #cell-49
 def encode_prompts(clip: CLIP, classnames: Sequence[str], template_set: str | Sequence[str] = "single") -> torch.Tensor:
     """Text features of every template filled with every class name: float32 [T, C, D], L2-normalised.
 

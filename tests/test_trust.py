@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from clipadapt import Prototypes, ZeroShot, load_clip
 from clipadapt.modelfiles import read_settings, short_reason
 from clipadapt.zeroshot import builtin_directory, templates
+from conformance.models import write_model
 from tiny_llava import make_tokenizer
 
 STARTS = ("subprocess.Popen", "os.system", "os.posix_spawn", "os.exec", "os.fork", "os.startfile")
@@ -342,3 +343,13 @@ def test_features_without_a_direction_are_an_error(broken, test_images):
     broken.model.visual.proj.data.zero_()
     with pytest.raises(ValueError, match="image 0 has features that are all zero"):
         broken.encode_image(test_images)
+
+
+def test_a_tower_of_timm_that_wants_another_size_is_refused_when_it_is_loaded(tmp_path):
+    folder = write_model("SigLIP", tmp_path / "model").removeprefix("local-dir:")
+    path = Path(folder) / "open_clip_config.json"
+    config = json.loads(path.read_text())
+    config["model_cfg"]["vision_cfg"]["image_size"] = 224
+    path.write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="describes no possible model"):
+        load_clip(f"local-dir:{folder}")
