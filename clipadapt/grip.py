@@ -66,17 +66,19 @@ def loss_weights(
     setting: one of `SETTINGS`.
     labelled, pseudolabelled: how many examples each part has; an absent one gets 0.
     reading: "shares" weights each part by its share of the examples, so that all count
-        the same on average; this one, the default of the methods, is ours. "recommended", as we read Menghini et al. 2023: semi-supervised learning
-        weights the labelled part by pseudolabelled / labelled, transductive learning
-        the pseudolabelled part by labelled / pseudolabelled. "published", as their code
-        does: so does FPL, with the square root of the ratio for multimodal prompts;
-        IFPL and GRIP weight the labelled part of semi-supervised learning by
-        labelled / pseudolabelled instead, and take no root.
+        the same on average (ours, and the default of the methods). "recommended", as we
+        read Menghini et al. 2023: semi-supervised learning weights the labelled part by
+        pseudolabelled / labelled, transductive learning the pseudolabelled part by
+        labelled / pseudolabelled. "published", as their code does: FPL the same, with
+        the square root of the ratio for multimodal prompts; IFPL and GRIP weight the
+        labelled part of semi-supervised learning by labelled / pseudolabelled instead,
+        and take no root.
     iterated: whether there are several rounds, as in IFPL and GRIP, or one as in FPL.
     prompt: the kind of prompt, one of `PROMPTS`.
 
-    Shares are at most 1, but no ratio is bounded: two labels of each class and 1,000 pseudolabels give a labelled
-    image 500 times the weight, and training may end below the zero-shot classifier.
+    Shares are at most 1, but no ratio is bounded: two labels of each class and 1,000
+    pseudolabels of it weight the labelled part 500 times, and training may end below
+    the zero-shot classifier.
     """
     if not labelled or not pseudolabelled:
         return float(labelled > 0), float(pseudolabelled > 0)
