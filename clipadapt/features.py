@@ -342,7 +342,8 @@ class FeatureStore:
         features cannot be written.
         """
         images = as_imageset(images)
-        images = named_view(images, view, clip.image_size, flip, clip.squashes)
+        if view != "eval":
+            images = named_view(images, view, clip.image_size, flip, clip.squashes)
         if not len(images):
             return np.empty((0, clip.embed_dim), self.dtype)
         digests = hash_each(images)
@@ -387,7 +388,7 @@ class FeatureStore:
 
     def size(self) -> int:
         """Bytes that the features take on disk, unfinished files included."""
-        return sum(_size(path) for folder in self._folders() for path in folder.glob("*"))
+        return sum(_size(path) for folder in self._folders() for path in _files(folder))
 
     def clear(self) -> None:
         """Delete all features in the store, except those that another process is just encoding.
@@ -405,6 +406,14 @@ class FeatureStore:
 
     def _folders(self) -> list[Path]:
         return sorted(path for path in self.location.glob("*") if path.is_dir() and re.fullmatch("[0-9a-f]{32}", path.name))
+
+
+def _files(folder: Path) -> list[Path]:
+    """What lies in a folder; nothing when it has just been removed."""
+    try:
+        return list(folder.iterdir())
+    except FileNotFoundError:
+        return []
 
 
 def _size(path: Path) -> int:
