@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 
 from clipadapt import digits
-from clipadapt.captions import TransformersCaptioner, caption, image_prompt
+from clipadapt.clip.captions import TransformersCaptioner, caption, image_prompt
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 from tiny_llava import save_tiny_llava  # noqa: E402

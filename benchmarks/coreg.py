@@ -12,7 +12,9 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
-from clipadapt import CoReg, coreg, digits, load_clip
+from clipadapt import CoReg, digits, load_clip
+from clipadapt.learning import students
+from clipadapt.methods import coreg
 
 
 def mean_of(values):
@@ -113,7 +115,7 @@ def compare_losses(batch, classes, queue, rounds):
 
 def profile_epoch(epochs):
     """Seconds of the median epoch of self-training with everything switched on: in the students' forward passes, in backward, elsewhere."""
-    spent, marks, backward, forward = {"forward": 0.0, "backward": 0.0}, [], torch.Tensor.backward, coreg.Student.forward
+    spent, marks, backward, forward = {"forward": 0.0, "backward": 0.0}, [], torch.Tensor.backward, students.Student.forward
 
     def stopwatch(name, call):
         def wrapped(*args, **options):
@@ -126,13 +128,13 @@ def profile_epoch(epochs):
     def mark(method):
         marks.append((time.perf_counter(), spent["forward"], spent["backward"]))
 
-    torch.Tensor.backward, coreg.Student.forward = stopwatch("backward", backward), stopwatch("forward", forward)
+    torch.Tensor.backward, students.Student.forward = stopwatch("backward", backward), stopwatch("forward", forward)
     try:
         train = digits("train")
         method = CoReg(load_clip(precision="float32"), train.classnames, **{**coreg.SMALL, "epochs": epochs, "warmup_epochs": 1, "delay": 0})
         method.fit(train, on_epoch=mark)
     finally:
-        torch.Tensor.backward, coreg.Student.forward = backward, forward
+        torch.Tensor.backward, students.Student.forward = backward, forward
     parts = [[later - earlier for earlier, later in zip(*pair)] for pair in zip(marks, marks[1:])]
     whole, ahead, back = (statistics.median(column) for column in zip(*parts))
     seconds = {"students, forward": ahead, "backward (students and losses)": back, "everything else": whole - ahead - back}
@@ -146,7 +148,7 @@ def compare_views(count, sizes=(16, 64, 224)):
         method = CoReg(load_clip(), train.classnames, image_size=size)
         method.image_size_ = size
         seconds, batches = {}, torch.arange(count).split(256)
-        drawn = coreg.draw_views(8, count, np.random.default_rng(0))
+        drawn = students.draw_views(8, count, np.random.default_rng(0))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             for kind, method.view_memory in (("kept", 1e12), ("made anew", 0)):

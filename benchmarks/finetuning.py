@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 
 from clipadapt import CLIP, digits
-from clipadapt.finetuning import contrastive_loss, trainable_copy
-from clipadapt.latteclip import Descriptions, mix_texts, mixing_weights
+from clipadapt.learning.towers import contrastive_loss, trainable_copy
+from clipadapt.methods.latteclip import Descriptions, mix_texts, mixing_weights
 
 WORDS = "aerial view of green fields with a narrow road, some houses, a river and trees along its banks in bright light".split()
 

@@ -25,8 +25,8 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from clipadapt import CLIP, FLYP, FPL, GRIP, IFPL, LPCLIP, CoReg, ImageSet, LatteCLIP, NearestNeighbours, Prototypes, ReCLIP, ZeroShot
-from clipadapt.coreg import PUBLISHED
-from clipadapt.data import dataset_facts
+from clipadapt.methods.coreg import PUBLISHED
+from clipadapt.images.datasets import dataset_facts
 
 CLASSES = dataset_facts()["DTD"]["classnames"]
 COREG = {"epochs": 3, "warmup_epochs": 1, "delay": 0}

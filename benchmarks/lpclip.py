@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 
 from clipadapt import CLIP, ImageSet
-from clipadapt.lpclip import image_weights, linear_layer, teach, train_linear
-from clipadapt.training import Recipe
+from clipadapt.methods.lpclip import image_weights, linear_layer, teach, train_linear
+from clipadapt.learning.training import Recipe
 
 
 def large_clip(name):

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from clipadapt import CLIP, ImageSet, digits
-from clipadapt.prompts import TextualPrompt
+from clipadapt.learning.prompts import TextualPrompt
 
 
 def large_clip():

@@ -20,7 +20,7 @@ import scipy.sparse.linalg
 import torch
 import torch.nn.functional as F
 
-from clipadapt.baselines import class_directions, propagate_labels
+from clipadapt.methods.transduction import class_directions, propagate_labels
 
 
 def made_up_features(nodes, classes, dim, seed=0):

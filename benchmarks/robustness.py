@@ -10,7 +10,8 @@ import pandas as pd
 import torch
 
 from clipadapt import ImageSet, ZeroShot, digits, load_clip
-from clipadapt.robustness import CORRUPTIONS, SEVERITIES, Corrupted, evaluate
+from clipadapt.images.corruptions import CORRUPTIONS, Corrupted, SEVERITIES
+from clipadapt.judge.robustness import evaluate
 
 
 def seconds(work, *arguments):

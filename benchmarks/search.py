@@ -14,7 +14,7 @@ import torch
 from sklearn.neighbors import NearestNeighbors
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from clipadapt.retrieval import PrototypeIndex
+from clipadapt.clip.index import PrototypeIndex
 
 
 def units(vectors):

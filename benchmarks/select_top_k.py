@@ -14,7 +14,7 @@ import tracemalloc
 import numpy as np
 import pandas as pd
 
-from clipadapt.pseudolabels import POLICIES, conventional, top_k
+from clipadapt.learning.pseudolabels import POLICIES, conventional, top_k
 
 
 def softmax_scores(count, width, seed=0):

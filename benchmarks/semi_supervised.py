@@ -15,8 +15,8 @@ import pandas as pd
 import torch
 
 from clipadapt import CLIP, FPL, GRIP, IFPL, ImageSet, digits, load_clip
-from clipadapt.features import named_view
-from clipadapt.grip import READINGS, SMALL
+from clipadapt.clip.features import named_view
+from clipadapt.methods.grip import READINGS, SMALL
 
 SMALL_POOL = {"FPL": (FPL, {}), "IFPL": (IFPL, {}), "GRIP": (GRIP, {})}
 SHORT = {"epochs": 3, "rounds": 4}

@@ -5,27 +5,37 @@ __version__ = "0.1.0"
 from importlib import import_module
 
 _MODULES = {
-    "adapter": ("Adapter", "ZeroShot"),
-    "baselines": ("FLYP", "ReCLIP"),
-    "captions": ("AttributeCaptioner", "CallableCaptioner", "Captioner", "TransformersCaptioner", "caption", "caption_groups"),
-    "coreg": ("CoReg",),
-    "data": ("ImageSet", "digits"),
-    "features": ("FeatureStore", "StoredCLIP"),
-    "grip": ("FPL", "GRIP", "IFPL"),
-    "latteclip": ("LatteCLIP",),
-    "lpclip": ("LPCLIP",),
-    "retrieval": ("NearestNeighbours", "PrototypeIndex", "Prototypes"),
-    "zeroshot": ("CLIP", "load_clip"),
+    "clip.captions": (
+        "AttributeCaptioner",
+        "CallableCaptioner",
+        "Captioner",
+        "TransformersCaptioner",
+        "caption",
+        "caption_groups",
+    ),
+    "clip.features": ("FeatureStore", "StoredCLIP"),
+    "clip.index": ("PrototypeIndex",),
+    "clip.model": ("CLIP", "load_clip"),
+    "images.sets": ("ImageSet", "digits"),
+    "learning.adapter": ("Adapter",),
+    "methods.coreg": ("CoReg",),
+    "methods.flyp": ("FLYP",),
+    "methods.grip": ("FPL", "GRIP", "IFPL"),
+    "methods.latteclip": ("LatteCLIP",),
+    "methods.lpclip": ("LPCLIP",),
+    "methods.prototypes": ("NearestNeighbours", "Prototypes"),
+    "methods.reclip": ("ReCLIP",),
+    "methods.zeroshot": ("ZeroShot",),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 __all__ = list(_HOMES)
 
 
 def __getattr__(name: str):
-    """Import what is asked for when it is asked for: PyTorch takes seconds, `clipadapt --help` should not."""
+    """Import a name when it is asked for: PyTorch takes seconds, `--help` should not."""
     if name not in _HOMES:
         raise AttributeError(f"module 'clipadapt' has no attribute {name!r}")
-    import_module("clipadapt.data")         # first, since it explains a torchvision that does not fit torch
+    import_module("clipadapt.images.pictures")  # it explains a torchvision that does not fit
     return getattr(import_module(f"clipadapt.{_HOMES[name]}"), name)
 
 

@@ -17,10 +17,13 @@ from PIL import Image
 from sklearn.base import clone
 
 from clipadapt import ImageSet, LatteCLIP, ZeroShot, digits
-from clipadapt import baselines as module
-from clipadapt.baselines import FLYP, SMALL, ReCLIP
-from clipadapt.testing import check_adapter
-from clipadapt.training import module_numbers
+from clipadapt.methods import flyp
+from clipadapt.methods import reclip as module
+from clipadapt.methods import transduction
+from clipadapt.methods.flyp import FLYP
+from clipadapt.methods.reclip import ReCLIP, SMALL
+from clipadapt.learning.testing import check_adapter
+from clipadapt.learning.training import module_numbers
 from tiny_models import TEXT, TINY, VISION, tiny
 
 COUNT = 48
@@ -69,8 +72,8 @@ def dense_scores(nodes, graph, classes, labels, alpha):
 def test_propagation_is_the_dense_solution(problem, alpha):
     images, prompts, k, labels = problem
     nodes = torch.cat([prompts, images])
-    graph = module.neighbour_graph(nodes, k).toarray()
-    found, scores = module.propagate_labels(images, prompts, k, alpha, labels=labels)
+    graph = transduction.neighbour_graph(nodes, k).toarray()
+    found, scores = transduction.propagate_labels(images, prompts, k, alpha, labels=labels)
     exact = dense_scores(nodes, graph, len(prompts), labels, alpha)
     assert np.allclose(scores, exact, atol=1e-5 * exact.max()) and np.array_equal(found[labels >= 0], labels[labels >= 0])
     top = np.sort(exact, 1)
@@ -84,7 +87,7 @@ def test_graph_neighbour_by_neighbour(problem):
     images, prompts, k, _ = problem
     unit = F.normalize(torch.cat([prompts, images]), dim=1).double().numpy()
     cosines = unit @ unit.T
-    graph = module.neighbour_graph(torch.cat([prompts, images]), k).toarray()
+    graph = transduction.neighbour_graph(torch.cat([prompts, images]), k).toarray()
     assert np.allclose(graph, graph.T) and (np.diag(graph) == 0).all() and np.abs(np.linalg.eigvalsh(graph)).max() < 1 + 1e-6
     affinity, count = np.zeros_like(graph), len(unit)
     distinct = all(len(set(np.round(np.delete(row, i), 6))) == count - 1 for i, row in enumerate(cosines))
@@ -99,9 +102,9 @@ def test_graph_neighbour_by_neighbour(problem):
 
 def test_blocks_change_nothing(monkeypatch):
     points = torch.randn(300, 8, generator=torch.Generator().manual_seed(0))
-    whole = module.neighbour_graph(points, 7).toarray()
+    whole = transduction.neighbour_graph(points, 7).toarray()
     monkeypatch.setattr(module, "BLOCK", 1000)
-    assert np.allclose(module.neighbour_graph(points, 7).toarray(), whole, atol=1e-6)
+    assert np.allclose(transduction.neighbour_graph(points, 7).toarray(), whole, atol=1e-6)
 
 
 @settings(max_examples=30, deadline=None)
@@ -110,41 +113,41 @@ def test_order_of_images_and_of_classes_does_not_matter(seed):
     generator = torch.Generator().manual_seed(seed)
     images, prompts = (torch.randn(n, 6, generator=generator) for n in (90, 70))        # more classes than are solved at a time
     order, classes = torch.randperm(90, generator=generator), torch.randperm(70, generator=generator)
-    scores, moved = (module.propagate_labels(*pair, k=5)[1] for pair in ((images, prompts), (images[order], prompts[classes])))
+    scores, moved = (transduction.propagate_labels(*pair, k=5)[1] for pair in ((images, prompts), (images[order], prompts[classes])))
     assert np.allclose(moved, scores[order][:, classes], atol=1e-5)
 
 
 def test_islands_duplicates_and_one_class():
     prompts, images = torch.eye(3), torch.eye(3).repeat(4, 1)
-    found, _ = module.propagate_labels(images, prompts, k=3)
+    found, _ = transduction.propagate_labels(images, prompts, k=3)
     assert found.tolist() == [0, 1, 2] * 4
-    assert module.propagate_labels(torch.ones(9, 3), prompts, k=100)[0].shape == (9,)
-    assert (module.propagate_labels(images, prompts[:1], k=2)[0] == 0).all()
-    found, scores = module.propagate_labels(torch.tensor([[0.1, 1.0], [0.11, 1.0]]), torch.tensor([[1.0, 0.0], [1.0, 0.1], [1.0, 0.05]]), k=1)
+    assert transduction.propagate_labels(torch.ones(9, 3), prompts, k=100)[0].shape == (9,)
+    assert (transduction.propagate_labels(images, prompts[:1], k=2)[0] == 0).all()
+    found, scores = transduction.propagate_labels(torch.tensor([[0.1, 1.0], [0.11, 1.0]]), torch.tensor([[1.0, 0.0], [1.0, 0.1], [1.0, 0.05]]), k=1)
     assert (scores == 0).all() and found.tolist() == [1, 1], "no class arrives: the nearest one, not the first"
-    assert module.propagate_labels(images, prompts, alpha=0)[0].tolist() == [0, 1, 2] * 4
-    assert torch.equal(module.class_centroids(images[:0], prompts, np.empty(0, np.int64)), prompts)
+    assert transduction.propagate_labels(images, prompts, alpha=0)[0].tolist() == [0, 1, 2] * 4
+    assert torch.equal(transduction.class_centroids(images[:0], prompts, np.empty(0, np.int64)), prompts)
 
 
 def test_projection(clip, images):
     prompts = torch.randn(12, 5, generator=torch.Generator().manual_seed(0))        # more classes than dimensions
     for projection, rank in (("span", 4), ("whole", 4), (None, 5)):
-        matrix = module.projection_matrix(prompts, projection)
+        matrix = transduction.projection_matrix(prompts, projection)
         assert torch.allclose(matrix @ matrix, matrix, atol=1e-5) and round(matrix.trace().item()) == rank
     shared = torch.linalg.svd(prompts, full_matrices=False).Vh[0]
-    assert (module.projection_matrix(prompts) @ shared).norm() < 1e-5 and (module.projection_matrix(prompts, first=True) @ shared).norm() > 0.99
+    assert (transduction.projection_matrix(prompts) @ shared).norm() < 1e-5 and (transduction.projection_matrix(prompts, first=True) @ shared).norm() > 0.99
     few = F.normalize(torch.randn(3, 9, generator=torch.Generator().manual_seed(1)), dim=1)
-    found = {projection: module.projection_matrix(few, projection).trace().round().item() for projection in ("span", "whole", None)}
+    found = {projection: transduction.projection_matrix(few, projection).trace().round().item() for projection in ("span", "whole", None)}
     assert found == {"span": 2, "whole": 8, None: 9}
-    directions = module.class_directions(few)
+    directions = transduction.class_directions(few)
     points = torch.randn(6, 9, generator=torch.Generator().manual_seed(2))
-    flat, full = (F.normalize(points @ matrix, dim=1) for matrix in (directions, module.projection_matrix(few)))
+    flat, full = (F.normalize(points @ matrix, dim=1) for matrix in (directions, transduction.projection_matrix(few)))
     assert torch.allclose(flat @ flat.T, full @ full.T, atol=1e-5), "coordinates have the cosines of the projections"
     for bad, message in (({"cut": 1}, "no direction is left"), ({"cut": 0}, "cut must be"), ({"projection": "x"}, "'span', 'whole', None")):
         with pytest.raises(ValueError, match=message):
-            module.projection_matrix(few, **bad)
+            transduction.projection_matrix(few, **bad)
     with pytest.raises(ValueError, match="no direction is left"):
-        module.projection_matrix(few[:1].expand(4, -1))
+        transduction.projection_matrix(few[:1].expand(4, -1))
 
 
 @pytest.mark.parametrize("change, message", [
@@ -153,7 +156,7 @@ def test_projection(clip, images):
     ({"image_features": torch.ones(6, 3)}, r"\[N, D\]"), ({"class_features": torch.ones(0, 4)}, "at least one class"), ({"class_features": torch.ones(3, 4).long()}, "finite floats")])
 def test_propagation_refuses(change, message):
     with pytest.raises(ValueError, match=message):
-        module.propagate_labels(**{"image_features": torch.randn(6, 4), "class_features": torch.randn(3, 4), **change})
+        transduction.propagate_labels(**{"image_features": torch.randn(6, 4), "class_features": torch.randn(3, 4), **change})
 
 
 # The contract, and what training does.
@@ -231,10 +234,10 @@ def test_reclip_trains_the_image_tower_less_with_the_published_loss(clip, images
 def test_reclip_without_training_is_propagation(clip, images):
     method = ReCLIP(clip, images.classnames, epochs=0, projection="whole").fit(images)
     features, prompts = clip.encode_image(images), torch.from_numpy(ZeroShot(clip, images.classnames).fit(images).prompt_features_[0])
-    matrix = module.projection_matrix(prompts, "whole")
-    expected = module.propagate_labels(features @ matrix, prompts @ matrix)[0]
+    matrix = transduction.projection_matrix(prompts, "whole")
+    expected = transduction.propagate_labels(features @ matrix, prompts @ matrix)[0]
     assert (method.pseudolabels_ == expected).all() and len(method.history_) == 1 and method.history_[0]["agreement"] == 1
-    centroids = module.class_centroids(features, prompts, expected)
+    centroids = transduction.class_centroids(features, prompts, expected)
     assert np.allclose(method.image_classifier_, centroids, atol=1e-5) and np.allclose(method.text_classifier_, prompts, atol=1e-5)
 
 
@@ -246,7 +249,7 @@ def test_reclip_variants(clip, images, test_images, params):
 
 def test_flyp_refresh(clip, images):
     zero_shot = ZeroShot(clip, images.classnames).fit(images).predict(images)
-    fitted = {refresh: FLYP(clip, images.classnames, **SHORT[FLYP], refresh=refresh).fit(images) for refresh in module.REFRESH}
+    fitted = {refresh: FLYP(clip, images.classnames, **SHORT[FLYP], refresh=refresh).fit(images) for refresh in flyp.REFRESH}
     assert np.array_equal(fitted["never"].pseudolabels_, zero_shot) and [record["changed"] for record in fitted["never"].history_] == [0, 0, 0]
     assert fitted["epoch"].history_[0] == fitted["never"].history_[0], "the first epoch of both learns from zero-shot labels"
     assert len({method.image_weights_.tobytes() for method in fitted.values()}) >= 2
@@ -264,7 +267,7 @@ def test_flyp_draws_templates(clip, images):
 
 
 def test_flyp_mixes_weights(clip, images, test_images):
-    from clipadapt.training import module_numbers
+    from clipadapt.learning.training import module_numbers
     original = module_numbers(clip.model.visual)
     whole, half, none = (FLYP(clip, images.classnames, **SHORT[FLYP], alpha=alpha).fit(images) for alpha in (1.0, 0.5, 0.0))
     assert np.allclose(half.image_weights_, (whole.image_weights_ + original) / 2, atol=1e-6) and np.array_equal(none.image_weights_, original)

@@ -20,9 +20,9 @@ from PIL import Image
 from tiny_llava import save_tiny_llava
 
 from clipadapt import ImageSet, digits
-from clipadapt import captions as module
-from clipadapt.captions import (AttributeCaptioner, CallableCaptioner, Captioner, TransformersCaptioner, caption, caption_groups, draw_groups, image_prompt,
-                                is_drawing, measure_attributes, tile)
+from clipadapt.clip import captions as module
+from clipadapt.clip import features
+from clipadapt.clip.captions import AttributeCaptioner, CallableCaptioner, Captioner, TransformersCaptioner, caption, caption_groups, draw_groups, image_prompt, is_drawing, measure_attributes, tile
 
 COUNT, BATCH = 300, 10
 
@@ -252,7 +252,7 @@ def test_whatever_a_captioner_or_a_decoder_raises_costs_one_caption(some, cache,
 def test_the_default_cache_is_in_the_cache_directory(some, tmp_path, monkeypatch):
     monkeypatch.setenv("CLIPADAPT_CACHE", str(tmp_path / "deep" / "down"))
     caption(CallableCaptioner(plain, "plain"), some, "?")
-    assert kept(tmp_path / "deep" / "down" / "captions.sqlite") == len(set(module.hash_each(some)))
+    assert kept(tmp_path / "deep" / "down" / "captions.sqlite") == len(set(features.hash_each(some)))
 
 
 @pytest.mark.parametrize("answer, reason", [("", "empty"), (" \n\t", "empty"), (None, "NoneType"), (b"bytes", "bytes"), (["text"], "list")])

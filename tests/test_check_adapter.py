@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from clipadapt import ZeroShot, digits, load_clip
-from clipadapt.data import as_imageset
-from clipadapt.files import Array
-from clipadapt.testing import CHECKS, check_adapter
+from clipadapt.images.sets import as_imageset
+from clipadapt.images.files import Array
+from clipadapt.learning.testing import CHECKS, check_adapter
 
 
 class NotAProbability(ZeroShot):

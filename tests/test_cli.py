@@ -24,9 +24,9 @@ from PIL import Image
 
 import clipadapt
 from clipadapt import CLIP, Adapter, digits
-from clipadapt.adapter import read_saved
-from clipadapt.cli import METHODS, _check_value, _configure, _in_words, main
-from clipadapt.files import _host, write_arrays
+from clipadapt.learning.adapter import read_saved
+from clipadapt.app.cli import METHODS, _check_value, _configure, _in_words, main
+from clipadapt.images.files import _host, write_arrays
 from tiny_llava import save_tiny_llava
 
 CLASSES = ",".join(digits("test").classnames)
@@ -492,7 +492,7 @@ def test_wrong_parameters_leave_nothing_and_replace_nothing(wrong, saved, folder
 
 
 def test_a_run_is_not_replaced_when_something_else_came_into_it(saved, folders, tmp_path, monkeypatch):
-    from clipadapt.retrieval import Prototypes
+    from clipadapt.methods.prototypes import Prototypes
 
     shutil.copytree(saved, tmp_path / "run")
     save = Prototypes.save

@@ -12,10 +12,12 @@ import pytest
 from PIL import Image
 
 from clipadapt import CLIP, FLYP, LPCLIP, LatteCLIP, Prototypes, ReCLIP, StoredCLIP, ZeroShot, digits
-from clipadapt.captions import AttributeCaptioner
-from clipadapt.compare import Run, _blocks, _examples, _file_stem, corruption_accuracies, changes, compare, plot_accuracies, plot_changes, plot_classes, plot_cost, recommend, redraw, report, run_all, small_methods, tabulate
-from clipadapt.data import ImageSet
-from clipadapt.training import Checkpoint
+from clipadapt.clip.captions import AttributeCaptioner
+from clipadapt.app.demo import small_methods
+from clipadapt.judge.compare import Run, _blocks, _file_stem, changes, compare, corruption_accuracies, plot_accuracies, plot_changes, plot_classes, plot_cost, recommend, redraw, run_all, tabulate
+from clipadapt.judge.report import _examples, report
+from clipadapt.images.sets import ImageSet
+from clipadapt.learning.training import Checkpoint
 
 
 @pytest.fixture(scope="module")

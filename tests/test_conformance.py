@@ -14,11 +14,14 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from clipadapt import ImageSet, Prototypes, ZeroShot, coreg, load_clip, robustness
-from clipadapt.cli import METHODS, main
-from clipadapt.compare import corruption_accuracies, run_all, tabulate
-from clipadapt.selection import label_free, recommend_without_labels
-from clipadapt.zeroshot import CLIP
+from clipadapt import ImageSet, Prototypes, ZeroShot, load_clip
+from clipadapt.learning import students
+from clipadapt.images import corruptions
+from clipadapt.judge import robustness
+from clipadapt.app.cli import METHODS, main
+from clipadapt.judge.compare import corruption_accuracies, run_all, tabulate
+from clipadapt.judge.selection import label_free, recommend_without_labels
+from clipadapt.clip.model import CLIP
 from conformance.cases import CASES, REFUSED, check_words, choose, try_case
 from conformance.models import KINDS, WHOLE, write_model
 from conformance.photographs import (
@@ -121,7 +124,7 @@ def test_every_method_runs_or_says_why_not(models, photographs, tmp_path, kind, 
 @pytest.fixture
 def seen(monkeypatch):
     """Width over height of the disc in all that a CLIP or a student reads."""
-    found, encode, answer = [], CLIP.pixel_batches, coreg.Student.forward
+    found, encode, answer = [], CLIP.pixel_batches, students.Student.forward
 
     def batches(self, *arguments):
         for batch in encode(self, *arguments):
@@ -134,7 +137,7 @@ def seen(monkeypatch):
         return answer(self, inputs)
 
     monkeypatch.setattr(CLIP, "pixel_batches", batches)
-    monkeypatch.setattr(coreg.Student, "forward", forward)
+    monkeypatch.setattr(students.Student, "forward", forward)
     return found
 
 
@@ -185,8 +188,8 @@ def test_runs_are_compared_selected_and_corrupted(models, photographs):
 @pytest.mark.parametrize("shape", [SHAPES[i] for i in (0, 3, 6, 9)], ids=str)
 def test_corruptions_keep_the_size(folder, shape):
     path = next(folder.rglob(f"{SHAPES.index(shape):03d}.*"))
-    for name in robustness.CORRUPTIONS:
-        corrupted = robustness.corrupt(path, name, 5, np.random.default_rng(0))
+    for name in corruptions.CORRUPTIONS:
+        corrupted = corruptions.corrupt(path, name, 5, np.random.default_rng(0))
         assert corrupted.size == shape.size and corrupted.mode == "RGB", name
 
 

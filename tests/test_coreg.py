@@ -21,10 +21,14 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
 from clipadapt import CoReg, ImageSet, Prototypes, digits
-from clipadapt import coreg as module
-from clipadapt.coreg import Queue
-from clipadapt.pseudolabels import top_k_candidates
-from clipadapt.testing import check_adapter
+from clipadapt.clip import templates
+from clipadapt.images import views
+from clipadapt.learning import students
+from clipadapt.learning import training
+from clipadapt.methods import coreg as module
+from clipadapt.methods.coreg import Queue
+from clipadapt.learning.pseudolabels import top_k_candidates
+from clipadapt.learning.testing import check_adapter
 
 COUNT = 48
 SHORT = {"image_size": 8, "flip": False, "options": {"width": 4, "depth": [1, 1]}, "views": 2, "epochs": 4, "warmup_epochs": 2, "batch_size": 16,
@@ -198,7 +202,7 @@ def run_torchscript(path, method, images):
         warnings.simplefilter("ignore")
         answer = torch.jit.load(str(path))
     with torch.no_grad():
-        return answer(module.as_inputs(torch.cat(list(method._inputs(images))), "cpu")).numpy()
+        return answer(students.as_inputs(torch.cat(list(method._inputs(images))), "cpu")).numpy()
 
 
 def photographs(count, width, height, seed=0):
@@ -278,7 +282,7 @@ def test_onnx_round_trip(clip, images, test_images, tmp_path):
     method.export(tmp_path / "small.pt")
     method.export(tmp_path / "small.onnx", "onnx")
     session = runtime.InferenceSession(str(tmp_path / "small.onnx"), providers=["CPUExecutionProvider"])
-    inputs = module.as_inputs(torch.cat(list(method._inputs(test_images))), "cpu").contiguous().numpy()
+    inputs = students.as_inputs(torch.cat(list(method._inputs(test_images))), "cpu").contiguous().numpy()
     for few in (inputs, inputs[:1]):
         assert np.allclose(session.run(None, {"input": few})[0], run_torchscript(tmp_path / "small.pt", method, test_images)[: len(few)], atol=1e-5)
     assert json.loads((tmp_path / "small.json").read_text())["format"] == "onnx"
@@ -307,11 +311,11 @@ def test_the_size_of_a_student_comes_from_headers(tmp_path):
         path.write_bytes(path.read_bytes()[:60])        # a header, and nothing to decode
         paths.append(path)
     images = ImageSet(paths)
-    assert module.student_size(images) == 64 and module.student_size(images.subset([0])) == 29
-    assert module.student_size(ImageSet([np.zeros((20, 24, 3), np.uint8)])) == 20
-    assert module.student_size(photographs(3, 60, 90).view(module.weak_view(12))) == 12
+    assert students.student_size(images) == 64 and students.student_size(images.subset([0])) == 29
+    assert students.student_size(ImageSet([np.zeros((20, 24, 3), np.uint8)])) == 20
+    assert students.student_size(photographs(3, 60, 90).view(views.weak_view(12))) == 12
     with pytest.raises(FileNotFoundError, match="no such image file"):
-        module.student_size(ImageSet([tmp_path / "missing.png"]))
+        students.student_size(ImageSet([tmp_path / "missing.png"]))
 
 
 def test_large_images_make_no_larger_network(clip, tmp_path):
@@ -360,7 +364,7 @@ def test_a_head_sees_what_its_clip_reads(clip, monkeypatch):
     method = CoReg(clip, ["a", "b"], student="head", views=1)
     method.image_size_ = clip.image_size
     images = ImageSet([disc(150, 100)] * 4)
-    weak = images.view(module.weak_view(clip.image_size, squash=True), seed=0)
+    weak = images.view(views.weak_view(clip.image_size, squash=True), seed=0)
     assert torch.equal(method._new_views(images, 1).tensor[1], clip.encode_image(weak))
 
 
@@ -405,7 +409,7 @@ def test_the_memory_of_views_is_said_before_it_is_taken(clip):
     method.image_size_ = 224
     with pytest.warns(UserWarning, match=r"30,000 images in 17 versions each would take 76.8 GB, more than view_memory \(4 GB\): they are made anew for each batch"):
         views, plain = method._kept_views(images)
-    assert isinstance(views, module.DrawnViews) and isinstance(plain, module.DrawnViews)
+    assert isinstance(views, students.DrawnViews) and isinstance(plain, students.DrawnViews)
     method.image_size_ = 64
     assert method._bytes(images, 8) > 4e9 > method._bytes(images, 0)
     method.view_memory = 1e10
@@ -413,7 +417,7 @@ def test_the_memory_of_views_is_said_before_it_is_taken(clip):
 
 
 def test_drawn_views_take_a_batch_of_memory(clip, monkeypatch):
-    images, taken, read = digits("train").subset(range(200)), [], module.pixel_rows
+    images, taken, read = digits("train").subset(range(200)), [], students.pixel_rows
 
     def watched(*arguments):
         taken.append(read(*arguments))
@@ -430,7 +434,7 @@ def test_padded_views_shift_and_mirror():
     image = photographs(1, 64, 64)[0][0]
     seen = set()
     for seed in range(400):
-        view = np.asarray(module.padded_view(32, flip=seed % 2 == 0)(image, np.random.default_rng(seed)))
+        view = np.asarray(students.padded_view(32, flip=seed % 2 == 0)(image, np.random.default_rng(seed)))
         plain = np.asarray(image.resize((32, 32), Image.Resampling.BICUBIC))
         framed = np.pad(plain, ((4, 4), (4, 4), (0, 0)))
         whole = [framed, framed[:, ::-1]]
@@ -446,19 +450,19 @@ def test_published_views_change_more_than_ours():
     images = photographs(60, 32, 32)
     plain = np.stack([np.asarray(image) for image, _ in images]).astype(float)
     changed = {name: [np.abs(np.stack([np.asarray(image) for image, _ in images.view(kind(32))]) - plain).mean() for kind in kinds]
-               for name, kinds in module.AUGMENTATIONS.items()}
+               for name, kinds in students.AUGMENTATIONS.items()}
     assert changed["published"][0] > 1.5 * changed["crops"][0] and changed["published"][1] > changed["crops"][1]
     white = Image.new("RGB", (28, 28), "white")
-    black = [(np.asarray(module.covered_view(28)(white, np.random.default_rng(seed))) == 0).all(-1).sum() for seed in range(200)]
-    framed = [(np.asarray(module.padded_view(28)(white, np.random.default_rng(seed))) == 0).all(-1).sum() for seed in range(200)]
+    black = [(np.asarray(students.covered_view(28)(white, np.random.default_rng(seed))) == 0).all(-1).sum() for seed in range(200)]
+    framed = [(np.asarray(students.padded_view(28)(white, np.random.default_rng(seed))) == 0).all(-1).sum() for seed in range(200)]
     assert 100 < np.mean(black) - np.mean(framed) < 16 * 16
 
 
 def test_published_distortions_have_the_released_ranges():
-    low, high = module._STRENGTHS["brightness"]
+    low, high = students._STRENGTHS["brightness"]
     assert (1 + 0.9 * low, 1 + 0.9 * high) == pytest.approx((0.05, 0.95))
-    assert [0.45 * bound for bound in module._STRENGTHS["translate x"]] == pytest.approx([-0.3, 0.3])
-    assert set(module._STRENGTHS) <= set(module.DISTORTIONS)
+    assert [0.45 * bound for bound in students._STRENGTHS["translate x"]] == pytest.approx([-0.3, 0.3])
+    assert set(students._STRENGTHS) <= set(views.DISTORTIONS)
 
 
 # As published.
@@ -485,7 +489,7 @@ def test_published_settings_are_those_of_the_released_code(clip):
 def test_as_published_on_a_few_images(clip, images, test_images, tmp_path):
     params = {**module.PUBLISHED["EuroSAT"], "options": {"width": 2, "preactivation": True, "stride": 2}, "image_size": 16, "epochs": 3, "warmup_epochs": 2,
               "batch_size": 16, "warmup_batch_size": 32, "delay": 0}
-    steps, train = [], module.train_epoch
+    steps, train = [], training.train_epoch
 
     def counted(optimiser, loss, batches, *rest):
         steps.append(len(batches))
@@ -504,7 +508,7 @@ def test_as_published_on_a_few_images(clip, images, test_images, tmp_path):
 def test_the_prior_can_be_estimated_from_clip(clip, images, tmp_path):
     method = CoReg(clip, images.classnames, prior="clip", **SHORT)
     method.classnames_, method.image_size_ = images.classnames, 8
-    prompts = module.encode_prompts(clip, images.classnames, "neutral27")
+    prompts = templates.encode_prompts(clip, images.classnames, "neutral27")
     mean = module.partial_labels(clip.encode_image(images), prompts, clip.logit_scale, "mean").mean(0)
     for candidates in (None, one_hot(images.labels)):
         run = module._Run(method, images, np.full(COUNT, -1), candidates)
@@ -517,7 +521,7 @@ def test_the_prior_can_be_estimated_from_clip(clip, images, tmp_path):
 
 def test_candidates_above_a_threshold(clip, images):
     method = CoReg(clip, images.classnames, annotation="threshold", threshold=0.2, **{**SHORT, "epochs": 1, "warmup_epochs": 1}).fit(images)
-    prompts = module.encode_prompts(clip, images.classnames, "neutral27")
+    prompts = templates.encode_prompts(clip, images.classnames, "neutral27")
     mean = module.partial_labels(clip.encode_image(images), prompts, clip.logit_scale, "mean")
     for row, probabilities in zip(method.candidates_, mean):
         assert set(np.flatnonzero(row)) == {c for c, p in enumerate(probabilities) if p >= 0.2} | {int(probabilities.argmax())}
@@ -596,7 +600,7 @@ def test_images_of_different_sizes(clip, images):
     sizes = rng.integers(5, 60, (20, 2))
     mixed = ImageSet([Image.fromarray(rng.integers(0, 256, (h, w, 3), dtype=np.uint8)) for h, w in sizes])
     fitted = CoReg(clip, images.classnames, **{**SHORT, "image_size": None}).fit(mixed)
-    assert fitted.image_size_ == module.student_size(mixed) and fitted.predict(mixed).shape == (20,)
+    assert fitted.image_size_ == students.student_size(mixed) and fitted.predict(mixed).shape == (20,)
 
 
 BAD = [({"student": "vgg"}, "'resnet', 'head', 'clip'"), ({"student": lambda num_classes: logits_only(num_classes + 1)}, r"logits of shape \(2, 11\) .*10 classes"),

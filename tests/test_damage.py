@@ -12,14 +12,13 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from clipadapt import (
-    Adapter, ImageSet, NearestNeighbours, Prototypes, ZeroShot, adapter, digits, files,
-    load_clip)
-from clipadapt.adapter import SavedClip, read_saved, translate_labels
-from clipadapt.files import write_arrays
-from clipadapt.retrieval import PrototypeIndex
-from clipadapt.training import (
-    Checkpoint, Recipe, SavedRun, restore_training, train_epochs, training_state)
+from clipadapt import Adapter, ImageSet, NearestNeighbours, Prototypes, ZeroShot, digits, load_clip
+from clipadapt.learning import adapter
+from clipadapt.images import files
+from clipadapt.learning.adapter import SavedClip, read_saved, translate_labels
+from clipadapt.images.files import write_arrays
+from clipadapt.clip.index import PrototypeIndex
+from clipadapt.learning.training import Checkpoint, Recipe, SavedRun, restore_training, train_epochs, training_state
 
 FILE = "adapter.safetensors"
 

@@ -12,10 +12,11 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from clipadapt import ImageSet, ZeroShot, digits, files, load_clip
-from clipadapt.data import read_image
-from clipadapt.files import whole_directory, whole_file
-from clipadapt.zeroshot import builtin_directory, cache_directory
+from clipadapt import ImageSet, ZeroShot, digits, load_clip
+from clipadapt.images import files
+from clipadapt.images.pictures import read_image
+from clipadapt.images.files import whole_directory, whole_file
+from clipadapt.clip.model import builtin_directory, cache_directory
 
 
 def run_python(code: str, folder: Path, **environment) -> subprocess.CompletedProcess:

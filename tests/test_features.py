@@ -16,11 +16,11 @@ from PIL import Image
 from torchvision.transforms import CenterCrop, Compose
 
 from clipadapt import CLIP, FeatureStore, ImageSet, StoredCLIP, ZeroShot, digits, load_clip
-from clipadapt import features as module
-from clipadapt.features import hash_each
-from clipadapt.data import strong_view, weak_view
-from clipadapt.files import _host
-from clipadapt.testing import check_adapter
+from clipadapt.clip import features as module
+from clipadapt.clip.features import hash_each
+from clipadapt.images.views import strong_view, weak_view
+from clipadapt.images.files import _host
+from clipadapt.learning.testing import check_adapter
 
 COUNT, SHARD = 300, 32
 

@@ -15,11 +15,11 @@ from open_clip.model import CustomTextCLIP
 from PIL import Image
 from tiny_models import TEXT, TINY, VISION, tiny
 
-from clipadapt import CLIP, LatteCLIP, digits, finetuning, latteclip
-from clipadapt.finetuning import (
-    CROPS, SMALL, TextTable, TowerTraining, contrastive_loss, finetuning_view, interpolate_weights,
-    trainable_copy)
-from clipadapt.training import Recipe
+from clipadapt import CLIP, LatteCLIP, digits
+from clipadapt.learning import towers as finetuning
+from clipadapt.methods import latteclip
+from clipadapt.learning.towers import CROPS, SMALL, TextTable, TowerTraining, contrastive_loss, finetuning_view, interpolate_weights, trainable_copy
+from clipadapt.learning.training import Recipe
 
 CAPTIONS = ["a cat.", "a very long name of an annual crop land, seen from above.", "a cat.", "x", "a cat with one closed loop."]
 pytestmark = pytest.mark.usefixtures("one_thread")

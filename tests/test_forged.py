@@ -2,10 +2,12 @@
 import numpy as np
 import pytest
 
-from clipadapt import FLYP, FPL, GRIP, IFPL, LPCLIP, CoReg, LatteCLIP, ReCLIP, baselines, digits, latteclip
-from clipadapt.adapter import SavedMethod
-from clipadapt.files import read_arrays, write_arrays
-from clipadapt.training import SavedRun
+from clipadapt import FLYP, FPL, GRIP, IFPL, LPCLIP, CoReg, LatteCLIP, ReCLIP, digits
+from clipadapt.methods import reclip as baselines
+from clipadapt.methods import latteclip
+from clipadapt.learning.adapter import SavedMethod
+from clipadapt.images.files import read_arrays, write_arrays
+from clipadapt.learning.training import SavedRun
 
 TINY_COREG = {"image_size": 8, "flip": False, "options": {"width": 4, "depth": [1, 1]}, "views": 1, "epochs": 2, "warmup_epochs": 1,
               "batch_size": 16, "ramp": 1, "delay": 0, "queue": 40}
@@ -155,6 +157,6 @@ def test_parameters_are_checked_before_anything_is_encoded(clip, images):
 
 
 def constant_captioner():
-    from clipadapt.captions import CallableCaptioner
+    from clipadapt.clip.captions import CallableCaptioner
 
     return CallableCaptioner(lambda pictures: ["a digit."] * len(pictures), "constant")

@@ -16,15 +16,15 @@ from open_clip.transformer import QuickGELU
 from sklearn.base import clone
 
 from clipadapt import CLIP, ImageSet, ZeroShot, digits, load_clip
-from clipadapt import grip as module
-from clipadapt import prompts
-from clipadapt.cli import _configure
-from clipadapt.files import read_arrays
-from clipadapt.grip import FPL, GRIP, IFPL, PROMPTS, SETTINGS, learning_setting, loss_weights, two_part_loss
-from clipadapt.prompts import TextualPrompt
-from clipadapt.pseudolabels import top_k
-from clipadapt.testing import check_adapter
-from clipadapt.training import SavedRun
+from clipadapt.methods import grip as module
+from clipadapt.learning import prompts
+from clipadapt.app.cli import _configure
+from clipadapt.images.files import read_arrays
+from clipadapt.methods.grip import FPL, GRIP, IFPL, PROMPTS, SETTINGS, learning_setting, loss_weights, two_part_loss
+from clipadapt.learning.prompts import TextualPrompt
+from clipadapt.learning.pseudolabels import top_k
+from clipadapt.learning.testing import check_adapter
+from clipadapt.learning.training import SavedRun
 
 METHODS, UNSEEN, COUNT = {"FPL": FPL, "IFPL": IFPL, "GRIP": GRIP}, [6, 7, 8, 9], 80
 SHORT = {"k": 3, "rounds": 2, "epochs": 1, "options": {"length": 2}}

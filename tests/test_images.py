@@ -17,11 +17,11 @@ import torch
 from PIL import ExifTags, Image, ImageDraw, ImageOps, PngImagePlugin
 
 from clipadapt import ImageSet, ZeroShot, digits, load_clip
-from clipadapt import data
-from clipadapt.data import (
-    DISTORTIONS, as_imageset, centre_view, check_classnames, check_labels, printable,
-    read_image, strong_view, to_rgb, weak_view)
-from clipadapt.zeroshot import _middle
+from clipadapt.images import pictures
+from clipadapt.images.pictures import printable, read_image, to_rgb
+from clipadapt.images.sets import as_imageset, check_classnames, check_labels
+from clipadapt.images.views import DISTORTIONS, centre_view, strong_view, weak_view
+from clipadapt.clip.model import _middle
 
 RAMP = np.tile(np.linspace(0, 255, 32).round().astype(np.uint8), (24, 1))
 GREY = Image.fromarray(RAMP)
@@ -87,7 +87,7 @@ def test_postscript_starts_no_process(photos, tmp_path):
 
 @pytest.mark.parametrize("kind, mode", [("JPEG", "RGB"), ("PNG", "RGB"), ("WEBP", "RGB"), ("AVIF", "RGB"), ("TIFF", "RGB"), ("BMP", "RGB"), ("GIF", "P"), ("PPM", "RGB"), ("JPEG2000", "RGB")])
 def test_raster_formats_are_read_whatever_the_file_is_called(tmp_path, kind, mode):
-    if kind not in data._readable_kinds():
+    if kind not in pictures._readable_kinds():
         pytest.skip(f"this Pillow cannot read {kind}")
     content = file_of(GREY.convert(mode), kind)
     (tmp_path / "picture.xyz").write_bytes(content)
@@ -307,7 +307,7 @@ def test_truncated_files_are_damaged(tmp_path):
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "GIF", "WEBP", "AVIF", "BMP", "PPM", "JPEG2000"])
 def test_mutated_files_are_read_or_named(kind):
-    if kind not in data._readable_kinds():
+    if kind not in pictures._readable_kinds():
         pytest.skip(f"this Pillow cannot read {kind}")
     content = file_of(GREY.convert("RGB"), kind, **({"exif": damaged_exif(6)} if kind in ("JPEG", "PNG", "WEBP", "AVIF") else {}))
     rng = np.random.default_rng(0)
@@ -666,7 +666,7 @@ def test_what_is_no_image_is_shown_briefly():
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "CMYK", "I;16", "F", "JPEG", "turned"])
 def test_a_large_picture_is_shrunk_before_anything_else(mode, tmp_path, monkeypatch):
     """By a whole factor, to fewer pixels than the bound, and to the same picture."""
-    monkeypatch.setattr("clipadapt.data._LARGE", 10_000)
+    monkeypatch.setattr("clipadapt.pictures._LARGE", 10_000)
     ramp = np.linspace(0, 255, 300)[None].repeat(210, 0).astype(np.uint8)
     grey, path = Image.fromarray(ramp), tmp_path / "large.tif"
     if mode == "I;16":

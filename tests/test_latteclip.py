@@ -14,12 +14,10 @@ from hypothesis import strategies as st
 from sklearn.base import clone
 
 from clipadapt import CLIP, ImageSet, LatteCLIP, ZeroShot, digits, load_clip
-from clipadapt.captions import DOMAINS, AttributeCaptioner, CallableCaptioner
-from clipadapt.latteclip import (
-    CHOICES, LOSSES, PUBLISHED, SMALL, TEMPLATES, TEXTS, Descriptions, find_templates, mix_texts,
-    mixing_weights, update_prototypes)
-from clipadapt.testing import check_adapter
-from clipadapt.training import module_numbers
+from clipadapt.clip.captions import AttributeCaptioner, CallableCaptioner, DOMAINS
+from clipadapt.methods.latteclip import CHOICES, Descriptions, LOSSES, PUBLISHED, SMALL, TEMPLATES, TEXTS, find_templates, mix_texts, mixing_weights, update_prototypes
+from clipadapt.learning.testing import check_adapter
+from clipadapt.learning.training import module_numbers
 
 COUNT = 40
 TINY = {**SMALL, "epochs": 2, "batch_size": 16}

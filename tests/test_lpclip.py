@@ -9,10 +9,10 @@ from open_clip import image_transform
 from PIL import Image, ImageDraw
 
 from clipadapt import CLIP, ImageSet, ZeroShot, digits
-from clipadapt.features import FeatureStore, StoredCLIP, named_view
-from clipadapt.lpclip import INITS, LPCLIP, SMALL, image_weights, linear_layer, teach, train_linear, weighted_cross_entropy
-from clipadapt.testing import check_adapter
-from clipadapt.training import Recipe
+from clipadapt.clip.features import FeatureStore, StoredCLIP, named_view
+from clipadapt.methods.lpclip import INITS, LPCLIP, SMALL, image_weights, linear_layer, teach, train_linear, weighted_cross_entropy
+from clipadapt.learning.testing import check_adapter
+from clipadapt.learning.training import Recipe
 
 COUNT = 40
 TINY = {**SMALL, "epochs": 3, "views": 2, "batch_size": 16}

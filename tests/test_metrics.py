@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, brier_score_loss, log_loss, roc_auc_score
 
-from clipadapt import metrics
+from clipadapt.judge import plots
+from clipadapt.learning import metrics
 from odd_values import escapes
 
 PERFECT, CONSTANT = np.eye(4)[np.arange(40) % 4], np.full((40, 4), 0.25)
@@ -113,7 +114,7 @@ def test_detection_by_hand(inside, outside, auroc, aupr, fpr95):
 @pytest.mark.parametrize("count", [7, 20, 60, 100])
 def test_the_dashed_line_is_the_threshold_of_fpr95(count):
     inside = np.arange(count, dtype=float)
-    line = metrics.plot_detection(inside, [-1.0]).lines[0].get_xdata()[0]
+    line = plots.plot_detection(inside, [-1.0]).lines[0].get_xdata()[0]
     assert line == count - np.ceil(0.95 * count - 1e-9)
     assert metrics.detection(inside, [line])["fpr95"] == 1 and metrics.detection(inside, [line - 0.5])["fpr95"] == 0
     plt.close("all")
@@ -121,7 +122,7 @@ def test_the_dashed_line_is_the_threshold_of_fpr95(count):
 
 @pytest.mark.parametrize("inside, outside", [([1, 1], [1]), ([1.0], [1 - 1e-16]), ([1e20], [1e20]), ([True, False], [False])])
 def test_scores_that_hardly_differ_can_be_drawn(inside, outside):
-    axes = metrics.plot_detection(inside, outside)
+    axes = plots.plot_detection(inside, outside)
     assert sum(patch.get_height() for patch in axes.patches) == pytest.approx(200)
     plt.close("all")
 
@@ -142,7 +143,7 @@ def test_risk_and_coverage_by_hand():
     ([0, 0, 1, 1], [[0.9, 0.1], [0.8, 0.2], [0.7, 0.3], [0.6, 0.4]], "Answering the surest 50 % halves the risk of 50 %"),
     ([0, 1, 1, 0, 0], [[0.9, 0.1], [0.8, 0.2], [0.8, 0.2], [0.3, 0.7], [0.3, 0.7]], "Answering the surest 20 % halves the risk of 80 %")])
 def test_the_title_of_risk_and_coverage_is_true(labels, probabilities, title):
-    assert metrics.plot_risk_coverage(labels, probabilities).get_title() == title
+    assert plots.plot_risk_coverage(labels, probabilities).get_title() == title
     plt.close("all")
 
 
@@ -203,7 +204,7 @@ def test_an_ensemble_splits_its_uncertainty():
     (lambda: metrics.detection([1j], [1]), "inside must be numbers"),
     (lambda: metrics.detection([1, np.inf], [1]), "inside must be finite, but 1 of 2 are not, for instance inf"),
     *((lambda rate=rate: metrics.detection([1], [1], rate=rate), "rate must be") for rate in (0, 95, np.nan, "0.95")),
-    (lambda: metrics.plot_detection([1], [np.nan]), "outside must be finite"),
+    (lambda: plots.plot_detection([1], [np.nan]), "outside must be finite"),
     (lambda: metrics.negative_energy([1.0]), "shape"),
     (lambda: metrics.negative_energy([[1.0]], 0), "above 0"),
     (lambda: metrics.negative_energy([[1.0]], np.inf), "above 0"),

@@ -13,10 +13,16 @@ from hypothesis import strategies as st
 from matplotlib.cbook import is_math_text
 from matplotlib.text import Text
 
-from clipadapt import ImageSet, Prototypes, ZeroShot, compare, metrics, robustness, selection, widgets
-from clipadapt.compare import Run
-from clipadapt.metrics import label_text, label_texts
-from clipadapt.pseudolabels import quality, top_k
+from clipadapt import ImageSet, Prototypes, ZeroShot
+from clipadapt.judge import compare
+from clipadapt.judge import report
+from clipadapt.judge import plots
+from clipadapt.judge import robustness
+from clipadapt.judge import selection
+from clipadapt.app import widgets
+from clipadapt.judge.compare import Run
+from clipadapt.judge.plots import label_text, label_texts
+from clipadapt.learning.pseudolabels import quality, top_k
 
 HORRIBLE = ["$x^$", "$$", "_hidden", "$5 to $10", "<b>bold</b>", "=1+1", "x" * 1500, "y" * 1500, "{}", "%s", "\\frac", r"\$", "a & b", "\x1b[31m",
             "caf\udce9", "שלום", "\u202eabc", "method", "class", "{{ 7 * 7 }}", "0"]
@@ -86,7 +92,7 @@ def test_a_label_is_what_a_formula_is_not():
 @given(st.lists(st.text(st.characters(), max_size=60), max_size=20), st.integers(8, 40))
 @settings(deadline=None, max_examples=200)
 def test_labels_are_distinct_short_and_safe(names, most):
-    names = list(dict.fromkeys(map(metrics.one_line, names)))
+    names = list(dict.fromkeys(map(plots.one_line, names)))
     labels = label_texts(names, most)
     assert len(set(labels)) == len(names)
     for label in labels:
@@ -98,8 +104,8 @@ def test_labels_are_distinct_short_and_safe(names, most):
 
 
 PLOTS = {
-    "confusion": lambda runs, test: metrics.plot_confusion(LABELS, answers(9).argmax(1), CLASSES).figure,
-    "per class": lambda runs, test: metrics.plot_per_class(LABELS, answers(9).argmax(1), CLASSES).figure,
+    "confusion": lambda runs, test: plots.plot_confusion(LABELS, answers(9).argmax(1), CLASSES).figure,
+    "per class": lambda runs, test: plots.plot_per_class(LABELS, answers(9).argmax(1), CLASSES).figure,
     "classes": lambda runs, test: compare.plot_classes(runs, test).figure,
     "latent": lambda runs, test: robustness.plot_latent({"$x^$": np.random.default_rng(0).normal(size=(N, 4))}, LABELS, CLASSES),
 }
@@ -148,7 +154,7 @@ def test_the_other_plots_draw_any_name(runs, images, name):
     chosen = top_k(answers(3), 2, "argmax")
     order = widgets.suspicion(answers(3), LABELS)
     order = order[order["label"] == number].reset_index(drop=True)
-    for figure in (metrics.plot_detection([1.0, 2.0], [0.0], name).figure, widgets.plot_selection(images, chosen, number, images.classnames, LABELS),
+    for figure in (plots.plot_detection([1.0, 2.0], [0.0], name).figure, widgets.plot_selection(images, chosen, number, images.classnames, LABELS),
                    widgets.plot_suspect(images, answers(3), order, 0, images.classnames)):
         assert any(shown[:8] in text for text in drawn_texts(figure))
 
@@ -163,7 +169,7 @@ def test_a_report_with_any_names(runs, images, tmp_path):
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")
         start = time.process_time()
-        page = compare.report([runs[0], runs[4], runs[6]], images, images, tmp_path / "report.html").read_text(encoding="utf-8")
+        page = report.report([runs[0], runs[4], runs[6]], images, images, tmp_path / "report.html").read_text(encoding="utf-8")
         seconds = time.process_time() - start
     assert seconds < 30, "a name of 1,500 letters took 90 seconds"
     assert "<b>" not in page and "&lt;b&gt;bold&lt;/b&gt;" in page and "{{ 7 * 7 }}" in page
@@ -181,10 +187,10 @@ def test_a_thousand_classes_are_drawn_in_seconds(clip, tmp_path):
 
     runs = [Run(name, kind(clip, names), table(), 1.0) for name, kind in (("a", ZeroShot), ("b", Prototypes))]
     test = ImageSet([np.zeros((8, 8), np.uint8)] * count, names, labels)
-    figures = [metrics.plot_confusion(labels, runs[0].probabilities.argmax(1), names).figure,
-               metrics.plot_per_class(labels, runs[0].probabilities.argmax(1), names).figure, compare.plot_classes(runs, test).figure]
+    figures = [plots.plot_confusion(labels, runs[0].probabilities.argmax(1), names).figure,
+               plots.plot_per_class(labels, runs[0].probabilities.argmax(1), names).figure, compare.plot_classes(runs, test).figure]
     assert max(max(figure.get_size_inches()) for figure in figures) < 25
     assert all(any("30" in text and "1,000" in text for text in drawn_texts(figure)) for figure in figures), "how many are shown is said"
     start = time.process_time()
-    page = compare.report(runs, test, test, tmp_path / "report.html")
+    page = report.report(runs, test, test, tmp_path / "report.html")
     assert time.process_time() - start < 30 and page.stat().st_size < 5e6

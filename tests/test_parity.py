@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from clipadapt import FLYP, GRIP, LatteCLIP, ReCLIP, coreg, digits
-from clipadapt.baselines import class_centroids, projection_matrix, propagate_labels
-from clipadapt.finetuning import contrastive_loss
-from clipadapt.grip import two_part_loss
-from clipadapt.latteclip import mix_texts, mixing_weights, update_prototypes
-from clipadapt.lpclip import teach, weighted_cross_entropy
-from clipadapt.prompts import TextualPrompt, VisualPrompt
+from clipadapt import FLYP, GRIP, LatteCLIP, ReCLIP, digits
+from clipadapt.methods import coreg
+from clipadapt.methods.transduction import class_centroids, projection_matrix, propagate_labels
+from clipadapt.learning.towers import contrastive_loss
+from clipadapt.methods.grip import two_part_loss
+from clipadapt.methods.latteclip import mix_texts, mixing_weights, update_prototypes
+from clipadapt.methods.lpclip import teach, weighted_cross_entropy
+from clipadapt.learning.prompts import TextualPrompt, VisualPrompt
 
 MILLIONTH = 1e-6
 

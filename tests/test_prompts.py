@@ -8,10 +8,10 @@ from open_clip.model import CustomTextCLIP
 from open_clip.transformer import ResidualAttentionBlock
 
 from clipadapt import CLIP, digits
-from clipadapt import prompts as module
-from clipadapt.prompts import ImageTower, MultimodalPrompt, TextTower, TextualPrompt, VisualPrompt
-from clipadapt.training import Recipe, minimise
-from clipadapt.zeroshot import hash_weights
+from clipadapt.learning import prompts as module
+from clipadapt.learning.prompts import ImageTower, MultimodalPrompt, TextTower, TextualPrompt, VisualPrompt
+from clipadapt.learning.training import Recipe, minimise
+from clipadapt.clip.model import hash_weights
 from tiny_models import TEXT, TINY, VISION, tiny
 
 NAMES = ["cat", "a very long name of an annual crop land", "Boeing 707-320", "x"]       # 1 to 9 tokens

@@ -10,10 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn.mixture import GaussianMixture
 
-from clipadapt import pseudolabels
-from clipadapt.pseudolabels import (DegenerateMixtureWarning, Pseudolabels, _Ties, above_threshold, candidate_quality, class_balanced, clean_posterior,
-                                    conventional, coverage, effective_classes, purity, quality, ratio_candidates, score_calibration, top_k,
-                                    top_k_candidates, union_candidates)
+from clipadapt.learning import pseudolabels
+from clipadapt.learning.pseudolabels import DegenerateMixtureWarning, Pseudolabels, _Ties, above_threshold, candidate_quality, class_balanced, clean_posterior, conventional, coverage, effective_classes, purity, quality, ratio_candidates, score_calibration, top_k, top_k_candidates, union_candidates
 from odd_values import escapes
 
 settings.register_profile("clipadapt", deadline=None, derandomize=True)

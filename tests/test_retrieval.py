@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipadapt import digits, load_clip
-from clipadapt.retrieval import (KINDS, NearestNeighbours, PrototypeIndex, Prototypes, cluster_prototypes, encode_queries, image_prototypes,
-                                 iterate_prototypes, mix_prototypes, text_prototypes, update_prototypes)
-from clipadapt.testing import CHECKS, check_adapter
+from clipadapt.clip.index import KINDS, PrototypeIndex, encode_queries
+from clipadapt.methods.prototypes import NearestNeighbours, Prototypes, cluster_prototypes, image_prototypes, iterate_prototypes, mix_prototypes, text_prototypes, update_prototypes
+from clipadapt.learning.testing import CHECKS, check_adapter
 
 
 def units(count, dim, seed=0):

@@ -8,12 +8,14 @@ from PIL import Image
 from scipy.stats import spearmanr
 from sklearn.exceptions import NotFittedError
 
-from clipadapt import LPCLIP, FeatureStore, ImageSet, Prototypes, StoredCLIP, ZeroShot, data, digits, lpclip, metrics
-from clipadapt.compare import small_methods
-from clipadapt.features import hash_each
-from clipadapt.robustness import (COLUMNS, CORRUPTIONS, PARAMETERS, SEVERITIES, Corrupted, Restricted, corrupt, corruption_parameters, evaluate, imagenet_names, inverted,
-                                  letters, mean_corruption_accuracy, neighbour_purity, noise, outside_sets, plot_latent, plot_severity, read_imagenet, shapes, summarise,
-                                  worst_corruption)
+from clipadapt import LPCLIP, FeatureStore, ImageSet, Prototypes, StoredCLIP, ZeroShot, digits
+from clipadapt.images import views
+from clipadapt.methods import lpclip
+from clipadapt.learning import metrics
+from clipadapt.app.demo import small_methods
+from clipadapt.clip.features import hash_each
+from clipadapt.images.corruptions import CORRUPTIONS, Corrupted, PARAMETERS, SEVERITIES, corrupt, corruption_parameters
+from clipadapt.judge.robustness import COLUMNS, Restricted, evaluate, imagenet_names, inverted, letters, mean_corruption_accuracy, neighbour_purity, noise, outside_sets, plot_latent, plot_severity, read_imagenet, shapes, summarise, worst_corruption
 
 COUNT = 24
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -343,7 +345,7 @@ def test_large_images_are_corrupted_as_the_clip_reads_them(zero_shot, shape):
     pages = ImageSet([image.resize(shape) for image, _ in digits("test").subset(range(12))],
                      zero_shot.classnames, digits("test").labels[:12])
     table = evaluate(zero_shot, pages, corruptions=["gaussian noise"], severities=[5])
-    small = ImageSet([data.centre_view(32)(image, None) for image, _ in pages])
+    small = ImageSet([views.centre_view(32)(image, None) for image, _ in pages])
     seen = zero_shot.predict_proba(Corrupted(small, "gaussian noise", 5))
     rows = table[(table.kind == "corruption") & (table.metric == "nll")]
     expected = metrics.negative_log_likelihood(pages.labels, seen)

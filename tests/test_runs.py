@@ -7,8 +7,8 @@ import pytest
 from click.testing import CliRunner
 
 from clipadapt import digits
-from clipadapt.adapter import read_saved
-from clipadapt.cli import main
+from clipadapt.learning.adapter import read_saved
+from clipadapt.app.cli import main
 
 CLASSES = ",".join(digits("test").classnames)
 CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod", "os.truncate", "shutil.rmtree"}

@@ -4,9 +4,9 @@ import pandas as pd
 import pytest
 
 from clipadapt import Prototypes, ZeroShot, digits
-from clipadapt.compare import Run, run_all
-from clipadapt.data import ImageSet
-from clipadapt.selection import SCORES, agreement, label_free, plot_score, rank_quality, recommend_without_labels
+from clipadapt.judge.compare import Run, run_all
+from clipadapt.images.sets import ImageSet
+from clipadapt.judge.selection import SCORES, agreement, label_free, plot_score, rank_quality, recommend_without_labels
 
 
 def made_up(name, answers, seed=0, sure=0.8, classes=3):

@@ -102,7 +102,7 @@ def test_papers_that_the_chapters_cite_are_in_the_bibliography():
 
 
 def test_commands_on_the_pages_exist():
-    from clipadapt.cli import main
+    from clipadapt.app.cli import main
     commands = [line for page in pages for line in re.sub(r"\\\n *", "", page.read_text(encoding="utf-8")).splitlines() if re.match(r"clipadapt \w", line)]
     assert len(commands) >= 3
     for line in commands:

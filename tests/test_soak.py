@@ -6,7 +6,7 @@ import time
 import pytest
 from soak.harness import drafts_in, soak
 
-from clipadapt.files import whole_file
+from clipadapt.images.files import whole_file
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs fork")
 

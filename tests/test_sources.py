@@ -14,7 +14,7 @@ import torchvision.datasets
 from torchvision_layouts import GREY_STEP, LAYOUTS, draw, write, write_fer2013_without_test_labels
 
 from clipadapt import ImageSet
-from clipadapt.data import TORCHVISION_SPLITS, dataset_facts
+from clipadapt.images.datasets import TORCHVISION_SPLITS, dataset_facts
 
 OWN_SPLIT = ["EuroSAT", "Caltech101", "SUN397"]
 FETCHED_BY_HAND = ["FER2013", "StanfordCars"]

@@ -9,8 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from clipadapt import FLYP, FPL, GRIP, IFPL, LPCLIP, CoReg, LatteCLIP, ReCLIP, baselines, coreg, digits, latteclip
-from clipadapt.prompts import own_draws
+from clipadapt import FLYP, FPL, GRIP, IFPL, LPCLIP, CoReg, LatteCLIP, ReCLIP, digits
+from clipadapt.methods import reclip as baselines
+from clipadapt.learning import students
+from clipadapt.methods import coreg
+from clipadapt.methods import latteclip
+from clipadapt.learning.prompts import own_draws
 
 TINY_COREG = {**coreg.SMALL, "epochs": 4, "warmup_epochs": 2, "ramp": 1, "delay": 0, "views": 2, "batch_size": 20}
 CAPTIONS = {"image": [f"a drawing of number {i % 7}" for i in range(40)],
@@ -137,7 +141,7 @@ def test_own_draws_end_with_their_block_even_with_an_error():
     assert draw() == before
 
 
-@pytest.mark.parametrize("make", [lambda: coreg.SmallResNet(3, 4, [1, 1]), lambda: nn.LSTM(3, 4), lambda: nn.Embedding(3, 4),
+@pytest.mark.parametrize("make", [lambda: students.SmallResNet(3, 4, [1, 1]), lambda: nn.LSTM(3, 4), lambda: nn.Embedding(3, 4),
                                   lambda: nn.MultiheadAttention(4, 2), lambda: nn.TransformerEncoderLayer(4, 2)])
 def test_own_draws_start_layers_as_torch_does(make):
     set_global_state(5)

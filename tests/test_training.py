@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from clipadapt.training import Checkpoint, Recipe, minimise, train_epoch
+from clipadapt.learning.training import Checkpoint, Recipe, minimise, train_epoch
 
 
 @pytest.mark.parametrize("epoch, rate", [(0, 0.1 / 6), (1, 0.2 / 6), (4, 0.5 / 6), (5, 0.1), (77.5, 0.05), (149, 0.1 * (1 + math.cos(math.pi * 144 / 145)) / 2)])

@@ -15,8 +15,10 @@ from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
 from clipadapt import Prototypes, ZeroShot, load_clip
-from clipadapt.modelfiles import read_settings, short_reason
-from clipadapt.zeroshot import builtin_directory, templates
+from clipadapt.clip.modelfiles import read_settings
+from clipadapt.images.pictures import short_reason
+from clipadapt.clip.model import builtin_directory
+from clipadapt.clip.templates import templates
 from conformance.models import write_model
 from tiny_llava import make_tokenizer
 

@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from clipadapt import ImageSet, widgets
-from clipadapt.compare import Run
-from clipadapt.metrics import label_text
-from clipadapt.pseudolabels import above_threshold, purity, top_k
-from clipadapt.widgets import (audit, browse_pseudolabels, compare_on_image, curves, describe, disagreeing, live_curves, select, suspicion,
-                               thumbnail)
+from clipadapt import ImageSet
+from clipadapt.app import widgets
+from clipadapt.judge.compare import Run
+from clipadapt.judge.plots import label_text
+from clipadapt.learning.pseudolabels import above_threshold, purity, top_k
+from clipadapt.app.widgets import audit, browse_pseudolabels, compare_on_image, curves, describe, disagreeing, live_curves, select, suspicion, thumbnail
 
 pytest.importorskip("ipywidgets")
 NAMES = ["cat", "dog", "<b>owl</b>"]

@@ -17,7 +17,7 @@ import pytest
 from playwright.sync_api import sync_playwright
 
 from clipadapt import ZeroShot, digits, load_clip
-from clipadapt.widgets import describe, select
+from clipadapt.app.widgets import describe, select
 
 project = Path(__file__).resolve().parents[2]
 photos = project / "runs" / "browser"

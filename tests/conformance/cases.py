@@ -13,8 +13,8 @@ import numpy as np
 from clipadapt import (
     CLIP, FLYP, FPL, GRIP, IFPL, LPCLIP, CoReg, ImageSet, LatteCLIP, NearestNeighbours,
     Prototypes, ReCLIP, ZeroShot)
-from clipadapt.adapter import Adapter, read_saved
-from clipadapt.coreg import PUBLISHED
+from clipadapt.learning.adapter import Adapter, read_saved
+from clipadapt.methods.coreg import PUBLISHED
 
 HANDWRITING = re.compile(r"\b(digits?|handwrit\w*|glyphs?|scans?)\b", re.IGNORECASE)
 

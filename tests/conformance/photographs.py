@@ -9,7 +9,7 @@ from matplotlib.cbook import get_sample_data
 from PIL import Image, ImageDraw
 from sklearn.datasets import load_sample_images
 
-from clipadapt.data import dataset_facts
+from clipadapt.images.datasets import dataset_facts
 
 TEXTURES = dataset_facts()["DTD"]["classnames"]     # 47 names
 _TURNED = 0x0112        # the EXIF tag that says how a camera was held

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image, features
 
-from clipadapt.data import read_image
+from clipadapt.images.pictures import read_image
 
 from .mutate import mutate_bytes, odd_value
 from .runner import Target, Wrong

@@ -11,8 +11,8 @@ import torch
 from click.testing import CliRunner
 
 from clipadapt import digits, load_clip
-from clipadapt.cli import METHODS, main
-from clipadapt.data import check_classnames, check_labels
+from clipadapt.app.cli import METHODS, main
+from clipadapt.images.sets import check_classnames, check_labels
 
 from .mutate import (
     ODD_NUMBERS,

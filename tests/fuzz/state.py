@@ -12,10 +12,10 @@ from safetensors.numpy import save
 from sklearn.base import clone
 
 from clipadapt import FeatureStore, digits, load_clip
-from clipadapt.compare import small_methods
-from clipadapt.files import _Header, _seal
-from clipadapt.retrieval import PrototypeIndex
-from clipadapt.training import Checkpoint
+from clipadapt.app.demo import small_methods
+from clipadapt.images.files import _Header, _seal
+from clipadapt.clip.index import PrototypeIndex
+from clipadapt.learning.training import Checkpoint
 
 from .mutate import json_text, mutate_arrays, mutate_bytes, mutate_json
 from .runner import Target, Wrong

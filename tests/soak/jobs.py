@@ -10,9 +10,9 @@ import pandas as pd
 from sklearn.base import clone
 
 from clipadapt import FeatureStore, digits, load_clip
-from clipadapt.captions import AttributeCaptioner, caption
-from clipadapt.cli import main
-from clipadapt.compare import small_methods
+from clipadapt.clip.captions import AttributeCaptioner, caption
+from clipadapt.app.cli import main
+from clipadapt.app.demo import small_methods
 
 from .harness import Job
 

@@ -1,0 +1,1 @@
+"""A frozen CLIP, and what is kept of it."""

@@ -1,0 +1,1 @@
+"""Pictures in, whatever they are: nothing here knows CLIP."""

@@ -1,0 +1,1 @@
+"""Which method, how good, how sure."""
