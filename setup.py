@@ -31,7 +31,7 @@ setup(
     python_requires=f">={settings['min_python']}",
     install_requires=requirements(),
     extras_require={extra: requirements(f"{extra}_") for extra in ("hub", "captions", "widgets", "browser", "dev")},
-    entry_points={"console_scripts": [f"{settings['lib_name']}={settings['lib_name']}.cli:main"], "nbdev": [f"{settings['lib_name']}={settings['lib_name']}._modidx:d"]},
+    entry_points={"console_scripts": [f"{settings['lib_name']}={settings['lib_name']}.app.cli:main"], "nbdev": [f"{settings['lib_name']}={settings['lib_name']}._modidx:d"]},
     classifiers=[
         "Development Status :: 3 - Alpha",
         "Intended Audience :: Developers",

@@ -286,7 +286,7 @@ def test_training_helps(clip, kind):
 WORKER = """
 import sys, time
 from clipadapt import digits, load_clip
-from clipadapt.baselines import %s as method
+from clipadapt.methods.reclip import %s as method
 images = digits("train").subset(range(48))
 method(load_clip(device="cpu"), images.classnames, checkpoint=sys.argv[1], **%r).fit(images, on_epoch=lambda method: time.sleep(0.3) or {})
 """

@@ -31,7 +31,7 @@ WORKER = f"""
 import sys, time
 from pathlib import Path
 from clipadapt import digits
-from clipadapt.captions import CallableCaptioner, caption
+from clipadapt.clip.captions import CallableCaptioner, caption
 def describe(images, prompts):
     time.sleep(float(sys.argv[2]))
     with open(sys.argv[3], "a") as log: log.write(f"{{len(images)}}\\n")
@@ -549,7 +549,7 @@ def test_a_row_too_damaged_to_be_found_costs_no_caption(tmp_path, monkeypatch):
     """What was just described is returned even where the file cannot give it back."""
     images, cache = digits("test").subset(range(3)), tmp_path / "captions.sqlite"
     expected = caption(AttributeCaptioner(), images, "", cache).texts
-    monkeypatch.setattr("clipadapt.captions._Cache.find", lambda self, keys: {})
+    monkeypatch.setattr("clipadapt.clip.captions._Cache.find", lambda self, keys: {})
     assert caption(AttributeCaptioner(), images, "", cache).texts == expected
 
 

@@ -38,7 +38,7 @@ def run(*arguments):
 
 def shell(*arguments):
     """The command in a process of its own, which hears Ctrl-C even where the tests run in the background, and so do not."""
-    return subprocess.Popen([sys.executable, "-m", "clipadapt.cli", *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    return subprocess.Popen([sys.executable, "-m", "clipadapt.app.cli", *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
 
 
@@ -65,12 +65,12 @@ def saved(folders, tmp_path_factory):
 def cache(tmp_path_factory, monkeypatch):
     """Features and captions of a test go to a folder of its own."""
     where = tmp_path_factory.mktemp("cache")
-    monkeypatch.setattr("clipadapt.features.cache_directory", lambda: where)
-    monkeypatch.setattr("clipadapt.captions.cache_directory", lambda: where)
+    monkeypatch.setattr("clipadapt.clip.features.cache_directory", lambda: where)
+    monkeypatch.setattr("clipadapt.clip.captions.cache_directory", lambda: where)
 
 
 def test_help_shows_examples_and_needs_no_torch():
-    code = "import sys; from clipadapt.cli import main; main(['--help'], standalone_mode=False); assert 'torch' not in sys.modules"
+    code = "import sys; from clipadapt.app.cli import main; main(['--help'], standalone_mode=False); assert 'torch' not in sys.modules"
     assert "clipadapt predict --saved" in subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     for command in main.commands:
         text = run(command, "--help").output
@@ -79,7 +79,7 @@ def test_help_shows_examples_and_needs_no_torch():
 
 def test_a_full_gpu_is_an_error_in_one_line_and_a_bug_is_not(folders, monkeypatch):
     for error in (torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("a bug")):
-        monkeypatch.setattr("clipadapt.zeroshot.CLIP.encode_image", lambda *_, error=error, **__: (_ for _ in ()).throw(error))
+        monkeypatch.setattr("clipadapt.clip.model.CLIP.encode_image", lambda *_, error=error, **__: (_ for _ in ()).throw(error))
         done = run("zero-shot", "--images", folders / "flat", "--classes", CLASSES)
         assert done.exit_code == 1 and ("the memory of the GPU is full" in done.output) == isinstance(error, torch.OutOfMemoryError)
 
@@ -285,7 +285,7 @@ def test_a_model_of_a_newer_version(saved, folders, tmp_path):
 def test_a_model_that_only_a_saved_method_names_is_not_loaded(saved, folders, clip, tmp_path, monkeypatch):
     """Another one than the listed ones can come from anybody, so somebody has to ask for it."""
     loaded = []
-    monkeypatch.setattr("clipadapt.zeroshot.load_clip", lambda *named: loaded.append(named) or clip)
+    monkeypatch.setattr("clipadapt.clip.model.load_clip", lambda *named: loaded.append(named) or clip)
     record, _ = read_saved(saved / "model")
     stranger = record.clip.model_copy(update={"name": "local-dir:/tmp/it's here", "pretrained": None})
     same = ("predict", "--saved", forge(saved, tmp_path, clip=stranger), "--images", folders / "flat")
@@ -336,10 +336,10 @@ def test_files_that_are_there_stay(saved, folders, tmp_path, cache):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.csv", "b.json", "c.json", "c.npy", "d.csv"]
 
 
-@pytest.mark.parametrize("command, where, message", [(["encode", "--out", "x.npy"], "clipadapt.features.FeatureStore.encode", "encoded is kept"),
-                                                     (["caption"], "clipadapt.captions.caption", "described is kept"),
-                                                     (["zero-shot"], "clipadapt.adapter.ZeroShot.fit", "Nothing was written"),
-                                                     (["compare", "--seeds", 3], "clipadapt.compare.run_all", "kept in runs/compared")])
+@pytest.mark.parametrize("command, where, message", [(["encode", "--out", "x.npy"], "clipadapt.clip.features.FeatureStore.encode", "encoded is kept"),
+                                                     (["caption"], "clipadapt.clip.captions.caption", "described is kept"),
+                                                     (["zero-shot"], "clipadapt.methods.zeroshot.ZeroShot.fit", "Nothing was written"),
+                                                     (["compare", "--seeds", 3], "clipadapt.judge.compare.run_all", "kept in runs/compared")])
 def test_ctrl_c_says_what_is_kept(command, where, message, tmp_path, monkeypatch, cache):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
@@ -376,7 +376,7 @@ def test_a_closed_pipe_is_no_error(folders):
 def test_no_bar_in_a_pipe(folders, tmp_path):
     """Fits of the tests are too short for a bar to appear, so one more bar, without delay, asks whether bars are off."""
     arguments = ["adapt", "--images", str(folders / "flat"), "--classes", CLASSES, "--method", "lpclip", "--set", "epochs=2", "--out", str(tmp_path / "run")]
-    code = f"from clipadapt.cli import main; main({arguments!r}, standalone_mode=False); from tqdm import tqdm; list(tqdm(range(3)))"
+    code = f"from clipadapt.app.cli import main; main({arguments!r}, standalone_mode=False); from tqdm import tqdm; list(tqdm(range(3)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and "fitting LPCLIP" in done.stderr and "\r" not in done.stderr and "it/s" not in done.stderr and not done.stdout, done.stderr
 
@@ -431,7 +431,7 @@ def test_a_folder_whose_name_is_no_utf_8(odd, tmp_path, monkeypatch):
 
 
 def test_a_screen_shows_what_it_could_obey(odd, tmp_path, monkeypatch):
-    monkeypatch.setattr("clipadapt.cli._is_terminal", lambda stream: True)
+    monkeypatch.setattr("clipadapt.app.cli._is_terminal", lambda stream: True)
     (tmp_path / "\x1b[2J").mkdir()
     (tmp_path / "\x1b[2J" / "bad.png").write_bytes(b"no image")
     shown = [run("zero-shot", "--images", odd[0], "--classes", "\x1b[31mzero,one"),
@@ -548,7 +548,7 @@ def test_a_full_disk_is_one_sentence(folders, tmp_path):
 import json, sys
 from click.testing import CliRunner
 from clipadapt import load_clip
-from clipadapt.cli import main
+from clipadapt.app.cli import main
 load_clip()
 for arguments in json.loads({json.dumps(json.dumps([
         ["adapt", "--out", "run"], ["zero-shot", "--out", "a.csv"], ["encode", "--out", "a.npy"], ["encode", "--out", "a.safetensors"],
@@ -576,7 +576,7 @@ def test_a_log_that_cannot_be_written_ends_no_run(saved, folders, tmp_path, monk
 def test_an_output_that_is_full_is_one_sentence(folders):
     arguments = ["zero-shot", "--images", folders / "flat", "--classes", CLASSES]
     with open("/dev/full", "w") as full:
-        done = subprocess.run([sys.executable, "-m", "clipadapt.cli", *map(str, arguments)], stdout=full, stderr=subprocess.PIPE, text=True)
+        done = subprocess.run([sys.executable, "-m", "clipadapt.app.cli", *map(str, arguments)], stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith("Error: the standard output cannot be written: the disk is full")
     assert "Exception ignored" not in done.stderr
 
@@ -625,7 +625,7 @@ def test_the_limit_on_pixels_is_an_option(folders, tmp_path):
 def another(clip, monkeypatch):
     """What --model loads: the built-in model under another name, which stands for any other CLIP."""
     named = CLIP(clip.model, clip.preprocess, clip.tokenizer, name="another")
-    monkeypatch.setattr("clipadapt.zeroshot.load_clip", lambda *_: named)
+    monkeypatch.setattr("clipadapt.clip.model.load_clip", lambda *_: named)
     return named
 
 
@@ -647,7 +647,7 @@ def test_nobody_describes_the_images_of_another_clip_unless_asked(preset, anothe
     assert done.exit_code == 0 and ALONE in done.stderr and ALONE in (tmp_path / "alone" / "log.txt").read_text(), done.output
     assert ("built-in model" in done.stderr) == (preset == "small")
     assert kept(tmp_path / "alone") == (["class"], None, None)
-    assert not list(clipadapt.captions.cache_directory().glob("captions*"))
+    assert not list(clipadapt.clip.captions.cache_directory().glob("captions*"))
     params = read_saved(tmp_path / "alone" / "model")[0].params
     assert params["domain"] == "object", "no preset calls photographs digits"
     asked = run(*same, "--captioner", "attributes", "--set", "domain=bird", *LATTE, tmp_path / "asked")
@@ -713,7 +713,7 @@ def test_compare_says_who_described_the_images(another, folders, cache, tmp_path
     done = run(*same, "--out", tmp_path / "alone")
     assert done.exit_code == 0 and ALONE in done.stderr, done.output
     assert "latteclip had no captioner" in (tmp_path / "alone" / "report.html").read_text()
-    assert not list(clipadapt.captions.cache_directory().glob("captions*"))
+    assert not list(clipadapt.clip.captions.cache_directory().glob("captions*"))
     asked = run(*same, "--captioner", "attributes", "--out", tmp_path / "asked")
     assert asked.exit_code == 0 and re.search(r"captions by attributes \d+: shape", (tmp_path / "asked" / "report.html").read_text())
     records = [json.loads((tmp_path / name / "record.json").read_text())["captioner"] for name in ("alone", "asked")]

@@ -38,7 +38,7 @@ def made_up(clip, name, answers, seed=0, seconds=1.0, kind=ZeroShot):
 SLOW_RUN = """
 import sys, time
 from clipadapt import LPCLIP, digits, load_clip
-from clipadapt.compare import run_all
+from clipadapt.judge.compare import run_all
 
 class Slow(LPCLIP):
     def _fit(self, images, labels):
@@ -104,7 +104,7 @@ NAN = np.where(np.arange(10) == 3, np.nan, GOOD).astype(np.float32)
     ({}, {"seconds": 1.0}, "missing"), ({"probabilities": GOOD, "more": GOOD}, {"seconds": 1.0}, "more"),
     *(({"probabilities": GOOD}, {"seconds": value}, "seconds") for value in (-1.0, "1", None, True, float("nan"))), ({"probabilities": GOOD}, {}, "seconds")])
 def test_what_is_kept_is_checked(tmp_path, methods, train, test_images, monkeypatch, content, record, message):
-    monkeypatch.setattr("clipadapt.compare.Checkpoint", forged(content, record))
+    monkeypatch.setattr("clipadapt.judge.compare.Checkpoint", forged(content, record))
     with pytest.raises(ValueError, match=f"zero-shot-.*is damaged.*{message}.*delete it"):
         run_all({"zero-shot": methods["zero-shot"]}, train, test_images, folder=tmp_path)
 
@@ -112,7 +112,7 @@ def test_what_is_kept_is_checked(tmp_path, methods, train, test_images, monkeypa
 KILLED_INSIDE = """
 import os, signal, sys
 from clipadapt import ReCLIP, digits, load_clip
-from clipadapt.compare import run_all
+from clipadapt.judge.compare import run_all
 
 def die(method):
     if len(method.history_) == 3:
@@ -346,8 +346,8 @@ def test_corrupted_photographs_are_not_held_all_at_once(clip, monkeypatch):
             sizes.append(sum(image.width * image.height for image, _ in block))
             yield block
 
-    monkeypatch.setattr("clipadapt.compare._PIXELS", 5000)
-    monkeypatch.setattr("clipadapt.compare._blocks", counted)
+    monkeypatch.setattr("clipadapt.judge.compare._PIXELS", 5000)
+    monkeypatch.setattr("clipadapt.judge.compare._blocks", counted)
     assert corruption_accuracies(runs, test, 3).equals(whole)
     assert len(sizes) > 15 and max(sizes) < 5000 + 3000
 

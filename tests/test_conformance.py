@@ -258,7 +258,7 @@ def test_the_other_commands_on_photographs(single, models, tmp_path, cache):
 WHOLE_MODEL = """
 import json, sys
 from tests.conformance.__main__ import peak_megabytes
-from clipadapt.cli import main
+from clipadapt.app.cli import main
 
 for arguments in json.loads(sys.argv[1]):
     main(arguments, standalone_mode=False)

@@ -244,7 +244,7 @@ FULL = """
 import json, resource, signal, sys
 from pathlib import Path
 from clipadapt import CoReg, digits, load_clip
-from clipadapt.coreg import SMALL
+from clipadapt.methods.coreg import SMALL
 images = digits("train").subset(range(12))
 method = CoReg(load_clip(device="cpu"), images.classnames, **{**SMALL, "epochs": 1, "views": 2}).fit(images)
 folder = Path(sys.argv[1])
@@ -729,7 +729,7 @@ def test_any_number_of_threads_trains_odd_batches():
 import torch
 from torch import nn
 from clipadapt import CoReg, digits, load_clip
-from clipadapt.coreg import SMALL
+from clipadapt.methods.coreg import SMALL
 
 torch.set_num_threads(2)
 train, clip = digits("train").subset(range(65)), load_clip()

@@ -557,8 +557,8 @@ FORGER = """
 import sys
 from pathlib import Path
 import numpy as np
-from clipadapt.files import read_arrays, write_arrays
-from clipadapt.retrieval import KINDS, PrototypeIndex, SavedIndex
+from clipadapt.images.files import read_arrays, write_arrays
+from clipadapt.methods.prototypes import KINDS, PrototypeIndex, SavedIndex
 generator, folder = np.random.default_rng(0), Path(sys.argv[1])
 vectors = generator.standard_normal((400, 8)).astype(np.float32)
 vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)

@@ -113,7 +113,7 @@ pwd.getpwuid = getpwuid
 
 WITHOUT_HOME = NO_ENTRY + """
 import os, clipadapt
-from clipadapt.zeroshot import _temporary_cache, cache_directory
+from clipadapt.clip.model import _temporary_cache, cache_directory
 
 clipadapt.load_clip(), clipadapt.load_clip()
 print(cache_directory())
@@ -155,7 +155,7 @@ def test_a_local_model_is_remembered_by_its_absolute_path(tmp_path, monkeypatch)
 
 
 def test_weights_of_a_file_are_remembered_by_its_absolute_path(tmp_path, monkeypatch):
-    monkeypatch.setattr("clipadapt.zeroshot._open_architecture", lambda *model: (load_clip().model, None, None))
+    monkeypatch.setattr("clipadapt.clip.model._open_architecture", lambda *model: (load_clip().model, None, None))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "weights.pt").touch()
     assert load_clip("ViT-B-32", "weights.pt").pretrained == str(tmp_path / "weights.pt")

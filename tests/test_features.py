@@ -413,7 +413,7 @@ import resource, sys
 from collections.abc import Sequence
 import numpy as np, torch
 from clipadapt import CLIP, FeatureStore, ImageSet, load_clip
-from clipadapt.features import hash_images
+from clipadapt.clip.features import hash_images
 small, WIDTH = load_clip(device="cpu"), 8192
 class Wide(torch.nn.Module):
     def __init__(self):

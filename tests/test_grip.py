@@ -476,7 +476,7 @@ def test_a_finished_fit_is_not_trained_again(clip, images, test_images, tmp_path
 WORKER = f"""
 import sys, time, torch
 from clipadapt import digits, load_clip
-from clipadapt.grip import GRIP
+from clipadapt.methods.grip import GRIP
 images = digits("train").subset(range({COUNT}))
 GRIP(load_clip(device="cpu"), images.classnames, checkpoint=sys.argv[1], **{{**{SHORT}, "rounds": 3, "prompt": "multimodal", "reinit": False}}).fit(
     images, on_round=lambda method, pseudolabels: time.sleep(60 if len(method.history_) > 1 else 0) or {{}})

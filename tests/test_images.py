@@ -58,7 +58,7 @@ NOTHING_STARTED = """
 import sys, warnings
 started = []
 sys.addaudithook(lambda event, args: started.append((event, args)) if event in ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork") else None)
-from clipadapt.data import ImageSet, read_image
+from clipadapt.images.sets import ImageSet, read_image
 from PIL import Image
 started.clear()
 for item in ("photos/cat/cat.png", open("photos/cat/cat.png", "rb").read(), open("photos/cat/cat.png", "rb"), Image.open("photos/cat/cat.png"), {"bytes": open("photos/cat/cat.png", "rb").read(), "path": "cat.png"}):
@@ -184,7 +184,7 @@ def test_pillows_own_limit_does_not_interfere_and_stays(tmp_path, monkeypatch, p
 
 MEASURE = """
 import os, resource
-from clipadapt.data import read_image
+from clipadapt.images.sets import read_image
 for name in ("1.png", "RGBA.png", "F.tif"):
     child = os.fork()
     if not child:

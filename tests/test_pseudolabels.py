@@ -122,7 +122,7 @@ def test_top_k_is_its_definition_on_larger_tables(policy, kind, k):
 
 
 def test_ties_too_many_for_one_block(monkeypatch):
-    monkeypatch.setattr("clipadapt.pseudolabels._BLOCK", 64)
+    monkeypatch.setattr("clipadapt.learning.pseudolabels._BLOCK", 64)
     scores = (np.random.default_rng(0).integers(0, 3, (500, 5)) / 2).astype(np.float32)
     for policy in POLICIES:
         assert pairs(top_k(scores, 20, policy)) == sorted_pairs_loop(scores, 20, policy)

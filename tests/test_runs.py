@@ -57,8 +57,8 @@ def images(tmp_path_factory):
 @pytest.fixture
 def alone(clip, monkeypatch):
     """Every draft that is there when a command begins was left by a dead process."""
-    monkeypatch.setattr("clipadapt.zeroshot.load_clip", lambda *named: clip)
-    monkeypatch.setattr("clipadapt.files._is_abandoned", lambda draft: True)
+    monkeypatch.setattr("clipadapt.clip.model.load_clip", lambda *named: clip)
+    monkeypatch.setattr("clipadapt.images.files._is_abandoned", lambda draft: True)
 
 
 ADAPT = ("adapt", "--method", "zero-shot")
@@ -128,7 +128,7 @@ def test_a_first_run_that_is_killed_goes_on_or_is_replaced(option, images, whole
 def test_a_run_that_is_killed_while_it_replaces_another_one(exchange, images, whole, tmp_path, monkeypatch):
     """Old or new is there at every point, whole; with or without an exchange in one step."""
     if not exchange:
-        monkeypatch.setattr("clipadapt.files._exchange", lambda first, second: False)
+        monkeypatch.setattr("clipadapt.images.files._exchange", lambda first, second: False)
     (tmp_path / "at").mkdir()
     out, points = tmp_path / "at" / "run", 0
     assert not killed(None, images, out, *FIRST)

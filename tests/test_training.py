@@ -225,7 +225,7 @@ def test_a_failed_save_keeps_the_last_checkpoint(tmp_path):
 WORKER = """
 import sys, time
 import numpy as np, torch
-from clipadapt.training import Checkpoint, Recipe, minimise, train_epoch
+from clipadapt.learning.training import Checkpoint, Recipe, minimise, train_epoch
 data = torch.randn(40, 5, generator=torch.Generator().manual_seed(0))
 weight, checkpoint = torch.nn.Parameter(torch.zeros(5)), Checkpoint(sys.argv[1], {"task": "test"})
 arrays, record = checkpoint.load() or ({"weight": np.zeros(5, np.float32)}, {"round": 0, "history": []})

@@ -208,7 +208,7 @@ def test_a_comparison_says_what_it_takes(images, methods):
 
 def test_curves_are_throttled_and_complete(monkeypatch):
     now = iter(np.arange(0, 1000, 0.1))
-    monkeypatch.setattr("clipadapt.widgets.time.monotonic", lambda: next(now))
+    monkeypatch.setattr("clipadapt.app.widgets.time.monotonic", lambda: next(now))
     watch, method = live_curves(lambda method: {"accuracy": len(method.history_)}, every=1), SimpleNamespace(history_=[])
     for epoch in range(50):
         method.history_.append({"loss": 1.0 / (epoch + 1), "phase": "a", "nothing": None})

@@ -1341,5 +1341,5 @@ def demo_command(out) -> None:
     demo(out)
 
 
-if __name__ == "__main__" and "__file__" in globals():       # python -m clipadapt.cli; not in a notebook
+if __name__ == "__main__" and "__file__" in globals():       # python -m clipadapt.app.cli; not in a notebook
     main(prog_name="clipadapt")

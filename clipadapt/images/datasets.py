@@ -13,15 +13,15 @@ import torch
 from PIL import Image
 from collections.abc import Sequence
 from functools import cache
+from typing import NamedTuple
 from importlib.resources import files
 from pathlib import Path
 from urllib.error import URLError
 
 from .pictures import MAX_PIXELS, _naming, read_image, torchvision
-from .sets import ImageSet
 
 # %% auto #0
-__all__ = ['TORCHVISION_SPLITS', 'dataset_facts', 'read_torchvision', 'read_hub']
+__all__ = ['TORCHVISION_SPLITS', 'dataset_facts', 'Published', 'read_torchvision', 'read_hub']
 
 # %% ../../nbs/engine/datasets.ipynb #cell-5
 @cache
@@ -42,11 +42,26 @@ TORCHVISION_SPLITS = {  # constructor arguments of the parts that make up train,
     "EuroSAT": _WHOLE, "Caltech101": _WHOLE, "SUN397": _WHOLE}
 
 # %% ../../nbs/engine/datasets.ipynb #cell-7
-def read_torchvision(name: str, root: str | Path, split: str = "train", download: bool = True) -> ImageSet:
-    """The `"train"` or `"test"` split of a torchvision data set (see `TORCHVISION_SPLITS`), stored under `root`.
+class Published(NamedTuple):
+    """A published data set, as `ImageSet` takes it."""
 
-    Validation images count as training images. EuroSAT, Caltech101 and SUN397 have no official split: every class
-    is cut 80 : 20, fixed (seed 0). Raises ValueError for an unknown name or split, FileNotFoundError when the data are
+    images: Sequence            # what `read_image` reads
+    classnames: list[str]
+    labels: np.ndarray | None   # int64 [N]
+
+
+def read_torchvision(
+    name: str, root: str | Path, split: str = "train", download: bool = True
+) -> Published:
+    """The "train" or "test" split of a data set of torchvision.
+
+    name: one of `TORCHVISION_SPLITS`.
+    root: the folder that holds the data, or will.
+    split: validation images count as training images. EuroSAT, Caltech101 and SUN397
+        have no official split: every class is cut 80 : 20, fixed (seed 0).
+    download: fetch what is not there.
+
+    Raises ValueError for an unknown name or split, FileNotFoundError when the data are
     not there, ConnectionError when they cannot be downloaded.
     """
     if name not in TORCHVISION_SPLITS:
@@ -55,8 +70,11 @@ def read_torchvision(name: str, root: str | Path, split: str = "train", download
         raise ValueError(f"split must be 'train' or 'test', not {split!r}")
     parts = [_open_torchvision(name, root, options, download) for options in TORCHVISION_SPLITS[name][split == "test"]]
     labels = np.concatenate([_torchvision_labels(name, part) for part in parts])
-    images = ImageSet(_TorchvisionImages(parts), dataset_facts()[name]["classnames"], labels)
-    return images.subset(_fixed_split(parts[0], labels, split)) if TORCHVISION_SPLITS[name] is _WHOLE else images
+    chosen = np.arange(len(labels))
+    if TORCHVISION_SPLITS[name] is _WHOLE:
+        chosen = chosen[_fixed_split(parts[0], labels, split)]
+    images = _TorchvisionImages(parts, chosen)
+    return Published(images, dataset_facts()[name]["classnames"], labels[chosen])
 
 
 def _open_torchvision(name: str, root: str | Path, options: dict, download: bool):
@@ -128,8 +146,9 @@ class _TorchvisionImages(Sequence):
     Files are left to `read_image`: with torchvision, Pillow would open any format.
     """
 
-    def __init__(self, parts: Sequence):
-        self.items = torch.utils.data.ConcatDataset([*map(_torchvision_items, parts)])
+    def __init__(self, parts: Sequence, chosen: np.ndarray):
+        whole = torch.utils.data.ConcatDataset([*map(_torchvision_items, parts)])
+        self.items = torch.utils.data.Subset(whole, chosen)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -149,7 +168,7 @@ def read_hub(
     label_column: str | None = None,
     max_pixels: int = MAX_PIXELS,
     **options,
-) -> ImageSet:
+) -> Published:
     """One split of a Hugging Face data set, by its name on the hub or a local folder; needs `clipadapt[hub]`.
 
     Without `image_column` and `label_column` the first image column and the first
@@ -179,13 +198,9 @@ def read_hub(
         table = table.cast_column(image_column, datasets.Image(decode=False))
     images = _Column(table.select_columns(image_column), image_column, name, max_pixels)
     if label_column is None:
-        return ImageSet(images, max_pixels=max_pixels)
-    return ImageSet(
-        images,
-        [known.replace("_", " ") for known in columns[label_column].names],
-        table[label_column][:],
-        max_pixels=max_pixels,
-    )
+        return Published(images, [], None)
+    names = [known.replace("_", " ") for known in columns[label_column].names]
+    return Published(images, names, np.asarray(table[label_column][:], np.int64))
 
 # %% ../../nbs/engine/datasets.ipynb #cell-19
 class _Column(Sequence):

@@ -297,12 +297,15 @@ class ImageSet(torch.utils.data.Dataset):
     @classmethod
     def from_torchvision(cls, name: str, root: str | Path, split: str = "train", download: bool = True) -> ImageSet:
         """One split of a torchvision data set: see `read_torchvision`."""
-        return read_torchvision(name, root, split, download)
+        return cls(*read_torchvision(name, root, split, download))
 
     @classmethod
-    def from_hub(cls, name: str, split: str = "train", **options) -> ImageSet:
+    def from_hub(
+        cls, name: str, split: str = "train", max_pixels: int = MAX_PIXELS, **options
+    ) -> ImageSet:
         """One split of a Hugging Face data set: see `read_hub`."""
-        return read_hub(name, split, **options)
+        found = read_hub(name, split, max_pixels=max_pixels, **options)
+        return cls(*found, max_pixels=max_pixels)
 
 # %% ../../nbs/engine/sets.ipynb #cell-25
 class _Selection(Sequence):

@@ -261,7 +261,7 @@ def _check_labelled(test: ImageSet) -> None:
     """ValueError unless every image of `test` has a label."""
     if not isinstance(test, ImageSet) or (test.labels < 0).any():
         raise ValueError("every test image needs a label" + (f", {(test.labels < 0).sum()} of {len(test)} have none" if isinstance(test, ImageSet) else ": pass an ImageSet")
-                         + " (clipadapt.selection scores methods without labels)")
+                         + " (clipadapt.judge.selection scores methods without labels)")
 
 # %% ../../nbs/15_compare.ipynb #cell-22
 def check_runs(runs: Sequence[Run]) -> None:
@@ -570,7 +570,7 @@ def _blocks(images: ImageSet) -> Iterator[ImageSet]:
 def corruption_accuracies(
     runs: Sequence[Run], test: ImageSet, severity: int = 5
 ) -> pd.DataFrame:
-    """Accuracy (0-1) under each of the fifteen corruptions of `clipadapt.robustness`.
+    """Accuracy (0-1) under each of the fifteen corruptions of `clipadapt.judge.robustness`.
 
     runs: as `run_all` gives them, with fitted methods.
     test: labelled images of any size. They are corrupted once for all runs, in blocks

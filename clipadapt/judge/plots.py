@@ -149,7 +149,7 @@ def plot_confusion(
     axes: where to draw; None makes a new figure.
 
     The title names the largest confusion. Returns the matplotlib Axes. Raises
-    ValueError as `confusion` and `clipadapt.data.check_classnames` do.
+    ValueError as `confusion` and `clipadapt.images.sets.check_classnames` do.
     """
     classnames = check_classnames(classnames)
     labels, predictions = _check_pair(labels, predictions, num_classes=len(classnames))
@@ -219,7 +219,7 @@ def plot_per_class(
     axes: where to draw; None makes a new figure.
 
     The title names the worst and the best class. Returns the matplotlib Axes. Raises
-    ValueError as `confusion` and `clipadapt.data.check_classnames` do.
+    ValueError as `confusion` and `clipadapt.images.sets.check_classnames` do.
     """
     classnames = check_classnames(classnames)
     accuracies = per_class_accuracy(labels, predictions, len(classnames))

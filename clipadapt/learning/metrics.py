@@ -174,7 +174,7 @@ def worst_class(labels: Sequence[int] | np.ndarray, predictions: Sequence[int] |
     """The class with the lowest accuracy, as a pair (name, accuracy); the first if several are equally low.
 
     labels, predictions: integers [N] in [0, C); classnames: C distinct names. Classes without an image are left out.
-    Returns (str, float in [0, 1]). Raises ValueError as `confusion` and `clipadapt.data.check_classnames` do.
+    Returns (str, float in [0, 1]). Raises ValueError as `confusion` and `clipadapt.images.sets.check_classnames` do.
     """
     classnames = check_classnames(classnames)
     accuracies = per_class_accuracy(labels, predictions, len(classnames))

@@ -347,7 +347,7 @@ class own_draws(TorchFunctionMode):
 
     Layers that are made in the block start as they do after `torch.manual_seed(seed)`,
     but the global random state is neither read nor changed. Only what takes a generator
-    is reached, on the CPU; dropout, for example, takes none (see `clipadapt.data.seeded`).
+    is reached, on the CPU; dropout, for example, takes none (see `clipadapt.images.sets.seeded`).
     """
 
     def __init__(self, seed: int):

@@ -182,7 +182,7 @@ SMALL = {"epochs": 20, "batch_size": 32, "weight_decay": 0.0}
 class PromptSelfTraining(Adapter):
     """Select pseudolabels, train a prompt on them, label again: the engine of FPL, IFPL and GRIP, which differ in `sizes` only.
 
-    `prompt` is "textual", "visual" or "multimodal", `options` go to its class (see `clipadapt.prompts`). `policy` is that of `top_k`;
+    `prompt` is "textual", "visual" or "multimodal", `options` go to its class (see `clipadapt.learning.prompts`). `policy` is that of `top_k`;
     `templates` those of the zero-shot classifier that labels first, and of visual prompts, unless `options` name others. `weights` are
     those of the labelled and of the pseudolabelled part of the loss: "shares", by which all images count the same, or one of two readings
     of the paper, "recommended" and "published" (see `loss_weights`), or two numbers. The default is ours and not the paper's: its ratios

@@ -201,7 +201,7 @@ class NearestNeighbours(Adapter):
     """Votes of the `k` nearest training images, whose labels are zero-shot pseudolabels or those given in `fit(X, y)`.
 
     Votes are weighted by cosine similarity, and one vote is spread over all classes. `per_class` keeps only the most certain
-    pseudolabels of each class (see `clipadapt.pseudolabels.top_k`); None keeps all. `kind` is that of the `PrototypeIndex`.
+    pseudolabels of each class (see `clipadapt.learning.pseudolabels.top_k`); None keeps all. `kind` is that of the `PrototypeIndex`.
 
     Fitted: `features_` float32 [M, D] and `pseudolabels_` int64 [M], the memory; `empty_classes_`, the names of classes that are
     not in it (also a warning).

@@ -22,7 +22,7 @@ __all__ = ['ZeroShot']
 class ZeroShot(Adapter):
     """CLIP's zero-shot classifier (Radford et al. 2021, section 3.1): the class whose prompt is nearest.
 
-    `templates` is a set's name, one template, or a list of them (see `clipadapt.zeroshot.templates`); `ensemble` averages
+    `templates` is a set's name, one template, or a list of them (see `clipadapt.clip.templates.templates`); `ensemble` averages
     them in `"embedding"` or in `"probability"` space. Fitted: `prompt_features_`, float32 [T, C, D].
     """
 
