@@ -21,7 +21,7 @@ from clipadapt.methods import flyp
 from clipadapt.methods import reclip as module
 from clipadapt.methods import transduction
 from clipadapt.methods.flyp import FLYP
-from clipadapt.methods.reclip import ReCLIP, SMALL
+from clipadapt.methods.reclip import ReCLIP
 from clipadapt.learning.testing import check_adapter
 from clipadapt.learning.training import module_numbers
 from tiny_models import TEXT, TINY, VISION, tiny
@@ -277,7 +277,7 @@ def test_flyp_mixes_weights(clip, images, test_images):
 @both
 def test_training_helps(clip, kind):
     images, test = digits("train").subset(range(300)), digits("test").subset(range(300))
-    params = {**SMALL[kind.__name__], "epochs": 3}
+    params = {**(flyp if kind is FLYP else module).SMALL, "epochs": 3}
     assert kind(clip, images.classnames, **params).fit(images).score(test) > ZeroShot(clip, images.classnames).fit(images).score(test) + 0.02
 
 
@@ -286,7 +286,7 @@ def test_training_helps(clip, kind):
 WORKER = """
 import sys, time
 from clipadapt import digits, load_clip
-from clipadapt.methods.reclip import %s as method
+from clipadapt import %s as method
 images = digits("train").subset(range(48))
 method(load_clip(device="cpu"), images.classnames, checkpoint=sys.argv[1], **%r).fit(images, on_epoch=lambda method: time.sleep(0.3) or {})
 """

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from clipadapt import FLYP, FPL, GRIP, IFPL, LPCLIP, CoReg, LatteCLIP, ReCLIP, digits
-from clipadapt.methods import reclip as baselines
+from clipadapt.methods import flyp, reclip
 from clipadapt.methods import latteclip
 from clipadapt.learning.adapter import SavedMethod
 from clipadapt.images.files import read_arrays, write_arrays
@@ -20,8 +20,8 @@ METHODS = {
     "GRIP": (GRIP, {"prompt": "multimodal", "rounds": 2, "epochs": 1, "options": {"length": 2, "width": 8}}),
     "LP-CLIP": (LPCLIP, {"epochs": 2, "views": 1}),
     "LatteCLIP": (LatteCLIP, {**latteclip.SMALL, "epochs": 2, "batch_size": 20}),
-    "FLYP": (FLYP, {**baselines.SMALL["FLYP"], "epochs": 2, "batch_size": 20}),
-    "ReCLIP": (ReCLIP, {**baselines.SMALL["ReCLIP"], "epochs": 1})}
+    "FLYP": (FLYP, {**flyp.SMALL, "epochs": 2, "batch_size": 20}),
+    "ReCLIP": (ReCLIP, {**reclip.SMALL, "epochs": 1})}
 
 
 @pytest.fixture(scope="module")

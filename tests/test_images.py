@@ -118,7 +118,7 @@ def test_heic_asks_for_its_decoder_or_is_read(tmp_path):
 
 
 def test_heic_without_a_decoder_says_what_to_install(photos, monkeypatch):
-    monkeypatch.setattr(data, "_readable_kinds", lambda: ("JPEG", "PNG"))
+    monkeypatch.setattr(pictures, "_readable_kinds", lambda: ("JPEG", "PNG"))
     (photos / "cat" / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(40))
     assert "phone.heic: cannot be read as an image (HEIC needs a decoder: pip install pillow-heif)" in warning_of(lambda: ImageSet.from_folder(photos))
 
@@ -173,7 +173,7 @@ def tiff_in_tiles(side: int) -> bytes:
 @pytest.mark.parametrize("pixels", [None, 10])
 def test_pillows_own_limit_does_not_interfere_and_stays(tmp_path, monkeypatch, pixels):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", pixels)
-    monkeypatch.setattr(data, "_LARGE", 100)
+    monkeypatch.setattr(pictures, "_LARGE", 100)
     for name in ("1.png", "1.tif", "1.webp"):
         GREY.save(tmp_path / name)
         with warnings.catch_warnings():

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from clipadapt import FLYP, FPL, GRIP, IFPL, LPCLIP, CoReg, LatteCLIP, ReCLIP, digits
-from clipadapt.methods import reclip as baselines
+from clipadapt.methods import flyp, reclip
 from clipadapt.learning import students
 from clipadapt.methods import coreg
 from clipadapt.methods import latteclip
@@ -47,8 +47,8 @@ FITS = {
     "LP-CLIP": lambda *of: LPCLIP(*of, epochs=3, views=2, batch_size=20, seed=4),
     "LP-CLIP, random start": lambda *of: LPCLIP(*of, epochs=3, views=2, init="random", batch_size=20, seed=4),
     "LatteCLIP": lambda *of: LatteCLIP(*of, **{**latteclip.SMALL, "epochs": 2, "batch_size": 20}, seed=4),
-    "FLYP": lambda *of: FLYP(*of, **{**baselines.SMALL["FLYP"], "epochs": 2, "batch_size": 20}, seed=4),
-    "ReCLIP": lambda *of: ReCLIP(*of, **{**baselines.SMALL["ReCLIP"], "epochs": 2}, seed=4)}
+    "FLYP": lambda *of: FLYP(*of, **{**flyp.SMALL, "epochs": 2, "batch_size": 20}, seed=4),
+    "ReCLIP": lambda *of: ReCLIP(*of, **{**reclip.SMALL, "epochs": 2}, seed=4)}
 
 
 def fit(make, clip, images):
@@ -155,7 +155,7 @@ def test_fits_from_several_threads_may_each_watch(clip, images):
     """Callbacks, too, belong to one fit."""
     def watched(seed):
         seen = []
-        method = FLYP(clip, images.classnames, **{**baselines.SMALL["FLYP"], "epochs": 2, "batch_size": 20}, seed=seed)
+        method = FLYP(clip, images.classnames, **{**flyp.SMALL, "epochs": 2, "batch_size": 20}, seed=seed)
         method.fit(images, on_epoch=lambda method: seen.append(method.seed))
         return seen
 

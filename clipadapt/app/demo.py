@@ -9,12 +9,12 @@ import pandas as pd
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..learning import metrics
 from ..methods import latteclip
 from ..methods import lpclip
+from ..learning import metrics
 from ..methods import grip
 from ..methods import coreg
-from ..methods import reclip as baselines
+from ..methods import flyp, reclip
 from ..clip.captions import AttributeCaptioner
 from ..clip.model import CLIP, load_clip
 from ..images.sets import digits
@@ -48,8 +48,8 @@ def small_methods(clip: CLIP, classnames: Sequence[str]) -> list[Adapter]:
     settings = {
         ZeroShot: {}, NearestNeighbours: {}, Prototypes: {}, FPL: grip.SMALL,
         IFPL: grip.SMALL, GRIP: grip.SMALL, CoReg: coreg.SMALL, LatteCLIP: captioned,
-        LPCLIP: lpclip.SMALL, FLYP: baselines.SMALL["FLYP"],
-        ReCLIP: baselines.SMALL["ReCLIP"],
+        LPCLIP: lpclip.SMALL, FLYP: flyp.SMALL,
+        ReCLIP: reclip.SMALL,
     }
     return [method(clip, classnames, **given) for method, given in settings.items()]
 

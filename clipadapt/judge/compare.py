@@ -22,6 +22,7 @@ from pathlib import Path
 from sklearn.base import clone
 from tqdm.auto import tqdm
 
+from . import plots
 from ..learning import metrics
 from ..clip.features import FeatureStore, StoredCLIP, fit_facts, hash_images
 from ..images.corruptions import CORRUPTIONS, Corrupted
@@ -316,7 +317,7 @@ def plot_accuracies(runs: Sequence[Run], test: ImageSet, axes: Axes | None = Non
             for run in _succeeded(runs, test)
         ]
     )
-    axes = metrics._axes(axes, (7, 0.36 * len(table) + 1.5))
+    axes = plots._axes(axes, (7, 0.36 * len(table) + 1.5))
     sns.stripplot(
         dots,
         x="accuracy (%)",
@@ -332,7 +333,7 @@ def plot_accuracies(runs: Sequence[Run], test: ImageSet, axes: Axes | None = Non
     if _baseline(runs):
         axes.axvline(100 * table.set_index("method")["accuracy"][_baseline(runs)], color="grey", linestyle="--", zorder=0)
     axes.set(xlabel=f"accuracy on {len(test)} test images (%); dots: seeds, bar: mean, dashed: zero-shot", ylabel="")
-    metrics._set_title(axes, _lead(table))
+    plots._set_title(axes, _lead(table))
     return axes
 
 # %% ../../nbs/15_compare.ipynb #cell-27
@@ -373,14 +374,14 @@ def plot_classes(
     drawn = pd.DataFrame(cells, label_texts(shares.index), label_texts(shares.columns))
     upright = 0.08 * max(0, max(map(len, drawn.columns)) - 8)      # long names stand
     size = max(5, 0.62 * cells.shape[1] + 2.5), 0.36 * len(cells) + 1.6 + upright
-    axes = metrics._axes(axes, size)
+    axes = plots._axes(axes, size)
     sns.heatmap(
         drawn, annot=cells.shape[1] <= 20, fmt=".0f", vmin=0, vmax=100, cmap="viridis",
         cbar_kws={"label": "accuracy (%)"}, ax=axes,
     )
     axes.set(xlabel=f"class{which}", ylabel="")
     right = f"{cells[row, column]:.0f} %"
-    metrics._set_title(axes, f"Lowest: {method} is right in {right} of “{name}”")
+    plots._set_title(axes, f"Lowest: {method} is right in {right} of “{name}”")
     return axes
 
 # %% ../../nbs/15_compare.ipynb #cell-32
@@ -429,7 +430,7 @@ def plot_changes(runs: Sequence[Run], test: ImageSet, axes: Axes | None = None) 
     """
     shares = 100 * changes(runs, test)
     shares = shares.loc[(shares["mended"] - shares["broken"]).sort_values(ascending=False, kind="stable").index]
-    axes = metrics._axes(axes, (7, 0.36 * len(shares) + 1.6))
+    axes = plots._axes(axes, (7, 0.36 * len(shares) + 1.6))
     names = label_texts(shares.index)
     axes.barh(
         names,
@@ -451,7 +452,7 @@ def plot_changes(runs: Sequence[Run], test: ImageSet, axes: Axes | None = None) 
     if len(shares):
         careful = shares["broken"].idxmin()
         broken, mended = shares.loc[careful, ["broken", "mended"]]
-        metrics._set_title(
+        plots._set_title(
             axes,
             f"{label_text(careful)} breaks least: {broken:.1f} % of the images, "
             f"and mends {mended:.1f} %",
@@ -466,7 +467,7 @@ def plot_cost(runs: Sequence[Run], test: ImageSet, axes: Axes | None = None) -> 
     """
     table = tabulate(runs, test).dropna(subset="accuracy").sort_values("seconds")
     front = table[table["accuracy"] > table["accuracy"].cummax().shift(fill_value=-1)]
-    axes = metrics._axes(axes, (7, 4.4))
+    axes = plots._axes(axes, (7, 4.4))
     axes.plot(front["seconds"], 100 * front["accuracy"], color="#dd8452", zorder=2)
     axes.scatter(table["seconds"], 100 * table["accuracy"], color="#4c72b0", zorder=3)
     for row in table.itertuples():
@@ -481,7 +482,7 @@ def plot_cost(runs: Sequence[Run], test: ImageSet, axes: Axes | None = None) -> 
     axes.margins(x=0.15, y=0.1)
     axes.set(xlabel="seconds to fit (logarithmic)", ylabel=f"accuracy on {len(test)} test images (%)")
     names = ", ".join(label_texts(front["method"]))
-    metrics._set_title(axes, f"Nothing is both quicker and better than {names}")
+    plots._set_title(axes, f"Nothing is both quicker and better than {names}")
     return axes
 
 # %% ../../nbs/15_compare.ipynb #cell-44

@@ -17,11 +17,10 @@ from importlib.resources import files
 from matplotlib.axes import Axes
 from pathlib import Path
 
-from ..learning import metrics
 from ..images.files import whole_file
 from ..images.sets import ImageSet, check_classnames, show_images
 from .compare import Run, _baseline, _per_class, _succeeded, plot_accuracies, plot_changes, plot_classes, plot_cost, recommend, tabulate
-from .plots import label_text
+from .plots import label_text, plot_confidence, plot_confusion, plot_per_class, plot_reliability, title_text
 
 # %% auto #0
 __all__ = ['KNOWN_COLUMNS', 'report']
@@ -66,10 +65,10 @@ def _section(run: Run, test: ImageSet) -> dict:
     """What the template shows of one run: its name, its parameters, the accuracy per class, and four plots."""
     labels, predictions, names = run.method.true_labels(test), run.probabilities.argmax(1), check_classnames(run.method.classnames)
     plots = {
-        "per class": metrics.plot_per_class(labels, predictions, names),
-        "confusion matrix": metrics.plot_confusion(labels, predictions, names),
-        "reliability": metrics.plot_reliability(labels, run.probabilities),
-        "confidence": metrics.plot_confidence(labels, run.probabilities)}
+        "per class": plot_per_class(labels, predictions, names),
+        "confusion matrix": plot_confusion(labels, predictions, names),
+        "reliability": plot_reliability(labels, run.probabilities),
+        "confidence": plot_confidence(labels, run.probabilities)}
     params = {name: value for name, value in run.method.get_params(deep=False).items() if name not in run.method.unsaved}
     return {"name": run.name, "params": params, "accuracies": _per_class(run, test),
             "plots": {name: _with_title(axes) for name, axes in plots.items()}}
@@ -106,7 +105,7 @@ def _examples(test: ImageSet, side: int = 224):
 
 def _with_title(axes: Axes) -> tuple[str, str]:
     """A plot as `_picture` gives it, and its title as plain text."""
-    return _picture(axes.figure), metrics.title_text(axes)
+    return _picture(axes.figure), title_text(axes)
 
 # %% ../../nbs/engine/report.ipynb #cell-7
 def _picture(figure) -> str:

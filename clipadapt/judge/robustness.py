@@ -19,6 +19,7 @@ from pathlib import Path
 from scipy.special import softmax
 from tqdm.auto import tqdm
 
+from . import plots
 from ..learning import metrics
 from ..clip.features import hash_each
 from ..images.corruptions import CORRUPTIONS, Corrupted, SEVERITIES, check_corruption
@@ -292,7 +293,7 @@ def plot_severity(table: pd.DataFrame, axes: Axes | None = None) -> Axes:
     best, worst = last.index[0], last.index[-1]
     names = dict(zip(last.index, label_texts(last.index)))
     means["method"] = means["method"].map(names)
-    axes, paired = metrics._axes(axes, (7, 4)), sns.color_palette("tab20")
+    axes, paired = plots._axes(axes, (7, 4)), sns.color_palette("tab20")
     palette = [*paired[::2], *paired[1::2]][: len(last)] if len(last) <= 20 else "husl"
     sns.lineplot(
         means,
@@ -311,7 +312,7 @@ def plot_severity(table: pd.DataFrame, axes: Axes | None = None) -> Axes:
         f"{names[best]} is right in {last[best]:.0f} % at severity"
         f" {means.severity.max()}"
     )
-    metrics._set_title(
+    plots._set_title(
         axes,
         title if best == worst else f"{title}, {names[worst]} in {last[worst]:.0f} %",
     )
@@ -395,7 +396,7 @@ def plot_latent(
         share = (
             f"{100 * purities[name]:.1f} % of ten nearest neighbours share the class"
         )
-        metrics._set_title(axes, f"{label_text(name)}: {share}")
+        plots._set_title(axes, f"{label_text(name)}: {share}")
     if panels[0, -1].get_legend():
         sns.move_legend(
             panels[0, -1], "center left", bbox_to_anchor=(1, 0.5), frameon=False,

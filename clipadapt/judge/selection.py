@@ -11,6 +11,7 @@ import seaborn as sns
 from collections.abc import Sequence
 from matplotlib.axes import Axes
 
+from . import plots
 from ..learning import metrics
 from ..images.sets import ImageSet, as_imageset
 from .compare import Run, check_runs
@@ -136,7 +137,7 @@ def plot_score(table: pd.DataFrame, score: str = "agreement", axes: Axes | None 
     if not isinstance(score, str) or score not in SCORES:
         raise ValueError(f"score must be one of {', '.join(SCORES)}, not {score!r}")
     quality = rank_quality(table).loc[score]
-    axes = metrics._axes(axes, (7, 4.4))
+    axes = plots._axes(axes, (7, 4.4))
     sets = table["set"].unique()
     names = table["set"].map(dict(zip(sets, label_texts(sets))))
     shown = table.assign(accuracy=100 * table["accuracy"], set=names)

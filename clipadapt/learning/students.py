@@ -269,7 +269,7 @@ def _covered(
     return image
 
 
-AUGMENTATIONS = {       # weak and strong views; "crops" is ours (chapter 0)
+AUGMENTATIONS = {       # weak and strong views; "crops" is ours (the notebook on image sets)
     "crops": (weak_view, strong_view),
     "published": (padded_view, distorted_view),
     "cutout": (padded_view, covered_view),

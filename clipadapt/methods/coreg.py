@@ -86,7 +86,7 @@ def partial_labels(
         "ratio" those near the highest, "threshold" those above a probability, "mean"
         the probabilities themselves (released as topk, prob_ratio_thres, prob_thres,
         kd). "prototypes" (ours) first moves the averaged prompts into the images by
-        `iterate_prototypes` (chapter 6), and takes the k highest.
+        `iterate_prototypes` (chapter 4), and takes the k highest.
     k: how many candidates "top-k" and "prototypes" take.
     ratio: "ratio" takes classes at least this many times as probable as the best.
     threshold: see `threshold_candidates`.
@@ -788,7 +788,7 @@ class CoReg(_Students):
     views: how many weak and strong views of each image are made before training (ours);
         None makes new ones in every epoch, as published.
     flip: mirror half of the views.
-    augmentation: "crops", the views of chapter 0 (ours); "published", those of
+    augmentation: "crops", the views of the notebook on image sets (ours); "published", those of
         `padded_view` and `distorted_view`; "cutout", released for grey images.
     view_memory: the bytes that images and views may take (ours); beyond it the same
         views are made anew for each batch, with a warning.

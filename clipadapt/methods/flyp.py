@@ -20,11 +20,15 @@ from ..learning.towers import CROPS, FineTuned, TextTable, TowerTraining, _class
 from ..learning.training import Checkpoint, Recipe, state_part, train_epochs
 
 # %% auto #0
-__all__ = ['REFRESH', 'VIEWS', 'FLYP']
+__all__ = ['REFRESH', 'VIEWS', 'SMALL', 'FLYP']
 
 # %% ../../nbs/12_flyp.ipynb #cell-5
 REFRESH = ("step", "epoch", "never")
 VIEWS = ("crop", "colour", None)
+SMALL = {
+    "refresh": "epoch", "view": "crop", "crop": "cut",
+    "epochs": 5, "batch_size": 64, "learning_rate": 1e-4,
+}
 
 
 class _FlypRun:
@@ -76,7 +80,7 @@ class FLYP(FineTuned):
 
     FLYP (Goyal et al. 2023, arXiv 2212.00638) with pseudolabels in the place of labels, a
     baseline of LatteCLIP (arXiv 2410.08211), whose numbers are the defaults here;
-    `SMALL["FLYP"]` is a preset for the handwriting.
+    `SMALL` is a preset for the handwriting.
 
     refresh: when the images are labelled anew with the model as it is. "step": before every
         step, by the features that are trained on (LatteCLIP's paper); "epoch": before every

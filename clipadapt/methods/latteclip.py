@@ -248,7 +248,7 @@ class LatteCLIP(FineTuned):
     a line says so; "ours" marks what is neither. `PUBLISHED` holds what differs between
     its data sets, `SMALL` is a preset for the handwriting.
 
-    captioner: describes images and groups of images (chapter 11); for photographs that
+    captioner: describes images and groups of images (chapter 9); for photographs that
         is a `TransformersCaptioner`, for drawings an `AttributeCaptioner`. None, the
         default (ours): class descriptions alone.
     domain: what the images show, a name in `captions.DOMAINS` or any noun.

@@ -145,11 +145,7 @@ class _Run:
 # %% ../../nbs/13_reclip.ipynb #cell-13
 IMAGE_LOSSES = ("published", "mean")
 SMALL = {
-    "ReCLIP": {"projection": "whole", "image_loss": "mean", "epochs": 4, "learning_rate": 0.03},
-    "FLYP": {
-        "refresh": "epoch", "view": "crop", "crop": "cut",
-        "epochs": 5, "batch_size": 64, "learning_rate": 1e-4,
-    },
+    "projection": "whole", "image_loss": "mean", "epochs": 4, "learning_rate": 0.03,
 }
 
 # %% ../../nbs/13_reclip.ipynb #cell-14
@@ -159,7 +155,7 @@ class ReCLIP(Adapter):
     The first tower trains the LayerNorms of the text encoder and classifies by prompts;
     the second those of the image encoder (of a residual network the BatchNorms), and
     classifies by the centroids of its labels. The defaults are those of the released code,
-    `SMALL["ReCLIP"]` is a preset for the handwriting.
+    `SMALL` is a preset for the handwriting.
 
     templates: are averaged; the text encoder is trained on the first.
     k, alpha: neighbours and reach of a label, see `propagate_labels`.
