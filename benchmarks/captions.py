@@ -4,6 +4,7 @@ python benchmarks/captions.py [--images 64] [--tokens 24] [--rounds 3]
 
 Every row describes the same images with the same question; the texts are compared with those of one at a time.
 """
+
 import argparse
 import statistics
 import sys
@@ -39,13 +40,36 @@ if __name__ == "__main__":
     images = digits("test").subset(range(options.images))
     with tempfile.TemporaryDirectory() as folder:
         save_tiny_llava(folder)
-        captioners = {size: TransformersCaptioner(folder, batch_size=size, max_new_tokens=options.tokens, device="cpu") for size in (1, 2, 4, 8, 16, 32)}
+        captioners = {
+            size: TransformersCaptioner(
+                folder, batch_size=size, max_new_tokens=options.tokens, device="cpu"
+            )
+            for size in (1, 2, 4, 8, 16, 32)
+        }
         for captioner in captioners.values():
             captioner.prepare()
             measured(captioner, images.subset(range(min(8, len(images)))))
-        runs = [{size: measured(captioner, images) for size, captioner in captioners.items()} for _ in range(options.rounds)]
-    print(f"torch {torch.__version__}, one thread; {options.images} images, {options.tokens} tokens each, median of {options.rounds} rounds")
-    seconds = {size: statistics.median(run[size][0] for run in runs) for size in captioners}
-    rows = [{"batch": size, "seconds": seconds[size], "captions/s": options.images / seconds[size], "one at a time / this": seconds[1] / seconds[size],
-             "same texts": f"{sum(a == b for a, b in zip(runs[0][size][1], runs[0][1][1]))} of {options.images}"} for size in captioners]
+        runs = [
+            {
+                size: measured(captioner, images)
+                for size, captioner in captioners.items()
+            }
+            for _ in range(options.rounds)
+        ]
+    print(
+        f"torch {torch.__version__}, one thread; {options.images} images, {options.tokens} tokens each, median of {options.rounds} rounds"
+    )
+    seconds = {
+        size: statistics.median(run[size][0] for run in runs) for size in captioners
+    }
+    rows = [
+        {
+            "batch": size,
+            "seconds": seconds[size],
+            "captions/s": options.images / seconds[size],
+            "one at a time / this": seconds[1] / seconds[size],
+            "same texts": f"{sum(a == b for a, b in zip(runs[0][size][1], runs[0][1][1]))} of {options.images}",
+        }
+        for size in captioners
+    ]
     print(pd.DataFrame(rows).to_string(index=False, float_format="{:.3g}".format))

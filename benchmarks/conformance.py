@@ -7,6 +7,7 @@ photographs of every size and shape in 47 classes. Each case of the whole model 
 its peak of memory is its own. The exit code is 1 when a case fails, is refused without being listed as impossible, or
 needs more memory than its limit. What a method needs on a GPU: benchmarks/gpu.py.
 """
+
 import argparse
 import json
 import os
@@ -24,11 +25,19 @@ from tests.conformance.cases import CASES, REFUSED  # noqa: E402
 from tests.conformance.models import KINDS, WHOLE, write_model  # noqa: E402
 from tests.conformance.photographs import write_photographs  # noqa: E402
 
-LIMIT = 3000            # megabytes
-FINE_TUNED = 5800       # both towers with AdamW: 151 M weights five times (3.0 GB), and 0.9 GB of Python and its libraries
-TWO_TOWERS = 9500       # two image towers, each with a momentum copy, gradients and momentum, and both among the fitted numbers
-CHANGED = {             # 27 or 80 templates in 47 classes take minutes; the ResNet student has its 27
-    name: {"templates": "single"} for name in ("CoReg, as for EuroSAT", "CoReg, head", "CoReg, clip", "LPCLIP", "LPCLIP, new views")}
+LIMIT = 3000  # megabytes
+FINE_TUNED = 5800  # both towers with AdamW: 151 M weights five times (3.0 GB), and 0.9 GB of Python and its libraries
+TWO_TOWERS = 9500  # two image towers, each with a momentum copy, gradients and momentum, and both among the fitted numbers
+CHANGED = {  # 27 or 80 templates in 47 classes take minutes; the ResNet student has its 27
+    name: {"templates": "single"}
+    for name in (
+        "CoReg, as for EuroSAT",
+        "CoReg, head",
+        "CoReg, clip",
+        "LPCLIP",
+        "LPCLIP, new views",
+    )
+}
 
 
 def limit(case):
@@ -41,7 +50,11 @@ def limit(case):
 def verdict(kind, row):
     """The status of a case, or what is wrong with it."""
     expected = REFUSED.get((kind, row["case"]))
-    right = row["status"] == "ok" if expected is None else row["status"] == "refused" and expected in row["reason"]
+    right = (
+        row["status"] == "ok"
+        if expected is None
+        else row["status"] == "refused" and expected in row["reason"]
+    )
     if not right:
         return f"WRONG: {row['status']}: {row['reason']}"
     if row["peak_mb"] > limit(row["case"]):
@@ -51,21 +64,58 @@ def verdict(kind, row):
 
 def run(cases, model, photographs, given):
     """The rows of some cases with one model, from a process of their own."""
-    environment = {**os.environ, "OMP_NUM_THREADS": str(given.threads), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", "tests.conformance", "--model", model, "--photographs", str(photographs), "--cases", json.dumps(cases),
-               "--changed", json.dumps(CHANGED), "--unlabelled", str(given.unlabelled)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    lost = cases[len(rows):] if done.returncode else []
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": str(given.threads),
+        "HF_HUB_OFFLINE": "1",
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "tests.conformance",
+        "--model",
+        model,
+        "--photographs",
+        str(photographs),
+        "--cases",
+        json.dumps(cases),
+        "--changed",
+        json.dumps(CHANGED),
+        "--unlabelled",
+        str(given.unlabelled),
+    ]
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    rows = [
+        json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")
+    ]
+    lost = cases[len(rows) :] if done.returncode else []
     ended = f"the process ended with {done.returncode}: {done.stderr[-300:]}"
-    return [*rows, *({"case": case, "status": "failed", "reason": ended, "seconds": 0, "processor_seconds": 0, "peak_mb": 0} for case in lost)]
+    return [
+        *rows,
+        *(
+            {
+                "case": case,
+                "status": "failed",
+                "reason": ended,
+                "seconds": 0,
+                "processor_seconds": 0,
+                "peak_mb": 0,
+            }
+            for case in lost
+        ),
+    ]
 
 
 def measure(given, folder):
     """A row for every kind of model and every case."""
     photographs = write_photographs(folder / "photographs")
     for number, kind in enumerate(given.kind or reversed(KINDS)):
-        model, cases = write_model(kind, folder / f"model {number}"), given.case or list(CASES)
+        model, cases = (
+            write_model(kind, folder / f"model {number}"),
+            given.case or list(CASES),
+        )
         for some in [[case] for case in cases] if kind == WHOLE else [cases]:
             for row in run(some, model, photographs, given):
                 yield {"model": kind, **row, "verdict": verdict(kind, row)}
@@ -75,14 +125,26 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kind", action="append", choices=list(KINDS))
     parser.add_argument("--case", action="append", choices=list(CASES))
-    parser.add_argument("--unlabelled", type=int, default=12, help="images of a method without labels; the others have 47 more")
+    parser.add_argument(
+        "--unlabelled",
+        type=int,
+        default=12,
+        help="images of a method without labels; the others have 47 more",
+    )
     parser.add_argument("--threads", type=int, default=2)
     given, rows = parser.parse_args(), []
     with tempfile.TemporaryDirectory() as folder:
         for row in measure(given, Path(folder)):
             rows.append(row)
-            print(f"{row['model']:16} {row['case']:38} {row['seconds']:7.1f} s {row['processor_seconds']:7.1f} CPU s {row['peak_mb']:6d} MB  {row['verdict'][:90]}", flush=True)
+            print(
+                f"{row['model']:16} {row['case']:38} {row['seconds']:7.1f} s {row['processor_seconds']:7.1f} CPU s {row['peak_mb']:6d} MB  {row['verdict'][:90]}",
+                flush=True,
+            )
     wrong = [row for row in rows if row["verdict"].startswith("WRONG")]
     print(f"\n{len(rows)} cases, {len(wrong)} wrong")
-    print(pd.DataFrame(wrong, columns=["model", "case", "verdict"]).to_string(index=False) if wrong else "")
+    print(
+        pd.DataFrame(wrong, columns=["model", "case", "verdict"]).to_string(index=False)
+        if wrong
+        else ""
+    )
     sys.exit(bool(wrong))

@@ -2,6 +2,7 @@
 
 python benchmarks/features.py [--images 2000] [--many 100000]
 """
+
 import argparse
 import resource
 import tempfile
@@ -28,7 +29,12 @@ def large_clip():
     """ViT-B/32 with random weights: the cost of the real one, without the download."""
     torch.manual_seed(0)
     model, _, preprocess = open_clip.create_model_and_transforms("ViT-B-32")
-    return CLIP(model, preprocess, open_clip.get_tokenizer("ViT-B-32"), device="cuda" if torch.cuda.is_available() else "cpu")
+    return CLIP(
+        model,
+        preprocess,
+        open_clip.get_tokenizer("ViT-B-32"),
+        device="cuda" if torch.cuda.is_available() else "cpu",
+    )
 
 
 def photos(count, folder):
@@ -36,7 +42,11 @@ def photos(count, folder):
     scans, paths = digits("train"), []
     for i in range(count):
         paths.append(folder / f"{i:05}.jpg")
-        Image.fromarray(np.roll(scans[i % len(scans)][0].resize((320, 240)), i // len(scans), axis=1)).save(paths[-1], quality=90)
+        Image.fromarray(
+            np.roll(
+                scans[i % len(scans)][0].resize((320, 240)), i // len(scans), axis=1
+            )
+        ).save(paths[-1], quality=90)
     return ImageSet(paths)
 
 
@@ -44,12 +54,25 @@ def reuse(label, clip, images, folder):
     """Encoding again, against the first and the second use of a store."""
     store = FeatureStore(folder / label.replace("/", "-"))
     clip.fingerprint  # the weights are hashed once a process; that is measured on its own
-    rows = {"encode_image": seconds(lambda: clip.encode_image(images)), "store, first use": seconds(lambda: store.encode(clip, images)),
-            "store, second use": seconds(lambda: store.encode(clip, images))}
+    rows = {
+        "encode_image": seconds(lambda: clip.encode_image(images)),
+        "store, first use": seconds(lambda: store.encode(clip, images)),
+        "store, second use": seconds(lambda: store.encode(clip, images)),
+    }
     fresh = CLIP(clip.model, clip.preprocess, clip.tokenizer, device=clip.device)
-    rows["store, second use, weights hashed too"] = seconds(lambda: store.encode(fresh, images))
-    return [{"model": label, "images": len(images), "what": what, "seconds": time, "times as fast as encoding": rows["encode_image"] / time}
-            for what, time in rows.items()]
+    rows["store, second use, weights hashed too"] = seconds(
+        lambda: store.encode(fresh, images)
+    )
+    return [
+        {
+            "model": label,
+            "images": len(images),
+            "what": what,
+            "seconds": time,
+            "times as fast as encoding": rows["encode_image"] / time,
+        }
+        for what, time in rows.items()
+    ]
 
 
 class Drawn(Sequence):
@@ -82,11 +105,16 @@ class Wide(torch.nn.Module):
 def memory(count, folder):
     """How much the process grows while `count` images are encoded into a store, in MiB (ru_maxrss, Linux)."""
     small = load_clip(device="cpu")
-    clip, store = CLIP(Wide(small.model.visual), small.preprocess, small.tokenizer), FeatureStore(folder / "many")
+    clip, store = (
+        CLIP(Wide(small.model.visual), small.preprocess, small.tokenizer),
+        FeatureStore(folder / "many"),
+    )
     store.encode(clip, ImageSet(Drawn(2000)))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     features = store.encode(clip, ImageSet(Drawn(count)))
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024, features.nbytes / 2**20
+    return (
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    ) / 1024, features.nbytes / 2**20
 
 
 if __name__ == "__main__":
@@ -94,10 +122,19 @@ if __name__ == "__main__":
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--many", type=int, default=100_000)
     options = parser.parse_args()
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {'GPU' if torch.cuda.is_available() else 'CPU'}")
+    print(
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {'GPU' if torch.cuda.is_available() else 'CPU'}"
+    )
     with tempfile.TemporaryDirectory() as folder:
         grown, size = memory(options.many, Path(folder))
-        print(f"{options.many} images through the store: {size:.0f} MiB of features on disk, the process grew by {grown:.0f} MiB")
+        print(
+            f"{options.many} images through the store: {size:.0f} MiB of features on disk, the process grew by {grown:.0f} MiB"
+        )
         rows = reuse("built-in", load_clip(), digits("train"), Path(folder))
-        rows += reuse("ViT-B/32, random", large_clip(), photos(options.images, Path(folder)), Path(folder))
+        rows += reuse(
+            "ViT-B/32, random",
+            large_clip(),
+            photos(options.images, Path(folder)),
+            Path(folder),
+        )
     print(pd.DataFrame(rows).to_string(index=False, float_format="{:.4g}".format))

@@ -2,6 +2,7 @@
 
 python benchmarks/prompts.py [--classes 47] [--batch 16] [--steps 5] [--pool 5000]
 """
+
 import argparse
 import statistics
 import time
@@ -19,18 +20,42 @@ def large_clip():
     """ViT-B/32 with random weights: the cost of the real one, without the download."""
     torch.manual_seed(0)
     model, _, preprocess = open_clip.create_model_and_transforms("ViT-B-32")
-    return CLIP(model, preprocess, open_clip.get_tokenizer("ViT-B-32"), device="cuda" if torch.cuda.is_available() else "cpu", precision="float32")
+    return CLIP(
+        model,
+        preprocess,
+        open_clip.get_tokenizer("ViT-B-32"),
+        device="cuda" if torch.cuda.is_available() else "cpu",
+        precision="float32",
+    )
 
 
 def plain_loss(clip, names, prefix, images, classes):
     """Encode the images of the batch, and every prompt with all positions of the context."""
     model = clip.model
-    tokens = clip.tokenizer([" ".join(["x"] * len(prefix)) + " " + name for name in names]).to(clip.device)
+    tokens = clip.tokenizer(
+        [" ".join(["x"] * len(prefix)) + " " + name for name in names]
+    ).to(clip.device)
     embedded = model.token_embedding(tokens)
-    embedded = torch.cat([embedded[:, :1], prefix.expand(len(names), -1, -1), embedded[:, 1 + len(prefix):]], 1)
-    hidden = model.ln_final(model.transformer(embedded + model.positional_embedding, attn_mask=model.attn_mask))
-    texts = F.normalize(hidden[torch.arange(len(names)), tokens.argmax(1)] @ model.text_projection, dim=-1)
-    return F.cross_entropy(clip.logit_scale * clip.encode_image(images).to(clip.device) @ texts.T, classes)
+    embedded = torch.cat(
+        [
+            embedded[:, :1],
+            prefix.expand(len(names), -1, -1),
+            embedded[:, 1 + len(prefix) :],
+        ],
+        1,
+    )
+    hidden = model.ln_final(
+        model.transformer(
+            embedded + model.positional_embedding, attn_mask=model.attn_mask
+        )
+    )
+    texts = F.normalize(
+        hidden[torch.arange(len(names)), tokens.argmax(1)] @ model.text_projection,
+        dim=-1,
+    )
+    return F.cross_entropy(
+        clip.logit_scale * clip.encode_image(images).to(clip.device) @ texts.T, classes
+    )
 
 
 def measure(call, rounds):
@@ -56,22 +81,50 @@ if __name__ == "__main__":
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args()
     clip, scans = large_clip(), digits("train")
-    names = [("texture", "a rough texture", "a very fine texture")[i % 3] + f" {i}" for i in range(options.classes)]
+    names = [
+        ("texture", "a rough texture", "a very fine texture")[i % 3] + f" {i}"
+        for i in range(options.classes)
+    ]
     images = ImageSet([scans[i][0].resize((320, 240)) for i in range(options.batch)])
     classes = torch.arange(options.batch, device=clip.device) % options.classes
     prompt = TextualPrompt(clip, names)
     inputs = prompt.prepare(images)
-    plain, plain_value = measure(lambda: step(lambda: plain_loss(clip, names, prompt.prefix, images, classes), prompt.prefix), options.steps)
+    plain, plain_value = measure(
+        lambda: step(
+            lambda: plain_loss(clip, names, prompt.prefix, images, classes),
+            prompt.prefix,
+        ),
+        options.steps,
+    )
     plain_gradient = prompt.prefix.grad.clone()
-    ours, value = measure(lambda: step(lambda: F.cross_entropy(prompt(inputs), classes), prompt.prefix), options.steps)
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {'GPU' if torch.cuda.is_available() else 'CPU'}; "
-          f"ViT-B/32 (random weights), {options.classes} classes, batch {options.batch}, 16 prompt vectors")
-    print(f"loss {plain_value:.6f} and {value:.6f}: relative difference {abs(value / plain_value - 1):.1e}; "
-          f"gradient: {((prompt.prefix.grad - plain_gradient).norm() / plain_gradient.norm()).item():.1e}")
-    encoding = measure(lambda: clip.encode_image(images), 2)[0] / options.batch * options.pool
+    ours, value = measure(
+        lambda: step(lambda: F.cross_entropy(prompt(inputs), classes), prompt.prefix),
+        options.steps,
+    )
+    print(
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {'GPU' if torch.cuda.is_available() else 'CPU'}; "
+        f"ViT-B/32 (random weights), {options.classes} classes, batch {options.batch}, 16 prompt vectors"
+    )
+    print(
+        f"loss {plain_value:.6f} and {value:.6f}: relative difference {abs(value / plain_value - 1):.1e}; "
+        f"gradient: {((prompt.prefix.grad - plain_gradient).norm() / plain_gradient.norm()).item():.1e}"
+    )
+    encoding = (
+        measure(lambda: clip.encode_image(images), 2)[0] / options.batch * options.pool
+    )
     pool = inputs[torch.arange(options.pool) % options.batch]
     relabelling = measure(lambda: prompt.predict(pool), 2)[0]
-    rows = [{"what": "a training step", "plain (s)": plain, "ours (s)": ours},
-            {"what": f"relabelling {options.pool} images (encoding them extrapolated from {options.batch})", "plain (s)": encoding + relabelling, "ours (s)": relabelling}]
+    rows = [
+        {"what": "a training step", "plain (s)": plain, "ours (s)": ours},
+        {
+            "what": f"relabelling {options.pool} images (encoding them extrapolated from {options.batch})",
+            "plain (s)": encoding + relabelling,
+            "ours (s)": relabelling,
+        },
+    ]
     table = pd.DataFrame(rows)
-    print(table.assign(ratio=table["plain (s)"] / table["ours (s)"]).to_string(index=False, float_format="{:.4g}".format))
+    print(
+        table.assign(ratio=table["plain (s)"] / table["ours (s)"]).to_string(
+            index=False, float_format="{:.4g}".format
+        )
+    )

@@ -7,6 +7,7 @@ largest, and a direct solution of (I - alpha W) F = Y in float32. The second den
 iterations, as ReCLIP's code does. Degrees are row sums in both (the published code takes them from a product of two [M, M] matrices, which would
 double the time). Every row has a process of its own; memory is the peak of that process. Sparse rows are the median of the rounds, dense rows run once.
 """
+
 import argparse
 import resource
 import statistics
@@ -26,10 +27,15 @@ from clipadapt.methods.transduction import class_directions, propagate_labels
 def made_up_features(nodes, classes, dim, seed=0):
     """Unit features [N, D] of images around C centres and of C texts near them, far from the images as a CLIP's texts are."""
     generator = torch.Generator().manual_seed(seed)
-    centres, gap = torch.randn(classes, dim, generator=generator), 2 * torch.randn(dim, generator=generator)
+    centres, gap = (
+        torch.randn(classes, dim, generator=generator),
+        2 * torch.randn(dim, generator=generator),
+    )
     images = centres[torch.randint(classes, (nodes - classes,), generator=generator)]
     images += 2 * torch.randn(images.shape, generator=generator)
-    return F.normalize(images, dim=1), F.normalize(centres + gap + torch.randn(centres.shape, generator=generator), dim=1)
+    return F.normalize(images, dim=1), F.normalize(
+        centres + gap + torch.randn(centres.shape, generator=generator), dim=1
+    )
 
 
 def dense_graph(nodes, k):
@@ -47,26 +53,55 @@ def dense_graph(nodes, k):
 def dense_direct(images, classes, k, alpha=0.99):
     graph = dense_graph(torch.cat([classes, images]), k)
     seeds = torch.eye(len(graph), len(classes))
-    return torch.linalg.solve(torch.eye(len(graph)) - alpha * graph, seeds)[len(classes):].argmax(1).numpy()
+    return (
+        torch.linalg.solve(torch.eye(len(graph)) - alpha * graph, seeds)[len(classes) :]
+        .argmax(1)
+        .numpy()
+    )
 
 
 def dense_class_by_class(images, classes, k, alpha=0.99):
     graph = dense_graph(torch.cat([classes, images]), k).numpy()
-    matrix, seeds = np.eye(len(graph), dtype=np.float32) - alpha * graph, np.eye(len(graph), len(classes), dtype=np.float32)
-    return np.stack([scipy.sparse.linalg.cg(matrix, seed, rtol=1e-6, maxiter=20)[0] for seed in seeds.T], 1)[len(classes):].argmax(1)
+    matrix, seeds = (
+        np.eye(len(graph), dtype=np.float32) - alpha * graph,
+        np.eye(len(graph), len(classes), dtype=np.float32),
+    )
+    return np.stack(
+        [
+            scipy.sparse.linalg.cg(matrix, seed, rtol=1e-6, maxiter=20)[0]
+            for seed in seeds.T
+        ],
+        1,
+    )[len(classes) :].argmax(1)
 
 
 def sparse(images, classes, k):
     return propagate_labels(images, classes, k)[0]
 
 
-CONTENDERS = {"dense, direct": dense_direct, "dense, class by class": dense_class_by_class, "propagate_labels": sparse}
+CONTENDERS = {
+    "dense, direct": dense_direct,
+    "dense, class by class": dense_class_by_class,
+    "propagate_labels": sparse,
+}
 
 
 def alone(name, options, nodes, rounds):
     """Seconds and labels of one contender in a process of its own, and the peak memory of that process in MB."""
-    command = [sys.executable, __file__, "--only", name, "--nodes", nodes, "--rounds", rounds, *(f"--{key}={getattr(options, key)}" for key in ("classes", "dim", "k"))]
-    output = subprocess.run([*map(str, command)], stdout=subprocess.PIPE, check=True, text=True).stdout
+    command = [
+        sys.executable,
+        __file__,
+        "--only",
+        name,
+        "--nodes",
+        nodes,
+        "--rounds",
+        rounds,
+        *(f"--{key}={getattr(options, key)}" for key in ("classes", "dim", "k")),
+    ]
+    output = subprocess.run(
+        [*map(str, command)], stdout=subprocess.PIPE, check=True, text=True
+    ).stdout
     seconds, peak, labels = output.split("\n", 2)
     return float(seconds), float(peak), np.array(labels.split(), int)
 
@@ -81,24 +116,67 @@ def run_one(options):
         labels = CONTENDERS[options.only](images, classes, options.k)
         seconds.append(time.perf_counter() - start)
     unit = 1 if sys.platform == "darwin" else 1024
-    print(statistics.median(seconds), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, *labels, sep="\n")
+    print(
+        statistics.median(seconds),
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6,
+        *labels,
+        sep="\n",
+    )
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name, default in {"nodes": 10_000, "large": 50_000, "classes": 50, "dim": 512, "k": 20, "rounds": 3}.items():
+    for name, default in {
+        "nodes": 10_000,
+        "large": 50_000,
+        "classes": 50,
+        "dim": 512,
+        "k": 20,
+        "rounds": 3,
+    }.items():
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--only", choices=CONTENDERS, help="run one contender, print its seconds, its peak memory and its labels")
+    parser.add_argument(
+        "--only",
+        choices=CONTENDERS,
+        help="run one contender, print its seconds, its peak memory and its labels",
+    )
     options = parser.parse_args()
     if options.only:
         run_one(options)
         sys.exit()
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} thread(s); C = {options.classes}, D = {options.dim}, k = {options.k}; memory is that of the whole process")
-    found = {name: alone(name, options, options.nodes, 1 if "dense" in name else options.rounds) for name in CONTENDERS}
+    print(
+        f"torch {torch.__version__}, {torch.get_num_threads()} thread(s); C = {options.classes}, D = {options.dim}, k = {options.k}; memory is that of the whole process"
+    )
+    found = {
+        name: alone(
+            name, options, options.nodes, 1 if "dense" in name else options.rounds
+        )
+        for name in CONTENDERS
+    }
     direct, _, labels = found["dense, direct"]
-    rows = [{"": name, "nodes": options.nodes, "seconds": seconds, "dense, direct / this": direct / seconds, "peak MB": peak, "equal labels (%)": 100 * (ours == labels).mean()}
-            for name, (seconds, peak, ours) in found.items()]
+    rows = [
+        {
+            "": name,
+            "nodes": options.nodes,
+            "seconds": seconds,
+            "dense, direct / this": direct / seconds,
+            "peak MB": peak,
+            "equal labels (%)": 100 * (ours == labels).mean(),
+        }
+        for name, (seconds, peak, ours) in found.items()
+    ]
     if options.large:
         seconds, peak, _ = alone("propagate_labels", options, options.large, 1)
-        rows.append({"": "propagate_labels", "nodes": options.large, "seconds": seconds, "peak MB": peak})
-    print(pd.DataFrame(rows).to_string(index=False, float_format="{:.4g}".format, na_rep=""))
+        rows.append(
+            {
+                "": "propagate_labels",
+                "nodes": options.large,
+                "seconds": seconds,
+                "peak MB": peak,
+            }
+        )
+    print(
+        pd.DataFrame(rows).to_string(
+            index=False, float_format="{:.4g}".format, na_rep=""
+        )
+    )

@@ -5,6 +5,7 @@ python benchmarks/select_top_k.py [--images 1000000] [--classes 100] [--k 16] [-
 The loops run on a slice of the images and are extrapolated: seconds an image in the second half of the slice, when the boards are full,
 times the number of images. Memory is NumPy's, as tracemalloc sees it, in a run of its own.
 """
+
 import argparse
 import heapq
 import statistics
@@ -20,9 +21,18 @@ from clipadapt.learning.pseudolabels import POLICIES, conventional, top_k
 def softmax_scores(count, width, seed=0):
     """Softmax scores of random logits with a bias, float32 [count, width], made a block at a time."""
     rng = np.random.default_rng(seed)
-    bias, scores = rng.standard_normal(width, np.float32), np.empty((count, width), np.float32)
+    bias, scores = (
+        rng.standard_normal(width, np.float32),
+        np.empty((count, width), np.float32),
+    )
     for start in range(0, count, 50_000):
-        block = np.exp(2 * (rng.standard_normal(scores[start : start + 50_000].shape, np.float32) + bias))
+        block = np.exp(
+            2
+            * (
+                rng.standard_normal(scores[start : start + 50_000].shape, np.float32)
+                + bias
+            )
+        )
         scores[start : start + 50_000] = block / block.sum(axis=1, keepdims=True)
     return scores
 
@@ -74,28 +84,73 @@ def measured(call, rounds):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name, default in {"images": 1_000_000, "classes": 100, "k": 16, "slice": 10_000, "rounds": 3}.items():
+    for name, default in {
+        "images": 1_000_000,
+        "classes": 100,
+        "k": 16,
+        "slice": 10_000,
+        "rounds": 3,
+    }.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args()
-    N, C, k, size = options.images, options.classes, options.k, min(options.slice, options.images)
+    N, C, k, size = (
+        options.images,
+        options.classes,
+        options.k,
+        min(options.slice, options.images),
+    )
     scores = softmax_scores(N, C)
-    print(f"numpy {np.__version__}; N = {N:,}, C = {C}, K = {k}; the scores take {scores.nbytes / 1e6:.0f} MB in float32; loops measured on {size:,} images and extrapolated")
+    print(
+        f"numpy {np.__version__}; N = {N:,}, C = {C}, K = {k}; the scores take {scores.nbytes / 1e6:.0f} MB in float32; loops measured on {size:,} images and extrapolated"
+    )
 
     loops = {}
-    for name, loop in {"plain loop over images": plain_loop, "tuned loop over images": tuned_loop}.items():
+    for name, loop in {
+        "plain loop over images": plain_loop,
+        "tuned loop over images": tuned_loop,
+    }.items():
         loops[name], boards = extrapolated(loop, scores, k, size, N)
         chosen = top_k(scores[:size], k)
-        same = all({image for _, image in board} == {*chosen.images[chosen.classes == c].tolist()} for c, board in enumerate(boards))
-        print(f"{name}: {loops[name]:.1f} s (extrapolated); on the slice it chooses {'the same images as' if same else 'OTHER images than'} top_k")
+        same = all(
+            {image for _, image in board}
+            == {*chosen.images[chosen.classes == c].tolist()}
+            for c, board in enumerate(boards)
+        )
+        print(
+            f"{name}: {loops[name]:.1f} s (extrapolated); on the slice it chooses {'the same images as' if same else 'OTHER images than'} top_k"
+        )
 
-    large, half, columns = max(1, N // C), scores.astype(np.float16), np.asfortranarray(scores)
-    contenders = {f"{policy}, K = {k}": lambda policy=policy: top_k(scores, k, policy) for policy in POLICIES}
-    contenders |= {f"{policy}, K = N/C = {large}": lambda policy=policy: top_k(scores, large, policy) for policy in POLICIES}
-    contenders |= {f"per-class, K = {k}, float16": lambda: top_k(half, k), f"per-class, K = {k}, column order": lambda: top_k(columns, k),
-                   "conventional": lambda: conventional(scores)}
+    large, half, columns = (
+        max(1, N // C),
+        scores.astype(np.float16),
+        np.asfortranarray(scores),
+    )
+    contenders = {
+        f"{policy}, K = {k}": lambda policy=policy: top_k(scores, k, policy)
+        for policy in POLICIES
+    }
+    contenders |= {
+        f"{policy}, K = N/C = {large}": lambda policy=policy: top_k(
+            scores, large, policy
+        )
+        for policy in POLICIES
+    }
+    contenders |= {
+        f"per-class, K = {k}, float16": lambda: top_k(half, k),
+        f"per-class, K = {k}, column order": lambda: top_k(columns, k),
+        "conventional": lambda: conventional(scores),
+    }
     rows = []
     for name, call in contenders.items():
         seconds, peak = measured(call, options.rounds)
-        rows.append({"selection": name, "seconds": seconds, "plain loop / this": loops["plain loop over images"] / seconds,
-                     "tuned loop / this": loops["tuned loop over images"] / seconds, "peak MB": peak / 1e6, "of the scores": peak / scores.nbytes})
+        rows.append(
+            {
+                "selection": name,
+                "seconds": seconds,
+                "plain loop / this": loops["plain loop over images"] / seconds,
+                "tuned loop / this": loops["tuned loop over images"] / seconds,
+                "peak MB": peak / 1e6,
+                "of the scores": peak / scores.nbytes,
+            }
+        )
     print(pd.DataFrame(rows).to_string(index=False, float_format="{:.3g}".format))

@@ -7,6 +7,7 @@ each. Prompts are textual and trained by the preset `SMALL`, on the large pool w
 epochs and rounds. K = 1000 gives FPL and IFPL as many pseudolabels there as GRIP has.
 More settings: recommended, published; with "+decay" the default weight decay of 0.1.
 """
+
 import argparse
 import time
 
@@ -42,7 +43,9 @@ class EncodedOnce(CLIP):
 
 def views_of(scans: ImageSet, size: int, count: int) -> tuple[list, np.ndarray]:
     """`count` weak views of every scan, and their labels."""
-    views = [named_view(scans, f"weak {seed}", size, flip=False) for seed in range(count)]
+    views = [
+        named_view(scans, f"weak {seed}", size, flip=False) for seed in range(count)
+    ]
     images = [views[seed][i][0] for seed in range(count) for i in range(len(scans))]
     return images, np.tile(scans.labels, count)
 
@@ -58,7 +61,11 @@ def two_labels(truth: np.ndarray, classes: int, seed: int) -> np.ndarray:
 def params_of(setting: str) -> dict:
     """The parameters of a setting, such as "equal" or "equal+decay"."""
     name, plus, _ = setting.partition("+")
-    return {**SMALL, "weights": WEIGHTS[name], **({"weight_decay": 0.1} if plus else {})}
+    return {
+        **SMALL,
+        "weights": WEIGHTS[name],
+        **({"weight_decay": 0.1} if plus else {}),
+    }
 
 
 def measure(clip, pool, truth, test, methods, seeds, settings) -> pd.DataFrame:
@@ -105,7 +112,11 @@ if __name__ == "__main__":
     found = [
         measure(clip, pool, labels, test, methods, options.seeds, settings)
         for pool, labels, methods in (
-            (train, train.labels, SMALL_POOL), (many, truth, LARGE_POOL))
+            (train, train.labels, SMALL_POOL),
+            (many, truth, LARGE_POOL),
+        )
     ]
     report(pd.concat(found), settings)
-    print(f"{torch.get_num_threads()} threads, {time.process_time() - start:.0f} s of CPU")
+    print(
+        f"{torch.get_num_threads()} threads, {time.process_time() - start:.0f} s of CPU"
+    )

@@ -1,11 +1,12 @@
 """What several test files need."""
+
 import re
 
 import pytest
 import torch
+from tiny_models import TINY, tiny
 
 from clipadapt import digits, load_clip
-from tiny_models import TINY, tiny
 
 
 def pytest_make_parametrize_id(config, val, argname):
@@ -41,7 +42,9 @@ def clips():
 
     def get(name):
         if name not in made:
-            made[name] = load_clip(device="cpu") if name == "built-in" else tiny(TINY[name])
+            made[name] = (
+                load_clip(device="cpu") if name == "built-in" else tiny(TINY[name])
+            )
         return made[name]
 
     return get

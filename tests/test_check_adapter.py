@@ -1,11 +1,12 @@
 """`check_adapter` catches each broken promise: one faulty method for every check, and the fault is named."""
+
 import numpy as np
 import pytest
 import torch
 
 from clipadapt import ZeroShot, digits, load_clip
-from clipadapt.images.sets import as_imageset
 from clipadapt.images.files import Array
+from clipadapt.images.sets import as_imageset
 from clipadapt.learning.testing import CHECKS, check_adapter
 
 
@@ -28,7 +29,11 @@ class BatchNormalised(ZeroShot):
 class OnlyImageSets(ZeroShot):
     def predict_proba(self, X):
         probabilities = super().predict_proba(X)
-        return probabilities[:, ::-1].copy() if isinstance(X, list) and len(X) else probabilities
+        return (
+            probabilities[:, ::-1].copy()
+            if isinstance(X, list) and len(X)
+            else probabilities
+        )
 
 
 class ShapelessWhenEmpty(ZeroShot):
@@ -56,8 +61,22 @@ class Unseeded(ZeroShot):
 
 
 class ChangesParameter(ZeroShot):
-    def __init__(self, clip, classnames, *, templates="a photo of a {}.", ensemble="embedding", seed=0):
-        super().__init__(clip, classnames, templates=[templates, "a drawing of a {}."], ensemble=ensemble, seed=seed)
+    def __init__(
+        self,
+        clip,
+        classnames,
+        *,
+        templates="a photo of a {}.",
+        ensemble="embedding",
+        seed=0,
+    ):
+        super().__init__(
+            clip,
+            classnames,
+            templates=[templates, "a drawing of a {}."],
+            ensemble=ensemble,
+            seed=seed,
+        )
 
 
 class ForgetsState(ZeroShot):
@@ -90,7 +109,9 @@ class LeavesAnotherType(ZeroShot):
 
     def _fit(self, images, labels):
         super()._fit(images, labels)
-        self.norms_ = np.linalg.norm(self.prompt_features_[0], axis=1).astype(np.float64)
+        self.norms_ = np.linalg.norm(self.prompt_features_[0], axis=1).astype(
+            np.float64
+        )
 
 
 class LeavesMoreThanItDeclares(ZeroShot):
@@ -103,18 +124,25 @@ class LeavesMoreThanItDeclares(ZeroShot):
 
 class ChangesTheModel(ZeroShot):
     def _fit(self, images, labels):
-        self.clip.model.token_embedding.weight.data[0] += 1  # the row of a token that no prompt has
+        self.clip.model.token_embedding.weight.data[0] += (
+            1  # the row of a token that no prompt has
+        )
         super()._fit(images, labels)
 
 
 class ReadsLabels(ZeroShot):
     def fit(self, X, y=None):
         super().fit(X, y)
-        self.prompt_features_ = self.prompt_features_ * np.float32(1 + as_imageset(X).labels[:1].sum())
+        self.prompt_features_ = self.prompt_features_ * np.float32(
+            1 + as_imageset(X).labels[:1].sum()
+        )
         return self
 
 
-TRUTH = {np.asarray(image).tobytes(): label for image, label in digits("test").subset(range(20))}
+TRUTH = {
+    np.asarray(image).tobytes(): label
+    for image, label in digits("test").subset(range(20))
+}
 
 
 class ReadsLabelsWhenPredicting(ZeroShot):
@@ -149,22 +177,39 @@ class ForgetsTheScale(ZeroShot):
         return super()._predict_logits(images) / self.clip.logit_scale
 
 
-FAULTS = [(NotAProbability, "check_outputs", "do not sum to one"), (PositionDependent, "check_order_and_subset", "order of the images"),
-          (BatchNormalised, "check_batch_size", "batch size"), (OnlyImageSets, "check_input_kinds", "list of Pillow images"),
-          (ShapelessWhenEmpty, "check_empty_input", "empty input"), (FittedFromTheStart, "check_unfitted", "predict before fit"),
-          (IgnoresLabelErrors, "check_bad_labels", "one label for many images"), (Unseeded, "check_same_seed", "same seed"),
-          (ChangesParameter, "check_parameters", "constructor"), (ForgetsState, "check_save_and_load", "other probabilities"),
-          (DrawsFromTheGlobalState, "check_same_seed", "same seed"), (SeedsTheGlobalState, "check_nothing_touched", "PyTorch's random state"),
-          (LeavesAnotherType, "check_declaration", "norms_ has type float64"), (LeavesMoreThanItDeclares, "check_declaration", "count_"),
-          (DisturbsRandomNumbers, "check_nothing_touched", "PyTorch's random state"), (ChangesTheModel, "check_nothing_touched", "weights"),
-          (ReadsLabels, "check_labels_unread", "fit.X. reads X.labels"), (ReadsLabelsWhenPredicting, "check_labels_unread", "predict.X. reads X.labels"),
-          (ForgetsParameters, "check_save_and_load", "other parameters: ensemble"), (LeavesTrainMode, "check_nothing_touched", "training mode"),
-          (CrashesOnOneImage, "check_empty_input", "image 1 of 1"), (ForgetsTheScale, "check_logits", "softmax of predict_logits")]
+FAULTS = [
+    (NotAProbability, "check_outputs", "do not sum to one"),
+    (PositionDependent, "check_order_and_subset", "order of the images"),
+    (BatchNormalised, "check_batch_size", "batch size"),
+    (OnlyImageSets, "check_input_kinds", "list of Pillow images"),
+    (ShapelessWhenEmpty, "check_empty_input", "empty input"),
+    (FittedFromTheStart, "check_unfitted", "predict before fit"),
+    (IgnoresLabelErrors, "check_bad_labels", "one label for many images"),
+    (Unseeded, "check_same_seed", "same seed"),
+    (ChangesParameter, "check_parameters", "constructor"),
+    (ForgetsState, "check_save_and_load", "other probabilities"),
+    (DrawsFromTheGlobalState, "check_same_seed", "same seed"),
+    (SeedsTheGlobalState, "check_nothing_touched", "PyTorch's random state"),
+    (LeavesAnotherType, "check_declaration", "norms_ has type float64"),
+    (LeavesMoreThanItDeclares, "check_declaration", "count_"),
+    (DisturbsRandomNumbers, "check_nothing_touched", "PyTorch's random state"),
+    (ChangesTheModel, "check_nothing_touched", "weights"),
+    (ReadsLabels, "check_labels_unread", "fit.X. reads X.labels"),
+    (ReadsLabelsWhenPredicting, "check_labels_unread", "predict.X. reads X.labels"),
+    (ForgetsParameters, "check_save_and_load", "other parameters: ensemble"),
+    (LeavesTrainMode, "check_nothing_touched", "training mode"),
+    (CrashesOnOneImage, "check_empty_input", "image 1 of 1"),
+    (ForgetsTheScale, "check_logits", "softmax of predict_logits"),
+]
 
 
-@pytest.mark.parametrize("method, check, message", FAULTS, ids=[method.__name__ for method, _, _ in FAULTS])
+@pytest.mark.parametrize(
+    "method, check, message", FAULTS, ids=[method.__name__ for method, _, _ in FAULTS]
+)
 def test_fault_is_named(method, check, message):
-    with pytest.raises(AssertionError, match=f"(?s){method.__name__} fails {check}: .*{message}"):
+    with pytest.raises(
+        AssertionError, match=f"(?s){method.__name__} fails {check}: .*{message}"
+    ):
         check_adapter(method, load_clip())
 
 
@@ -172,6 +217,13 @@ def test_every_check_has_a_fault():
     assert {check for _, check, _ in FAULTS} == {check.__name__ for check in CHECKS}
 
 
-@pytest.mark.parametrize("params", [{}, {"templates": "imagenet7"}, {"templates": "imagenet7", "ensemble": "probability"}])
+@pytest.mark.parametrize(
+    "params",
+    [
+        {},
+        {"templates": "imagenet7"},
+        {"templates": "imagenet7", "ensemble": "probability"},
+    ],
+)
 def test_zero_shot_keeps_every_promise(params):
     assert len(check_adapter(ZeroShot, **params)) == len(CHECKS)

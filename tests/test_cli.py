@@ -1,4 +1,5 @@
 """The command line: what it writes, what it refuses, how it ends."""
+
 import csv
 import inspect
 import io
@@ -21,34 +22,49 @@ import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
+from tiny_llava import save_tiny_llava
 
 import clipadapt
 from clipadapt import CLIP, Adapter, digits
-from clipadapt.learning.adapter import read_saved
 from clipadapt.app.cli import METHODS, _check_value, _configure, _in_words, main
 from clipadapt.images.files import _host, write_arrays
-from tiny_llava import save_tiny_llava
+from clipadapt.learning.adapter import read_saved
 
 CLASSES = ",".join(digits("test").classnames)
 
 
 def run(*arguments):
-    return CliRunner().invoke(main, [str(argument) for argument in arguments], prog_name="clipadapt")
+    return CliRunner().invoke(
+        main, [str(argument) for argument in arguments], prog_name="clipadapt"
+    )
 
 
 def shell(*arguments):
     """The command in a process of its own, which hears Ctrl-C even where the tests run in the background, and so do not."""
-    return subprocess.Popen([sys.executable, "-m", "clipadapt.app.cli", *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    return subprocess.Popen(
+        [sys.executable, "-m", "clipadapt.app.cli", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """`flat`: 40 images; `labelled`: 20 in sub-folders by class."""
     root = tmp_path_factory.mktemp("images")
-    for name, images in (("flat", digits("train").subset(range(40))), ("labelled", digits("test").subset(range(20)))):
+    for name, images in (
+        ("flat", digits("train").subset(range(40))),
+        ("labelled", digits("test").subset(range(20))),
+    ):
         for i, (image, label) in enumerate(images):
-            path = root / name / (images.classnames[label] if name == "labelled" else "") / f"{i:02d}.png"
+            path = (
+                root
+                / name
+                / (images.classnames[label] if name == "labelled" else "")
+                / f"{i:02d}.png"
+            )
             path.parent.mkdir(parents=True, exist_ok=True)
             image.save(path)
     return root
@@ -57,7 +73,12 @@ def folders(tmp_path_factory):
 @pytest.fixture(scope="module")
 def saved(folders, tmp_path_factory):
     out = tmp_path_factory.mktemp("saved") / "run"
-    assert run("adapt", "--images", folders / "flat", "--classes", CLASSES, "--out", out).exit_code == 0
+    assert (
+        run(
+            "adapt", "--images", folders / "flat", "--classes", CLASSES, "--out", out
+        ).exit_code
+        == 0
+    )
     return out
 
 
@@ -71,119 +92,359 @@ def cache(tmp_path_factory, monkeypatch):
 
 def test_help_shows_examples_and_needs_no_torch():
     code = "import sys; from clipadapt.app.cli import main; main(['--help'], standalone_mode=False); assert 'torch' not in sys.modules"
-    assert "clipadapt predict --saved" in subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert (
+        "clipadapt predict --saved"
+        in subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout
+    )
     for command in main.commands:
         text = run(command, "--help").output
-        assert text.startswith(f"Usage: clipadapt {command}") and f"clipadapt {command}" in text.split("\n", 1)[1], command
+        assert (
+            text.startswith(f"Usage: clipadapt {command}")
+            and f"clipadapt {command}" in text.split("\n", 1)[1]
+        ), command
 
 
 def test_a_full_gpu_is_an_error_in_one_line_and_a_bug_is_not(folders, monkeypatch):
     for error in (torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("a bug")):
-        monkeypatch.setattr("clipadapt.clip.model.CLIP.encode_image", lambda *_, error=error, **__: (_ for _ in ()).throw(error))
+        monkeypatch.setattr(
+            "clipadapt.clip.model.CLIP.encode_image",
+            lambda *_, error=error, **__: (_ for _ in ()).throw(error),
+        )
         done = run("zero-shot", "--images", folders / "flat", "--classes", CLASSES)
-        assert done.exit_code == 1 and ("the memory of the GPU is full" in done.output) == isinstance(error, torch.OutOfMemoryError)
+        assert done.exit_code == 1 and (
+            "the memory of the GPU is full" in done.output
+        ) == isinstance(error, torch.OutOfMemoryError)
 
 
 def test_a_warning_is_said_once(folders, tmp_path):
-    done = run("compare", "--images", folders / "flat", "--classes", "cat,dog", "--methods", "zero-shot,prototypes,nearest-neighbours", "--out", tmp_path / "run")
-    assert done.exit_code == 0 and done.stderr.count("to this CLIP cat, dog are the same words") == 1
+    done = run(
+        "compare",
+        "--images",
+        folders / "flat",
+        "--classes",
+        "cat,dog",
+        "--methods",
+        "zero-shot,prototypes,nearest-neighbours",
+        "--out",
+        tmp_path / "run",
+    )
+    assert (
+        done.exit_code == 0
+        and done.stderr.count("to this CLIP cat, dog are the same words") == 1
+    )
     assert "one and the same answer" in done.output
 
 
 def test_lazy_names_are_all_there():
-    assert all(getattr(clipadapt, name).__name__ == name for name in clipadapt.__all__) and set(clipadapt.__all__) <= set(dir(clipadapt))
+    assert all(
+        getattr(clipadapt, name).__name__ == name for name in clipadapt.__all__
+    ) and set(clipadapt.__all__) <= set(dir(clipadapt))
     with pytest.raises(AttributeError, match="no attribute 'Clip'"):
         clipadapt.Clip
 
 
-@pytest.mark.parametrize("method, settings", [
-    ("zero-shot", []), ("nearest-neighbours", []), ("prototypes", []), ("fpl", ["epochs=1", "k=2"]), ("ifpl", ["epochs=1", "rounds=1", "k=2"]), ("grip", ["epochs=1", "rounds=1", "k=2"]),
-    ("coreg", ["epochs=1", "warmup_epochs=1"]), ("latteclip", ["epochs=1"]), ("lpclip", ["epochs=1", "views=1"]), ("flyp", ["epochs=1"]), ("reclip", ["epochs=1"])])
+@pytest.mark.parametrize(
+    "method, settings",
+    [
+        ("zero-shot", []),
+        ("nearest-neighbours", []),
+        ("prototypes", []),
+        ("fpl", ["epochs=1", "k=2"]),
+        ("ifpl", ["epochs=1", "rounds=1", "k=2"]),
+        ("grip", ["epochs=1", "rounds=1", "k=2"]),
+        ("coreg", ["epochs=1", "warmup_epochs=1"]),
+        ("latteclip", ["epochs=1"]),
+        ("lpclip", ["epochs=1", "views=1"]),
+        ("flyp", ["epochs=1"]),
+        ("reclip", ["epochs=1"]),
+    ],
+)
 def test_every_method_adapts_and_predicts(method, settings, folders, tmp_path):
     options = [part for setting in settings for part in ("--set", setting)]
-    done = run("adapt", "--images", folders / "flat", "--classes", CLASSES, "--method", method, *options, "--out", tmp_path / "run")
+    done = run(
+        "adapt",
+        "--images",
+        folders / "flat",
+        "--classes",
+        CLASSES,
+        "--method",
+        method,
+        *options,
+        "--out",
+        tmp_path / "run",
+    )
     assert done.exit_code == 0, done.output
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {"model", "predictions.csv", "config.json", "record.json", "log.txt"}
-    again = run("predict", "--saved", tmp_path / "run" / "model", "--images", folders / "flat", "--out", tmp_path / "answers.csv")
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {
+        "model",
+        "predictions.csv",
+        "config.json",
+        "record.json",
+        "log.txt",
+    }
+    again = run(
+        "predict",
+        "--saved",
+        tmp_path / "run" / "model",
+        "--images",
+        folders / "flat",
+        "--out",
+        tmp_path / "answers.csv",
+    )
     assert again.exit_code == 0, again.output
-    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "answers.csv"), pd.read_csv(tmp_path / "run" / "predictions.csv"), atol=1e-3)
+    pd.testing.assert_frame_equal(
+        pd.read_csv(tmp_path / "answers.csv"),
+        pd.read_csv(tmp_path / "run" / "predictions.csv"),
+        atol=1e-3,
+    )
 
 
 def test_methods_of_the_parametrisation_are_all(request):
-    assert {mark.args[1][i][0] for mark in test_every_method_adapts_and_predicts.pytestmark for i in range(len(mark.args[1]))} == set(METHODS)
+    assert {
+        mark.args[1][i][0]
+        for mark in test_every_method_adapts_and_predicts.pytestmark
+        for i in range(len(mark.args[1]))
+    } == set(METHODS)
 
 
 def test_a_run_can_be_repeated_from_its_folder(saved, tmp_path):
-    record, log = json.loads((saved / "record.json").read_text()), (saved / "log.txt").read_text()
-    assert record["images"]["count"] == 40 and record["versions"]["clipadapt"] == clipadapt.__version__ and "fitted in" in log
+    record, log = (
+        json.loads((saved / "record.json").read_text()),
+        (saved / "log.txt").read_text(),
+    )
+    assert (
+        record["images"]["count"] == 40
+        and record["versions"]["clipadapt"] == clipadapt.__version__
+        and "fitted in" in log
+    )
     again = run("adapt", "--config", saved / "config.json", "--out", tmp_path / "again")
-    assert again.exit_code == 0 and (tmp_path / "again" / "predictions.csv").read_bytes() == (saved / "predictions.csv").read_bytes()
-    assert json.loads((tmp_path / "again" / "record.json").read_text())["images"] == record["images"]
+    assert (
+        again.exit_code == 0
+        and (tmp_path / "again" / "predictions.csv").read_bytes()
+        == (saved / "predictions.csv").read_bytes()
+    )
+    assert (
+        json.loads((tmp_path / "again" / "record.json").read_text())["images"]
+        == record["images"]
+    )
 
 
-@pytest.mark.parametrize("content, message", [("{", "no config.json of a run"), ("[1]", "no config.json of a run"), ('{"seed": 1}', "no config.json of a run"),
-                                              ('{"command": "compare"}', "another command than adapt"), ('{"command": "adapt", "method": "magic"}', "magic")])
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("{", "no config.json of a run"),
+        ("[1]", "no config.json of a run"),
+        ('{"seed": 1}', "no config.json of a run"),
+        ('{"command": "compare"}', "another command than adapt"),
+        ('{"command": "adapt", "method": "magic"}', "magic"),
+    ],
+)
 def test_a_config_of_something_else_is_refused(content, message, tmp_path):
     """Else the handwriting would be adapted to, in silence."""
     (tmp_path / "config.json").write_text(content)
-    refused = run("adapt", "--config", tmp_path / "config.json", "--out", tmp_path / "x")
-    assert refused.exit_code == 2 and message in refused.stderr and not (tmp_path / "x").exists()
+    refused = run(
+        "adapt", "--config", tmp_path / "config.json", "--out", tmp_path / "x"
+    )
+    assert (
+        refused.exit_code == 2
+        and message in refused.stderr
+        and not (tmp_path / "x").exists()
+    )
 
 
 def test_a_run_can_be_repeated_from_another_directory(folders, tmp_path, monkeypatch):
-    (tmp_path / "classes.txt").write_text("zero\n\n\tone\t\n  два \n八\n", encoding="utf-8")
+    (tmp_path / "classes.txt").write_text(
+        "zero\n\n\tone\t\n  два \n八\n", encoding="utf-8"
+    )
     monkeypatch.chdir(tmp_path)
-    assert run("adapt", "--images", os.path.relpath(folders / "flat"), "--classes", "classes.txt", "--probabilities", "--out", "here").exit_code == 0
+    assert (
+        run(
+            "adapt",
+            "--images",
+            os.path.relpath(folders / "flat"),
+            "--classes",
+            "classes.txt",
+            "--probabilities",
+            "--out",
+            "here",
+        ).exit_code
+        == 0
+    )
     monkeypatch.chdir(folders)
-    assert run("adapt", "--config", tmp_path / "here" / "config.json", "--out", tmp_path / "there").exit_code == 0
-    assert (tmp_path / "here" / "predictions.csv").read_bytes() == (tmp_path / "there" / "predictions.csv").read_bytes()
-    assert list(pd.read_csv(tmp_path / "there" / "predictions.csv").columns) == ["image", "prediction", "confidence", "zero", "one", "два", "八"]
+    assert (
+        run(
+            "adapt",
+            "--config",
+            tmp_path / "here" / "config.json",
+            "--out",
+            tmp_path / "there",
+        ).exit_code
+        == 0
+    )
+    assert (tmp_path / "here" / "predictions.csv").read_bytes() == (
+        tmp_path / "there" / "predictions.csv"
+    ).read_bytes()
+    assert list(pd.read_csv(tmp_path / "there" / "predictions.csv").columns) == [
+        "image",
+        "prediction",
+        "confidence",
+        "zero",
+        "one",
+        "два",
+        "八",
+    ]
 
 
 def test_a_list_of_classes_may_be_longer_than_a_file_name(folders, tmp_path):
-    names = ",".join(f"a class with a long name, number {i}".replace(",", "") for i in range(20))
-    assert run("zero-shot", "--images", folders / "flat", "--classes", names, "--probabilities", "--out", tmp_path / "a.csv").exit_code == 0
+    names = ",".join(
+        f"a class with a long name, number {i}".replace(",", "") for i in range(20)
+    )
+    assert (
+        run(
+            "zero-shot",
+            "--images",
+            folders / "flat",
+            "--classes",
+            names,
+            "--probabilities",
+            "--out",
+            tmp_path / "a.csv",
+        ).exit_code
+        == 0
+    )
     assert len(pd.read_csv(tmp_path / "a.csv").columns) == 3 + 20
 
 
 def test_labels_of_sub_folders_are_read_only_when_asked(folders, tmp_path):
     for name, options in (("blind", []), ("seen", ["--use-labels"])):
-        assert run("adapt", "--images", folders / "labelled", "--method", "lpclip", "--set", "views=1", "--set", "epochs=1", *options, "--out", tmp_path / name).exit_code == 0
-    blind, seen = (read_saved(tmp_path / name / "model")[0].fitted["history_"] for name in ("blind", "seen"))
+        assert (
+            run(
+                "adapt",
+                "--images",
+                folders / "labelled",
+                "--method",
+                "lpclip",
+                "--set",
+                "views=1",
+                "--set",
+                "epochs=1",
+                *options,
+                "--out",
+                tmp_path / name,
+            ).exit_code
+            == 0
+        )
+    blind, seen = (
+        read_saved(tmp_path / name / "model")[0].fitted["history_"]
+        for name in ("blind", "seen")
+    )
     assert blind != seen
 
 
 def test_formats_and_columns(saved, folders, tmp_path):
-    assert run("predict", "--saved", saved / "model", "--images", folders / "labelled", "--out", tmp_path / "a.json", "--probabilities").exit_code == 0
+    assert (
+        run(
+            "predict",
+            "--saved",
+            saved / "model",
+            "--images",
+            folders / "labelled",
+            "--out",
+            tmp_path / "a.json",
+            "--probabilities",
+        ).exit_code
+        == 0
+    )
     table = pd.read_json(tmp_path / "a.json")
-    assert list(table.columns) == ["image", "prediction", "confidence", *CLASSES.split(",")] and len(table) == 20
+    assert (
+        list(table.columns)
+        == ["image", "prediction", "confidence", *CLASSES.split(",")]
+        and len(table) == 20
+    )
     np.testing.assert_allclose(table[CLASSES.split(",")].sum(axis=1), 1, atol=1e-3)
     piped = run("zero-shot", "--images", folders / "flat", "--classes", CLASSES)
-    assert piped.stdout.startswith("image,prediction,confidence\n") and piped.stdout.count("\n") == 41
+    assert (
+        piped.stdout.startswith("image,prediction,confidence\n")
+        and piped.stdout.count("\n") == 41
+    )
 
 
 def test_class_names_may_hold_commas(folders, tmp_path):
     names = ["zero, none", *CLASSES.split(",")[1:]]
     (tmp_path / "classes.txt").write_text("\n".join(names), encoding="utf-8")
-    assert run("adapt", "--images", folders / "flat", "--classes", tmp_path / "classes.txt", "--out", tmp_path / "run").exit_code == 0
-    done = run("predict", "--saved", tmp_path / "run", "--images", folders / "flat", "--probabilities", "--out", tmp_path / "answers.json")
-    assert done.exit_code == 0 and list(pd.read_json(tmp_path / "answers.json").columns[3:]) == names, done.output
+    assert (
+        run(
+            "adapt",
+            "--images",
+            folders / "flat",
+            "--classes",
+            tmp_path / "classes.txt",
+            "--out",
+            tmp_path / "run",
+        ).exit_code
+        == 0
+    )
+    done = run(
+        "predict",
+        "--saved",
+        tmp_path / "run",
+        "--images",
+        folders / "flat",
+        "--probabilities",
+        "--out",
+        tmp_path / "answers.json",
+    )
+    assert (
+        done.exit_code == 0
+        and list(pd.read_json(tmp_path / "answers.json").columns[3:]) == names
+    ), done.output
 
 
 def test_one_image_is_enough(folders, tmp_path):
     (tmp_path / "one").mkdir()
-    (tmp_path / "one" / "only.png").write_bytes((folders / "flat" / "00.png").read_bytes())
-    assert run("adapt", "--images", tmp_path / "one", "--classes", CLASSES, "--out", tmp_path / "run").exit_code == 0
+    (tmp_path / "one" / "only.png").write_bytes(
+        (folders / "flat" / "00.png").read_bytes()
+    )
+    assert (
+        run(
+            "adapt",
+            "--images",
+            tmp_path / "one",
+            "--classes",
+            CLASSES,
+            "--out",
+            tmp_path / "run",
+        ).exit_code
+        == 0
+    )
     assert len(pd.read_csv(tmp_path / "run" / "predictions.csv")) == 1
 
 
 def test_damaged_images_are_named_skipped_and_counted(folders, tmp_path):
     (tmp_path / "some").mkdir()
-    (tmp_path / "some" / "good.png").write_bytes((folders / "flat" / "00.png").read_bytes())
+    (tmp_path / "some" / "good.png").write_bytes(
+        (folders / "flat" / "00.png").read_bytes()
+    )
     (tmp_path / "some" / "bad.png").write_bytes(b"no image")
-    done = run("adapt", "--images", tmp_path / "some", "--classes", CLASSES, "--out", tmp_path / "run")
-    assert done.exit_code == 0 and "bad.png" in done.stderr and "1 skipped" in done.stderr and "Traceback" not in done.output
-    assert json.loads((tmp_path / "run" / "record.json").read_text())["images"]["skipped"][0][0].endswith("bad.png")
+    done = run(
+        "adapt",
+        "--images",
+        tmp_path / "some",
+        "--classes",
+        CLASSES,
+        "--out",
+        tmp_path / "run",
+    )
+    assert (
+        done.exit_code == 0
+        and "bad.png" in done.stderr
+        and "1 skipped" in done.stderr
+        and "Traceback" not in done.output
+    )
+    assert json.loads((tmp_path / "run" / "record.json").read_text())["images"][
+        "skipped"
+    ][0][0].endswith("bad.png")
 
 
 def test_a_folder_that_is_not_empty_is_not_touched(saved, folders, tmp_path):
@@ -191,15 +452,37 @@ def test_a_folder_that_is_not_empty_is_not_touched(saved, folders, tmp_path):
     refused = run(*same, saved)
     assert refused.exit_code == 1 and "--overwrite" in refused.stderr
     out = tmp_path / "run"
-    assert run(*same, out).exit_code == 0 and run(*same, out, "--overwrite").exit_code == 0
+    assert (
+        run(*same, out).exit_code == 0 and run(*same, out, "--overwrite").exit_code == 0
+    )
     (out / "thesis.txt").write_text("mine")
     foreign = run(*same, out, "--overwrite")
-    assert foreign.exit_code == 1 and "thesis.txt" in foreign.stderr and (out / "thesis.txt").read_text() == "mine" and (out / "predictions.csv").exists()
+    assert (
+        foreign.exit_code == 1
+        and "thesis.txt" in foreign.stderr
+        and (out / "thesis.txt").read_text() == "mine"
+        and (out / "predictions.csv").exists()
+    )
     (out / "thesis.txt").unlink()
     (out / "model" / "weights.pt").write_text("mine")
     inner = run(*same, out, "--overwrite")
-    assert inner.exit_code == 1 and "model/weights.pt" in inner.stderr and (out / "model" / "adapter.safetensors").exists()
-    other = run("adapt", "--images", folders / "flat", "--classes", CLASSES, "--seed", 1, "--out", saved, "--resume")
+    assert (
+        inner.exit_code == 1
+        and "model/weights.pt" in inner.stderr
+        and (out / "model" / "adapter.safetensors").exists()
+    )
+    other = run(
+        "adapt",
+        "--images",
+        folders / "flat",
+        "--classes",
+        CLASSES,
+        "--seed",
+        1,
+        "--out",
+        saved,
+        "--resume",
+    )
     assert other.exit_code == 1 and "seed" in other.stderr
 
 
@@ -212,7 +495,19 @@ def test_files_of_the_same_names_that_no_run_wrote_survive(config, folders, tmp_
         (tmp_path / "config.json").write_text(config)
     before = {path: path.read_text() for path in tmp_path.rglob("*.*")}
     for option in ("--overwrite", "--resume"):
-        assert run("adapt", "--images", folders / "flat", "--classes", CLASSES, "--out", tmp_path, option).exit_code == 1
+        assert (
+            run(
+                "adapt",
+                "--images",
+                folders / "flat",
+                "--classes",
+                CLASSES,
+                "--out",
+                tmp_path,
+                option,
+            ).exit_code
+            == 1
+        )
     assert {path: path.read_text() for path in tmp_path.rglob("*.*")} == before
 
 
@@ -225,145 +520,439 @@ def test_drafts_of_a_killed_run_do_not_stop_the_next(saved, folders, tmp_path):
     (out / f".model.{ended}").mkdir()
     (out / f".model.{ended}" / "adapter.safetensors").write_text("half")
     for option in ("--resume", "--overwrite"):
-        assert run("adapt", "--images", folders / "flat", "--classes", CLASSES, "--out", out, option).exit_code == 0, option
-    assert {path.name for path in out.iterdir()} == {"model", "predictions.csv", "config.json", "record.json", "log.txt"}
+        assert (
+            run(
+                "adapt",
+                "--images",
+                folders / "flat",
+                "--classes",
+                CLASSES,
+                "--out",
+                out,
+                option,
+            ).exit_code
+            == 0
+        ), option
+    assert {path.name for path in out.iterdir()} == {
+        "model",
+        "predictions.csv",
+        "config.json",
+        "record.json",
+        "log.txt",
+    }
 
 
 def test_quiet_says_nothing_and_logs_all_the_same(folders, tmp_path):
-    for name, arguments in (("before", ["--quiet", "adapt"]), ("after", ["adapt", "--quiet"])):
-        done = run(*arguments, "--images", folders / "flat", "--classes", CLASSES, "--out", tmp_path / name)
-        assert done.exit_code == 0 and done.output == "" and "fitted in" in (tmp_path / name / "log.txt").read_text()
+    for name, arguments in (
+        ("before", ["--quiet", "adapt"]),
+        ("after", ["adapt", "--quiet"]),
+    ):
+        done = run(
+            *arguments,
+            "--images",
+            folders / "flat",
+            "--classes",
+            CLASSES,
+            "--out",
+            tmp_path / name,
+        )
+        assert (
+            done.exit_code == 0
+            and done.output == ""
+            and "fitted in" in (tmp_path / name / "log.txt").read_text()
+        )
 
 
-@pytest.mark.parametrize("arguments, code, message", [
-    (["adapt", "--images", "nowhere", "--classes", "a,b", "--out", "x"], 1, "no such folder"),
-    (["adapt", "--classes", ",", "--out", "x"], 1, "names no class"),
-    (["adapt", "--classes", "a,a", "--out", "x"], 1, "distinct"),
-    (["adapt", "--method", "lpclip", "--set", "epoch=3", "--out", "x"], 1, "did you mean 'epochs'"),
-    (["adapt", "--set", "seed=3", "--out", "x"], 1, "--seed"),
-    (["adapt", "--method", "lpclip", "--set", "learning_rate=fast", "--out", "x"], 1, 'must be a number, got "fast"'),
-    (["adapt", "--method", "lpclip", "--set", "strong=maybe", "--out", "x"], 1, "must be true or false"),
-    (["adapt", "--set", "templates=5", "--out", "x"], 1, "must be a word or a list of words, got 5"),
-    (["adapt", "--classes", "clases.txt", "--out", "x"], 1, "no such file"), (["zero-shot", "--classes", "lists/classes"], 1, "no such file"),
-    (["adapt", "--method", "lp-clip", "--out", "x"], 2, "lpclip"),
-    (["predict", "--saved", "nowhere", "--out", "x.xlsx"], 1, ".csv or .json"), (["zero-shot", "--out", "."], 1, ".csv or .json"), (["caption", "--out", "x.txt"], 1, ".csv or .json"),
-    (["adapt", "--model", "ViT-B-33", "--pretrained", "openai", "--out", "x"], 1, "ViT-B-3"),
-    (["predict", "--saved", "nowhere"], 1, "no saved method"),
-    (["compare", "--methods", "magic", "--out", "x"], 1, "unknown method 'magic'"),
-    (["adapt", "--captioner", "attributes", "--out", "x"], 2, "prototypes learns from no captions"),
-    (["compare", "--captioner", "attributes", "--methods", "flyp,reclip", "--out", "x"], 2, "flyp, reclip learns from no captions"),
-    (["adapt", "--captioner", "./nowhere", "--method", "latteclip", "--out", "x"], 1, "there is no folder './nowhere'"),
-    (["caption", "--images", "."], 2, "--captioner attributes for drawings"),
-    (["adapt", "--captioner", "", "--method", "latteclip", "--out", "x"], 2, "it is empty"),
-    (["encode", "--out", "x.csv"], 1, ".safetensors or .npy"),
-    (["teach"], 2, "No such command"), (["predict"], 2, "--saved")])
+@pytest.mark.parametrize(
+    "arguments, code, message",
+    [
+        (
+            ["adapt", "--images", "nowhere", "--classes", "a,b", "--out", "x"],
+            1,
+            "no such folder",
+        ),
+        (["adapt", "--classes", ",", "--out", "x"], 1, "names no class"),
+        (["adapt", "--classes", "a,a", "--out", "x"], 1, "distinct"),
+        (
+            ["adapt", "--method", "lpclip", "--set", "epoch=3", "--out", "x"],
+            1,
+            "did you mean 'epochs'",
+        ),
+        (["adapt", "--set", "seed=3", "--out", "x"], 1, "--seed"),
+        (
+            [
+                "adapt",
+                "--method",
+                "lpclip",
+                "--set",
+                "learning_rate=fast",
+                "--out",
+                "x",
+            ],
+            1,
+            'must be a number, got "fast"',
+        ),
+        (
+            ["adapt", "--method", "lpclip", "--set", "strong=maybe", "--out", "x"],
+            1,
+            "must be true or false",
+        ),
+        (
+            ["adapt", "--set", "templates=5", "--out", "x"],
+            1,
+            "must be a word or a list of words, got 5",
+        ),
+        (["adapt", "--classes", "clases.txt", "--out", "x"], 1, "no such file"),
+        (["zero-shot", "--classes", "lists/classes"], 1, "no such file"),
+        (["adapt", "--method", "lp-clip", "--out", "x"], 2, "lpclip"),
+        (["predict", "--saved", "nowhere", "--out", "x.xlsx"], 1, ".csv or .json"),
+        (["zero-shot", "--out", "."], 1, ".csv or .json"),
+        (["caption", "--out", "x.txt"], 1, ".csv or .json"),
+        (
+            ["adapt", "--model", "ViT-B-33", "--pretrained", "openai", "--out", "x"],
+            1,
+            "ViT-B-3",
+        ),
+        (["predict", "--saved", "nowhere"], 1, "no saved method"),
+        (["compare", "--methods", "magic", "--out", "x"], 1, "unknown method 'magic'"),
+        (
+            ["adapt", "--captioner", "attributes", "--out", "x"],
+            2,
+            "prototypes learns from no captions",
+        ),
+        (
+            [
+                "compare",
+                "--captioner",
+                "attributes",
+                "--methods",
+                "flyp,reclip",
+                "--out",
+                "x",
+            ],
+            2,
+            "flyp, reclip learns from no captions",
+        ),
+        (
+            [
+                "adapt",
+                "--captioner",
+                "./nowhere",
+                "--method",
+                "latteclip",
+                "--out",
+                "x",
+            ],
+            1,
+            "there is no folder './nowhere'",
+        ),
+        (["caption", "--images", "."], 2, "--captioner attributes for drawings"),
+        (
+            ["adapt", "--captioner", "", "--method", "latteclip", "--out", "x"],
+            2,
+            "it is empty",
+        ),
+        (["encode", "--out", "x.csv"], 1, ".safetensors or .npy"),
+        (["teach"], 2, "No such command"),
+        (["predict"], 2, "--saved"),
+    ],
+)
 def test_mistakes_are_one_line(arguments, code, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = run(*arguments)
-    assert result.exit_code == code and message in result.stderr and "Traceback" not in result.output, result.output
+    assert (
+        result.exit_code == code
+        and message in result.stderr
+        and "Traceback" not in result.output
+    ), result.output
     assert not (tmp_path / "x").exists(), "nothing is left behind"
 
 
 def forge(saved, folder, **changes):
     """A copy of a saved method whose record says something else, with a seal that fits."""
     record, arrays = read_saved(saved / "model")
-    write_arrays(folder / "adapter.safetensors", arrays, record.model_copy(update=changes))
+    write_arrays(
+        folder / "adapter.safetensors", arrays, record.model_copy(update=changes)
+    )
     return folder
 
 
 def test_a_model_of_a_newer_version(saved, folders, tmp_path):
     content = (saved / "model" / "adapter.safetensors").read_bytes()
-    assert content.count(rb'\"format\":2') == 1
-    newer = content.replace(rb'\"format\":2', rb'\"format\":9')
+    assert content.count(rb"\"format\":2") == 1
+    newer = content.replace(rb"\"format\":2", rb"\"format\":9")
     (tmp_path / "adapter.safetensors").write_bytes(newer)
     result = run("predict", "--saved", tmp_path, "--images", folders / "flat")
     assert result.exit_code == 1 and "newer clipadapt" in result.stderr
-    result = run("predict", "--saved", forge(saved, tmp_path, method="Magic"), "--images", folders / "flat")
+    result = run(
+        "predict",
+        "--saved",
+        forge(saved, tmp_path, method="Magic"),
+        "--images",
+        folders / "flat",
+    )
     assert result.exit_code == 1 and "'Magic', which is no method" in result.stderr
 
 
-def test_a_model_that_only_a_saved_method_names_is_not_loaded(saved, folders, clip, tmp_path, monkeypatch):
+def test_a_model_that_only_a_saved_method_names_is_not_loaded(
+    saved, folders, clip, tmp_path, monkeypatch
+):
     """Another one than the listed ones can come from anybody, so somebody has to ask for it."""
     loaded = []
-    monkeypatch.setattr("clipadapt.clip.model.load_clip", lambda *named: loaded.append(named) or clip)
+    monkeypatch.setattr(
+        "clipadapt.clip.model.load_clip", lambda *named: loaded.append(named) or clip
+    )
     record, _ = read_saved(saved / "model")
-    stranger = record.clip.model_copy(update={"name": "local-dir:/tmp/it's here", "pretrained": None})
-    same = ("predict", "--saved", forge(saved, tmp_path, clip=stranger), "--images", folders / "flat")
+    stranger = record.clip.model_copy(
+        update={"name": "local-dir:/tmp/it's here", "pretrained": None}
+    )
+    same = (
+        "predict",
+        "--saved",
+        forge(saved, tmp_path, clip=stranger),
+        "--images",
+        folders / "flat",
+    )
     refused = run(*same)
-    assert refused.exit_code == 1 and "--model 'local-dir:/tmp/it'\"'\"'s here'" in refused.stderr and not loaded
+    assert (
+        refused.exit_code == 1
+        and "--model 'local-dir:/tmp/it'\"'\"'s here'" in refused.stderr
+        and not loaded
+    )
     asked = run(*same, "--model", "local-dir:/tmp/it's here")
-    assert asked.exit_code == 0 and "loading local-dir:/tmp/it's here" in asked.stderr, asked.output
+    assert (
+        asked.exit_code == 0 and "loading local-dir:/tmp/it's here" in asked.stderr
+    ), asked.output
     assert loaded == [("local-dir:/tmp/it's here", None, None)]
 
 
 def test_compare_with_and_without_labels(folders, tmp_path):
-    done = run("compare", "--images", folders / "flat", "--test", folders / "labelled", "--classes", CLASSES, "--methods", "zero-shot,prototypes", "--seeds", 2, "--out", tmp_path / "seen")
+    done = run(
+        "compare",
+        "--images",
+        folders / "flat",
+        "--test",
+        folders / "labelled",
+        "--classes",
+        CLASSES,
+        "--methods",
+        "zero-shot,prototypes",
+        "--seeds",
+        2,
+        "--out",
+        tmp_path / "seen",
+    )
     assert done.exit_code == 0, done.output
-    assert {path.name for path in (tmp_path / "seen").iterdir()} == {"config.json", "record.json", "log.txt", "runs", "table.csv", "table.json", "report.html"}
+    assert {path.name for path in (tmp_path / "seen").iterdir()} == {
+        "config.json",
+        "record.json",
+        "log.txt",
+        "runs",
+        "table.csv",
+        "table.json",
+        "report.html",
+    }
     table = pd.read_csv(tmp_path / "seen" / "table.csv")
-    assert table["method"].tolist() == ["zero-shot", "prototypes"] and table["seeds"].tolist() == [2, 2] and "Use " in done.stdout
-    blind = run("compare", "--images", folders / "flat", "--classes", CLASSES, "--methods", "zero-shot,prototypes", "--out", tmp_path / "blind")
-    assert blind.exit_code == 0 and "Without labels, take" in blind.stdout and not (tmp_path / "blind" / "report.html").exists()
+    assert (
+        table["method"].tolist() == ["zero-shot", "prototypes"]
+        and table["seeds"].tolist() == [2, 2]
+        and "Use " in done.stdout
+    )
+    blind = run(
+        "compare",
+        "--images",
+        folders / "flat",
+        "--classes",
+        CLASSES,
+        "--methods",
+        "zero-shot,prototypes",
+        "--out",
+        tmp_path / "blind",
+    )
+    assert (
+        blind.exit_code == 0
+        and "Without labels, take" in blind.stdout
+        and not (tmp_path / "blind" / "report.html").exists()
+    )
 
 
 def test_compare_refuses_half_labelled_images_before_it_fits(folders, tmp_path):
     for i, where in enumerate(("", "zero")):
         (tmp_path / "half" / where).mkdir(exist_ok=True, parents=True)
-        (tmp_path / "half" / where / "a.png").write_bytes((folders / "flat" / f"{i:02d}.png").read_bytes())
-    refused = run("compare", "--images", tmp_path / "half", "--classes", CLASSES, "--out", tmp_path / "x")
-    assert refused.exit_code == 1 and "1 of 2 images to score on have no label" in refused.stderr and not (tmp_path / "x").exists()
+        (tmp_path / "half" / where / "a.png").write_bytes(
+            (folders / "flat" / f"{i:02d}.png").read_bytes()
+        )
+    refused = run(
+        "compare",
+        "--images",
+        tmp_path / "half",
+        "--classes",
+        CLASSES,
+        "--out",
+        tmp_path / "x",
+    )
+    assert (
+        refused.exit_code == 1
+        and "1 of 2 images to score on have no label" in refused.stderr
+        and not (tmp_path / "x").exists()
+    )
 
 
 def test_encode_and_caption(folders, tmp_path, cache):
     from safetensors.numpy import load_file
 
-    for name, options in (("f.safetensors", []), ("f.npy", ["--overwrite"])):        # both have f.json beside them
-        assert run("encode", "--images", folders / "flat", "--out", tmp_path / name, *options).exit_code == 0
-    first, second = load_file(tmp_path / "f.safetensors")["features"], np.load(tmp_path / "f.npy")
-    assert np.array_equal(first, second) and len(json.loads((tmp_path / "f.json").read_text())["names"]) == len(first) == 40
-    assert run("caption", "--images", folders / "flat", "--captioner", "attributes", "--out", tmp_path / "c.json").exit_code == 0
+    for name, options in (
+        ("f.safetensors", []),
+        ("f.npy", ["--overwrite"]),
+    ):  # both have f.json beside them
+        assert (
+            run(
+                "encode",
+                "--images",
+                folders / "flat",
+                "--out",
+                tmp_path / name,
+                *options,
+            ).exit_code
+            == 0
+        )
+    first, second = (
+        load_file(tmp_path / "f.safetensors")["features"],
+        np.load(tmp_path / "f.npy"),
+    )
+    assert (
+        np.array_equal(first, second)
+        and len(json.loads((tmp_path / "f.json").read_text())["names"])
+        == len(first)
+        == 40
+    )
+    assert (
+        run(
+            "caption",
+            "--images",
+            folders / "flat",
+            "--captioner",
+            "attributes",
+            "--out",
+            tmp_path / "c.json",
+        ).exit_code
+        == 0
+    )
     assert pd.read_json(tmp_path / "c.json")["caption"].str.len().min() > 5
 
 
 def test_files_that_are_there_stay(saved, folders, tmp_path, cache):
-    for command, name, beside in [(["zero-shot", "--classes", CLASSES], "a.csv", "a.csv"), (["predict", "--saved", saved], "b.json", "b.json"),
-                                  (["encode"], "c.npy", "c.json"), (["caption", "--captioner", "attributes"], "d.csv", "d.csv")]:
+    for command, name, beside in [
+        (["zero-shot", "--classes", CLASSES], "a.csv", "a.csv"),
+        (["predict", "--saved", saved], "b.json", "b.json"),
+        (["encode"], "c.npy", "c.json"),
+        (["caption", "--captioner", "attributes"], "d.csv", "d.csv"),
+    ]:
         (tmp_path / beside).write_text("mine")
         same = (*command, "--images", folders / "flat", "--out", tmp_path / name)
         refused = run(*same)
-        assert refused.exit_code == 1 and f"{beside} is there already" in refused.stderr and (tmp_path / beside).read_text() == "mine", command
-        assert run(*same, "--overwrite").exit_code == 0 and (tmp_path / beside).read_text() != "mine", command
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.csv", "b.json", "c.json", "c.npy", "d.csv"]
+        assert (
+            refused.exit_code == 1
+            and f"{beside} is there already" in refused.stderr
+            and (tmp_path / beside).read_text() == "mine"
+        ), command
+        assert (
+            run(*same, "--overwrite").exit_code == 0
+            and (tmp_path / beside).read_text() != "mine"
+        ), command
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "a.csv",
+        "b.json",
+        "c.json",
+        "c.npy",
+        "d.csv",
+    ]
 
 
-@pytest.mark.parametrize("command, where, message", [(["encode", "--out", "x.npy"], "clipadapt.clip.features.FeatureStore.encode", "encoded is kept"),
-                                                     (["caption"], "clipadapt.clip.captions.caption", "described is kept"),
-                                                     (["zero-shot"], "clipadapt.methods.zeroshot.ZeroShot.fit", "Nothing was written"),
-                                                     (["compare", "--seeds", 3], "clipadapt.judge.compare.run_all", "kept in runs/compared")])
-def test_ctrl_c_says_what_is_kept(command, where, message, tmp_path, monkeypatch, cache):
+@pytest.mark.parametrize(
+    "command, where, message",
+    [
+        (
+            ["encode", "--out", "x.npy"],
+            "clipadapt.clip.features.FeatureStore.encode",
+            "encoded is kept",
+        ),
+        (["caption"], "clipadapt.clip.captions.caption", "described is kept"),
+        (
+            ["zero-shot"],
+            "clipadapt.methods.zeroshot.ZeroShot.fit",
+            "Nothing was written",
+        ),
+        (
+            ["compare", "--seeds", 3],
+            "clipadapt.judge.compare.run_all",
+            "kept in runs/compared",
+        ),
+    ],
+)
+def test_ctrl_c_says_what_is_kept(
+    command, where, message, tmp_path, monkeypatch, cache
+):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(where, interrupted)
     result = run(*command)
-    assert result.exit_code == 130 and message in result.stderr and "Traceback" not in result.output
+    assert (
+        result.exit_code == 130
+        and message in result.stderr
+        and "Traceback" not in result.output
+    )
 
 
 def test_ctrl_c_keeps_the_state_and_resume_goes_on(folders, tmp_path):
-    command = ["adapt", "--images", folders / "flat", "--classes", CLASSES, "--method", "reclip", "--set", "epochs=40", "--out"]
+    command = [
+        "adapt",
+        "--images",
+        folders / "flat",
+        "--classes",
+        CLASSES,
+        "--method",
+        "reclip",
+        "--set",
+        "epochs=40",
+        "--out",
+    ]
     process = shell(*command, tmp_path / "run")
-    checkpoint, deadline = tmp_path / "run" / "checkpoint.safetensors", time.monotonic() + 300
-    while not checkpoint.exists() and time.monotonic() < deadline and process.poll() is None:
+    checkpoint, deadline = (
+        tmp_path / "run" / "checkpoint.safetensors",
+        time.monotonic() + 300,
+    )
+    while (
+        not checkpoint.exists()
+        and time.monotonic() < deadline
+        and process.poll() is None
+    ):
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=300)
-    assert process.returncode == 130 and "--resume" in errors and "Traceback" not in errors, errors
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.json", "log.txt", "checkpoint.safetensors"}
+    assert (
+        process.returncode == 130 and "--resume" in errors and "Traceback" not in errors
+    ), errors
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {
+        "config.json",
+        "log.txt",
+        "checkpoint.safetensors",
+    }
     refused = run(*command, tmp_path / "run")
     assert refused.exit_code == 1 and "--resume" in refused.stderr
-    assert run(*command, tmp_path / "run", "--resume").exit_code == 0 and run(*command, tmp_path / "whole").exit_code == 0
-    pd.testing.assert_frame_equal(*(pd.read_csv(tmp_path / name / "predictions.csv") for name in ("run", "whole")), atol=2e-3)
+    assert (
+        run(*command, tmp_path / "run", "--resume").exit_code == 0
+        and run(*command, tmp_path / "whole").exit_code == 0
+    )
+    pd.testing.assert_frame_equal(
+        *(
+            pd.read_csv(tmp_path / name / "predictions.csv")
+            for name in ("run", "whole")
+        ),
+        atol=2e-3,
+    )
     assert not checkpoint.exists()
 
 
@@ -375,10 +964,30 @@ def test_a_closed_pipe_is_no_error(folders):
 
 def test_no_bar_in_a_pipe(folders, tmp_path):
     """Fits of the tests are too short for a bar to appear, so one more bar, without delay, asks whether bars are off."""
-    arguments = ["adapt", "--images", str(folders / "flat"), "--classes", CLASSES, "--method", "lpclip", "--set", "epochs=2", "--out", str(tmp_path / "run")]
+    arguments = [
+        "adapt",
+        "--images",
+        str(folders / "flat"),
+        "--classes",
+        CLASSES,
+        "--method",
+        "lpclip",
+        "--set",
+        "epochs=2",
+        "--out",
+        str(tmp_path / "run"),
+    ]
     code = f"from clipadapt.app.cli import main; main({arguments!r}, standalone_mode=False); from tqdm import tqdm; list(tqdm(range(3)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0 and "fitting LPCLIP" in done.stderr and "\r" not in done.stderr and "it/s" not in done.stderr and not done.stdout, done.stderr
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300
+    )
+    assert (
+        done.returncode == 0
+        and "fitting LPCLIP" in done.stderr
+        and "\r" not in done.stderr
+        and "it/s" not in done.stderr
+        and not done.stdout
+    ), done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -390,7 +999,9 @@ def odd(folders, tmp_path_factory):
         path = os.path.join(os.fsencode(root), name)
         with open(path, "wb") as file:
             file.write((folders / "flat" / f"{i:02d}.png").read_bytes())
-    return root, sorted(os.fsdecode(os.path.join(os.fsencode(root), name)) for name in names)
+    return root, sorted(
+        os.fsdecode(os.path.join(os.fsencode(root), name)) for name in names
+    )
 
 
 def cells(text, column="image"):
@@ -403,20 +1014,46 @@ def test_names_of_any_bytes_are_kept(odd, saved, tmp_path, cache):
     root, names = odd
     out = tmp_path / "run"
     for option in ([], ["--resume"], ["--overwrite"]):
-        done = run("adapt", "--images", root, "--classes", CLASSES, "--out", out, *option)
+        done = run(
+            "adapt", "--images", root, "--classes", CLASSES, "--out", out, *option
+        )
         assert done.exit_code == 0, done.output
         assert cells((out / "predictions.csv").read_bytes()) == names
-    for command, options in (("predict", ["--saved", saved]), ("zero-shot", ["--classes", CLASSES]), ("caption", ["--captioner", "attributes"])):
+    for command, options in (
+        ("predict", ["--saved", saved]),
+        ("zero-shot", ["--classes", CLASSES]),
+        ("caption", ["--captioner", "attributes"]),
+    ):
         piped = run(command, "--images", root, *options)
         assert piped.exit_code == 0 and cells(piped.stdout_bytes) == names
         for ending in ("csv", "json"):
-            done = run(command, "--images", root, *options, "--out", tmp_path / f"{command}.{ending}")
+            done = run(
+                command,
+                "--images",
+                root,
+                *options,
+                "--out",
+                tmp_path / f"{command}.{ending}",
+            )
             assert done.exit_code == 0, done.output
         assert (tmp_path / f"{command}.csv").read_bytes() == piped.stdout_bytes
-        assert [row["image"] for row in json.loads((tmp_path / f"{command}.json").read_text())] == names
+        assert [
+            row["image"]
+            for row in json.loads((tmp_path / f"{command}.json").read_text())
+        ] == names
     assert run("encode", "--images", root, "--out", tmp_path / "f.npy").exit_code == 0
     assert json.loads((tmp_path / "f.json").read_text())["names"] == names
-    same = ("compare", "--images", root, "--classes", CLASSES, "--methods", "zero-shot", "--out", tmp_path / "compared")
+    same = (
+        "compare",
+        "--images",
+        root,
+        "--classes",
+        CLASSES,
+        "--methods",
+        "zero-shot",
+        "--out",
+        tmp_path / "compared",
+    )
     assert run(*same).exit_code == run(*same, "--resume").exit_code == 0
 
 
@@ -424,21 +1061,37 @@ def test_a_folder_whose_name_is_no_utf_8(odd, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = os.fsdecode(b"caf\xe9")
     os.symlink(odd[0], folder)
-    done = run("adapt", "--images", folder, "--classes", CLASSES, "--out", tmp_path / "run")
-    again = run("adapt", "--config", tmp_path / "run" / "config.json", "--out", tmp_path / "again")
+    done = run(
+        "adapt", "--images", folder, "--classes", CLASSES, "--out", tmp_path / "run"
+    )
+    again = run(
+        "adapt",
+        "--config",
+        tmp_path / "run" / "config.json",
+        "--out",
+        tmp_path / "again",
+    )
     assert done.exit_code == again.exit_code == 0, done.output + again.output
-    assert json.loads((tmp_path / "again" / "config.json").read_text())["images"] == str(tmp_path / folder)
+    assert json.loads((tmp_path / "again" / "config.json").read_text())[
+        "images"
+    ] == str(tmp_path / folder)
 
 
 def test_a_screen_shows_what_it_could_obey(odd, tmp_path, monkeypatch):
     monkeypatch.setattr("clipadapt.app.cli._is_terminal", lambda stream: True)
     (tmp_path / "\x1b[2J").mkdir()
     (tmp_path / "\x1b[2J" / "bad.png").write_bytes(b"no image")
-    shown = [run("zero-shot", "--images", odd[0], "--classes", "\x1b[31mzero,one"),
-             run("zero-shot", "--images", odd[0], "--classes", CLASSES),
-             run("zero-shot", "--images", tmp_path / "\x1b[2J", "--classes", CLASSES),
-             run("predict", "--saved", "\x1b[2J"), run("zero-shot", "--colour\x1b[2J")]
-    assert not any("\x1b" in done.output for done in shown) and r"\x1b[31mred.png" in shown[1].stdout
+    shown = [
+        run("zero-shot", "--images", odd[0], "--classes", "\x1b[31mzero,one"),
+        run("zero-shot", "--images", odd[0], "--classes", CLASSES),
+        run("zero-shot", "--images", tmp_path / "\x1b[2J", "--classes", CLASSES),
+        run("predict", "--saved", "\x1b[2J"),
+        run("zero-shot", "--colour\x1b[2J"),
+    ]
+    assert (
+        not any("\x1b" in done.output for done in shown)
+        and r"\x1b[31mred.png" in shown[1].stdout
+    )
     assert r"caf\xe9.png" in shown[1].stdout
 
 
@@ -446,52 +1099,125 @@ def test_no_spreadsheet_computes_a_cell(folders, tmp_path):
     names = ["=1+1", "@SUM(A1)", "-cat", "+dog", "image"]
     (tmp_path / "classes.txt").write_text("\n".join(names))
     for ending in ("csv", "json"):
-        assert run("zero-shot", "--images", folders / "flat", "--classes", tmp_path / "classes.txt", "--probabilities", "--out", tmp_path / f"a.{ending}").exit_code == 0
+        assert (
+            run(
+                "zero-shot",
+                "--images",
+                folders / "flat",
+                "--classes",
+                tmp_path / "classes.txt",
+                "--probabilities",
+                "--out",
+                tmp_path / f"a.{ending}",
+            ).exit_code
+            == 0
+        )
     table, plain = pd.read_csv(tmp_path / "a.csv"), pd.read_json(tmp_path / "a.json")
-    assert list(table.columns[3:]) == ["'=1+1", "'@SUM(A1)", "'-cat", "'+dog", "image (class)"]
-    assert list(plain.columns[3:]) == names[:-1] + ["image (class)"] and set(plain["prediction"]) <= set(names)
+    assert list(table.columns[3:]) == [
+        "'=1+1",
+        "'@SUM(A1)",
+        "'-cat",
+        "'+dog",
+        "image (class)",
+    ]
+    assert list(plain.columns[3:]) == names[:-1] + ["image (class)"] and set(
+        plain["prediction"]
+    ) <= set(names)
     assert all(table[name].dtype == float for name in table.columns[2:])
 
 
-@pytest.mark.parametrize("content, message", [
-    ({"out": "y"}, "out is given on the command line"), ({"overwrite": True}, "overwrite is given"), ({"resume": True}, "resume is given"),
-    ({"seed": "1"}, "seed"), ({"seed": True}, "seed"), ({"seed": -1}, "seed"), ({"images": ["a"]}, "images: should be text"), ({"settings": [1]}, "settings.0"),
-    ({"settings": None}, "settings"), ({"colour": "red"}, "colour is no option"), ("[" * 100_000, "too deeply nested"),
-    (b"\xff\xfe", "no config.json of a run"), ("9" * 5000, "no config.json of a run"), (None, "no config.json of a run")])
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ({"out": "y"}, "out is given on the command line"),
+        ({"overwrite": True}, "overwrite is given"),
+        ({"resume": True}, "resume is given"),
+        ({"seed": "1"}, "seed"),
+        ({"seed": True}, "seed"),
+        ({"seed": -1}, "seed"),
+        ({"images": ["a"]}, "images: should be text"),
+        ({"settings": [1]}, "settings.0"),
+        ({"settings": None}, "settings"),
+        ({"colour": "red"}, "colour is no option"),
+        ("[" * 100_000, "too deeply nested"),
+        (b"\xff\xfe", "no config.json of a run"),
+        ("9" * 5000, "no config.json of a run"),
+        (None, "no config.json of a run"),
+    ],
+)
 def test_a_config_says_only_what_it_may(content, message, tmp_path):
     path = tmp_path / "config.json"
     if content is not None:
-        text = json.dumps({"command": "adapt", **content}) if isinstance(content, dict) else content
+        text = (
+            json.dumps({"command": "adapt", **content})
+            if isinstance(content, dict)
+            else content
+        )
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
     refused = run("adapt", "--config", path, "--out", tmp_path / "x")
-    assert refused.exit_code == 2 and message in refused.stderr and "Traceback" not in refused.output, refused.output
+    assert (
+        refused.exit_code == 2
+        and message in refused.stderr
+        and "Traceback" not in refused.output
+    ), refused.output
     assert not (tmp_path / "x").exists() and not (tmp_path / "y").exists()
 
 
 def test_a_config_that_names_a_model_says_so(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"command": "adapt", "model": "local-dir:/nowhere"}))
+    (tmp_path / "config.json").write_text(
+        json.dumps({"command": "adapt", "model": "local-dir:/nowhere"})
+    )
     done = run("adapt", "--config", tmp_path / "config.json", "--out", tmp_path / "x")
-    assert done.exit_code == 1 and "loading local-dir:/nowhere, which --config names" in done.stderr
+    assert (
+        done.exit_code == 1
+        and "loading local-dir:/nowhere, which --config names" in done.stderr
+    )
 
 
 def test_a_damaged_config_in_a_run(folders, tmp_path):
     (tmp_path / "config.json").write_text('{"command": "ada')
     for option in ("--resume", "--overwrite"):
-        done = run("adapt", "--images", folders / "flat", "--classes", CLASSES, "--out", tmp_path, option)
-        assert done.exit_code == 1 and "choose another --out, or delete" in done.stderr, done.output
+        done = run(
+            "adapt",
+            "--images",
+            folders / "flat",
+            "--classes",
+            CLASSES,
+            "--out",
+            tmp_path,
+            option,
+        )
+        assert (
+            done.exit_code == 1 and "choose another --out, or delete" in done.stderr
+        ), done.output
 
 
-@pytest.mark.parametrize("wrong", [["--method", "lpclip", "--set", "epochs=-1"], ["--method", "latteclip", "--classes", "one"], ["--set", "templates=odd"]])
-def test_wrong_parameters_leave_nothing_and_replace_nothing(wrong, saved, folders, tmp_path):
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["--method", "lpclip", "--set", "epochs=-1"],
+        ["--method", "latteclip", "--classes", "one"],
+        ["--set", "templates=odd"],
+    ],
+)
+def test_wrong_parameters_leave_nothing_and_replace_nothing(
+    wrong, saved, folders, tmp_path
+):
     same = ("adapt", "--images", folders / "flat", "--classes", CLASSES, *wrong)
-    assert run(*same, "--out", tmp_path / "x").exit_code == 1 and not list(tmp_path.iterdir())
+    assert run(*same, "--out", tmp_path / "x").exit_code == 1 and not list(
+        tmp_path.iterdir()
+    )
     shutil.copytree(saved, tmp_path / "run")
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*.*")}
     assert run(*same, "--out", tmp_path / "run", "--overwrite").exit_code == 1
-    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*.*")} == before and os.listdir(tmp_path) == ["run"]
+    assert {
+        path: path.read_bytes() for path in (tmp_path / "run").rglob("*.*")
+    } == before and os.listdir(tmp_path) == ["run"]
 
 
-def test_a_run_is_not_replaced_when_something_else_came_into_it(saved, folders, tmp_path, monkeypatch):
+def test_a_run_is_not_replaced_when_something_else_came_into_it(
+    saved, folders, tmp_path, monkeypatch
+):
     from clipadapt.methods.prototypes import Prototypes
 
     shutil.copytree(saved, tmp_path / "run")
@@ -502,44 +1228,127 @@ def test_a_run_is_not_replaced_when_something_else_came_into_it(saved, folders, 
         save(method, where)
 
     monkeypatch.setattr(Prototypes, "save", meanwhile)
-    done = run("adapt", "--images", folders / "flat", "--classes", CLASSES, "--out", tmp_path / "run", "--overwrite")
-    assert done.exit_code == 1 and "thesis.txt" in done.stderr and ".run.overwriting" in done.stderr
-    assert (tmp_path / "run" / "thesis.txt").read_text() == "mine" and (tmp_path / ".run.overwriting" / "predictions.csv").is_file()
+    done = run(
+        "adapt",
+        "--images",
+        folders / "flat",
+        "--classes",
+        CLASSES,
+        "--out",
+        tmp_path / "run",
+        "--overwrite",
+    )
+    assert (
+        done.exit_code == 1
+        and "thesis.txt" in done.stderr
+        and ".run.overwriting" in done.stderr
+    )
+    assert (tmp_path / "run" / "thesis.txt").read_text() == "mine" and (
+        tmp_path / ".run.overwriting" / "predictions.csv"
+    ).is_file()
 
 
-@pytest.mark.parametrize("arguments, code, message", [
-    (["--seed", "-1"], 2, "--seed"), (["--seed", 2**70], 2, "--seed"), (["--images", ""], 2, "empty"), (["--out", "file/x"], 1, "a part of this path is a file"),
-    (["--out", "file"], 1, "is a file"), (["--images", "file"], 1, "no such folder"), (["--set", "momentum=NaN"], 1, "must be finite"),
-    (["--set", "momentum=1e999"], 1, "must be finite"), (["--set", "iterations=" + "9" * 30], 1, "below 2^31"), (["--set", "iterations=" + "9" * 5000], 1, "too many digits"),
-    (["--set", "templates=" + "[" * 100_000], 1, "too many digits or brackets"), (["--set", "templates=[[1]]"], 1, "a list of words"), (["--set", "="], 1, "no parameter"),
-    (["--device", "foo"], 1, "unknown device"), (["--device", ""], 1, "unknown device"), (["--model", ""], 1, "unknown model"), (["--out", ""], 2, "empty"),
-    (["--out", "n" * 300], 1, "name too long")])
-def test_odd_options_are_one_sentence(arguments, code, message, folders, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "arguments, code, message",
+    [
+        (["--seed", "-1"], 2, "--seed"),
+        (["--seed", 2**70], 2, "--seed"),
+        (["--images", ""], 2, "empty"),
+        (["--out", "file/x"], 1, "a part of this path is a file"),
+        (["--out", "file"], 1, "is a file"),
+        (["--images", "file"], 1, "no such folder"),
+        (["--set", "momentum=NaN"], 1, "must be finite"),
+        (["--set", "momentum=1e999"], 1, "must be finite"),
+        (["--set", "iterations=" + "9" * 30], 1, "below 2^31"),
+        (["--set", "iterations=" + "9" * 5000], 1, "too many digits"),
+        (["--set", "templates=" + "[" * 100_000], 1, "too many digits or brackets"),
+        (["--set", "templates=[[1]]"], 1, "a list of words"),
+        (["--set", "="], 1, "no parameter"),
+        (["--device", "foo"], 1, "unknown device"),
+        (["--device", ""], 1, "unknown device"),
+        (["--model", ""], 1, "unknown model"),
+        (["--out", ""], 2, "empty"),
+        (["--out", "n" * 300], 1, "name too long"),
+    ],
+)
+def test_odd_options_are_one_sentence(
+    arguments, code, message, folders, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("mine")
-    done = run("adapt", "--images", folders / "flat", "--classes", CLASSES, "--out", "x", *arguments)
-    assert done.exit_code == code and message in done.stderr and "Traceback" not in done.output, done.output
+    done = run(
+        "adapt",
+        "--images",
+        folders / "flat",
+        "--classes",
+        CLASSES,
+        "--out",
+        "x",
+        *arguments,
+    )
+    assert (
+        done.exit_code == code
+        and message in done.stderr
+        and "Traceback" not in done.output
+    ), done.output
     assert os.listdir(tmp_path) == ["file"] and done.stderr.rstrip().count("\n") <= 4
 
 
-@pytest.mark.parametrize("arguments, code, message", [(["--methods", ","], 1, "names no method"), (["--methods", "fpl,fpl"], 1, "more than once"), (["--seeds", 10**9], 2, "--seeds")])
+@pytest.mark.parametrize(
+    "arguments, code, message",
+    [
+        (["--methods", ","], 1, "names no method"),
+        (["--methods", "fpl,fpl"], 1, "more than once"),
+        (["--seeds", 10**9], 2, "--seeds"),
+    ],
+)
 def test_odd_options_of_compare(arguments, code, message, folders, tmp_path):
-    done = run("compare", "--images", folders / "flat", "--classes", CLASSES, "--out", tmp_path / "x", *arguments)
-    assert done.exit_code == code and message in done.stderr and not (tmp_path / "x").exists(), done.output
+    done = run(
+        "compare",
+        "--images",
+        folders / "flat",
+        "--classes",
+        CLASSES,
+        "--out",
+        tmp_path / "x",
+        *arguments,
+    )
+    assert (
+        done.exit_code == code
+        and message in done.stderr
+        and not (tmp_path / "x").exists()
+    ), done.output
 
 
-def test_a_home_directory_is_meant_where_no_shell_has_seen_it(folders, tmp_path, monkeypatch):
+def test_a_home_directory_is_meant_where_no_shell_has_seen_it(
+    folders, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
-    same = ("zero-shot", "--images", folders / "flat", "--classes", CLASSES, "--out", "~/a.csv")
-    monkeypatch.setattr("os.path.expanduser", lambda path: path)            # no home
+    same = (
+        "zero-shot",
+        "--images",
+        folders / "flat",
+        "--classes",
+        CLASSES,
+        "--out",
+        "~/a.csv",
+    )
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # no home
     done = run(*same)
-    assert done.exit_code == 2 and "no home directory" in done.stderr and not list(tmp_path.iterdir())
-    monkeypatch.setattr("os.path.expanduser", lambda path: str(path).replace("~", str(tmp_path)))
+    assert (
+        done.exit_code == 2
+        and "no home directory" in done.stderr
+        and not list(tmp_path.iterdir())
+    )
+    monkeypatch.setattr(
+        "os.path.expanduser", lambda path: str(path).replace("~", str(tmp_path))
+    )
     assert run(*same).exit_code == 0 and (tmp_path / "a.csv").is_file()
 
 
 def test_a_full_disk_is_one_sentence(folders, tmp_path):
     """Files of more than 300 bytes cannot be written here."""
+
     def small_files():
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300))
@@ -550,53 +1359,122 @@ from click.testing import CliRunner
 from clipadapt import load_clip
 from clipadapt.app.cli import main
 load_clip()
-for arguments in json.loads({json.dumps(json.dumps([
-        ["adapt", "--out", "run"], ["zero-shot", "--out", "a.csv"], ["encode", "--out", "a.npy"], ["encode", "--out", "a.safetensors"],
-        ["caption", "--captioner", "attributes", "--out", "a.json"], ["compare", "--methods", "zero-shot", "--out", "compared"]]))}):
-    classes = [] if arguments[0] in ("encode", "caption") else ["--classes", {CLASSES!r}]
-    done = CliRunner().invoke(main, [*arguments, "--images", {str(folders / "flat")!r}, *classes])
+for arguments in json.loads({
+        json.dumps(
+            json.dumps(
+                [
+                    ["adapt", "--out", "run"],
+                    ["zero-shot", "--out", "a.csv"],
+                    ["encode", "--out", "a.npy"],
+                    ["encode", "--out", "a.safetensors"],
+                    ["caption", "--captioner", "attributes", "--out", "a.json"],
+                    ["compare", "--methods", "zero-shot", "--out", "compared"],
+                ]
+            )
+        )
+    }):
+    classes = [] if arguments[0] in ("encode", "caption") else ["--classes", {
+        CLASSES!r
+    }]
+    done = CliRunner().invoke(main, [*arguments, "--images", {
+        str(folders / "flat")!r
+    }, *classes])
     print(done.exit_code, done.output.splitlines()[-1], "Traceback" in done.output, isinstance(done.exception, SystemExit))
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment, preexec_fn=small_files, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment,
+        preexec_fn=small_files,
+        timeout=300,
+    )
     lines = done.stdout.splitlines()
     assert len(lines) == 6 and not done.stderr, done
     for line in lines:
-        assert line.startswith("1 Error: ") and "cannot be" in line and line.endswith("False True"), line
+        assert (
+            line.startswith("1 Error: ")
+            and "cannot be" in line
+            and line.endswith("False True")
+        ), line
     assert not list(tmp_path.iterdir())
 
 
-def test_a_log_that_cannot_be_written_ends_no_run(saved, folders, tmp_path, monkeypatch):
-    monkeypatch.setattr("logging.StreamHandler.flush", lambda handler: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    done = run("adapt", "--images", folders / "flat", "--classes", CLASSES, "--out", tmp_path / "run")
-    assert done.exit_code == 0 and done.stderr.count("log.txt ends here") == 1 and "Traceback" not in done.output, done.output
+def test_a_log_that_cannot_be_written_ends_no_run(
+    saved, folders, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(
+        "logging.StreamHandler.flush",
+        lambda handler: (_ for _ in ()).throw(OSError(28, "No space left on device")),
+    )
+    done = run(
+        "adapt",
+        "--images",
+        folders / "flat",
+        "--classes",
+        CLASSES,
+        "--out",
+        tmp_path / "run",
+    )
+    assert (
+        done.exit_code == 0
+        and done.stderr.count("log.txt ends here") == 1
+        and "Traceback" not in done.output
+    ), done.output
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full here")
+@pytest.mark.skipif(
+    not os.path.exists("/dev/full"), reason="there is no /dev/full here"
+)
 def test_an_output_that_is_full_is_one_sentence(folders):
     arguments = ["zero-shot", "--images", folders / "flat", "--classes", CLASSES]
     with open("/dev/full", "w") as full:
-        done = subprocess.run([sys.executable, "-m", "clipadapt.app.cli", *map(str, arguments)], stdout=full, stderr=subprocess.PIPE, text=True)
-    assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith("Error: the standard output cannot be written: the disk is full")
+        done = subprocess.run(
+            [sys.executable, "-m", "clipadapt.app.cli", *map(str, arguments)],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith(
+        "Error: the standard output cannot be written: the disk is full"
+    )
     assert "Exception ignored" not in done.stderr
 
 
 def test_sub_folders_with_underscores_are_classes_with_blanks(folders, tmp_path):
     for i, name in enumerate(("hot_dog", "cat")):
         (tmp_path / "in" / name).mkdir(parents=True)
-        (tmp_path / "in" / name / "a.png").write_bytes((folders / "flat" / f"{i:02d}.png").read_bytes())
+        (tmp_path / "in" / name / "a.png").write_bytes(
+            (folders / "flat" / f"{i:02d}.png").read_bytes()
+        )
     for names in ("cat,hot_dog", "cat,hot dog"):
         done = run("zero-shot", "--images", tmp_path / "in", "--classes", names)
         assert done.exit_code == 0 and "2 of them labelled" in done.stderr, done.output
-    both = run("zero-shot", "--images", tmp_path / "in", "--classes", "cat,hot dog,hot_dog")
+    both = run(
+        "zero-shot", "--images", tmp_path / "in", "--classes", "cat,hot dog,hot_dog"
+    )
     assert both.exit_code == 1 and "could mean both" in both.stderr
     other = run("zero-shot", "--images", tmp_path / "in", "--classes", "cat,dog")
-    assert other.exit_code == 0 and "not the classes (hot dog)" in other.stderr and "0 of them labelled" in other.stderr
+    assert (
+        other.exit_code == 0
+        and "not the classes (hot dog)" in other.stderr
+        and "0 of them labelled" in other.stderr
+    )
 
 
 @pytest.mark.parametrize("device", ["meta", "mps", "cuda:99", "toaster"])
 def test_a_device_that_is_not_there_is_one_sentence(folders, device):
-    result = run("zero-shot", "--images", folders / "flat", "--classes", "a,b", "--device", device)
+    result = run(
+        "zero-shot",
+        "--images",
+        folders / "flat",
+        "--classes",
+        "a,b",
+        "--device",
+        device,
+    )
     assert result.exit_code == 1 and len(result.stderr.splitlines()) < 5
     assert "device" in result.stderr and "Traceback" not in result.stderr
 
@@ -606,8 +1484,13 @@ def test_a_large_folder_is_refused_by_what_lies_in_it(folders, tmp_path, monkeyp
     (tmp_path / "documents" / "letters").mkdir(parents=True)
     (tmp_path / "note.txt").touch()
     monkeypatch.setattr(Path, "rglob", lambda *_: pytest.fail("it looked below"))
-    result = run("adapt", "--images", folders / "flat", "--classes", "a,b", "--out", tmp_path)
-    assert result.exit_code == 1 and "holds other things than a run (documents, note.txt)" in result.stderr
+    result = run(
+        "adapt", "--images", folders / "flat", "--classes", "a,b", "--out", tmp_path
+    )
+    assert (
+        result.exit_code == 1
+        and "holds other things than a run (documents, note.txt)" in result.stderr
+    )
 
 
 def test_the_limit_on_pixels_is_an_option(folders, tmp_path):
@@ -615,10 +1498,17 @@ def test_the_limit_on_pixels_is_an_option(folders, tmp_path):
     folder.mkdir()
     Image.new("RGB", (30, 20)).save(folder / "large.png")
     Image.new("RGB", (10, 10)).save(folder / "small.png")
-    result = run("zero-shot", "--images", folder, "--classes", "a,b", "--max-pixels", 100)
+    result = run(
+        "zero-shot", "--images", folder, "--classes", "a,b", "--max-pixels", 100
+    )
     assert result.exit_code == 0 and len(result.stdout.splitlines()) == 2
     assert "large.png" in result.stderr and "--max-pixels" in result.stderr
-    assert len(run("zero-shot", "--images", folder, "--classes", "a,b").stdout.splitlines()) == 3
+    assert (
+        len(
+            run("zero-shot", "--images", folder, "--classes", "a,b").stdout.splitlines()
+        )
+        == 3
+    )
 
 
 @pytest.fixture
@@ -632,7 +1522,11 @@ def another(clip, monkeypatch):
 def kept(out):
     """What a run of LatteCLIP says of captions: kinds of text it learned from, and its record and config."""
     kinds = read_saved(out / "model")[0].fitted["kinds_"]
-    return kinds, json.loads((out / "record.json").read_text())["captioner"], json.loads((out / "config.json").read_text())["captioner"]
+    return (
+        kinds,
+        json.loads((out / "record.json").read_text())["captioner"],
+        json.loads((out / "config.json").read_text())["captioner"],
+    )
 
 
 LATTE = ("--classes", CLASSES, "--method", "latteclip", "--set", "epochs=1", "--out")
@@ -640,32 +1534,83 @@ ALONE = "no --captioner, so LatteCLIP learns from class descriptions alone"
 
 
 @pytest.mark.parametrize("preset", ["default", "small"])
-def test_nobody_describes_the_images_of_another_clip_unless_asked(preset, another, folders, cache, tmp_path):
+def test_nobody_describes_the_images_of_another_clip_unless_asked(
+    preset, another, folders, cache, tmp_path
+):
     """The ruler knows glyphs only, and once called photographs thin wide blue digits."""
-    same = ("adapt", "--images", folders / "flat", "--model", "another", "--preset", preset)
+    same = (
+        "adapt",
+        "--images",
+        folders / "flat",
+        "--model",
+        "another",
+        "--preset",
+        preset,
+    )
     done = run(*same, *LATTE, tmp_path / "alone")
-    assert done.exit_code == 0 and ALONE in done.stderr and ALONE in (tmp_path / "alone" / "log.txt").read_text(), done.output
+    assert (
+        done.exit_code == 0
+        and ALONE in done.stderr
+        and ALONE in (tmp_path / "alone" / "log.txt").read_text()
+    ), done.output
     assert ("built-in model" in done.stderr) == (preset == "small")
     assert kept(tmp_path / "alone") == (["class"], None, None)
     assert not list(clipadapt.clip.captions.cache_directory().glob("captions*"))
     params = read_saved(tmp_path / "alone" / "model")[0].params
     assert params["domain"] == "object", "no preset calls photographs digits"
-    asked = run(*same, "--captioner", "attributes", "--set", "domain=bird", *LATTE, tmp_path / "asked")
+    asked = run(
+        *same,
+        "--captioner",
+        "attributes",
+        "--set",
+        "domain=bird",
+        *LATTE,
+        tmp_path / "asked",
+    )
     assert asked.exit_code == 0 and ALONE not in asked.stderr, asked.output
     kinds, record, config = kept(tmp_path / "asked")
-    assert kinds == ["class", "image", "group"] and re.match(r"attributes \d+: shape", record) and config == "attributes"
+    assert (
+        kinds == ["class", "image", "group"]
+        and re.match(r"attributes \d+: shape", record)
+        and config == "attributes"
+    )
     assert read_saved(tmp_path / "asked" / "model")[0].params["domain"] == "bird"
 
 
-def test_a_config_carries_the_captioner_and_one_without_it_is_read(another, folders, cache, tmp_path):
+def test_a_config_carries_the_captioner_and_one_without_it_is_read(
+    another, folders, cache, tmp_path
+):
     out = tmp_path / "run"
-    assert run("adapt", "--images", folders / "flat", "--model", "another", "--captioner", "attributes", *LATTE, out).exit_code == 0
-    assert run("adapt", "--config", out / "config.json", "--out", tmp_path / "again").exit_code == 0
+    assert (
+        run(
+            "adapt",
+            "--images",
+            folders / "flat",
+            "--model",
+            "another",
+            "--captioner",
+            "attributes",
+            *LATTE,
+            out,
+        ).exit_code
+        == 0
+    )
+    assert (
+        run(
+            "adapt", "--config", out / "config.json", "--out", tmp_path / "again"
+        ).exit_code
+        == 0
+    )
     assert kept(tmp_path / "again") == kept(out)
     old = json.loads((out / "config.json").read_text())
     del old["captioner"]
     (out / "config.json").write_text(json.dumps(old))
-    assert run("adapt", "--config", out / "config.json", "--out", tmp_path / "old").exit_code == 0
+    assert (
+        run(
+            "adapt", "--config", out / "config.json", "--out", tmp_path / "old"
+        ).exit_code
+        == 0
+    )
     assert kept(tmp_path / "old") == (["class"], None, None)
     (out / "config.json").write_text(json.dumps({**old, "captioner": 5}))
     refused = run("adapt", "--config", out / "config.json", "--out", tmp_path / "x")
@@ -676,7 +1621,9 @@ def test_the_built_in_clip_keeps_its_ruler(folders, cache, tmp_path):
     done = run("adapt", "--images", folders / "flat", *LATTE, tmp_path / "run")
     kinds, record, config = kept(tmp_path / "run")
     assert done.exit_code == 0 and "--captioner" not in done.stderr and config is None
-    assert kinds == ["class", "image", "group"] and re.match(r"attributes \d+: digit", record)
+    assert kinds == ["class", "image", "group"] and re.match(
+        r"attributes \d+: digit", record
+    )
 
 
 @pytest.fixture(scope="module")
@@ -695,28 +1642,69 @@ def test_a_model_describes_the_images(another, four, cache, tmp_path, monkeypatc
     done = run("adapt", "--model", "another", *same, *LATTE, tmp_path / "run")
     assert done.exit_code == 0 and "captions by llava" in done.stderr, done.output
     kinds, record, config = kept(tmp_path / "run")
-    assert kinds == ["class", "image", "group"] and "folder" in json.loads(record)["model"]
+    assert (
+        kinds == ["class", "image", "group"] and "folder" in json.loads(record)["model"]
+    )
     assert config == str(tmp_path / "llava"), "it can be repeated from anywhere"
-    again = run("adapt", "--config", tmp_path / "run" / "config.json", "--out", tmp_path / "again")
-    assert again.exit_code == 0 and f"captions by {config}, which --config names" in again.stderr
+    again = run(
+        "adapt",
+        "--config",
+        tmp_path / "run" / "config.json",
+        "--out",
+        tmp_path / "again",
+    )
+    assert (
+        again.exit_code == 0
+        and f"captions by {config}, which --config names" in again.stderr
+    )
     assert run("caption", *same, "--out", tmp_path / "captions.csv").exit_code == 0
     hostile = json.loads((tmp_path / "llava" / "config.json").read_text())
-    (tmp_path / "llava" / "config.json").write_text(json.dumps({**hostile, "auto_map": {"AutoModel": "code.Model"}}))
-    for command in (("adapt", "--model", "another", *same, *LATTE, tmp_path / "x"), ("caption", *same)):
+    (tmp_path / "llava" / "config.json").write_text(
+        json.dumps({**hostile, "auto_map": {"AutoModel": "code.Model"}})
+    )
+    for command in (
+        ("adapt", "--model", "another", *same, *LATTE, tmp_path / "x"),
+        ("caption", *same),
+    ):
         refused = run(*command)
-        assert refused.exit_code == 1 and "run code of its own" in refused.stderr and not (tmp_path / "x").exists()
+        assert (
+            refused.exit_code == 1
+            and "run code of its own" in refused.stderr
+            and not (tmp_path / "x").exists()
+        )
 
 
 def test_compare_says_who_described_the_images(another, folders, cache, tmp_path):
-    same = ("compare", "--images", folders / "flat", "--test", folders / "labelled", "--classes", CLASSES, "--preset", "small",
-            "--model", "another", "--methods", "zero-shot,latteclip")
+    same = (
+        "compare",
+        "--images",
+        folders / "flat",
+        "--test",
+        folders / "labelled",
+        "--classes",
+        CLASSES,
+        "--preset",
+        "small",
+        "--model",
+        "another",
+        "--methods",
+        "zero-shot,latteclip",
+    )
     done = run(*same, "--out", tmp_path / "alone")
     assert done.exit_code == 0 and ALONE in done.stderr, done.output
-    assert "latteclip had no captioner" in (tmp_path / "alone" / "report.html").read_text()
+    assert (
+        "latteclip had no captioner" in (tmp_path / "alone" / "report.html").read_text()
+    )
     assert not list(clipadapt.clip.captions.cache_directory().glob("captions*"))
     asked = run(*same, "--captioner", "attributes", "--out", tmp_path / "asked")
-    assert asked.exit_code == 0 and re.search(r"captions by attributes \d+: shape", (tmp_path / "asked" / "report.html").read_text())
-    records = [json.loads((tmp_path / name / "record.json").read_text())["captioner"] for name in ("alone", "asked")]
+    assert asked.exit_code == 0 and re.search(
+        r"captions by attributes \d+: shape",
+        (tmp_path / "asked" / "report.html").read_text(),
+    )
+    records = [
+        json.loads((tmp_path / name / "record.json").read_text())["captioner"]
+        for name in ("alone", "asked")
+    ]
     assert records[0] is None and records[1].startswith("attributes")
     other = run(*same, "--out", tmp_path / "asked", "--resume")
     assert other.exit_code == 1 and "captioner" in other.stderr
@@ -725,11 +1713,24 @@ def test_compare_says_who_described_the_images(another, folders, cache, tmp_path
 def methods_of_the_package():
     """Every class that adapts, by name."""
     named = {name: getattr(clipadapt, name) for name in clipadapt.__all__}
-    return {name: kind for name, kind in named.items() if isinstance(kind, type) and issubclass(kind, Adapter) and kind is not Adapter}
+    return {
+        name: kind
+        for name, kind in named.items()
+        if isinstance(kind, type) and issubclass(kind, Adapter) and kind is not Adapter
+    }
 
 
-SAMPLES = {"true or false": True, "a whole number": 3, "a number": 0.5, "a word": "word", "an object": {"a": 1}, "null": None,
-           "a list of words": ["a", "b"], "a list of numbers": [1, 0.5], "a list of whole numbers": [1, 2]}
+SAMPLES = {
+    "true or false": True,
+    "a whole number": 3,
+    "a number": 0.5,
+    "a word": "word",
+    "an object": {"a": 1},
+    "null": None,
+    "a list of words": ["a", "b"],
+    "a list of numbers": [1, 0.5],
+    "a list of whole numbers": [1, 2],
+}
 
 
 @pytest.mark.parametrize("name", methods_of_the_package())
@@ -737,33 +1738,69 @@ def test_every_parameter_of_every_method_can_be_set(name, clip):
     """With the value that stands, and with one of each kind that its annotation names; with nothing else."""
     kind = methods_of_the_package()[name]
     hints, signature = get_type_hints(kind.__init__), inspect.signature(kind)
-    names = [one for one in signature.parameters if one not in ("clip", "classnames", "captioner", "seed", "checkpoint", "method")]
-    assert set(names) <= set(kind(clip, ["a", "b"]).get_params(deep=False)) if "method" not in signature.parameters else True
+    names = [
+        one
+        for one in signature.parameters
+        if one
+        not in ("clip", "classnames", "captioner", "seed", "checkpoint", "method")
+    ]
+    assert (
+        set(names) <= set(kind(clip, ["a", "b"]).get_params(deep=False))
+        if "method" not in signature.parameters
+        else True
+    )
     for parameter in names:
-        method, default = kind(clip, ["a", "b"]), signature.parameters[parameter].default
+        method, default = (
+            kind(clip, ["a", "b"]),
+            signature.parameters[parameter].default,
+        )
         _configure(method, [f"{parameter}={json.dumps(default)}"])
-        assert method.get_params(deep=False)[parameter] == json.loads(json.dumps(default))
+        assert method.get_params(deep=False)[parameter] == json.loads(
+            json.dumps(default)
+        )
         words = _in_words(hints[parameter])
         assert words, f"{parameter} of {name} cannot be set"
         for word in words:
             _check_value(method, parameter, SAMPLES[word])
-        with pytest.raises(ValueError, match=f"{parameter} of {name} must be {words[0]}"):
+        with pytest.raises(
+            ValueError, match=f"{parameter} of {name} must be {words[0]}"
+        ):
             _check_value(method, parameter, [{}, [[]]])
 
 
 @pytest.mark.parametrize("method", ["fpl", "ifpl", "grip"])
-def test_where_some_classes_have_no_label_the_pool_can_be_chosen(method, folders, tmp_path):
+def test_where_some_classes_have_no_label_the_pool_can_be_chosen(
+    method, folders, tmp_path
+):
     """Two sub-folders name two of ten classes; the other images lie loose, and may be asked to be of the other eight."""
     shutil.copytree(folders / "labelled", tmp_path / "images")
     for number, place in enumerate(sorted((tmp_path / "images").iterdir())[2:]):
         for path in place.iterdir():
             path.rename(tmp_path / "images" / f"{number}-{path.name}")
         place.rmdir()
-    settings = [part for setting in ("epochs=1", "k=2", *["rounds=1"] * (method != "fpl")) for part in ("--set", setting)]
-    same = ("adapt", "--images", tmp_path / "images", "--classes", CLASSES, "--use-labels", "--method", method, *settings)
+    settings = [
+        part
+        for setting in ("epochs=1", "k=2", *["rounds=1"] * (method != "fpl"))
+        for part in ("--set", setting)
+    ]
+    same = (
+        "adapt",
+        "--images",
+        tmp_path / "images",
+        "--classes",
+        CLASSES,
+        "--use-labels",
+        "--method",
+        method,
+        *settings,
+    )
     for pool in ("unseen", "mixed"):
         done = run(*same, "--set", f"pool={pool}", "--out", tmp_path / pool)
         assert done.exit_code == 0, done.output
         assert read_saved(tmp_path / pool / "model")[0].params["pool"] == pool
     refused = run(*same, "--set", "pool=deep", "--out", tmp_path / "x")
-    assert refused.exit_code == 1 and "pool must be" in refused.stderr and not (tmp_path / "x").exists()
+    assert (
+        refused.exit_code == 1
+        and "pool must be" in refused.stderr
+        and not (tmp_path / "x").exists()
+    )

@@ -1,4 +1,5 @@
 """Comparing: what a kill leaves, what a failure spares, what the report holds."""
+
 import os
 import re
 import signal
@@ -11,12 +12,37 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipadapt import CLIP, FLYP, LPCLIP, LatteCLIP, Prototypes, ReCLIP, StoredCLIP, ZeroShot, digits
-from clipadapt.clip.captions import AttributeCaptioner
+from clipadapt import (
+    CLIP,
+    FLYP,
+    LPCLIP,
+    LatteCLIP,
+    Prototypes,
+    ReCLIP,
+    StoredCLIP,
+    ZeroShot,
+    digits,
+)
 from clipadapt.app.demo import small_methods
-from clipadapt.judge.compare import Run, _blocks, _file_stem, changes, compare, corruption_accuracies, plot_accuracies, plot_changes, plot_classes, plot_cost, recommend, redraw, run_all, tabulate
-from clipadapt.judge.report import _examples, report
+from clipadapt.clip.captions import AttributeCaptioner
 from clipadapt.images.sets import ImageSet
+from clipadapt.judge.compare import (
+    Run,
+    _blocks,
+    _file_stem,
+    changes,
+    compare,
+    corruption_accuracies,
+    plot_accuracies,
+    plot_changes,
+    plot_classes,
+    plot_cost,
+    recommend,
+    redraw,
+    run_all,
+    tabulate,
+)
+from clipadapt.judge.report import _examples, report
 from clipadapt.learning.training import Checkpoint
 
 
@@ -28,11 +54,21 @@ def train():
 @pytest.fixture
 def methods(clip):
     names = digits("test").classnames
-    return {"zero-shot": ZeroShot(clip, names), "prototypes": Prototypes(clip, names), "LP-CLIP": LPCLIP(clip, names, epochs=2, views=1)}
+    return {
+        "zero-shot": ZeroShot(clip, names),
+        "prototypes": Prototypes(clip, names),
+        "LP-CLIP": LPCLIP(clip, names, epochs=2, views=1),
+    }
 
 
 def made_up(clip, name, answers, seed=0, seconds=1.0, kind=ZeroShot):
-    return Run(name, kind(clip, ["a", "b", "c"]), np.eye(3, dtype=np.float32)[np.array(answers)], seconds, seed)
+    return Run(
+        name,
+        kind(clip, ["a", "b", "c"]),
+        np.eye(3, dtype=np.float32)[np.array(answers)],
+        seconds,
+        seed,
+    )
 
 
 SLOW_RUN = """
@@ -61,19 +97,34 @@ def test_a_killed_comparison_goes_on_where_it_was(tmp_path):
     os.kill(killed.pid, signal.SIGKILL)
     killed.wait()
     left = sorted(path.name for path in (tmp_path / "runs").iterdir())
-    assert len(left) == 1 and re.fullmatch(r"slow-[0-9a-f]{8}-0\.safetensors", left[0]), "the run that was done, and nothing half written"
-    done = subprocess.run([*command, "0"], capture_output=True, text=True, check=True).stdout
-    assert re.findall(r"fitted (\d)", done) == ["1", "2"] and re.findall(r"run (\d) (\S+)", done) == [("0", "10.0"), ("1", "10.0"), ("2", "10.0")]
+    assert len(left) == 1 and re.fullmatch(
+        r"slow-[0-9a-f]{8}-0\.safetensors", left[0]
+    ), "the run that was done, and nothing half written"
+    done = subprocess.run(
+        [*command, "0"], capture_output=True, text=True, check=True
+    ).stdout
+    assert re.findall(r"fitted (\d)", done) == ["1", "2"] and re.findall(
+        r"run (\d) (\S+)", done
+    ) == [("0", "10.0"), ("1", "10.0"), ("2", "10.0")]
 
 
 def test_what_is_kept_is_what_was_computed(tmp_path, methods, train, test_images):
     first = run_all(methods, train, test_images, seeds=(0, 3), folder=tmp_path)
     files = {path: path.read_bytes() for path in tmp_path.iterdir()}
     again = run_all(methods, train, test_images, seeds=(0, 3), folder=tmp_path)
-    assert files == {path: path.read_bytes() for path in tmp_path.iterdir()} and len(files) == 6
+    assert (
+        files == {path: path.read_bytes() for path in tmp_path.iterdir()}
+        and len(files) == 6
+    )
     for a, b in zip(first, again):
-        assert (a.name, a.seed, a.seconds) == (b.name, b.seed, b.seconds) and np.array_equal(a.probabilities, b.probabilities)
-    assert tabulate(first, test_images).equals(tabulate(again, test_images)) and recommend(first, test_images) == recommend(again, test_images)
+        assert (a.name, a.seed, a.seconds) == (
+            b.name,
+            b.seed,
+            b.seconds,
+        ) and np.array_equal(a.probabilities, b.probabilities)
+    assert tabulate(first, test_images).equals(
+        tabulate(again, test_images)
+    ) and recommend(first, test_images) == recommend(again, test_images)
 
 
 @pytest.mark.parametrize("damage", [b"", b"not a run", b"\xff" * 200])
@@ -82,14 +133,18 @@ def test_a_damaged_run_is_named(tmp_path, methods, train, test_images, damage):
     (file,) = tmp_path.iterdir()
     file.write_bytes(damage)
     with pytest.raises(ValueError, match=f"{file.name}.*damaged"):
-        run_all({"zero-shot": methods["zero-shot"]}, train, test_images, folder=tmp_path)
+        run_all(
+            {"zero-shot": methods["zero-shot"]}, train, test_images, folder=tmp_path
+        )
 
 
 def forged(content, record):
     """A checkpoint class whose file holds this."""
+
     class Forged(Checkpoint):
         def load(self):
             return content, record
+
     return Forged
 
 
@@ -97,16 +152,34 @@ GOOD = np.full((20, 10), 0.1, np.float32)
 NAN = np.where(np.arange(10) == 3, np.nan, GOOD).astype(np.float32)
 
 
-@pytest.mark.parametrize("content, record, message", [
-    ({"probabilities": GOOD[:5]}, {"seconds": 1.0}, "shape"), ({"probabilities": GOOD[:, :5]}, {"seconds": 1.0}, "shape"),
-    ({"probabilities": GOOD.astype(float)}, {"seconds": 1.0}, "float64"), ({"probabilities": NAN}, {"seconds": 1.0}, "not finite"),
-    ({"probabilities": 2 * GOOD}, {"seconds": 1.0}, "sum to one"), ({"probabilities": -GOOD}, {"seconds": 1.0}, "below 0"),
-    ({}, {"seconds": 1.0}, "missing"), ({"probabilities": GOOD, "more": GOOD}, {"seconds": 1.0}, "more"),
-    *(({"probabilities": GOOD}, {"seconds": value}, "seconds") for value in (-1.0, "1", None, True, float("nan"))), ({"probabilities": GOOD}, {}, "seconds")])
-def test_what_is_kept_is_checked(tmp_path, methods, train, test_images, monkeypatch, content, record, message):
+@pytest.mark.parametrize(
+    "content, record, message",
+    [
+        ({"probabilities": GOOD[:5]}, {"seconds": 1.0}, "shape"),
+        ({"probabilities": GOOD[:, :5]}, {"seconds": 1.0}, "shape"),
+        ({"probabilities": GOOD.astype(float)}, {"seconds": 1.0}, "float64"),
+        ({"probabilities": NAN}, {"seconds": 1.0}, "not finite"),
+        ({"probabilities": 2 * GOOD}, {"seconds": 1.0}, "sum to one"),
+        ({"probabilities": -GOOD}, {"seconds": 1.0}, "below 0"),
+        ({}, {"seconds": 1.0}, "missing"),
+        ({"probabilities": GOOD, "more": GOOD}, {"seconds": 1.0}, "more"),
+        *(
+            ({"probabilities": GOOD}, {"seconds": value}, "seconds")
+            for value in (-1.0, "1", None, True, float("nan"))
+        ),
+        ({"probabilities": GOOD}, {}, "seconds"),
+    ],
+)
+def test_what_is_kept_is_checked(
+    tmp_path, methods, train, test_images, monkeypatch, content, record, message
+):
     monkeypatch.setattr("clipadapt.judge.compare.Checkpoint", forged(content, record))
-    with pytest.raises(ValueError, match=f"zero-shot-.*is damaged.*{message}.*delete it"):
-        run_all({"zero-shot": methods["zero-shot"]}, train, test_images, folder=tmp_path)
+    with pytest.raises(
+        ValueError, match=f"zero-shot-.*is damaged.*{message}.*delete it"
+    ):
+        run_all(
+            {"zero-shot": methods["zero-shot"]}, train, test_images, folder=tmp_path
+        )
 
 
 KILLED_INSIDE = """
@@ -138,34 +211,79 @@ def test_a_method_killed_inside_goes_on_and_answers_as_if_it_had_not_been(tmp_pa
     killed = subprocess.run([*command, str(tmp_path / "a"), "die"], capture_output=True)
     assert killed.returncode == -signal.SIGKILL
     left = sorted(path.name for path in (tmp_path / "a").iterdir())
-    assert re.fullmatch(r"mortal-[0-9a-f]{8}-0\.safetensors", left[0]) and re.match(r"mortal-[0-9a-f]{8}-1-[0-9a-f]{8}\.checkpoint", left[1])
-    resumed, whole = (subprocess.run([*command, str(tmp_path / folder), "live"], capture_output=True, text=True, check=True).stdout for folder in "ab")
-    assert resumed.startswith("[0, 4]") and whole.startswith("[6, 6]"), "seed 0 is read, seed 1 goes on after two of six epochs"
+    assert re.fullmatch(r"mortal-[0-9a-f]{8}-0\.safetensors", left[0]) and re.match(
+        r"mortal-[0-9a-f]{8}-1-[0-9a-f]{8}\.checkpoint", left[1]
+    )
+    resumed, whole = (
+        subprocess.run(
+            [*command, str(tmp_path / folder), "live"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for folder in "ab"
+    )
+    assert resumed.startswith("[0, 4]") and whole.startswith("[6, 6]"), (
+        "seed 0 is read, seed 1 goes on after two of six epochs"
+    )
     assert resumed.split(" [")[1] == whole.split(" [")[1], "bit for bit"
     assert whole.rstrip().endswith("None")
-    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == sorted(path.name for path in (tmp_path / "b").iterdir())
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == sorted(
+        path.name for path in (tmp_path / "b").iterdir()
+    )
     assert len(list((tmp_path / "a").iterdir())) == 2, "two runs, no checkpoint"
 
 
-def test_a_changed_method_does_not_find_the_checkpoint_of_another(clip, tmp_path, train, test_images):
-    method = ReCLIP(clip, train.classnames, projection="whole", epochs=1, learning_rate=0.03)
+def test_a_changed_method_does_not_find_the_checkpoint_of_another(
+    clip, tmp_path, train, test_images
+):
+    method = ReCLIP(
+        clip, train.classnames, projection="whole", epochs=1, learning_rate=0.03
+    )
     folder = tmp_path / "runs"
     folder.mkdir()
     stem = _file_stem("x", 0)
-    (folder / f"{stem}-00000000.checkpoint.safetensors").write_bytes(b"of other parameters")
+    (folder / f"{stem}-00000000.checkpoint.safetensors").write_bytes(
+        b"of other parameters"
+    )
     (run,) = run_all({"x": method}, train, test_images, folder=folder)
-    assert not run.error and [path.name for path in folder.iterdir()] == [f"{stem}.safetensors"]
+    assert not run.error and [path.name for path in folder.iterdir()] == [
+        f"{stem}.safetensors"
+    ]
 
 
-ODD_NAMES = ["a b", "a-b", "a/b", "A B", "a  b", ".a b", "..", "../../x", "x" * 300, "猫", "\x1b[31m", "a\nb", "$x^$", "{}", "%s"]
+ODD_NAMES = [
+    "a b",
+    "a-b",
+    "a/b",
+    "A B",
+    "a  b",
+    ".a b",
+    "..",
+    "../../x",
+    "x" * 300,
+    "猫",
+    "\x1b[31m",
+    "a\nb",
+    "$x^$",
+    "{}",
+    "%s",
+]
 
 
 def test_every_name_gets_a_file_of_its_own(tmp_path, clip, train, test_images):
     methods = {name: ZeroShot(clip, train.classnames) for name in ODD_NAMES}
     runs = run_all(methods, train, test_images, folder=tmp_path / "runs")
     files = [path.name for path in (tmp_path / "runs").iterdir()]
-    assert len({name.casefold() for name in files}) == len(ODD_NAMES) and not any(run.error for run in runs)
-    assert all(re.fullmatch(r"[\w.-]+\.safetensors", name, re.ASCII) and name[0] not in ".-" and len(name) < 80 for name in files)
+    assert len({name.casefold() for name in files}) == len(ODD_NAMES) and not any(
+        run.error for run in runs
+    )
+    assert all(
+        re.fullmatch(r"[\w.-]+\.safetensors", name, re.ASCII)
+        and name[0] not in ".-"
+        and len(name) < 80
+        for name in files
+    )
     assert list(tmp_path.iterdir()) == [tmp_path / "runs"]
     assert tabulate(runs, test_images)["method"].tolist() == ODD_NAMES
 
@@ -177,16 +295,35 @@ class Broken(ZeroShot):
         return np.full((len(images), 10), np.nan, np.float32)
 
 
-def test_answers_that_are_no_probabilities_are_the_error_of_a_run(clip, methods, train, test_images):
+def test_answers_that_are_no_probabilities_are_the_error_of_a_run(
+    clip, methods, train, test_images
+):
     with pytest.warns(UserWarning, match="not finite"):
-        runs = run_all({"broken": Broken(clip, train.classnames), **methods}, train, test_images)
+        runs = run_all(
+            {"broken": Broken(clip, train.classnames), **methods}, train, test_images
+        )
     assert "not finite" in runs[0].error and len(tabulate(runs, test_images)) == 4
 
 
-@pytest.mark.parametrize("wrong", [{0: 1}, {None: 1}, {float("nan"): 1}, {"": 1}, {"caf\udce9": 1}, {b"a": 1}, {("a",): 1}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {0: 1},
+        {None: 1},
+        {float("nan"): 1},
+        {"": 1},
+        {"caf\udce9": 1},
+        {b"a": 1},
+        {("a",): 1},
+    ],
+)
 def test_methods_have_names(clip, train, test_images, wrong):
     with pytest.raises(ValueError, match="the name of a method must be a text"):
-        run_all({name: ZeroShot(clip, train.classnames) for name in wrong}, train, test_images)
+        run_all(
+            {name: ZeroShot(clip, train.classnames) for name in wrong},
+            train,
+            test_images,
+        )
 
 
 @pytest.mark.parametrize("wrong", [None, "ZeroShot", 3, ZeroShot, object()])
@@ -195,8 +332,29 @@ def test_what_is_no_method_is_refused(train, test_images, wrong):
         run_all({"x": wrong}, train, test_images)
 
 
-@pytest.mark.parametrize("function", [tabulate, recommend, redraw, changes, plot_accuracies, plot_classes, plot_cost, plot_changes])
-@pytest.mark.parametrize("runs", [[], [None], [Run("a", None, None, 1.0, error="broke")], [Run(None, None, GOOD, 1.0)], "abc"])
+@pytest.mark.parametrize(
+    "function",
+    [
+        tabulate,
+        recommend,
+        redraw,
+        changes,
+        plot_accuracies,
+        plot_classes,
+        plot_cost,
+        plot_changes,
+    ],
+)
+@pytest.mark.parametrize(
+    "runs",
+    [
+        [],
+        [None],
+        [Run("a", None, None, 1.0, error="broke")],
+        [Run(None, None, GOOD, 1.0)],
+        "abc",
+    ],
+)
 def test_runs_that_are_none_are_refused(test_images, function, runs):
     with pytest.raises(ValueError, match="run"):
         function(runs, test_images)
@@ -205,69 +363,134 @@ def test_runs_that_are_none_are_refused(test_images, function, runs):
 def test_other_test_images_are_other_runs(tmp_path, methods, train, test_images):
     run_all({"zero-shot": methods["zero-shot"]}, train, test_images, folder=tmp_path)
     with pytest.raises(ValueError, match="test images changed"):
-        run_all({"zero-shot": methods["zero-shot"]}, train, test_images.subset(range(5)), folder=tmp_path)
+        run_all(
+            {"zero-shot": methods["zero-shot"]},
+            train,
+            test_images.subset(range(5)),
+            folder=tmp_path,
+        )
 
 
-def test_seeds_change_the_order_of_the_images_and_seed_0_does_not(clip, train, test_images):
+def test_seeds_change_the_order_of_the_images_and_seed_0_does_not(
+    clip, train, test_images
+):
     seen = []
 
     class Looks(ZeroShot):
         def _fit(self, images, labels):
             super()._fit(images, labels)
-            seen.append([np.asarray(images[i][0]).tobytes() for i in range(len(images))])
+            seen.append(
+                [np.asarray(images[i][0]).tobytes() for i in range(len(images))]
+            )
 
-    run_all({"looks": Looks(clip, train.classnames)}, train, test_images, seeds=(0, 1, 1))
+    run_all(
+        {"looks": Looks(clip, train.classnames)}, train, test_images, seeds=(0, 1, 1)
+    )
     original = [np.asarray(image).tobytes() for image, _ in train]
-    assert seen[0] == original and seen[1] != original and sorted(seen[1]) == sorted(original) and seen[1] == seen[2]
+    assert (
+        seen[0] == original
+        and seen[1] != original
+        and sorted(seen[1]) == sorted(original)
+        and seen[1] == seen[2]
+    )
 
 
 def test_methods_are_left_as_they_were(methods, train, test_images):
     run_all(methods, train, test_images, seeds=(1,))
-    assert all(method.seed == 0 and not hasattr(method, "classnames_") for method in methods.values())
+    assert all(
+        method.seed == 0 and not hasattr(method, "classnames_")
+        for method in methods.values()
+    )
 
 
-def test_one_failure_spares_the_others_and_only_failures_are_an_error(clip, methods, train, test_images, tmp_path):
+def test_one_failure_spares_the_others_and_only_failures_are_an_error(
+    clip, methods, train, test_images, tmp_path
+):
     bad = LPCLIP(clip, train.classnames, views=-1)
     with pytest.warns(UserWarning, match="bad with seed 0 failed .ValueError: views"):
         runs = run_all({"bad": bad, **methods}, train, test_images, folder=tmp_path)
     table = tabulate(runs, test_images)
-    assert table["method"].tolist() == ["bad", *methods] and np.isnan(table.loc[0, "accuracy"]) and "views" in table.loc[0, "error"] and table.loc[1:, "accuracy"].notna().all()
+    assert (
+        table["method"].tolist() == ["bad", *methods]
+        and np.isnan(table.loc[0, "accuracy"])
+        and "views" in table.loc[0, "error"]
+        and table.loc[1:, "accuracy"].notna().all()
+    )
     assert "bad" not in recommend(runs, test_images)
-    page = report(runs, train, test_images, tmp_path / "report.html").read_text(encoding="utf-8")
+    page = report(runs, train, test_images, tmp_path / "report.html").read_text(
+        encoding="utf-8"
+    )
     assert "failed: ValueError: views" in page
-    with warnings.catch_warnings(record=True), pytest.raises(ValueError, match="every method failed; the first one: ValueError: views"):
+    with (
+        warnings.catch_warnings(record=True),
+        pytest.raises(
+            ValueError, match="every method failed; the first one: ValueError: views"
+        ),
+    ):
         run_all({"bad": bad}, train, test_images)
 
 
 def test_what_is_no_better_than_a_constant_answer_is_said_so(clip, test_images):
-    constant = np.eye(10, dtype=np.float32)[[int(test_images.labels[0])] * len(test_images)]
-    runs = [Run(name, ZeroShot(clip, test_images.classnames), constant, 1.0) for name in "ab"]
-    assert "Giving every image the most frequent class would be right in" in recommend(runs, ImageSet(test_images.images, test_images.classnames, [test_images.labels[0]] * len(test_images)))
+    constant = np.eye(10, dtype=np.float32)[
+        [int(test_images.labels[0])] * len(test_images)
+    ]
+    runs = [
+        Run(name, ZeroShot(clip, test_images.classnames), constant, 1.0)
+        for name in "ab"
+    ]
+    assert "Giving every image the most frequent class would be right in" in recommend(
+        runs,
+        ImageSet(
+            test_images.images,
+            test_images.classnames,
+            [test_images.labels[0]] * len(test_images),
+        ),
+    )
     right = np.eye(10, dtype=np.float32)[test_images.labels]
-    assert "most frequent class" not in recommend([Run("a", runs[0].method, right, 1.0), *runs[1:]], test_images)
+    assert "most frequent class" not in recommend(
+        [Run("a", runs[0].method, right, 1.0), *runs[1:]], test_images
+    )
 
 
 def test_labels_of_the_training_images_are_not_read(methods, train, test_images):
-    shuffled = ImageSet(train.images, train.classnames, np.random.default_rng(0).permutation(train.labels))
+    shuffled = ImageSet(
+        train.images,
+        train.classnames,
+        np.random.default_rng(0).permutation(train.labels),
+    )
     columns = ["method", "accuracy", "ece"]
-    assert compare(methods, train, test_images)[columns].equals(compare(methods, shuffled, test_images)[columns])
+    assert compare(methods, train, test_images)[columns].equals(
+        compare(methods, shuffled, test_images)[columns]
+    )
 
 
-@pytest.mark.parametrize("wrong, message", [({"seeds": ()}, "at least one seed"), ({"seeds": (-1,)}, "a seed must be"), ({"seeds": (0.5,)}, "a seed must be")])
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"seeds": ()}, "at least one seed"),
+        ({"seeds": (-1,)}, "a seed must be"),
+        ({"seeds": (0.5,)}, "a seed must be"),
+    ],
+)
 def test_bad_seeds_are_refused(methods, train, test_images, wrong, message):
     with pytest.raises(ValueError, match=message):
         run_all(methods, train, test_images, **wrong)
 
 
 def test_bad_tests_are_refused(methods, train, test_images):
-    for test, message in [(test_images.unlabelled(), "20 of 20 have none"), ([test_images[0][0]], "pass an ImageSet")]:
+    for test, message in [
+        (test_images.unlabelled(), "20 of 20 have none"),
+        ([test_images[0][0]], "pass an ImageSet"),
+    ]:
         with pytest.raises(ValueError, match=message):
             compare(methods, train, test)
     for test in (test_images.subset([]), []):
         with pytest.raises(ValueError, match="at least one seed and one test image"):
             run_all(methods, train, test)
     for none in ({}, [], "FPL", None):
-        with pytest.raises(ValueError, match="list or dict of methods|at least one method"):
+        with pytest.raises(
+            ValueError, match="list or dict of methods|at least one method"
+        ):
             run_all(none, train, test_images)
 
 
@@ -278,42 +501,98 @@ def test_unlabelled_images_can_be_asked(methods, train, test_images):
 
 def test_figures_by_hand(clip):
     test = ImageSet(np.zeros((4, 8, 8), np.uint8), ["a", "b", "c"], [0, 0, 1, 2])
-    runs = [made_up(clip, "base", [0, 1, 1, 0]), made_up(clip, "base", [0, 0, 1, 0], 1), made_up(clip, "other", [0, 0, 2, 2], kind=Prototypes), made_up(clip, "other", [0, 1, 1, 2], 1, 3.0, Prototypes)]
+    runs = [
+        made_up(clip, "base", [0, 1, 1, 0]),
+        made_up(clip, "base", [0, 0, 1, 0], 1),
+        made_up(clip, "other", [0, 0, 2, 2], kind=Prototypes),
+        made_up(clip, "other", [0, 1, 1, 2], 1, 3.0, Prototypes),
+    ]
     table = tabulate(runs, test).set_index("method")
-    assert table["accuracy"].tolist() == [0.625, 0.75] and table["gain"].tolist() == [0, 0.125] and table["seeds"].tolist() == [2, 2]
+    assert (
+        table["accuracy"].tolist() == [0.625, 0.75]
+        and table["gain"].tolist() == [0, 0.125]
+        and table["seeds"].tolist() == [2, 2]
+    )
     np.testing.assert_allclose(table["accuracy_std"], [np.std([0.5, 0.75], ddof=1), 0])
-    np.testing.assert_allclose(table["mean_class_accuracy"], [((0.5 + 1) / 3 + 2 / 3) / 2, (2 / 3 + 2.5 / 3) / 2])
+    np.testing.assert_allclose(
+        table["mean_class_accuracy"],
+        [((0.5 + 1) / 3 + 2 / 3) / 2, (2 / 3 + 2.5 / 3) / 2],
+    )
     assert table["seconds"].tolist() == [1, 2]
-    np.testing.assert_allclose(changes(runs, test).loc["other"], [(0.5 + 0.25) / 2, (0.25 + 0.25) / 2])
+    np.testing.assert_allclose(
+        changes(runs, test).loc["other"], [(0.5 + 0.25) / 2, (0.25 + 0.25) / 2]
+    )
     samples = redraw(runs, test, 200)
-    assert samples.shape == (200, 2) and samples["base"].between(0, 1).all() and 0.6 < samples["other"].mean() < 0.9
+    assert (
+        samples.shape == (200, 2)
+        and samples["base"].between(0, 1).all()
+        and 0.6 < samples["other"].mean() < 0.9
+    )
 
 
 def test_pictures_state_findings(clip):
     test = ImageSet(np.zeros((4, 8, 8), np.uint8), ["a", "b", "c"], [0, 0, 1, 2])
-    runs = [made_up(clip, "base", [0, 1, 1, 0]), made_up(clip, "other", [0, 0, 1, 0], seconds=2.0, kind=Prototypes), made_up(clip, "slow", [0, 0, 0, 0], seconds=9.0, kind=Prototypes)]
-    assert plot_accuracies(runs, test).get_title() == "other: 75.0 %, 25.0 points ahead of base"
+    runs = [
+        made_up(clip, "base", [0, 1, 1, 0]),
+        made_up(clip, "other", [0, 0, 1, 0], seconds=2.0, kind=Prototypes),
+        made_up(clip, "slow", [0, 0, 0, 0], seconds=9.0, kind=Prototypes),
+    ]
+    assert (
+        plot_accuracies(runs, test).get_title()
+        == "other: 75.0 %, 25.0 points ahead of base"
+    )
     assert plot_classes(runs, test).get_title() == "Lowest: base is right in 0 % of “c”"
-    assert plot_changes(runs, test).get_title() == "other breaks least: 0.0 % of the images, and mends 25.0 %"
-    assert plot_cost(runs, test).get_title() == "Nothing is both quicker and better than base, other"
+    assert (
+        plot_changes(runs, test).get_title()
+        == "other breaks least: 0.0 % of the images, and mends 25.0 %"
+    )
+    assert (
+        plot_cost(runs, test).get_title()
+        == "Nothing is both quicker and better than base, other"
+    )
 
 
 def test_the_list_of_methods_is_whole(clip):
     names = [type(method).__name__ for method in small_methods(clip, ["a", "b"])]
-    assert names == ["ZeroShot", "NearestNeighbours", "Prototypes", "FPL", "IFPL", "GRIP", "CoReg", "LatteCLIP", "LPCLIP", "FLYP", "ReCLIP"]
+    assert names == [
+        "ZeroShot",
+        "NearestNeighbours",
+        "Prototypes",
+        "FPL",
+        "IFPL",
+        "GRIP",
+        "CoReg",
+        "LatteCLIP",
+        "LPCLIP",
+        "FLYP",
+        "ReCLIP",
+    ]
 
 
 def test_only_the_built_in_clip_has_a_ruler(clip):
     """With another one it would call photographs thin wide digits."""
     named = CLIP(clip.model, clip.preprocess, clip.tokenizer, name="another")
-    for model, domain in ((clip, "digit"), (named, "object"), (StoredCLIP(named), "object")):
-        latteclip, = (method for method in small_methods(model, ["a", "b"]) if hasattr(method, "captioner"))
-        assert latteclip.domain == domain and (latteclip.captioner is None) == (domain == "object")
+    for model, domain in (
+        (clip, "digit"),
+        (named, "object"),
+        (StoredCLIP(named), "object"),
+    ):
+        (latteclip,) = (
+            method
+            for method in small_methods(model, ["a", "b"])
+            if hasattr(method, "captioner")
+        )
+        assert latteclip.domain == domain and (latteclip.captioner is None) == (
+            domain == "object"
+        )
 
 
 def test_a_kept_run_belongs_to_its_captioner(clip, train, tmp_path):
     short = {"epochs": 1, "batch_size": 64}
-    methods = [LatteCLIP(clip, train.classnames, captioner=captioner, **short) for captioner in (None, AttributeCaptioner())]
+    methods = [
+        LatteCLIP(clip, train.classnames, captioner=captioner, **short)
+        for captioner in (None, AttributeCaptioner())
+    ]
     test = digits("test").subset(range(10))
     run_all(methods[:1], train, test, folder=tmp_path)
     with pytest.raises(ValueError, match="captioner"):
@@ -336,7 +615,9 @@ def test_corrupted_photographs_are_not_held_all_at_once(clip, monkeypatch):
     """Photographs of any shape come in blocks; the figures are those of all at once."""
     rng = np.random.default_rng(0)
     shapes = [(40, 60, 3), (70, 30, 3), (50, 50, 3), (33, 90, 3)] * 3
-    photographs = [Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)) for shape in shapes]
+    photographs = [
+        Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)) for shape in shapes
+    ]
     test = ImageSet(photographs, ["one", "two"], [0, 1] * 6)
     runs, sizes = run_all([ZeroShot(clip, test.classnames)], test, test), []
     whole = corruption_accuracies(runs, test, 3)
@@ -354,8 +635,12 @@ def test_corrupted_photographs_are_not_held_all_at_once(clip, monkeypatch):
 
 def test_examples_of_a_report_are_reduced(clip):
     """Twenty photographs of 24 million pixels would fill the memory."""
-    test = ImageSet([Image.new("RGB", (1500, 1000)), Image.new("RGB", (8, 8))], ["a", "b"], [0, 1])
+    test = ImageSet(
+        [Image.new("RGB", (1500, 1000)), Image.new("RGB", (8, 8))], ["a", "b"], [0, 1]
+    )
     figure = _examples(test)
-    drawn = [axis.images[0].get_array().shape[:2] for axis in figure.axes if axis.images]
+    drawn = [
+        axis.images[0].get_array().shape[:2] for axis in figure.axes if axis.images
+    ]
     assert drawn == [(149, 224), (8, 8)] * 2
     plt.close(figure)

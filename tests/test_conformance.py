@@ -12,23 +12,28 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from PIL import Image
-
-from clipadapt import ImageSet, Prototypes, ZeroShot, load_clip
-from clipadapt.learning import students
-from clipadapt.images import corruptions
-from clipadapt.judge import robustness
-from clipadapt.app.cli import METHODS, main
-from clipadapt.judge.compare import corruption_accuracies, run_all, tabulate
-from clipadapt.judge.selection import label_free, recommend_without_labels
-from clipadapt.clip.model import CLIP
 from conformance.cases import CASES, REFUSED, check_words, choose, try_case
 from conformance.models import KINDS, WHOLE, write_model
 from conformance.photographs import (
-    SHAPES, TEXTURES, disc, proportions, write_photographs)
+    SHAPES,
+    TEXTURES,
+    disc,
+    proportions,
+    write_photographs,
+)
+from PIL import Image
+
+from clipadapt import ImageSet, Prototypes, ZeroShot, load_clip
+from clipadapt.app.cli import METHODS, main
+from clipadapt.clip.model import CLIP
+from clipadapt.images import corruptions
+from clipadapt.judge import robustness
+from clipadapt.judge.compare import corruption_accuracies, run_all, tabulate
+from clipadapt.judge.selection import label_free, recommend_without_labels
+from clipadapt.learning import students
 
 NARROW = [kind for kind in KINDS if kind != WHOLE]
-QUICK = {       # a narrow student, fewer views and fewer templates, so that it is quick
+QUICK = {  # a narrow student, fewer views and fewer templates, so that it is quick
     "CoReg, resnet": {"options": {"width": 8}, "views": 2},
     "CoReg, as for EuroSAT": {
         "options": {"width": 8, "preactivation": True, "stride": 2},
@@ -39,12 +44,15 @@ QUICK = {       # a narrow student, fewer views and fewer templates, so that it 
     "LPCLIP": {"templates": "single"},
     "LPCLIP, new views": {"templates": "single"},
 }
-ONCE = (        # they tell nothing of another kind that another case does not
-    "CoReg, resnet", "CoReg, as for EuroSAT", "LPCLIP, new views", "FLYP, half",
+ONCE = (  # they tell nothing of another kind that another case does not
+    "CoReg, resnet",
+    "CoReg, as for EuroSAT",
+    "LPCLIP, new views",
+    "FLYP, half",
     "ZeroShot, DTD's templates",
 )
 INSIDE = ("FPL", "IFPL", "GRIP", "LatteCLIP", "FLYP", "ReCLIP", "CoReg, clip")
-MEMORY = 3000           # megabytes
+MEMORY = 3000  # megabytes
 
 
 @pytest.fixture(autouse=True)
@@ -142,7 +150,12 @@ def seen(monkeypatch):
 
 
 VIEWED = [
-    "CoReg, resnet", "CoReg, head", "CoReg, clip", "LatteCLIP", "LPCLIP", "FLYP",
+    "CoReg, resnet",
+    "CoReg, head",
+    "CoReg, clip",
+    "LatteCLIP",
+    "LPCLIP",
+    "FLYP",
     "ReCLIP",
 ]
 
@@ -273,8 +286,11 @@ def test_a_whole_model_needs_less_than_three_gigabytes(single, tmp_path):
     commands = [["compare", *map(str, single), *given, "--methods", "zero-shot"]]
     root = Path(__file__).parent.parent
     done = subprocess.run(
-        [sys.executable, "-c", WHOLE_MODEL, json.dumps(commands)], cwd=root,
-        env={**os.environ, "PYTHONPATH": str(root)}, capture_output=True, text=True,
+        [sys.executable, "-c", WHOLE_MODEL, json.dumps(commands)],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert float(done.stdout.splitlines()[-1]) < MEMORY
@@ -287,6 +303,6 @@ def test_the_benchmark_for_a_gpu_runs_without_one():
     gpu = runpy.run_path(str(path))
     clip, images = gpu["random_clip"]("cpu", narrow=True), gpu["noise"](4)
     for kind, params in gpu["CASES"].values():
-        kind(clip, TEXTURES, **params)      # a parameter that is gone is an error
+        kind(clip, TEXTURES, **params)  # a parameter that is gone is an error
     row = gpu["measure"]("ReCLIP, 64", clip, images, batch=2)
     assert row["error"] is None and row["steps"] >= 2 and row["steps a second"] > 0

@@ -1,4 +1,5 @@
 """Saved methods, checkpoints and indexes that were damaged, forged, or cut off by a kill: one clear error, or what was saved."""
+
 import os
 import random
 import subprocess
@@ -12,13 +13,28 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from clipadapt import Adapter, ImageSet, NearestNeighbours, Prototypes, ZeroShot, digits, load_clip
-from clipadapt.learning import adapter
-from clipadapt.images import files
-from clipadapt.learning.adapter import SavedClip, read_saved, translate_labels
-from clipadapt.images.files import write_arrays
+from clipadapt import (
+    Adapter,
+    ImageSet,
+    NearestNeighbours,
+    Prototypes,
+    ZeroShot,
+    digits,
+    load_clip,
+)
 from clipadapt.clip.index import PrototypeIndex
-from clipadapt.learning.training import Checkpoint, Recipe, SavedRun, restore_training, train_epochs, training_state
+from clipadapt.images import files
+from clipadapt.images.files import write_arrays
+from clipadapt.learning import adapter
+from clipadapt.learning.adapter import SavedClip, read_saved, translate_labels
+from clipadapt.learning.training import (
+    Checkpoint,
+    Recipe,
+    SavedRun,
+    restore_training,
+    train_epochs,
+    training_state,
+)
 
 FILE = "adapter.safetensors"
 
@@ -42,7 +58,7 @@ def mutated(content, generator):
     """A copy of `content` with a few bits, bytes or pieces changed, in one of five ways."""
     content, place = bytearray(content), generator.randrange(len(content))
     if generator.random() < 0.5:
-        place %= 2000               # half of them where the header is
+        place %= 2000  # half of them where the header is
     way = generator.randrange(5)
     if way == 0:
         content[place] ^= 1 << generator.randrange(8)
@@ -51,7 +67,7 @@ def mutated(content, generator):
     elif way == 2:
         del content[place:]
     elif way == 3:
-        del content[place:place + generator.randrange(1, 9)]
+        del content[place : place + generator.randrange(1, 9)]
     else:
         end = place + generator.randrange(1, 40)
         content[place:place] = content[place:end] or b"\0"
@@ -79,10 +95,12 @@ def forge(folder, arrays=None, params=None, fitted=None, **facts):
     """Change what a saved method says, and seal it as if it had been saved so."""
     record, before = read_saved(folder)
     record = record.model_copy(update=facts)
-    record = record.model_copy(update={
-        "params": {**record.params, **(params or {})},
-        "fitted": {**record.fitted, **(fitted or {})},
-    })
+    record = record.model_copy(
+        update={
+            "params": {**record.params, **(params or {})},
+            "fitted": {**record.fitted, **(fitted or {})},
+        }
+    )
     changed = {**before, **(arrays or {})}
     kept = {name: array for name, array in changed.items() if array is not None}
     write_arrays(folder / FILE, kept, record)
@@ -90,31 +108,54 @@ def forge(folder, arrays=None, params=None, fitted=None, **facts):
 
 TEN = [f"class {number}" for number in range(10)]
 FORGED = {
-    "another shape": ({"arrays": {"prototypes_": np.zeros((10, 3), np.float32)}}, "shape"),
-    "another type": ({"arrays": {"owners_": np.arange(10, dtype=np.int32)}}, "type int32"),
-    "NaN": ({"arrays": {"prototypes_": np.full((10, 64), np.nan, np.float32)}}, "finite"),
-    "no unit": ({"arrays": {"prototypes_": np.ones((10, 64), np.float32)}}, "unit length"),
+    "another shape": (
+        {"arrays": {"prototypes_": np.zeros((10, 3), np.float32)}},
+        "shape",
+    ),
+    "another type": (
+        {"arrays": {"owners_": np.arange(10, dtype=np.int32)}},
+        "type int32",
+    ),
+    "NaN": (
+        {"arrays": {"prototypes_": np.full((10, 64), np.nan, np.float32)}},
+        "finite",
+    ),
+    "no unit": (
+        {"arrays": {"prototypes_": np.ones((10, 64), np.float32)}},
+        "unit length",
+    ),
     "no owner": ({"arrays": {"owners_": np.arange(10) + 1}}, "values of 10 or more"),
     "below zero": ({"arrays": {"owners_": np.arange(10) - 1}}, "values below 0"),
     "not rising": ({"arrays": {"owners_": np.arange(10)[::-1]}}, "owners_ must rise"),
-    "a class left out": ({"arrays": {"owners_": np.arange(10) // 2}}, "name every class"),
+    "a class left out": (
+        {"arrays": {"owners_": np.arange(10) // 2}},
+        "name every class",
+    ),
     "missing": ({"arrays": {"owners_": None}}, "owners_ is missing"),
     "too many": ({"arrays": {"fit": np.zeros(3)}}, "fit does not belong"),
     "a method": ({"fitted": {"predict": 3}}, "'predict' does not belong"),
-    "history": ({"fitted": {"history_": [3]}}, "history_: 0: Input should be an object"),
+    "history": (
+        {"fitted": {"history_": [3]}},
+        "history_: 0: Input should be an object",
+    ),
     "classnames": ({"fitted": {"classnames_": "cat"}}, "no class names"),
     "no classes": ({"fitted": {"classnames_": []}}, "no class names"),
     "numbers": ({"fitted": {"classnames_": list(range(10))}}, "class 0 must be text"),
     "twins": ({"fitted": {"classnames_": ["a", "a"]}}, "must be distinct"),
     "fewer": ({"fitted": {"classnames_": TEN[:9]}}, "values of 9 or more"),
     "unknown parameter": ({"params": {"device": "x"}}, "'device' does not belong"),
-    "parameter": ({"params": {"momentum": "much"}}, "momentum: Input should be a valid n"),
+    "parameter": (
+        {"params": {"momentum": "much"}},
+        "momentum: Input should be a valid n",
+    ),
     "another class": ({"method": "GRIP"}, "holds a 'GRIP', not a Prototypes"),
 }
 
 
 @pytest.mark.parametrize("change, message", FORGED.values(), ids=FORGED)
-def test_a_forged_method_with_a_valid_hash_is_refused(tmp_path, clip, train, change, message):
+def test_a_forged_method_with_a_valid_hash_is_refused(
+    tmp_path, clip, train, change, message
+):
     Prototypes(clip, train.classnames).fit(train).save(tmp_path / "model")
     forge(tmp_path / "model", **change)
     with pytest.raises(ValueError, match=f"{FILE}.*{message}"):
@@ -147,13 +188,17 @@ class Free(ZeroShot):
 def test_a_method_that_declares_nothing_is_saved_and_loaded(tmp_path, clip, train):
     Free(clip, train.classnames).fit(train).save(tmp_path / "model")
     loaded = Free.load(tmp_path / "model", clip)
-    assert loaded.notes_ == {"any": ["thing", None]} and loaded.prior_.tolist() == [1] * 3
+    assert (
+        loaded.notes_ == {"any": ["thing", None]} and loaded.prior_.tolist() == [1] * 3
+    )
     record, arrays = read_saved(tmp_path / "model")
     for name in ("clip", "predict", "__class__", "no name_"):
         write_arrays(tmp_path / "model" / FILE, {**arrays, name: np.ones(3)}, record)
         with pytest.raises(ValueError, match=f"{name} does not belong there"):
             Free.load(tmp_path / "model", clip)
-    write_arrays(tmp_path / "model" / FILE, {**arrays, "prior_": np.array([1, np.inf])}, record)
+    write_arrays(
+        tmp_path / "model" / FILE, {**arrays, "prior_": np.array([1, np.inf])}, record
+    )
     with pytest.raises(ValueError, match="prior_ has values that are not finite"):
         Free.load(tmp_path / "model", clip)
 
@@ -182,10 +227,20 @@ def test_what_load_would_refuse_is_not_saved(tmp_path, clip, train):
     assert not (tmp_path / "model").exists()
 
 
-@pytest.mark.parametrize("name, pretrained", [
-    ("local-dir:gift", None), ("hf-hub:some/body", None), ("ViT-B-32", "weights.pt"),
-    (None, "weights.pt"), ("no such model", None), ("ViT-B-32", None)])
-def test_no_model_is_loaded_on_the_word_of_a_file(tmp_path, clip, train, monkeypatch, name, pretrained):
+@pytest.mark.parametrize(
+    "name, pretrained",
+    [
+        ("local-dir:gift", None),
+        ("hf-hub:some/body", None),
+        ("ViT-B-32", "weights.pt"),
+        (None, "weights.pt"),
+        ("no such model", None),
+        ("ViT-B-32", None),
+    ],
+)
+def test_no_model_is_loaded_on_the_word_of_a_file(
+    tmp_path, clip, train, monkeypatch, name, pretrained
+):
     ZeroShot(clip, train.classnames).fit(train).save(tmp_path / "model")
     named = SavedClip(name=name, pretrained=pretrained, fingerprint=clip.fingerprint)
     forge(tmp_path / "model", clip=named)
@@ -196,12 +251,18 @@ def test_no_model_is_loaded_on_the_word_of_a_file(tmp_path, clip, train, monkeyp
     assert ZeroShot.load(tmp_path / "model", clip).clip is clip
 
 
-def test_a_model_of_openclips_own_list_is_loaded_by_its_name(tmp_path, clip, train, monkeypatch):
+def test_a_model_of_openclips_own_list_is_loaded_by_its_name(
+    tmp_path, clip, train, monkeypatch
+):
     ZeroShot(clip, train.classnames).fit(train).save(tmp_path / "model")
-    named = SavedClip(name="ViT-B-32", pretrained="openai", fingerprint=clip.fingerprint)
+    named = SavedClip(
+        name="ViT-B-32", pretrained="openai", fingerprint=clip.fingerprint
+    )
     forge(tmp_path / "model", clip=named)
     asked = []
-    monkeypatch.setattr(adapter, "load_clip", lambda *names: asked.append(names) or clip)
+    monkeypatch.setattr(
+        adapter, "load_clip", lambda *names: asked.append(names) or clip
+    )
     ZeroShot.load(tmp_path / "model")
     assert asked == [("ViT-B-32", "openai")]
 
@@ -221,22 +282,35 @@ def test_drafts_of_killed_processes_do_not_stop_a_save(tmp_path, clip, train):
     assert ZeroShot.load(tmp_path, clip)
 
 
-def test_a_full_disk_is_one_sentence_and_keeps_what_was_there(tmp_path, clip, train, monkeypatch):
-    model, index = ZeroShot(clip, train.classnames).fit(train), PrototypeIndex(np.eye(3))
+def test_a_full_disk_is_one_sentence_and_keeps_what_was_there(
+    tmp_path, clip, train, monkeypatch
+):
+    model, index = (
+        ZeroShot(clip, train.classnames).fit(train),
+        PrototypeIndex(np.eye(3)),
+    )
     checkpoint = Checkpoint(tmp_path / "run", {})
-    savers = [lambda: model.save(tmp_path / "model"), lambda: index.save(tmp_path / "index"),
-              lambda: checkpoint.save({}, {"round": 1})]
+    savers = [
+        lambda: model.save(tmp_path / "model"),
+        lambda: index.save(tmp_path / "index"),
+        lambda: checkpoint.save({}, {"round": 1}),
+    ]
     for save in savers:
         save()
 
     def full(*_, **__):
-        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+        raise SafetensorError(
+            "Error while serializing: I/O error: No space left on device (os error 28)"
+        )
 
     monkeypatch.setattr(files, "save_file", full)
     for save in savers:
         with pytest.raises(OSError, match="cannot be written: the disk is full"):
             save()
-    assert ZeroShot.load(tmp_path / "model", clip) and len(PrototypeIndex.load(tmp_path / "index")) == 3
+    assert (
+        ZeroShot.load(tmp_path / "model", clip)
+        and len(PrototypeIndex.load(tmp_path / "index")) == 3
+    )
     assert checkpoint.load()[1] == {"round": 1}
 
 
@@ -257,10 +331,16 @@ class BrokenAnswers(Adapter):
 def test_answers_that_are_no_numbers_are_an_error(clip, train):
     model = BrokenAnswers(clip, train.classnames).fit(train)
     for ask in (model.predict, model.predict_proba, model.predict_logits, model.score):
-        with pytest.raises(ValueError, match="this BrokenAnswers answers with numbers that are not finite"):
+        with pytest.raises(
+            ValueError,
+            match="this BrokenAnswers answers with numbers that are not finite",
+        ):
             ask(train)
-    model.wrong = -np.inf           # a class that is ruled out
-    assert model.predict_proba(train)[-1, 0] == 0 and model.predict_logits(train)[-1, 0] == -np.inf
+    model.wrong = -np.inf  # a class that is ruled out
+    assert (
+        model.predict_proba(train)[-1, 0] == 0
+        and model.predict_logits(train)[-1, 0] == -np.inf
+    )
 
 
 def test_labels_of_very_many_classes_are_translated_at_once():
@@ -280,8 +360,10 @@ def test_labels_are_translated_whichever_way_an_accent_is_written():
 
 @pytest.mark.filterwarnings("ignore:no image was assigned")
 def test_fits_in_threads_are_those_one_after_the_other(clip, train):
-    makers = [lambda seed: Prototypes(clip, train.classnames, per_class=2, seed=seed),
-              lambda seed: NearestNeighbours(clip, train.classnames, kind="ivf", seed=seed)]
+    makers = [
+        lambda seed: Prototypes(clip, train.classnames, per_class=2, seed=seed),
+        lambda seed: NearestNeighbours(clip, train.classnames, kind="ivf", seed=seed),
+    ]
     jobs = [(make, seed) for make in makers for seed in range(4)]
 
     def answers(job):
@@ -292,12 +374,23 @@ def test_fits_in_threads_are_those_one_after_the_other(clip, train):
     with ThreadPoolExecutor(8) as pool:
         together = list(pool.map(answers, jobs))
     assert all(np.array_equal(first, second) for first, second in zip(alone, together))
-    assert state == (np.random.get_state()[1].tobytes(), torch.get_rng_state().numpy().tobytes())
+    assert state == (
+        np.random.get_state()[1].tobytes(),
+        torch.get_rng_state().numpy().tobytes(),
+    )
 
 
 # --- kills: a child process that ends at its nth operation on a file
 
-OPERATIONS = ("open", "os.rename", "os.remove", "os.chmod", "os.link", "os.mkdir", "os.utime")
+OPERATIONS = (
+    "open",
+    "os.rename",
+    "os.remove",
+    "os.chmod",
+    "os.link",
+    "os.mkdir",
+    "os.utime",
+)
 _watch = {"left": None}
 
 
@@ -334,8 +427,13 @@ def prepared(model):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a forked child")
-def test_a_kill_at_any_operation_leaves_the_old_method_or_the_new(tmp_path, clip, train):
-    old, new = (ZeroShot(clip, train.classnames, templates=templates).fit(train) for templates in ("single", "imagenet7"))
+def test_a_kill_at_any_operation_leaves_the_old_method_or_the_new(
+    tmp_path, clip, train
+):
+    old, new = (
+        ZeroShot(clip, train.classnames, templates=templates).fit(train)
+        for templates in ("single", "imagenet7")
+    )
     folder, seen, operation = tmp_path / "model", set(), 0
     prepared(new)
     while True:
@@ -369,7 +467,9 @@ def test_a_kill_at_any_operation_leaves_a_round_to_go_on_from(tmp_path):
         checkpoint = Checkpoint(path, {})
         for number in (1, 2):
             checkpoint.save({"weights": np.full(3, number)}, {"round": number})
-        was_killed = killed_at(operation, lambda: checkpoint.save({"weights": np.full(3, 3)}, {"round": 3}))
+        was_killed = killed_at(
+            operation, lambda: checkpoint.save({"weights": np.full(3, 3)}, {"round": 3})
+        )
         arrays, record = Checkpoint(path, {}).load()
         assert arrays["weights"].tolist() == [record["round"]] * 3
         seen.add(record["round"])
@@ -392,7 +492,10 @@ def write_for_ever(model, folder):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="two forked children")
 def test_a_reader_beside_two_writers_never_gets_a_mixture(tmp_path, clip, train):
-    models = {seed: prepared(ZeroShot(clip, train.classnames, seed=seed).fit(train)) for seed in (1, 2)}
+    models = {
+        seed: prepared(ZeroShot(clip, train.classnames, seed=seed).fit(train))
+        for seed in (1, 2)
+    }
     for seed, model in models.items():
         model.prompt_features_ = np.full_like(model.prompt_features_, seed)
         del model._record
@@ -413,7 +516,9 @@ def test_a_reader_beside_two_writers_never_gets_a_mixture(tmp_path, clip, train)
     finally:
         for child in children:
             os.kill(child, 9)
-        ends = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        ends = [
+            os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children
+        ]
     assert reads > 50 and ends == [-9, -9], "both wrote to the end"
 
 
@@ -434,6 +539,7 @@ def test_nothing_of_a_killed_writer_stays(tmp_path):
 
 # --- checkpoints
 
+
 def test_every_flipped_byte_of_a_checkpoint_is_found(tmp_path):
     checkpoint, generator = Checkpoint(tmp_path / "run", {"seed": 0}), random.Random(0)
     weights = np.arange(4, dtype=np.float32)
@@ -447,7 +553,7 @@ def test_every_flipped_byte_of_a_checkpoint_is_found(tmp_path):
             arrays, record = Checkpoint(checkpoint.path, {"seed": 0}).load()
         except ValueError:
             found += 1
-        else:       # blanks at the end of a header say nothing
+        else:  # blanks at the end of a header say nothing
             assert np.array_equal(arrays["weights"], weights) and record["round"] == 1
     assert found > len(whole) - 16
 
@@ -513,15 +619,21 @@ class Watched:
 
 HISTORY = {"history": [{"epoch": 0}]}
 FORGED_RUNS = {
-    "no history": ({}, {"round": 1}), "a history of numbers": ({}, {"history": [1]}),
+    "no history": ({}, {"round": 1}),
+    "a history of numbers": ({}, {"history": [1]}),
     "a history that is none": ({}, {"history": {"epoch": 0}}),
-    "no arrays": (None, HISTORY), "another shape": ({"module.weight": np.zeros((3, 1), np.float32)}, HISTORY),
+    "no arrays": (None, HISTORY),
+    "another shape": ({"module.weight": np.zeros((3, 1), np.float32)}, HISTORY),
     "another type": ({"module.bias": np.zeros(1)}, HISTORY),
     "NaN": ({"module.bias": np.full(1, np.nan, np.float32)}, HISTORY),
-    "momentum of nothing": ({"optimiser.7.momentum_buffer": np.zeros(1, np.float32)}, HISTORY),
+    "momentum of nothing": (
+        {"optimiser.7.momentum_buffer": np.zeros(1, np.float32)},
+        HISTORY,
+    ),
     "another slot": ({"optimiser.0.exp_avg": np.zeros((1, 2), np.float32)}, HISTORY),
     "no number": ({"optimiser.x.momentum_buffer": np.zeros(1, np.float32)}, HISTORY),
-    "no slot": ({"optimiser.0": np.zeros(1, np.float32)}, HISTORY), "no name": ({"optimiser.": np.zeros(1)}, HISTORY),
+    "no slot": ({"optimiser.0": np.zeros(1, np.float32)}, HISTORY),
+    "no name": ({"optimiser.": np.zeros(1)}, HISTORY),
     "a module too many": ({"module.gain": np.zeros(1, np.float32)}, HISTORY),
 }
 
@@ -546,8 +658,11 @@ def test_a_checkpoint_can_be_asked_for_its_content(tmp_path):
     prompt = {"prompt": adapter.Array("float32", "P")}
     assert checkpoint.load({"round": int}, prompt, {"P": 3})[1] == {"round": 1}
     for record, arrays, sizes, message in [
-            ({"round": str}, prompt, {}, "round"), ({}, prompt, {}, "'round' does not belong"),
-            ({"round": int}, prompt, {"P": 4}, "prompt has shape"), (None, {}, {}, "prompt does not belong")]:
+        ({"round": str}, prompt, {}, "round"),
+        ({}, prompt, {}, "'round' does not belong"),
+        ({"round": int}, prompt, {"P": 4}, "prompt has shape"),
+        (None, {}, {}, "prompt does not belong"),
+    ]:
         with pytest.raises(ValueError, match=message):
             checkpoint.load(record, arrays, sizes)
 
@@ -591,7 +706,11 @@ print(refused)
 
 
 def test_a_forged_index_cannot_end_the_process(tmp_path):
-    ended = subprocess.run([sys.executable, "-c", FORGER, tmp_path], capture_output=True, text=True,
-                           env={**os.environ, "OMP_NUM_THREADS": "1"})
+    ended = subprocess.run(
+        [sys.executable, "-c", FORGER, tmp_path],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     assert ended.returncode == 0, (ended.returncode, ended.stderr[-2000:])
     assert int(ended.stdout) > 100

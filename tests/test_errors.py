@@ -1,4 +1,5 @@
 """What goes wrong on other people's machines: no network, missing or damaged weights, builds of PyTorch that do not fit."""
+
 import os
 import shutil
 import subprocess
@@ -13,32 +14,62 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from clipadapt import ImageSet, ZeroShot, digits, load_clip
-from clipadapt.images import files
-from clipadapt.images.pictures import read_image
-from clipadapt.images.files import whole_directory, whole_file
 from clipadapt.clip.model import builtin_directory, cache_directory
+from clipadapt.images import files
+from clipadapt.images.files import whole_directory, whole_file
+from clipadapt.images.pictures import read_image
 
 
 def run_python(code: str, folder: Path, **environment) -> subprocess.CompletedProcess:
     """Run `code` in a new interpreter whose working folder is `folder`."""
-    return subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, env={**os.environ, **environment})
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+    )
 
 
-@pytest.mark.parametrize("model, no_network", [
-    ('"ViT-B-32", "laion2b_s34b_b79k"', {"HF_HUB_OFFLINE": "1"}), ('"hf-hub:laion/CLIP-ViT-B-32-laion2B-s34B-b79K"', {"HF_HUB_OFFLINE": "1"}),
-    ('"hf-hub:laion/CLIP-ViT-B-32-laion2B-s34B-b79K"', {"HF_ENDPOINT": "http://127.0.0.1:9"})], ids=["tag, offline", "hub, offline", "hub, nobody answers"])
+@pytest.mark.parametrize(
+    "model, no_network",
+    [
+        ('"ViT-B-32", "laion2b_s34b_b79k"', {"HF_HUB_OFFLINE": "1"}),
+        ('"hf-hub:laion/CLIP-ViT-B-32-laion2B-s34B-b79K"', {"HF_HUB_OFFLINE": "1"}),
+        (
+            '"hf-hub:laion/CLIP-ViT-B-32-laion2B-s34B-b79K"',
+            {"HF_ENDPOINT": "http://127.0.0.1:9"},
+        ),
+    ],
+    ids=["tag, offline", "hub, offline", "hub, nobody answers"],
+)
 def test_no_network(tmp_path, model, no_network):
-    answer = run_python(f"import clipadapt; clipadapt.load_clip({model})", tmp_path, HF_HOME=str(tmp_path), **no_network)
+    answer = run_python(
+        f"import clipadapt; clipadapt.load_clip({model})",
+        tmp_path,
+        HF_HOME=str(tmp_path),
+        **no_network,
+    )
     last = answer.stderr.strip().splitlines()[-1]
-    assert "ConnectionError: could not fetch" in answer.stderr and "To work offline" in answer.stderr, last
+    assert (
+        "ConnectionError: could not fetch" in answer.stderr
+        and "To work offline" in answer.stderr
+    ), last
 
 
 def test_torchvision_that_does_not_fit(tmp_path):
     fake = tmp_path / "torchvision"
     fake.mkdir()
-    (fake / "__init__.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
-    answer = run_python("from clipadapt import load_clip", tmp_path, PYTHONPATH=str(tmp_path))
-    assert "ImportError: torchvision" in answer.stderr and "does not fit torch" in answer.stderr
+    (fake / "__init__.py").write_text(
+        "raise RuntimeError('operator torchvision::nms does not exist')"
+    )
+    answer = run_python(
+        "from clipadapt import load_clip", tmp_path, PYTHONPATH=str(tmp_path)
+    )
+    assert (
+        "ImportError: torchvision" in answer.stderr
+        and "does not fit torch" in answer.stderr
+    )
 
 
 def test_local_directory_without_weights(tmp_path):
@@ -55,7 +86,11 @@ def test_local_directory_with_damaged_weights(tmp_path):
         load_clip(f"local-dir:{tmp_path / 'model'}")
 
 
-@pytest.mark.parametrize("content", [{"weight": torch.zeros(2)}, [1, 2], None], ids=["other names", "a list", "an empty file"])
+@pytest.mark.parametrize(
+    "content",
+    [{"weight": torch.zeros(2)}, [1, 2], None],
+    ids=["other names", "a list", "an empty file"],
+)
 def test_checkpoint_of_something_else(tmp_path, content):
     (tmp_path / "other.pt").touch()
     if content is not None:
@@ -78,14 +113,25 @@ def test_checkpoint_that_runs_code_is_refused(tmp_path):
 def test_builtin_is_expanded_whole_and_once(tmp_path, monkeypatch):
     monkeypatch.setenv("CLIPADAPT_CACHE", str(tmp_path / "cache"))
     expected = load_clip().fingerprint
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == [builtin_directory().name]
-    assert sorted(path.name for path in builtin_directory().iterdir()) == ["hashes.json", "open_clip_config.json", "open_clip_model.safetensors"]
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [
+        builtin_directory().name
+    ]
+    assert sorted(path.name for path in builtin_directory().iterdir()) == [
+        "hashes.json",
+        "open_clip_config.json",
+        "open_clip_model.safetensors",
+    ]
     written = os.stat(builtin_directory() / "open_clip_model.safetensors").st_mtime_ns
     assert load_clip().fingerprint == expected
-    assert os.stat(builtin_directory() / "open_clip_model.safetensors").st_mtime_ns == written
+    assert (
+        os.stat(builtin_directory() / "open_clip_model.safetensors").st_mtime_ns
+        == written
+    )
 
 
-@pytest.mark.parametrize("name", ["open_clip_model.safetensors", "open_clip_config.json", "hashes.json"])
+@pytest.mark.parametrize(
+    "name", ["open_clip_model.safetensors", "open_clip_config.json", "hashes.json"]
+)
 def test_damaged_cache_is_made_again(tmp_path, monkeypatch, name):
     monkeypatch.setenv("CLIPADAPT_CACHE", str(tmp_path))
     expected, path = load_clip().fingerprint, builtin_directory() / name
@@ -111,7 +157,9 @@ pwd.getpwuid = getpwuid
 """
 
 
-WITHOUT_HOME = NO_ENTRY + """
+WITHOUT_HOME = (
+    NO_ENTRY
+    + """
 import os, clipadapt
 from clipadapt.clip.model import _temporary_cache, cache_directory
 
@@ -123,17 +171,35 @@ os.chmod(cache_directory(), 0o777)
 _temporary_cache.cache_clear()
 cache_directory()
 """
+)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such list")
 def test_without_a_home_folder_and_without_an_entry_in_the_list_of_users(tmp_path):
     """As in many containers: the cache goes to a private folder, with one warning; one that others can write is refused."""
-    kept = {name: value for name, value in os.environ.items() if name not in ("HOME", "CLIPADAPT_CACHE") and not name.startswith("XDG")}
-    answer = subprocess.run([sys.executable, "-c", WITHOUT_HOME], cwd=tmp_path, capture_output=True, text=True, env={**kept, "TMPDIR": str(tmp_path)})
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("HOME", "CLIPADAPT_CACHE") and not name.startswith("XDG")
+    }
+    answer = subprocess.run(
+        [sys.executable, "-c", WITHOUT_HOME],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**kept, "TMPDIR": str(tmp_path)},
+    )
     private = tmp_path / f"clipadapt-{os.getuid()}"
-    assert answer.stdout.split() == [str(private)] * 2 and any(private.iterdir()) and not (tmp_path / "~").exists(), answer.stderr
+    assert (
+        answer.stdout.split() == [str(private)] * 2
+        and any(private.iterdir())
+        and not (tmp_path / "~").exists()
+    ), answer.stderr
     assert answer.stderr.count("there is no home folder") == 1
-    assert "OSError" in answer.stderr and "is not a private folder" in answer.stderr.splitlines()[-1]
+    assert (
+        "OSError" in answer.stderr
+        and "is not a private folder" in answer.stderr.splitlines()[-1]
+    )
 
 
 def test_the_cache_folder_is_absolute(tmp_path, monkeypatch):
@@ -151,14 +217,22 @@ def test_a_local_model_is_remembered_by_its_absolute_path(tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path / "home")
     for name in ("model", "./model", "~/model", f"{tmp_path}/home/model"):
         clip = load_clip(f"local-dir:{name}")
-        assert clip.name == f"local-dir:{tmp_path / 'home' / 'model'}" and clip.pretrained is None
+        assert (
+            clip.name == f"local-dir:{tmp_path / 'home' / 'model'}"
+            and clip.pretrained is None
+        )
 
 
 def test_weights_of_a_file_are_remembered_by_its_absolute_path(tmp_path, monkeypatch):
-    monkeypatch.setattr("clipadapt.clip.model._open_architecture", lambda *model: (load_clip().model, None, None))
+    monkeypatch.setattr(
+        "clipadapt.clip.model._open_architecture",
+        lambda *model: (load_clip().model, None, None),
+    )
     monkeypatch.chdir(tmp_path)
     (tmp_path / "weights.pt").touch()
-    assert load_clip("ViT-B-32", "weights.pt").pretrained == str(tmp_path / "weights.pt")
+    assert load_clip("ViT-B-32", "weights.pt").pretrained == str(
+        tmp_path / "weights.pt"
+    )
     assert load_clip("ViT-B-32", "openai").pretrained == "openai"
 
 
@@ -171,7 +245,9 @@ def test_another_process_was_faster(tmp_path):
 
 
 @pytest.mark.parametrize("exchange", [True, False], ids=["exchanged", "renamed twice"])
-def test_nothing_is_lost_when_a_folder_cannot_be_renamed(tmp_path, monkeypatch, exchange):
+def test_nothing_is_lost_when_a_folder_cannot_be_renamed(
+    tmp_path, monkeypatch, exchange
+):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "old").touch()
     rename = Path.rename
@@ -199,19 +275,31 @@ def test_files_have_the_permissions_of_new_files(saved, tmp_path):
     with whole_file(tmp_path / "weights.safetensors") as draft:
         save_file({"weight": torch.zeros(1)}, draft)
     expected = (tmp_path / "ordinary").stat().st_mode
-    assert {path.stat().st_mode for path in [tmp_path / "weights.safetensors", *saved[1].iterdir()]} == {expected}
+    assert {
+        path.stat().st_mode
+        for path in [tmp_path / "weights.safetensors", *saved[1].iterdir()]
+    } == {expected}
 
 
 def test_two_processes_expand_at_once(tmp_path):
     code = "import clipadapt; print(clipadapt.load_clip().fingerprint)"
-    processes = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env={**os.environ, "CLIPADAPT_CACHE": str(tmp_path)}) for _ in range(2)]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdout=subprocess.PIPE,
+            env={**os.environ, "CLIPADAPT_CACHE": str(tmp_path)},
+        )
+        for _ in range(2)
+    ]
     prints = {process.communicate()[0] for process in processes}
     assert len(prints) == 1 and prints != {b""} and len(list(tmp_path.iterdir())) == 1
 
 
 @pytest.fixture
 def saved(tmp_path):
-    model = ZeroShot(load_clip(), digits("test").classnames).fit(digits("test").subset(range(3)))
+    model = ZeroShot(load_clip(), digits("test").classnames).fit(
+        digits("test").subset(range(3))
+    )
     model.save(tmp_path / "model")
     return model, tmp_path / "model"
 
@@ -228,7 +316,9 @@ def test_save_refuses_a_place_with_other_things(saved, tmp_path, name):
 @pytest.mark.parametrize("content", [b"", b"12345", b"{}"])
 def test_load_refuses_a_damaged_method(saved, content):
     (saved[1] / "adapter.safetensors").write_bytes(content)
-    with pytest.raises(ValueError, match="adapter.safetensors is damaged.*save it again"):
+    with pytest.raises(
+        ValueError, match="adapter.safetensors is damaged.*save it again"
+    ):
         ZeroShot.load(saved[1])
     (saved[1] / "adapter.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match="holds no saved method"):
@@ -240,11 +330,17 @@ class Keeping(ZeroShot):
 
 
 def test_arrays_come_back_as_they_were(saved):
-    model = Keeping(load_clip(), digits("test").classnames).fit(digits("test").subset(range(3)))
+    model = Keeping(load_clip(), digits("test").classnames).fit(
+        digits("test").subset(range(3))
+    )
     model.scalar_, model.list_ = np.array(0.5, np.float32), [1, "two", None]
     model.save(saved[1])
     loaded = Keeping.load(saved[1])
-    assert loaded.scalar_.shape == () and loaded.scalar_ == 0.5 and loaded.list_ == [1, "two", None]
+    assert (
+        loaded.scalar_.shape == ()
+        and loaded.scalar_ == 0.5
+        and loaded.list_ == [1, "two", None]
+    )
     model.tensor_ = torch.zeros(2)
     with pytest.raises(ValueError, match="tensor_.*cannot be saved"):
         model.save(saved[1])
@@ -293,11 +389,26 @@ EXIF = Image.Exif()
 EXIF[0x0112] = 6
 
 
-@pytest.mark.parametrize("name, image, options", [
-    ("grey.png", GREY, {}), ("palette.png", GREY.convert("P"), {}), ("palette.gif", GREY.convert("P"), {}), ("alpha.png", GREY.convert("RGBA"), {}),
-    ("grey and alpha.png", GREY.convert("LA"), {}), ("four inks.jpg", GREY.convert("CMYK"), {"quality": 95}), ("deep.png", Image.fromarray(RAMP.astype(np.uint16) * 257), {}),
-    ("deep.tif", Image.fromarray(RAMP.astype(np.uint16) * 257), {}), ("float.tif", Image.fromarray(RAMP.astype(np.float32) / 255), {}),
-    ("lying.jpg", GREY.transpose(Image.Transpose.ROTATE_90), {"exif": EXIF, "quality": 95}), ("colour.webp", GREY.convert("RGB"), {"lossless": True})])
+@pytest.mark.parametrize(
+    "name, image, options",
+    [
+        ("grey.png", GREY, {}),
+        ("palette.png", GREY.convert("P"), {}),
+        ("palette.gif", GREY.convert("P"), {}),
+        ("alpha.png", GREY.convert("RGBA"), {}),
+        ("grey and alpha.png", GREY.convert("LA"), {}),
+        ("four inks.jpg", GREY.convert("CMYK"), {"quality": 95}),
+        ("deep.png", Image.fromarray(RAMP.astype(np.uint16) * 257), {}),
+        ("deep.tif", Image.fromarray(RAMP.astype(np.uint16) * 257), {}),
+        ("float.tif", Image.fromarray(RAMP.astype(np.float32) / 255), {}),
+        (
+            "lying.jpg",
+            GREY.transpose(Image.Transpose.ROTATE_90),
+            {"exif": EXIF, "quality": 95},
+        ),
+        ("colour.webp", GREY.convert("RGB"), {"lossless": True}),
+    ],
+)
 def test_files_of_every_kind_become_the_same_picture(tmp_path, name, image, options):
     image.save(tmp_path / name, **options)
     read = read_image(tmp_path / name)
@@ -307,4 +418,7 @@ def test_files_of_every_kind_become_the_same_picture(tmp_path, name, image, opti
 
 def test_one_bit_files_stay_black_and_white(tmp_path):
     Image.fromarray(RAMP > 127).save(tmp_path / "bits.png")
-    assert np.array_equal(np.asarray(read_image(tmp_path / "bits.png"))[..., 0], np.where(RAMP > 127, 255, 0))
+    assert np.array_equal(
+        np.asarray(read_image(tmp_path / "bits.png"))[..., 0],
+        np.where(RAMP > 127, 255, 0),
+    )

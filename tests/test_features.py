@@ -1,4 +1,5 @@
 """The feature store under accidents: killed and competing processes, damaged and full disks, and keys that must or must not change."""
+
 import json
 import os
 import signal
@@ -15,11 +16,19 @@ from open_clip.transformer import QuickGELU
 from PIL import Image
 from torchvision.transforms import CenterCrop, Compose
 
-from clipadapt import CLIP, FeatureStore, ImageSet, StoredCLIP, ZeroShot, digits, load_clip
+from clipadapt import (
+    CLIP,
+    FeatureStore,
+    ImageSet,
+    StoredCLIP,
+    ZeroShot,
+    digits,
+    load_clip,
+)
 from clipadapt.clip import features as module
 from clipadapt.clip.features import hash_each
-from clipadapt.images.views import strong_view, weak_view
 from clipadapt.images.files import _host
+from clipadapt.images.views import strong_view, weak_view
 from clipadapt.learning.testing import check_adapter
 
 COUNT, SHARD = 300, 32
@@ -45,8 +54,13 @@ print(Slow.count, hashlib.sha256(features.tobytes()).hexdigest())
 
 
 def start(location, pause, ready, go):
-    return subprocess.Popen([sys.executable, "-c", WORKER, str(location), str(pause), str(ready), str(go)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                            env={**os.environ, "OMP_NUM_THREADS": "1"})
+    return subprocess.Popen(
+        [sys.executable, "-c", WORKER, str(location), str(pause), str(ready), str(go)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
 
 
 def wait(condition, seconds=60):
@@ -58,12 +72,19 @@ def wait(condition, seconds=60):
 
 def finished_shards(location):
     found = list(Path(location).glob("*/manifest.json"))
-    return sum(shard is not None for shard in json.loads(found[0].read_text())["shards"]) if found else -1
+    return (
+        sum(shard is not None for shard in json.loads(found[0].read_text())["shards"])
+        if found
+        else -1
+    )
 
 
 def files(location):
     """What a store consists of, by name: the bytes of every feature file and manifest."""
-    return {str(path.relative_to(location)): path.read_bytes() for path in Path(location).glob("*/*")}
+    return {
+        str(path.relative_to(location)): path.read_bytes()
+        for path in Path(location).glob("*/*")
+    }
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +125,9 @@ class Interrupted(Counting):
 
 def encoded(clip, location, images, **options):
     counting = Counting(clip)
-    features = FeatureStore(location, shard_size=SHARD).encode(counting, images, **options)
+    features = FeatureStore(location, shard_size=SHARD).encode(
+        counting, images, **options
+    )
     return counting.count, np.array(features)
 
 
@@ -127,19 +150,26 @@ def test_a_killed_process_is_resumed_bit_for_bit(clip, images, whole, tmp_path):
 
 
 def test_two_processes_share_the_work_of_one(whole, tmp_path):
-    processes = [start(tmp_path / "store", 0.25, tmp_path / f"ready{i}", tmp_path / "go") for i in range(2)]
+    processes = [
+        start(tmp_path / "store", 0.25, tmp_path / f"ready{i}", tmp_path / "go")
+        for i in range(2)
+    ]
     wait(lambda: all((tmp_path / f"ready{i}").exists() for i in range(2)))
     (tmp_path / "go").touch()
     outputs = [process.communicate() for process in processes]
     answers = [output.split() for output, _ in outputs]
     assert sum("waiting for it" in errors for _, errors in outputs) == 1, outputs
-    assert sorted(int(count) for count, _ in answers) == [0, COUNT], "one encodes, the other waits"
+    assert sorted(int(count) for count, _ in answers) == [0, COUNT], (
+        "one encodes, the other waits"
+    )
     assert answers[0][1] == answers[1][1]
     assert files(tmp_path / "store") == whole
 
 
 @pytest.mark.parametrize("position", [0.01, 0.5, 0.999])
-def test_a_flipped_bit_is_found_and_its_shard_made_again(clip, images, whole, tmp_path, position):
+def test_a_flipped_bit_is_found_and_its_shard_made_again(
+    clip, images, whole, tmp_path, position
+):
     encoded(clip, tmp_path, images)
     expected = files(tmp_path)
     [path] = tmp_path.glob("*/features.npy")
@@ -151,8 +181,18 @@ def test_a_flipped_bit_is_found_and_its_shard_made_again(clip, images, whole, tm
     assert files(tmp_path) == expected
 
 
-@pytest.mark.parametrize("name, content", [("manifest.json", b""), ("manifest.json", b"[]"), ("manifest.json", b'{"facts": {"count": 3}}'),
-                                           ("manifest.json", None), ("features.npy", b""), ("features.npy", None), ("features.npy", b"\x93NUMPY")])
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("manifest.json", b""),
+        ("manifest.json", b"[]"),
+        ("manifest.json", b'{"facts": {"count": 3}}'),
+        ("manifest.json", None),
+        ("features.npy", b""),
+        ("features.npy", None),
+        ("features.npy", b"\x93NUMPY"),
+    ],
+)
 def test_damaged_files_are_made_again(clip, images, tmp_path, name, content):
     encoded(clip, tmp_path, images)
     expected = files(tmp_path)
@@ -172,10 +212,25 @@ def change(record, path, value):
     record[last] = value
 
 
-@pytest.mark.parametrize("path, value", [
-    (["shard_size"], 0), (["shard_size"], -1), (["shard_size"], 10**30), (["shard_size"], "32"), (["dim"], 10**18), (["dim"], None),
-    (["facts", "count"], 10**18), (["facts", "count"], -1), (["facts", "dtype"], "object"), (["facts"], []), (["shards"], {}),
-    (["shards"], [1] * 10), (["shards"], [None] * 11), (["more"], 1)])
+@pytest.mark.parametrize(
+    "path, value",
+    [
+        (["shard_size"], 0),
+        (["shard_size"], -1),
+        (["shard_size"], 10**30),
+        (["shard_size"], "32"),
+        (["dim"], 10**18),
+        (["dim"], None),
+        (["facts", "count"], 10**18),
+        (["facts", "count"], -1),
+        (["facts", "dtype"], "object"),
+        (["facts"], []),
+        (["shards"], {}),
+        (["shards"], [1] * 10),
+        (["shards"], [None] * 11),
+        (["more"], 1),
+    ],
+)
 def test_absurd_manifests_are_made_again(clip, images, tmp_path, path, value):
     few = images.subset(range(40))
     encoded(clip, tmp_path, few)
@@ -194,13 +249,21 @@ def with_header(header):
 
 
 HOSTILE_ARRAYS = {
-    "a huge shape": with_header(b"{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000000000, 64)}\n"),
-    "a shape beyond numbers": with_header(b"{'descr': '<f4', 'fortran_order': False, 'shape': (1" + b"0" * 400 + b",)}\n"),
-    "objects": with_header(b"{'descr': '|O', 'fortran_order': False, 'shape': (40, 64)}\n") + b"cos\nsystem\n(S'exit'\ntR.",
+    "a huge shape": with_header(
+        b"{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000000000, 64)}\n"
+    ),
+    "a shape beyond numbers": with_header(
+        b"{'descr': '<f4', 'fortran_order': False, 'shape': (1" + b"0" * 400 + b",)}\n"
+    ),
+    "objects": with_header(
+        b"{'descr': '|O', 'fortran_order': False, 'shape': (40, 64)}\n"
+    )
+    + b"cos\nsystem\n(S'exit'\ntR.",
     "no Python": with_header(b"(((((((((((((\n"),
     "deep Python": with_header(b"[" * 9000 + b"]" * 9000),
     "a zip archive": b"PK\x03\x04" + b"\0" * 100,
-    "another version": b"\x93NUMPY\x09\x09" + b"\0" * 100}
+    "another version": b"\x93NUMPY\x09\x09" + b"\0" * 100,
+}
 
 
 @pytest.mark.parametrize("content", HOSTILE_ARRAYS.values(), ids=HOSTILE_ARRAYS)
@@ -222,9 +285,11 @@ def test_drafts_of_killed_processes_are_counted_and_removed(clip, images, tmp_pa
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     [folder] = [path for path in tmp_path.iterdir() if path.is_dir()]
-    (folder / f".features.npy.{_host()}-{dead.pid}-00000000.draft").write_bytes(bytes(1000))
+    (folder / f".features.npy.{_host()}-{dead.pid}-00000000.draft").write_bytes(
+        bytes(1000)
+    )
     assert store.size() == before + 1000
-    encoded(clip, tmp_path, images.subset(range(11)))       # another entry
+    encoded(clip, tmp_path, images.subset(range(11)))  # another entry
     assert not list(tmp_path.glob("*/.*.draft"))
     store.clear()
     assert store.size() == 0
@@ -248,7 +313,9 @@ def test_encoding_beside_processes_that_clear(clip, images, tmp_path):
     ready = [tmp_path / f"ready {number}" for number in range(2)]
     command = [sys.executable, "-c", CLEARING, str(tmp_path / "store")]
     processes = [
-        subprocess.Popen([*command, str(mine), str(done)], stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [*command, str(mine), str(done)], stderr=subprocess.PIPE, text=True
+        )
         for mine in ready
     ]
     wait(lambda: all(map(Path.exists, ready)))
@@ -277,14 +344,31 @@ def with_another_activation():
 OTHERS = {
     "other weights": lambda clip, images: (with_weights_changed(), images, {}),
     "another activation": lambda clip, images: (with_another_activation(), images, {}),
-    "another crop": lambda clip, images: (CLIP(clip.model, Compose([CenterCrop(28), clip.preprocess]), clip.tokenizer), images, {}),
-    "another precision": lambda clip, images: (CLIP(clip.model, clip.preprocess, clip.tokenizer, precision="bf16"), images, {}),
-    "another order": lambda clip, images: (clip, images.subset(range(COUNT - 1, -1, -1)), {}),
+    "another crop": lambda clip, images: (
+        CLIP(clip.model, Compose([CenterCrop(28), clip.preprocess]), clip.tokenizer),
+        images,
+        {},
+    ),
+    "another precision": lambda clip, images: (
+        CLIP(clip.model, clip.preprocess, clip.tokenizer, precision="bf16"),
+        images,
+        {},
+    ),
+    "another order": lambda clip, images: (
+        clip,
+        images.subset(range(COUNT - 1, -1, -1)),
+        {},
+    ),
     "one image less": lambda clip, images: (clip, images.subset(range(COUNT - 1)), {}),
     "a weak view": lambda clip, images: (clip, images, {"view": "weak 0"}),
-    "a weak view that does not mirror": lambda clip, images: (clip, images, {"view": "weak 0", "flip": False}),
+    "a weak view that does not mirror": lambda clip, images: (
+        clip,
+        images,
+        {"view": "weak 0", "flip": False},
+    ),
     "another weak view": lambda clip, images: (clip, images, {"view": "weak 1"}),
-    "a strong view": lambda clip, images: (clip, images, {"view": "strong 0"})}
+    "a strong view": lambda clip, images: (clip, images, {"view": "strong 0"}),
+}
 
 
 def test_whatever_features_depend_on_changes_the_key(clip, images, tmp_path):
@@ -295,7 +379,11 @@ def test_whatever_features_depend_on_changes_the_key(clip, images, tmp_path):
         features = FeatureStore(tmp_path).encode(other, others, **options)
         assert len(FeatureStore(tmp_path).entries()) == number + 2, what
         size = other.image_size
-        views = {"weak 0": weak_view(size, options.get("flip", True)), "weak 1": weak_view(size), "strong 0": strong_view(size)}
+        views = {
+            "weak 0": weak_view(size, options.get("flip", True)),
+            "weak 1": weak_view(size),
+            "strong 0": strong_view(size),
+        }
         if options:
             others = others.view(views[options["view"]], seed=int(options["view"][-1]))
         assert np.allclose(features, other.encode_image(others), atol=1e-5), what
@@ -311,14 +399,23 @@ def test_whatever_features_do_not_depend_on_keeps_the_key(clip, images, tmp_path
     assert encoded(clip, store, before)[0] == 40
     for i in range(40):
         (tmp_path / f"{i:02}.png").rename(tmp_path / f"renamed {i:02}.png")
-    after = ImageSet([str(tmp_path / f"renamed {i:02}.png") for i in range(40)], ["a", "b"], [0, 1] * 20)
-    assert encoded(clip, store, after)[0] == 0, "names of files and labels do not matter"
+    after = ImageSet(
+        [str(tmp_path / f"renamed {i:02}.png") for i in range(40)],
+        ["a", "b"],
+        [0, 1] * 20,
+    )
+    assert encoded(clip, store, after)[0] == 0, (
+        "names of files and labels do not matter"
+    )
     again = load_clip(device="cpu")
     again.name = "another name"
     assert encoded(again, store, after)[0] == 0, "the name of a model does not matter"
     assert encoded(clip, store, after.subset(range(40)))[0] == 0
     views = after.view(weak_view(32), 5)
-    assert encoded(clip, store, views)[0] == 40 and encoded(clip, store, after, view="weak 5")[0] == 0
+    assert (
+        encoded(clip, store, views)[0] == 40
+        and encoded(clip, store, after, view="weak 5")[0] == 0
+    )
 
 
 def test_views_are_drawn_in_the_proportions_of_the_clip(clip, tmp_path):
@@ -331,7 +428,9 @@ def test_views_are_drawn_in_the_proportions_of_the_clip(clip, tmp_path):
         for name, make in (("weak", weak_view), ("strong", strong_view)):
             seen = pages.view(make(32, squash=of.squashes), seed=2)
             expected = of.encode_image(seen)
-            assert np.allclose(store.encode(of, pages, f"{name} 2"), expected, atol=1e-5)
+            assert np.allclose(
+                store.encode(of, pages, f"{name} 2"), expected, atol=1e-5
+            )
             entries = len(store.entries())
             StoredCLIP(of, store).encode_image(seen)
             assert len(store.entries()) == entries, "a view is found by its name"
@@ -340,9 +439,20 @@ def test_views_are_drawn_in_the_proportions_of_the_clip(clip, tmp_path):
 
 def test_a_view_without_a_name_is_known_by_its_pixels(clip, images, tmp_path):
     images = images.subset(range(20))
-    assert encoded(clip, tmp_path, images.view(lambda image, rng: image.rotate(90)))[0] == 20
-    assert encoded(clip, tmp_path, images.view(lambda image, rng: image.rotate(180)))[0] == 20
-    assert encoded(clip, tmp_path, images.view(lambda image, rng: image.rotate(45 + 45)))[0] == 0
+    assert (
+        encoded(clip, tmp_path, images.view(lambda image, rng: image.rotate(90)))[0]
+        == 20
+    )
+    assert (
+        encoded(clip, tmp_path, images.view(lambda image, rng: image.rotate(180)))[0]
+        == 20
+    )
+    assert (
+        encoded(clip, tmp_path, images.view(lambda image, rng: image.rotate(45 + 45)))[
+            0
+        ]
+        == 0
+    )
 
 
 FULL = """
@@ -357,17 +467,27 @@ except OSError as error:
 """
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on the size of files")
+@pytest.mark.skipif(
+    sys.platform == "win32", reason="needs a limit on the size of files"
+)
 def test_a_disk_without_room_is_noticed_before_anything_is_encoded(tmp_path):
-    found = subprocess.run([sys.executable, "-c", FULL, str(tmp_path / "store")], capture_output=True, text=True)
+    found = subprocess.run(
+        [sys.executable, "-c", FULL, str(tmp_path / "store")],
+        capture_output=True,
+        text=True,
+    )
     sentence = f"the feature store {tmp_path / 'store'} cannot be written: it would be larger than files may be here. "
-    assert found.stdout.startswith(sentence) and "choose another place" in found.stdout, found
+    assert (
+        found.stdout.startswith(sentence) and "choose another place" in found.stdout
+    ), found
     assert found.stdout.count("\n") == 1
     assert files(tmp_path / "store") == {}
 
 
-def test_a_disk_that_fills_up_keeps_what_was_finished(clip, images, tmp_path, monkeypatch):
-    calls = []      # two for the new entry (array and manifest), then two for each shard (rows and manifest)
+def test_a_disk_that_fills_up_keeps_what_was_finished(
+    clip, images, tmp_path, monkeypatch
+):
+    calls = []  # two for the new entry (array and manifest), then two for each shard (rows and manifest)
 
     def fsync(handle):
         calls.append(handle)
@@ -375,7 +495,10 @@ def test_a_disk_that_fills_up_keeps_what_was_finished(clip, images, tmp_path, mo
             raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(module.os, "fsync", fsync)
-    with pytest.raises(OSError, match="the feature store .* cannot be written: the disk is full. What was finished before is kept"):
+    with pytest.raises(
+        OSError,
+        match="the feature store .* cannot be written: the disk is full. What was finished before is kept",
+    ):
         encoded(clip, tmp_path, images)
     monkeypatch.undo()
     assert encoded(clip, tmp_path, images)[0] == COUNT - 3 * SHARD
@@ -384,7 +507,10 @@ def test_a_disk_that_fills_up_keeps_what_was_finished(clip, images, tmp_path, mo
 def test_a_place_that_cannot_be_written(clip, images, tmp_path):
     (tmp_path / "file").touch()
     for place in (tmp_path / "file", tmp_path / "file" / "store"):
-        with pytest.raises(OSError, match="the feature store .* cannot be written: a part of this path is a file"):
+        with pytest.raises(
+            OSError,
+            match="the feature store .* cannot be written: a part of this path is a file",
+        ):
             FeatureStore(place).encode(clip, images)
 
 
@@ -404,7 +530,11 @@ def test_a_broken_image_costs_only_its_own_shard(clip, images, tmp_path):
     path = tmp_path / "broken.png"
     path.write_bytes(b"nothing")
     with pytest.raises(ValueError, match="broken.png: cannot be read"):
-        encoded(clip, tmp_path / "store", ImageSet([*pictures[:100], path, *pictures[100:200]]))
+        encoded(
+            clip,
+            tmp_path / "store",
+            ImageSet([*pictures[:100], path, *pictures[100:200]]),
+        )
     assert finished_shards(tmp_path / "store") == 3
 
 
@@ -437,12 +567,21 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024, feat
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="other systems count memory in other units")
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="other systems count memory in other units"
+)
 def test_memory_stays_flat(tmp_path):
     """250 MB of features pass through; the process may grow by what a few shards need."""
-    found = subprocess.run([sys.executable, "-c", MEMORY, str(tmp_path)], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    found = subprocess.run(
+        [sys.executable, "-c", MEMORY, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     grown, size = map(float, found.stdout.split())
-    assert size == 250 and grown < 60, f"{size} MB of features made the process grow by {grown:.0f} MB"
+    assert size == 250 and grown < 60, (
+        f"{size} MB of features made the process grow by {grown:.0f} MB"
+    )
 
 
 def test_weights_that_an_optimiser_changes_in_place(images, tmp_path):
@@ -506,15 +645,25 @@ def test_clear_leaves_foreign_files_alone(clip, images, tmp_path):
     store = FeatureStore(tmp_path)
     assert store.size() > 0 and len(store.entries()) == 1
     store.clear()
-    assert store.size() == 0 and (tmp_path / "notes.txt").exists() and (tmp_path / "photos" / "manifest.json").exists()
+    assert (
+        store.size() == 0
+        and (tmp_path / "notes.txt").exists()
+        and (tmp_path / "photos" / "manifest.json").exists()
+    )
 
 
 def test_methods_work_on_a_stored_clip(clip, tmp_path):
-    check_adapter(ZeroShot, StoredCLIP(load_clip(device="cpu", precision="float32"), FeatureStore(tmp_path)))
+    check_adapter(
+        ZeroShot,
+        StoredCLIP(
+            load_clip(device="cpu", precision="float32"), FeatureStore(tmp_path)
+        ),
+    )
 
 
 def test_a_higher_limit_on_pixels_holds_for_hashing_too(clip, tmp_path):
     """An image above the usual limit is encoded where its set allows it."""
+
     class Large:
         """A sequence of one image that is not decoded yet."""
 

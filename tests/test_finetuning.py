@@ -1,4 +1,5 @@
 """Fine-tuning of both towers: texts encoded once against texts encoded plainly, views, batches, resumed runs, and half precision."""
+
 import copy
 import math
 
@@ -17,11 +18,26 @@ from tiny_models import TEXT, TINY, VISION, tiny
 
 from clipadapt import CLIP, LatteCLIP, digits
 from clipadapt.learning import towers as finetuning
-from clipadapt.methods import latteclip
-from clipadapt.learning.towers import CROPS, SMALL, TextTable, TowerTraining, contrastive_loss, finetuning_view, interpolate_weights, trainable_copy
+from clipadapt.learning.towers import (
+    CROPS,
+    SMALL,
+    TextTable,
+    TowerTraining,
+    contrastive_loss,
+    finetuning_view,
+    interpolate_weights,
+    trainable_copy,
+)
 from clipadapt.learning.training import Recipe
+from clipadapt.methods import latteclip
 
-CAPTIONS = ["a cat.", "a very long name of an annual crop land, seen from above.", "a cat.", "x", "a cat with one closed loop."]
+CAPTIONS = [
+    "a cat.",
+    "a very long name of an annual crop land, seen from above.",
+    "a cat.",
+    "x",
+    "a cat with one closed loop.",
+]
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -34,56 +50,110 @@ def text_gradients(clip, encode):
     """Gradients of the text tower after a loss that weighs every feature differently."""
     clip.model.zero_grad(set_to_none=True)
     features = encode()
-    (features * torch.arange(features.numel()).view(features.shape).cos()).sum().backward()
-    return features.detach(), {name: parameter.grad.clone() for name, parameter in clip.model.named_parameters() if parameter.grad is not None}
+    (
+        features * torch.arange(features.numel()).view(features.shape).cos()
+    ).sum().backward()
+    return features.detach(), {
+        name: parameter.grad.clone()
+        for name, parameter in clip.model.named_parameters()
+        if parameter.grad is not None
+    }
 
 
 @pytest.mark.parametrize("name", ["built-in", *TINY])
-def test_texts_encoded_once_have_the_features_and_the_gradients_of_plain_ones(clips, name):
+def test_texts_encoded_once_have_the_features_and_the_gradients_of_plain_ones(
+    clips, name
+):
     clip = trainable_copy(clips(name))
     table, rows = TextTable(clip, CAPTIONS), torch.tensor([4, 0, 2, 2, 1])
     assert len(table.tokens) == 4 and table.ends is not None
     shared, ours = text_gradients(clip, lambda: table(clip, rows))
-    plain, theirs = text_gradients(clip, lambda: F.normalize(clip.model.encode_text(clip.tokenizer([CAPTIONS[row] for row in rows])), dim=-1))
+    plain, theirs = text_gradients(
+        clip,
+        lambda: F.normalize(
+            clip.model.encode_text(clip.tokenizer([CAPTIONS[row] for row in rows])),
+            dim=-1,
+        ),
+    )
     assert (shared - plain).abs().max() < 1e-5 and ours.keys() == theirs.keys()
     for key, gradient in theirs.items():
-        assert (ours[key] - gradient).abs().max() <= 1e-4 * max(1, gradient.abs().max()), key
+        assert (ours[key] - gradient).abs().max() <= 1e-4 * max(
+            1, gradient.abs().max()
+        ), key
 
 
 def test_a_text_encoder_that_is_not_causal_gets_its_texts_whole():
-    clip = tiny(lambda: CustomTextCLIP(16, VISION, {**TEXT, "no_causal_mask": True, "pool_type": "last"}))
+    clip = tiny(
+        lambda: CustomTextCLIP(
+            16, VISION, {**TEXT, "no_causal_mask": True, "pool_type": "last"}
+        )
+    )
     table = TextTable(clip, CAPTIONS)
-    assert table.ends is None and (table(clip, torch.arange(5)) - clip.encode_text(CAPTIONS)).abs().max() < 1e-5
+    assert (
+        table.ends is None
+        and (table(clip, torch.arange(5)) - clip.encode_text(CAPTIONS)).abs().max()
+        < 1e-5
+    )
 
 
 def test_texts_beyond_the_context_are_cut_with_a_warning(clip):
     with pytest.warns(UserWarning, match="1 of 2 texts are longer than the 30 tokens"):
         table = TextTable(clip, ["seven " * 50, "a seven.", "a seven."])
-    assert torch.allclose(table(clip, torch.tensor([0])), clip.encode_text(["seven " * 30]), atol=1e-5)
+    assert torch.allclose(
+        table(clip, torch.tensor([0])), clip.encode_text(["seven " * 30]), atol=1e-5
+    )
 
 
-@pytest.mark.parametrize("count, batch_size, sizes", [(21, 64, [21]), (21, 8, [7, 7, 7]), (21, 20, [11, 10]), (1, 4, [1]), (10, 4, [4, 4, 2])])
-def test_batches_have_one_size_but_for_the_last_and_hold_every_image_once(clip, few, count, batch_size, sizes):
-    run = TowerTraining(clip, few.subset(range(count)), Recipe(**{**SMALL, "batch_size": batch_size}))
+@pytest.mark.parametrize(
+    "count, batch_size, sizes",
+    [
+        (21, 64, [21]),
+        (21, 8, [7, 7, 7]),
+        (21, 20, [11, 10]),
+        (1, 4, [1]),
+        (10, 4, [4, 4, 2]),
+    ],
+)
+def test_batches_have_one_size_but_for_the_last_and_hold_every_image_once(
+    clip, few, count, batch_size, sizes
+):
+    run = TowerTraining(
+        clip, few.subset(range(count)), Recipe(**{**SMALL, "batch_size": batch_size})
+    )
     seen, features = [], clip.encode_image(few)
 
     def loss(batch, ours):
         seen.append(batch)
-        if len(seen) == 1:      # before the first step the copy answers as the original
+        if len(seen) == 1:  # before the first step the copy answers as the original
             assert torch.allclose(ours, features[batch], atol=1e-5)
         return ours.square().sum()
 
     run.epoch(0, loss)
-    assert [len(batch) for batch in seen] == sizes and sorted(torch.cat(seen).tolist()) == list(range(count))
+    assert [len(batch) for batch in seen] == sizes and sorted(
+        torch.cat(seen).tolist()
+    ) == list(range(count))
 
 
 def test_epochs_differ_and_seeds_differ_but_nothing_else_does(clip, few):
     def orders(seed):
-        run, seen = TowerTraining(clip, few, Recipe(**SMALL), view=finetuning_view(32), seed=seed), []
+        run, seen = (
+            TowerTraining(
+                clip, few, Recipe(**SMALL), view=finetuning_view(32), seed=seed
+            ),
+            [],
+        )
         state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
         for epoch in range(2):
-            run.epoch(epoch, lambda batch, features: (seen.append((batch.tolist(), features.sum().item())), features.sum())[1])
-        assert torch.equal(state, torch.get_rng_state()) and np.array_equal(numpy_state, np.random.get_state()[1])
+            run.epoch(
+                epoch,
+                lambda batch, features: (
+                    seen.append((batch.tolist(), features.sum().item())),
+                    features.sum(),
+                )[1],
+            )
+        assert torch.equal(state, torch.get_rng_state()) and np.array_equal(
+            numpy_state, np.random.get_state()[1]
+        )
         return seen
 
     first, again, other = orders(0), orders(0), orders(1)
@@ -91,21 +161,41 @@ def test_epochs_differ_and_seeds_differ_but_nothing_else_does(clip, few):
 
 
 @pytest.mark.parametrize("name", ["built-in", "ResNet"])
-def test_the_original_stays_frozen_and_batch_statistics_stay_as_they_are(clips, few, name):
+def test_the_original_stays_frozen_and_batch_statistics_stay_as_they_are(
+    clips, few, name
+):
     clip = clips(name)
     before, run = clip.fingerprint, TowerTraining(clip, few, Recipe(**SMALL))
     buffers = {key: tensor.clone() for key, tensor in run.clip.model.named_buffers()}
     table = TextTable(clip, CAPTIONS)
-    run.epoch(0, lambda batch, features: contrastive_loss(features, table(run.clip, batch % 5), run.logit_scale()))
-    assert clip.fingerprint == before != run.clip.fingerprint and not any(p.requires_grad for p in clip.model.parameters())
-    assert all(torch.equal(buffers[key], tensor) for key, tensor in run.clip.model.named_buffers())
+    run.epoch(
+        0,
+        lambda batch, features: contrastive_loss(
+            features, table(run.clip, batch % 5), run.logit_scale()
+        ),
+    )
+    assert clip.fingerprint == before != run.clip.fingerprint and not any(
+        p.requires_grad for p in clip.model.parameters()
+    )
+    assert all(
+        torch.equal(buffers[key], tensor)
+        for key, tensor in run.clip.model.named_buffers()
+    )
 
 
 def test_the_logit_scale_stays_below_a_hundred_and_can_come_back(clip, few):
     def scale(start, direction):
-        run = TowerTraining(clip, few, Recipe(**{**SMALL, "learning_rate": 0.1, "warmup": 0, "batch_size": 3}), train_text=False)
+        run = TowerTraining(
+            clip,
+            few,
+            Recipe(**{**SMALL, "learning_rate": 0.1, "warmup": 0, "batch_size": 3}),
+            train_text=False,
+        )
         run.clip.model.logit_scale.data.fill_(math.log(start))
-        run.epoch(0, lambda batch, features: direction * run.logit_scale() + 0 * features.sum())
+        run.epoch(
+            0,
+            lambda batch, features: direction * run.logit_scale() + 0 * features.sum(),
+        )
         return run.logit_scale().item()
 
     assert 90 < scale(90, -1) <= 100.001 and scale(100, 1) < 90
@@ -123,10 +213,13 @@ def coca():
     """A CoCa: the text feature is read from a token of its own, behind the text."""
     text = {**TEXT, "embed_cls": True, "output_tokens": True}
     vision = {
-        **VISION, "attentional_pool": True, "attn_pooler_heads": 2, "output_tokens": True
+        **VISION,
+        "attentional_pool": True,
+        "attn_pooler_heads": 2,
+        "output_tokens": True,
     }
     model = CoCa(16, {**TEXT, "attn_pooler_heads": 2}, text, vision)
-    for parameter in model.text_decoder.parameters():       # some are left uninitialised
+    for parameter in model.text_decoder.parameters():  # some are left uninitialised
         torch.nn.init.normal_(parameter, std=0.02)
     return model
 
@@ -134,8 +227,11 @@ def coca():
 def convolutional():
     """An image tower of timm, without tokens."""
     tower = {
-        "image_size": 32, "timm_model_name": "resnet10t", "timm_model_pretrained": False,
-        "timm_pool": "avg", "timm_proj": "linear",
+        "image_size": 32,
+        "timm_model_name": "resnet10t",
+        "timm_model_pretrained": False,
+        "timm_pool": "avg",
+        "timm_proj": "linear",
     }
     return CustomTextCLIP(16, tower, TEXT)
 
@@ -145,19 +241,30 @@ def hugging_face_text():
     from transformers import RobertaConfig
 
     config = RobertaConfig(
-        vocab_size=49408, hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
-        intermediate_size=64, max_position_embeddings=40, pad_token_id=0,
+        vocab_size=49408,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=40,
+        pad_token_id=0,
     )
     model = CustomTextCLIP(16, VISION, TEXT)
     model.text = HFTextEncoder(
-        "roberta", 16, config=config, pooler_type="mean_pooler", proj_type="linear",
+        "roberta",
+        16,
+        config=config,
+        pooler_type="mean_pooler",
+        proj_type="linear",
         pretrained=False,
     )
     return model
 
 
 OTHERS = {
-    "SigLIP": siglip, "CoCa": coca, "timm": convolutional,
+    "SigLIP": siglip,
+    "CoCa": coca,
+    "timm": convolutional,
     "transformers": hugging_face_text,
 }
 
@@ -192,9 +299,13 @@ def test_both_towers_of_other_models_learn_from_texts(few, name, own_tokens):
         clip = CLIP(clip.model, clip.preprocess, OwnTokens())
     run = TowerTraining(clip, few, Recipe(**SMALL))
     table = TextTable(run.clip, CAPTIONS)
-    assert (table(run.clip, torch.arange(5)) - clip.encode_text(CAPTIONS)).abs().max() < 1e-5
+    assert (
+        table(run.clip, torch.arange(5)) - clip.encode_text(CAPTIONS)
+    ).abs().max() < 1e-5
     rows = lambda batch: table(run.clip, batch % 5)
-    loss = lambda batch, features: contrastive_loss(features, rows(batch), run.logit_scale())
+    loss = lambda batch, features: contrastive_loss(
+        features, rows(batch), run.logit_scale()
+    )
     assert np.isfinite(run.epoch(0, loss))
     assert not torch.equal(run.clip.encode_text(CAPTIONS), clip.encode_text(CAPTIONS))
     assert not torch.equal(run.clip.encode_image(few), clip.encode_image(few))
@@ -207,7 +318,12 @@ def test_both_towers_of_other_models_learn_from_texts(few, name, own_tokens):
 def test_latteclip_fits_and_loads_with_other_models(few, tmp_path, name):
     clip, told = other_clip(name), {"image": ["a long stroke.", ""] * 10 + ["x"]}
     names = digits("train").classnames
-    options = {"epochs": 1, "batch_size": 11, "learning_rate": 1e-4, "weight_alpha": 0.5}
+    options = {
+        "epochs": 1,
+        "batch_size": 11,
+        "learning_rate": 1e-4,
+        "weight_alpha": 0.5,
+    }
     method = LatteCLIP(clip, names, **options).fit(few, captions=told)
     method.save(tmp_path / "method")
     again = LatteCLIP.load(tmp_path / "method", clip)
@@ -235,7 +351,9 @@ def test_a_siglip_keeps_its_logit_scale_as_the_limit(few, tmp_path):
 
 
 @given(
-    seed=st.integers(0, 1000), count=st.integers(1, 6), dim=st.integers(2, 5),
+    seed=st.integers(0, 1000),
+    count=st.integers(1, 6),
+    dim=st.integers(2, 5),
     scale=st.floats(1, 100),
 )
 def test_the_contrastive_loss_is_the_one_of_loops(seed, count, dim, scale):
@@ -256,7 +374,12 @@ def test_the_contrastive_loss_is_the_one_of_loops(seed, count, dim, scale):
 def test_interpolated_weights_are_those_of_both_towers(clip, few):
     run = TowerTraining(clip, few, Recipe(**SMALL))
     table = TextTable(run.clip, CAPTIONS)
-    run.epoch(0, lambda batch, features: contrastive_loss(features, table(run.clip, batch % 5), run.logit_scale()))
+    run.epoch(
+        0,
+        lambda batch, features: contrastive_loss(
+            features, table(run.clip, batch % 5), run.logit_scale()
+        ),
+    )
     between = interpolate_weights(clip, run.clip, 0.3)
     tuned = dict(run.clip.model.named_parameters())
     now = dict(between.model.named_parameters())
@@ -266,11 +389,20 @@ def test_interpolated_weights_are_those_of_both_towers(clip, few):
 
 
 @pytest.mark.parametrize("name", ["built-in", "custom text"])
-def test_a_frozen_text_tower_answers_as_before_whatever_the_model_calls_it(clips, few, name):
+def test_a_frozen_text_tower_answers_as_before_whatever_the_model_calls_it(
+    clips, few, name
+):
     run = TowerTraining(clips(name), few, Recipe(**SMALL), train_text=False)
     table = TextTable(run.clip, CAPTIONS)
-    run.epoch(0, lambda batch, features: contrastive_loss(features, table(run.clip, batch % 5), run.logit_scale()))
-    assert torch.equal(run.clip.encode_text(CAPTIONS), clips(name).encode_text(CAPTIONS))
+    run.epoch(
+        0,
+        lambda batch, features: contrastive_loss(
+            features, table(run.clip, batch % 5), run.logit_scale()
+        ),
+    )
+    assert torch.equal(
+        run.clip.encode_text(CAPTIONS), clips(name).encode_text(CAPTIONS)
+    )
     assert not torch.equal(run.clip.encode_image(few), clips(name).encode_image(few))
 
 
@@ -278,8 +410,17 @@ def test_a_model_of_half_precision_is_trained_in_float32(clip, few):
     half = CLIP(copy.deepcopy(clip.model).half(), clip.preprocess, clip.tokenizer)
     run = TowerTraining(half, few, Recipe(**SMALL))
     table = TextTable(run.clip, CAPTIONS)
-    loss = run.epoch(0, lambda batch, features: contrastive_loss(features, table(run.clip, batch % 5), run.logit_scale()))
-    assert np.isfinite(loss) and all(p.dtype == torch.float32 for p in run.clip.model.parameters()) and run.clip.encode_image(few).isfinite().all()
+    loss = run.epoch(
+        0,
+        lambda batch, features: contrastive_loss(
+            features, table(run.clip, batch % 5), run.logit_scale()
+        ),
+    )
+    assert (
+        np.isfinite(loss)
+        and all(p.dtype == torch.float32 for p in run.clip.model.parameters())
+        and run.clip.encode_image(few).isfinite().all()
+    )
 
 
 @pytest.mark.parametrize("size", [(32, 32), (50, 20), (7, 90), (1, 1)])
@@ -287,11 +428,15 @@ def test_a_model_of_half_precision_is_trained_in_float32(clip, few):
 @pytest.mark.parametrize("crop", CROPS)
 @pytest.mark.parametrize("squash", [True, False])
 def test_views_of_any_image(size, colour, crop, squash):
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8))
+    image = Image.fromarray(
+        np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
+    )
     view = finetuning_view(32, colour, squash, crop)
     views = [view(image, np.random.default_rng(seed)) for seed in range(20)]
     assert all(view.size == (32, 32) and view.mode == "RGB" for view in views)
-    grey = sum(np.ptp(np.asarray(view).astype(int), axis=2).max() == 0 for view in views)
+    grey = sum(
+        np.ptp(np.asarray(view).astype(int), axis=2).max() == 0 for view in views
+    )
     assert (0 < grey < 12) if colour and size != (1, 1) else grey == 0 or size == (1, 1)
 
 
@@ -305,11 +450,16 @@ def seen_part(size, seed, **options):
     view = finetuning_view(64, colour=False, **options)
     seen = np.asarray(view(image, np.random.default_rng(seed)), np.float64) / 255
     steps = [np.polyfit(np.arange(64) + 0.5, seen[..., k].mean(k), 1) for k in (0, 1)]
-    first, last = [step[1] for step in steps], [step[1] + 64 * step[0] for step in steps]
+    first, last = (
+        [step[1] for step in steps],
+        [step[1] + 64 * step[0] for step in steps],
+    )
     return np.array([*first, *last]) * [width, height, width, height]
 
 
-@pytest.mark.parametrize("size", [(300, 300), (360, 300), (300, 200), (100, 300), (220, 200)])
+@pytest.mark.parametrize(
+    "size", [(300, 300), (360, 300), (300, 200), (100, 300), (220, 200)]
+)
 def test_crops_are_distributed_as_torchvision_s(size):
     """Mean area, and range and mean of the proportions, over 300 draws of each."""
     transforms = pytest.importorskip("torchvision.transforms")
@@ -325,7 +475,10 @@ def test_crops_are_distributed_as_torchvision_s(size):
         torch.manual_seed(0)
         expected = np.array([theirs() for _ in range(300)])
     parts = np.array(
-        [finetuning._redrawn_box(*size, np.random.default_rng(seed)) for seed in range(300)]
+        [
+            finetuning._redrawn_box(*size, np.random.default_rng(seed))
+            for seed in range(300)
+        ]
     )
     sides = parts[:, 2:] - parts[:, :2]
     found = np.stack([sides.prod(1), sides[:, 0] / sides[:, 1]], 1)
@@ -366,14 +519,25 @@ def test_latteclip_takes_the_view_of_its_clip(clip):
         view = latteclip._view(LatteCLIP(model, ["cat", "dog"]))
         expected = finetuning_view(model.image_size, True, squash, "redrawn")
         first, second = (
-            np.asarray(each(image, np.random.default_rng(3))) for each in (view, expected)
+            np.asarray(each(image, np.random.default_rng(3)))
+            for each in (view, expected)
         )
         assert np.array_equal(first, second)
     assert latteclip._view(LatteCLIP(clip, ["cat", "dog"], augment=False)) is None
 
 
 def test_a_learning_rate_too_high_is_named(clip, few):
-    run, table = TowerTraining(clip, few, Recipe(**{**SMALL, "learning_rate": 1e30, "warmup": 0})), TextTable(clip, CAPTIONS)
+    run, table = (
+        TowerTraining(
+            clip, few, Recipe(**{**SMALL, "learning_rate": 1e30, "warmup": 0})
+        ),
+        TextTable(clip, CAPTIONS),
+    )
     with pytest.raises(ValueError, match="lower the learning rate"):
         for epoch in range(3):
-            run.epoch(epoch, lambda batch, features: contrastive_loss(features, table(run.clip, batch % 5), run.logit_scale()))
+            run.epoch(
+                epoch,
+                lambda batch, features: contrastive_loss(
+                    features, table(run.clip, batch % 5), run.logit_scale()
+                ),
+            )

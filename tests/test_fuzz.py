@@ -27,9 +27,9 @@ def test_only_documented_errors_come_out(name):
     with prepared(TARGETS[name]) as target:
         result = run(target, range(INPUTS))
     assert result.inputs == INPUTS and not result.escaped, runner.report(result, 0)
-    assert result.accepted and (
-        result.refused or not target.errors
-    ), "one of the two never happened"
+    assert result.accepted and (result.refused or not target.errors), (
+        "one of the two never happened"
+    )
 
 
 class Naughty(Target):

@@ -1,4 +1,5 @@
 """FPL, IFPL and GRIP: all 27 settings, figures by hand, labels that must stay unread, killed and resumed fits, and bad input."""
+
 import math
 import os
 import random
@@ -16,15 +17,24 @@ from open_clip.transformer import QuickGELU
 from sklearn.base import clone
 
 from clipadapt import CLIP, ImageSet, ZeroShot, digits, load_clip
-from clipadapt.methods import grip as module
-from clipadapt.learning import prompts
 from clipadapt.app.cli import _configure
 from clipadapt.images.files import read_arrays
-from clipadapt.methods.grip import FPL, GRIP, IFPL, PROMPTS, SETTINGS, learning_setting, loss_weights, two_part_loss
+from clipadapt.learning import prompts
 from clipadapt.learning.prompts import TextualPrompt
 from clipadapt.learning.pseudolabels import top_k
 from clipadapt.learning.testing import check_adapter
 from clipadapt.learning.training import SavedRun
+from clipadapt.methods import grip as module
+from clipadapt.methods.grip import (
+    FPL,
+    GRIP,
+    IFPL,
+    PROMPTS,
+    SETTINGS,
+    learning_setting,
+    loss_weights,
+    two_part_loss,
+)
 
 METHODS, UNSEEN, COUNT = {"FPL": FPL, "IFPL": IFPL, "GRIP": GRIP}, [6, 7, 8, 9], 80
 SHORT = {"k": 3, "rounds": 2, "epochs": 1, "options": {"length": 2}}
@@ -54,33 +64,73 @@ def bits(method):
     return method.prompt_.tobytes(), method.pseudolabels_.tobytes(), method.history_
 
 
-CASES = [(method, prompt, setting, pool) for method in METHODS for prompt in PROMPTS for setting in SETTINGS
-         for pool in (("mixed", "unseen") if setting == "transductive" else ("mixed",))]
+CASES = [
+    (method, prompt, setting, pool)
+    for method in METHODS
+    for prompt in PROMPTS
+    for setting in SETTINGS
+    for pool in (("mixed", "unseen") if setting == "transductive" else ("mixed",))
+]
 
 
 @pytest.mark.parametrize("method, prompt, setting, pool", CASES)
 def test_all_settings(clip, images, test_images, method, prompt, setting, pool):
     y = some_labels(images, setting)
-    fitted = METHODS[method](clip, images.classnames, prompt=prompt, setting=setting, pool=pool, **SHORT).fit(images, y)
+    fitted = METHODS[method](
+        clip, images.classnames, prompt=prompt, setting=setting, pool=pool, **SHORT
+    ).fit(images, y)
     probabilities = fitted.predict_proba(test_images)
     assert probabilities.shape == (20, 10) and probabilities.dtype == np.float32
-    assert np.isfinite(probabilities).all() and (probabilities >= 0).all() and np.allclose(probabilities.sum(1), 1, atol=1e-4)
-    assert fitted.prompt_.dtype == np.float32 and fitted.prompt_.ndim == 1 and np.isfinite(fitted.prompt_).all()
+    assert (
+        np.isfinite(probabilities).all()
+        and (probabilities >= 0).all()
+        and np.allclose(probabilities.sum(1), 1, atol=1e-4)
+    )
+    assert (
+        fitted.prompt_.dtype == np.float32
+        and fitted.prompt_.ndim == 1
+        and np.isfinite(fitted.prompt_).all()
+    )
     chosen, classes = fitted.pseudolabels_.T
-    assert fitted.pseudolabels_.dtype == np.int64 and (y[chosen] == -1).all(), "only unlabelled images get pseudolabels"
+    assert fitted.pseudolabels_.dtype == np.int64 and (y[chosen] == -1).all(), (
+        "only unlabelled images get pseudolabels"
+    )
     allowed = UNSEEN if pool == "unseen" else range(10)
-    assert set(classes) == set(allowed) and len({*map(tuple, fitted.pseudolabels_)}) == len(chosen)
+    assert set(classes) == set(allowed) and len(
+        {*map(tuple, fitted.pseudolabels_)}
+    ) == len(chosen)
     rounds = 1 if method == "FPL" else 2
-    assert [entry["k"] for entry in fitted.history_] == fitted.sizes((y < 0).sum(), len(allowed)) and len(fitted.history_) == rounds
-    assert all(entry["pseudolabels"] == entry["k"] * len(allowed) and math.isfinite(entry["loss"]) for entry in fitted.history_)
+    assert [entry["k"] for entry in fitted.history_] == fitted.sizes(
+        (y < 0).sum(), len(allowed)
+    ) and len(fitted.history_) == rounds
+    assert all(
+        entry["pseudolabels"] == entry["k"] * len(allowed)
+        and math.isfinite(entry["loss"])
+        for entry in fitted.history_
+    )
     assert len(chosen) == fitted.history_[-1]["pseudolabels"]
 
 
-@pytest.mark.parametrize("labels, setting", [([-1, -1, -1], "unsupervised"), ([0, -1, 1], "semi-supervised"), ([0, -1, -1], "transductive"), ([0, 1, 0], "semi-supervised")])
+@pytest.mark.parametrize(
+    "labels, setting",
+    [
+        ([-1, -1, -1], "unsupervised"),
+        ([0, -1, 1], "semi-supervised"),
+        ([0, -1, -1], "transductive"),
+        ([0, 1, 0], "semi-supervised"),
+    ],
+)
 def test_learning_setting(labels, setting):
-    assert learning_setting(np.array(labels), 2) == learning_setting(np.array(labels), 2, setting) == setting
+    assert (
+        learning_setting(np.array(labels), 2)
+        == learning_setting(np.array(labels), 2, setting)
+        == setting
+    )
     for other in set(SETTINGS) - {setting}:
-        with pytest.raises(ValueError, match=f"{other} learning was asked for, .* of 2 classes .* {setting}"):
+        with pytest.raises(
+            ValueError,
+            match=f"{other} learning was asked for, .* of 2 classes .* {setting}",
+        ):
             learning_setting(np.array(labels), 2, other)
 
 
@@ -91,16 +141,20 @@ def test_shares_by_hand(setting):
     assert loss_weights(setting, 20, 0, "shares") == (1, 0)
 
 
-@pytest.mark.parametrize("setting, labelled, pseudolabelled, iterated, prompt, weights", [
-    ("semi-supervised", 20, 160, True, "textual", (1 / 8, 1)),
-    ("semi-supervised", 20, 160, True, "multimodal", (1 / 8, 1)),
-    ("semi-supervised", 20, 160, False, "textual", (8, 1)),
-    ("semi-supervised", 20, 160, False, "visual", (8, 1)),
-    ("semi-supervised", 20, 180, False, "multimodal", (3, 1)),
-    ("transductive", 600, 60, True, "multimodal", (1, 10)),
-    ("transductive", 600, 60, False, "textual", (1, 10)),
-    ("transductive", 540, 60, False, "multimodal", (1, 3)),
-    ("unsupervised", 0, 60, False, "multimodal", (0, 1))])
+@pytest.mark.parametrize(
+    "setting, labelled, pseudolabelled, iterated, prompt, weights",
+    [
+        ("semi-supervised", 20, 160, True, "textual", (1 / 8, 1)),
+        ("semi-supervised", 20, 160, True, "multimodal", (1 / 8, 1)),
+        ("semi-supervised", 20, 160, False, "textual", (8, 1)),
+        ("semi-supervised", 20, 160, False, "visual", (8, 1)),
+        ("semi-supervised", 20, 180, False, "multimodal", (3, 1)),
+        ("transductive", 600, 60, True, "multimodal", (1, 10)),
+        ("transductive", 600, 60, False, "textual", (1, 10)),
+        ("transductive", 540, 60, False, "multimodal", (1, 3)),
+        ("unsupervised", 0, 60, False, "multimodal", (0, 1)),
+    ],
+)
 def test_published_weights_by_hand(
     setting, labelled, pseudolabelled, iterated, prompt, weights
 ):
@@ -112,53 +166,104 @@ def test_published_weights_by_hand(
     assert found == weights
 
 
-@pytest.mark.parametrize("setting, labelled, pseudolabelled, weights", [
-    ("semi-supervised", 20, 160, (8, 1)), ("semi-supervised", 20, 5, (0.25, 1)), ("transductive", 600, 60, (1, 10)), ("transductive", 10, 40, (1, 0.25)),
-    ("unsupervised", 0, 160, (0, 1)), ("semi-supervised", 20, 0, (1, 0)), ("transductive", 20, 0, (1, 0)), ("transductive", 0, 20, (0, 1)), ("unsupervised", 0, 0, (0, 0))])
+@pytest.mark.parametrize(
+    "setting, labelled, pseudolabelled, weights",
+    [
+        ("semi-supervised", 20, 160, (8, 1)),
+        ("semi-supervised", 20, 5, (0.25, 1)),
+        ("transductive", 600, 60, (1, 10)),
+        ("transductive", 10, 40, (1, 0.25)),
+        ("unsupervised", 0, 160, (0, 1)),
+        ("semi-supervised", 20, 0, (1, 0)),
+        ("transductive", 20, 0, (1, 0)),
+        ("transductive", 0, 20, (0, 1)),
+        ("unsupervised", 0, 0, (0, 0)),
+    ],
+)
 def test_loss_weights_by_hand(setting, labelled, pseudolabelled, weights):
     assert loss_weights(setting, labelled, pseudolabelled) == weights
 
 
-@pytest.mark.parametrize("pseudo, expected", [([False, True, True], 2 * math.log(4 / 3) + 5 * (math.log(4) + math.log(2)) / 2), ([False] * 3, 2 * math.log(32 / 3) / 3),
-                                              ([True] * 3, 5 * math.log(32 / 3) / 3), ([True, False, False], 5 * math.log(4 / 3) + 2 * math.log(8) / 2)])
+@pytest.mark.parametrize(
+    "pseudo, expected",
+    [
+        (
+            [False, True, True],
+            2 * math.log(4 / 3) + 5 * (math.log(4) + math.log(2)) / 2,
+        ),
+        ([False] * 3, 2 * math.log(32 / 3) / 3),
+        ([True] * 3, 5 * math.log(32 / 3) / 3),
+        ([True, False, False], 5 * math.log(4 / 3) + 2 * math.log(8) / 2),
+    ],
+)
 def test_two_part_loss_by_hand(pseudo, expected):
     """Logits ln 3 and 0 are probabilities 3/4 and 1/4: the three losses are ln 4/3, ln 4 and ln 2."""
     logits = torch.tensor([[math.log(3), 0], [math.log(3), 0], [0, 0]]).requires_grad_()
-    loss = two_part_loss(logits, torch.tensor([0, 1, 0]), torch.tensor(pseudo), (2.0, 5.0))
+    loss = two_part_loss(
+        logits, torch.tensor([0, 1, 0]), torch.tensor(pseudo), (2.0, 5.0)
+    )
     assert math.isclose(loss.item(), expected, rel_tol=1e-6)
     loss.backward()
     assert logits.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("pool, classes, first, last", [
-    (3760, 47, [8, 16, 24], 80), (2040, 102, [2, 4, 6], 20), (6300, 45, [14, 28, 42], 140), (6667, 100, [6, 13, 19], 66), (60000, 10, [600, 1200, 1800], 6000),
-    (27000, 10, [270, 540, 810], 2700), (898, 10, [8, 17, 26], 89), (25, 10, [1, 1, 1], 2), (7, 10, [1, 1, 1], 1)])
+@pytest.mark.parametrize(
+    "pool, classes, first, last",
+    [
+        (3760, 47, [8, 16, 24], 80),
+        (2040, 102, [2, 4, 6], 20),
+        (6300, 45, [14, 28, 42], 140),
+        (6667, 100, [6, 13, 19], 66),
+        (60000, 10, [600, 1200, 1800], 6000),
+        (27000, 10, [270, 540, 810], 2700),
+        (898, 10, [8, 17, 26], 89),
+        (25, 10, [1, 1, 1], 2),
+        (7, 10, [1, 1, 1], 1),
+    ],
+)
 def test_growth_of_grip_by_hand(clip, pool, classes, first, last):
     """floor(t floor(N / I) / C), at most floor(N / C): the data sets of the paper (grip.md, section 5), then pools that are too small."""
     sizes = GRIP(clip, ["a", "b"]).sizes(pool, classes)
     assert len(sizes) == 10 and sizes[:3] == first and sizes[-1] == last
 
 
-@given(pool=st.integers(1, 5000), classes=st.integers(1, 120), rounds=st.integers(1, 20))
+@given(
+    pool=st.integers(1, 5000), classes=st.integers(1, 120), rounds=st.integers(1, 20)
+)
 def test_growth_never_falls_and_stays_within_the_pool(pool, classes, rounds):
     sizes = GRIP(None, ["a", "b"], rounds=rounds).sizes(pool, classes)
-    assert len(sizes) == rounds and sizes == sorted(sizes) and sizes[-1] <= max(1, pool // classes)
+    assert (
+        len(sizes) == rounds
+        and sizes == sorted(sizes)
+        and sizes[-1] <= max(1, pool // classes)
+    )
 
 
 def test_growth_by_shares(clip):
-    assert GRIP(clip, ["a", "b"], growth=(0.1, 0.5, 1)).sizes(100, 2) == [5, 25, 50] and GRIP(clip, ["a"], growth=[1e-9]).sizes(100, 1) == [1]
+    assert GRIP(clip, ["a", "b"], growth=(0.1, 0.5, 1)).sizes(100, 2) == [
+        5,
+        25,
+        50,
+    ] and GRIP(clip, ["a"], growth=[1e-9]).sizes(100, 1) == [1]
     for growth in ((), (0,), (0.5, 1.5), (-0.1, 1)):
         with pytest.raises(ValueError, match="shares of the pool above 0"):
             GRIP(clip, ["a"], growth=growth).sizes(100, 1)
 
 
 def test_sizes_of_fpl_and_ifpl(clip):
-    assert FPL(clip, ["a"], k=16, rounds=7).sizes(898, 10) == [16] and FPL(clip, ["a"], k=16).sizes(9, 10) == [9]
-    assert IFPL(clip, ["a"], k=16, rounds=3).sizes(898, 10) == [16] * 3 and IFPL(clip, ["a"], k=16, rounds=2).sizes(9, 10) == [9] * 2
+    assert FPL(clip, ["a"], k=16, rounds=7).sizes(898, 10) == [16] and FPL(
+        clip, ["a"], k=16
+    ).sizes(9, 10) == [9]
+    assert (
+        IFPL(clip, ["a"], k=16, rounds=3).sizes(898, 10) == [16] * 3
+        and IFPL(clip, ["a"], k=16, rounds=2).sizes(9, 10) == [9] * 2
+    )
 
 
 @pytest.mark.parametrize("policy", ["per-class", "argmax", "one-class"])
-def test_first_labels_are_zero_shots_and_later_ones_the_last_prompts(clip, images, policy):
+def test_first_labels_are_zero_shots_and_later_ones_the_last_prompts(
+    clip, images, policy
+):
     """Round 1 chooses by the zero-shot classifier, round 2 by the prompt of round 1, out of the whole pool."""
     seen = []
 
@@ -167,52 +272,109 @@ def test_first_labels_are_zero_shots_and_later_ones_the_last_prompts(clip, image
         return {}
 
     templates = ["a photo of a {}.", "a drawing of a {}."]
-    method = GRIP(clip, images.classnames, policy=policy, templates=templates, **SHORT).fit(images, on_round=keep)
-    before = ZeroShot(clip, images.classnames, templates=templates).fit(images).predict_proba(images)
+    method = GRIP(
+        clip, images.classnames, policy=policy, templates=templates, **SHORT
+    ).fit(images, on_round=keep)
+    before = (
+        ZeroShot(clip, images.classnames, templates=templates)
+        .fit(images)
+        .predict_proba(images)
+    )
     for probabilities, k, (after, chosen) in zip((before, seen[0][0]), (4, 8), seen):
         expected = top_k(probabilities, k, policy)
-        assert {*zip(chosen.images, chosen.classes)} == {*zip(expected.images, expected.classes)}
-    assert np.array_equal(method.pseudolabels_, np.stack([chosen.images, chosen.classes], 1))
+        assert {*zip(chosen.images, chosen.classes)} == {
+            *zip(expected.images, expected.classes)
+        }
+    assert np.array_equal(
+        method.pseudolabels_, np.stack([chosen.images, chosen.classes], 1)
+    )
 
 
 def test_allowed_classes_only_when_the_pool_is_known(clip, images):
     """The oracle pool: scores are renormalised over the unseen classes, and all unseen ones get their share."""
     y = some_labels(images, "transductive")
-    unseen, mixed = (FPL(clip, images.classnames, pool=pool, **SHORT).fit(images, y) for pool in ("unseen", "mixed"))
-    assert set(unseen.pseudolabels_[:, 1]) == set(UNSEEN) and set(mixed.pseudolabels_[:, 1]) == set(range(10))
+    unseen, mixed = (
+        FPL(clip, images.classnames, pool=pool, **SHORT).fit(images, y)
+        for pool in ("unseen", "mixed")
+    )
+    assert set(unseen.pseudolabels_[:, 1]) == set(UNSEEN) and set(
+        mixed.pseudolabels_[:, 1]
+    ) == set(range(10))
     pool = np.flatnonzero(y < 0)
-    scores = ZeroShot(clip, images.classnames).fit(images).predict_proba(images.subset(pool))[:, UNSEEN]
+    scores = (
+        ZeroShot(clip, images.classnames)
+        .fit(images)
+        .predict_proba(images.subset(pool))[:, UNSEEN]
+    )
     expected = top_k(scores / scores.sum(1, keepdims=True), 3)
-    assert {*map(tuple, unseen.pseudolabels_)} == {(pool[i], UNSEEN[c]) for i, c in zip(expected.images, expected.classes)}
+    assert {*map(tuple, unseen.pseudolabels_)} == {
+        (pool[i], UNSEEN[c]) for i, c in zip(expected.images, expected.classes)
+    }
 
 
 def test_unseen_classes_whose_probability_vanishes(clip, images, monkeypatch):
     """Trained on seen classes, a prompt may give the unseen ones probability 0 in float32; they still have an order, or all are equal."""
-    certain = lambda prompt, inputs, batch_size=256: torch.eye(10)[torch.zeros(len(inputs), dtype=torch.long)]      # noqa: E731
+    certain = lambda prompt, inputs, batch_size=256: torch.eye(10)[
+        torch.zeros(len(inputs), dtype=torch.long)
+    ]  # noqa: E731
     monkeypatch.setattr(TextualPrompt, "predict", certain)
-    method = IFPL(clip, images.classnames, pool="unseen", **SHORT).fit(images, some_labels(images, "transductive"))
+    method = IFPL(clip, images.classnames, pool="unseen", **SHORT).fit(
+        images, some_labels(images, "transductive")
+    )
     assert set(method.pseudolabels_[:, 1]) == set(UNSEEN)
 
 
-@pytest.mark.parametrize("method, params", [
-    ("FPL", {"prompt": "visual"}), ("IFPL", {"prompt": "textual", "reinit": False}), ("GRIP", {"prompt": "textual", "policy": "one-class"}),
-    ("GRIP", {"prompt": "multimodal", "options": {"length": 2, "attention": "pairs"}})])
+@pytest.mark.parametrize(
+    "method, params",
+    [
+        ("FPL", {"prompt": "visual"}),
+        ("IFPL", {"prompt": "textual", "reinit": False}),
+        ("GRIP", {"prompt": "textual", "policy": "one-class"}),
+        (
+            "GRIP",
+            {"prompt": "multimodal", "options": {"length": 2, "attention": "pairs"}},
+        ),
+    ],
+)
 def test_contract(clip, method, params):
     """Among its checks: labels of X are never read, the same seed gives the same, save and load give back 1e-6."""
     assert len(check_adapter(METHODS[method], clip, **{**SHORT, **params})) > 10
 
 
-@pytest.mark.parametrize("prompt, options", [("textual", {"words": "a photo of a"}), ("visual", {"length": 3, "deep": True, "templates": ["a {}.", "the {}."]}),
-                                             ("multimodal", {"length": 2, "width": 16, "attention": "pairs"})])
-def test_clone_save_and_load_with_options(clip, images, test_images, tmp_path, prompt, options):
-    method = GRIP(clip, images.classnames, prompt=prompt, **{**SHORT, "options": options}).fit(images)
+@pytest.mark.parametrize(
+    "prompt, options",
+    [
+        ("textual", {"words": "a photo of a"}),
+        ("visual", {"length": 3, "deep": True, "templates": ["a {}.", "the {}."]}),
+        ("multimodal", {"length": 2, "width": 16, "attention": "pairs"}),
+    ],
+)
+def test_clone_save_and_load_with_options(
+    clip, images, test_images, tmp_path, prompt, options
+):
+    method = GRIP(
+        clip, images.classnames, prompt=prompt, **{**SHORT, "options": options}
+    ).fit(images)
     method.save(tmp_path / "saved")
     loaded = GRIP.load(tmp_path / "saved", clip)
-    assert loaded.options == options and loaded.history_ == method.history_ and np.array_equal(loaded.pseudolabels_, method.pseudolabels_)
+    assert (
+        loaded.options == options
+        and loaded.history_ == method.history_
+        and np.array_equal(loaded.pseudolabels_, method.pseudolabels_)
+    )
     for _ in range(2):
-        assert np.abs(loaded.predict_proba(test_images) - method.predict_proba(test_images)).max() <= 1e-6
+        assert (
+            np.abs(
+                loaded.predict_proba(test_images) - method.predict_proba(test_images)
+            ).max()
+            <= 1e-6
+        )
     twin = clone(method)
-    assert twin.get_params(deep=False) == method.get_params(deep=False) and twin.clip is clip and not hasattr(twin, "prompt_")
+    assert (
+        twin.get_params(deep=False) == method.get_params(deep=False)
+        and twin.clip is clip
+        and not hasattr(twin, "prompt_")
+    )
     assert bits(twin.fit(images)) == bits(method) == bits(loaded.fit(images))
 
 
@@ -245,22 +407,51 @@ def unchanged(clip, images):
     return fitted
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"epochs": 3}, {"batch_size": 7}, {"batch_size": None}, {"learning_rate": 0.03}, {"momentum": 0.5}, {"weight_decay": 0.0},
-                                    {"warmup": 0}, {"rounds": 3}, {"k": 4}, {"policy": "argmax"}, {"templates": "a drawing of a {}."}, {"reinit": False},
-                                    {"options": {"length": 3}}, {"prompt": "visual"}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 1},
+        {"epochs": 3},
+        {"batch_size": 7},
+        {"batch_size": None},
+        {"learning_rate": 0.03},
+        {"momentum": 0.5},
+        {"weight_decay": 0.0},
+        {"warmup": 0},
+        {"rounds": 3},
+        {"k": 4},
+        {"policy": "argmax"},
+        {"templates": "a drawing of a {}."},
+        {"reinit": False},
+        {"options": {"length": 3}},
+        {"prompt": "visual"},
+    ],
+)
 def test_every_parameter_has_an_effect(clip, images, unchanged, change):
-    assert bits(IFPL(clip, images.classnames, **{**SHORT, **change}).fit(images)) != unchanged
+    assert (
+        bits(IFPL(clip, images.classnames, **{**SHORT, **change}).fit(images))
+        != unchanged
+    )
 
 
-@pytest.mark.parametrize("prompt, rate", [("textual", 0.1), ("visual", 0.1), ("multimodal", 0.01)])
+@pytest.mark.parametrize(
+    "prompt, rate", [("textual", 0.1), ("visual", 0.1), ("multimodal", 0.01)]
+)
 def test_default_learning_rates_are_the_papers(clip, images, prompt, rate):
-    default, stated = (FPL(clip, images.classnames, prompt=prompt, learning_rate=value, **SHORT).fit(images) for value in (None, rate))
+    default, stated = (
+        FPL(clip, images.classnames, prompt=prompt, learning_rate=value, **SHORT).fit(
+            images
+        )
+        for value in (None, rate)
+    )
     assert bits(default) == bits(stated)
 
 
 def test_a_learning_rate_of_zero_trains_nothing(clip, images):
     method = FPL(clip, images.classnames, learning_rate=0.0, **SHORT).fit(images)
-    start = TextualPrompt(clip, images.classnames, length=2).prefix.detach().numpy().ravel()
+    start = (
+        TextualPrompt(clip, images.classnames, length=2).prefix.detach().numpy().ravel()
+    )
     assert np.array_equal(method.prompt_, start)
 
 
@@ -268,8 +459,16 @@ def test_labels_given_as_y_count_and_others_do_not(clip, images):
     y = some_labels(images, "semi-supervised")
     method = GRIP(clip, images.classnames, **SHORT)
     expected = bits(method.fit(images, y))
-    wrong = ImageSet(images.images, images.classnames, np.random.default_rng(0).permutation(images.labels))
-    assert bits(method.fit(wrong, y)) == expected == bits(method.fit(images.unlabelled(), y))
+    wrong = ImageSet(
+        images.images,
+        images.classnames,
+        np.random.default_rng(0).permutation(images.labels),
+    )
+    assert (
+        bits(method.fit(wrong, y))
+        == expected
+        == bits(method.fit(images.unlabelled(), y))
+    )
     assert bits(method.fit(images, np.where(y >= 0, (y + 1) % 10, -1))) != expected
 
 
@@ -281,13 +480,25 @@ def test_the_callback_changes_nothing(clip, images):
         np.random.seed(0), torch.manual_seed(0), random.seed(0)
         pseudolabels.classes[:] = images.labels[pseudolabels.images]
         calls.append(method)
-        return {"accuracy": method.score(images), "purity": float(np.mean(pseudolabels.classes == images.labels[pseudolabels.images]))}
+        return {
+            "accuracy": method.score(images),
+            "purity": float(
+                np.mean(pseudolabels.classes == images.labels[pseudolabels.images])
+            ),
+        }
 
     for prompt in ("textual", "multimodal"):
         method = GRIP(clip, images.classnames, prompt=prompt, reinit=False, **SHORT)
         plain = bits(method.fit(images))
         watched = bits(method.fit(images, on_round=meddle))
-        assert watched[:2] == plain[:2] and [{"k": e["k"], "pseudolabels": e["pseudolabels"], "loss": e["loss"]} for e in watched[2]] == plain[2]
+        assert (
+            watched[:2] == plain[:2]
+            and [
+                {"k": e["k"], "pseudolabels": e["pseudolabels"], "loss": e["loss"]}
+                for e in watched[2]
+            ]
+            == plain[2]
+        )
         assert all(0 <= entry["accuracy"] <= 1 for entry in watched[2])
     assert len(calls) == 4
     assert bits(method.fit(images)) == plain, "the callback of the last fit is gone"
@@ -295,10 +506,16 @@ def test_the_callback_changes_nothing(clip, images):
 
 def test_callbacks_that_return_nothing_or_no_plain_values(clip, images, tmp_path):
     method = FPL(clip, images.classnames, **SHORT)
-    assert len(method.fit(images, on_round=lambda method, pseudolabels: None).history_) == 1
+    assert (
+        len(method.fit(images, on_round=lambda method, pseudolabels: None).history_)
+        == 1
+    )
     for checkpoint in (None, str(tmp_path / "run")):
-        try:        # either a clear word at once, or a history that can be saved
-            method.set_params(checkpoint=checkpoint).fit(images, on_round=lambda method, pseudolabels: {"accuracy": np.float32(0.5)}).save(tmp_path / "saved")
+        try:  # either a clear word at once, or a history that can be saved
+            method.set_params(checkpoint=checkpoint).fit(
+                images,
+                on_round=lambda method, pseudolabels: {"accuracy": np.float32(0.5)},
+            ).save(tmp_path / "saved")
         except ValueError as error:
             assert "accuracy" in str(error) and "history_" not in str(error)
 
@@ -307,18 +524,32 @@ def test_callbacks_cannot_rewrite_history(clip, images):
     """A callback that calls its own figure "loss" or "k" must not replace what training wrote: refused, or kept apart."""
     plain = FPL(clip, images.classnames, **SHORT).fit(images).history_
     try:
-        history = FPL(clip, images.classnames, **SHORT).fit(images, on_round=lambda method, pseudolabels: {"loss": -1.0, "k": 0}).history_
+        history = (
+            FPL(clip, images.classnames, **SHORT)
+            .fit(images, on_round=lambda method, pseudolabels: {"loss": -1.0, "k": 0})
+            .history_
+        )
     except ValueError as error:
         assert "loss" in str(error)
     else:
-        assert history[0]["loss"] == plain[0]["loss"] and history[0]["k"] == plain[0]["k"]
+        assert (
+            history[0]["loss"] == plain[0]["loss"] and history[0]["k"] == plain[0]["k"]
+        )
 
 
 def test_random_state_is_left_alone(clip, images):
-    before = random.getstate(), np.random.get_state()[1].tobytes(), torch.get_rng_state().numpy().tobytes()
+    before = (
+        random.getstate(),
+        np.random.get_state()[1].tobytes(),
+        torch.get_rng_state().numpy().tobytes(),
+    )
     for prompt in PROMPTS:
         FPL(clip, images.classnames, prompt=prompt, **SHORT).fit(images)
-    assert before == (random.getstate(), np.random.get_state()[1].tobytes(), torch.get_rng_state().numpy().tobytes())
+    assert before == (
+        random.getstate(),
+        np.random.get_state()[1].tobytes(),
+        torch.get_rng_state().numpy().tobytes(),
+    )
 
 
 class Counting(CLIP):
@@ -335,22 +566,30 @@ def test_textual_prompts_encode_an_image_once(clip, images):
 
 
 @pytest.mark.parametrize("prompt", ["visual", "multimodal"])
-def test_the_other_prompts_encode_no_image_and_cut_it_into_patches_once(clip, images, prompt):
+def test_the_other_prompts_encode_no_image_and_cut_it_into_patches_once(
+    clip, images, prompt
+):
     counting, rows = Counting(clip.model, clip.preprocess, clip.tokenizer), []
-    hook = clip.model.visual.conv1.register_forward_hook(lambda module, inputs, output: rows.append(len(output)))
+    hook = clip.model.visual.conv1.register_forward_hook(
+        lambda module, inputs, output: rows.append(len(output))
+    )
     GRIP(counting, images.classnames, prompt=prompt, **SHORT).fit(images)
     hook.remove()
     assert not hasattr(counting, "count") and sum(rows) == len(images)
 
 
-@pytest.mark.parametrize("setting, method, prompt, published", [
-    ("semi-supervised", "FPL", "textual", (1.5, 1)),
-    ("semi-supervised", "FPL", "multimodal", (1.5**0.5, 1)),
-    ("semi-supervised", "IFPL", "textual", (2 / 3, 1)),
-    ("semi-supervised", "IFPL", "multimodal", (2 / 3, 1)),
-    ("transductive", "FPL", "textual", (1, 48 / 12)),
-    ("transductive", "FPL", "multimodal", (1, 2)),
-    ("transductive", "IFPL", "multimodal", (1, 48 / 12))])
+@pytest.mark.parametrize(
+    "setting, method, prompt, published",
+    [
+        ("semi-supervised", "FPL", "textual", (1.5, 1)),
+        ("semi-supervised", "FPL", "multimodal", (1.5**0.5, 1)),
+        ("semi-supervised", "IFPL", "textual", (2 / 3, 1)),
+        ("semi-supervised", "IFPL", "multimodal", (2 / 3, 1)),
+        ("transductive", "FPL", "textual", (1, 48 / 12)),
+        ("transductive", "FPL", "multimodal", (1, 2)),
+        ("transductive", "IFPL", "multimodal", (1, 48 / 12)),
+    ],
+)
 def test_readings_of_the_weights(clip, images, setting, method, prompt, published):
     """20 labels and 30 pseudolabels, or 48 and 12; the default is by shares."""
     y = some_labels(images, setting)
@@ -370,7 +609,9 @@ def test_readings_of_the_weights(clip, images, setting, method, prompt, publishe
 
 
 @pytest.mark.parametrize("setting", ["unsupervised", "semi-supervised"])
-def test_no_label_or_no_unlabelled_image_leaves_nothing_to_weight(clip, images, setting):
+def test_no_label_or_no_unlabelled_image_leaves_nothing_to_weight(
+    clip, images, setting
+):
     y = None if setting == "unsupervised" else images.labels
     fits = [
         bits(IFPL(clip, images.classnames, weights=weights, **SHORT).fit(images, y))
@@ -415,61 +656,102 @@ def test_few_labels_do_not_ruin_a_large_pool(clip, monkeypatch):
 
 def test_class_prompts_are_embedded_once_for_all_rounds(clip, images, monkeypatch):
     calls, encode = [], CLIP.encode_text
-    monkeypatch.setattr(CLIP, "encode_text", lambda self, texts, **options: calls.append(len(texts)) or encode(self, texts, **options))
+    monkeypatch.setattr(
+        CLIP,
+        "encode_text",
+        lambda self, texts, **options: (
+            calls.append(len(texts)) or encode(self, texts, **options)
+        ),
+    )
     IFPL(clip, images.classnames, prompt="visual", **{**SHORT, "rounds": 4}).fit(images)
-    assert calls == [10, 10], "for the first pseudolabels, and for the prompt to be compared with"
+    assert calls == [10, 10], (
+        "for the first pseudolabels, and for the prompt to be compared with"
+    )
 
 
 def test_templates_are_those_of_visual_prompts_too(clip, images):
-    both, labels_only = (FPL(clip, images.classnames, prompt="visual", templates="a drawing of a {}.", **{**SHORT, "options": {"length": 2, **extra}}).fit(images)
-                         for extra in ({}, {"templates": "single"}))
-    assert np.array_equal(both.pseudolabels_, labels_only.pseudolabels_) and both.history_ != labels_only.history_
+    both, labels_only = (
+        FPL(
+            clip,
+            images.classnames,
+            prompt="visual",
+            templates="a drawing of a {}.",
+            **{**SHORT, "options": {"length": 2, **extra}},
+        ).fit(images)
+        for extra in ({}, {"templates": "single"})
+    )
+    assert (
+        np.array_equal(both.pseudolabels_, labels_only.pseudolabels_)
+        and both.history_ != labels_only.history_
+    )
 
 
-def test_blocks_of_images_are_scored_one_after_the_other(clip, images, test_images, monkeypatch):
+def test_blocks_of_images_are_scored_one_after_the_other(
+    clip, images, test_images, monkeypatch
+):
     method = FPL(clip, images.classnames, prompt="visual", **SHORT).fit(images)
     whole = method.predict_proba(test_images)
     monkeypatch.setattr(module, "BLOCK", 7)
     assert np.allclose(method.predict_proba(test_images), whole, atol=1e-5)
 
 
-
 class Lost(BaseException):
     pass
 
 
-@pytest.mark.parametrize("prompt, reinit", [("textual", True), ("textual", False), ("visual", True), ("multimodal", False)])
-def test_an_interrupted_fit_goes_on_bit_for_bit(clip, images, test_images, tmp_path, prompt, reinit):
+@pytest.mark.parametrize(
+    "prompt, reinit",
+    [("textual", True), ("textual", False), ("visual", True), ("multimodal", False)],
+)
+def test_an_interrupted_fit_goes_on_bit_for_bit(
+    clip, images, test_images, tmp_path, prompt, reinit
+):
     """Interrupted in round 2 and again in round 3: what goes on has the same prompt, pseudolabels, history and answers."""
     params = {**SHORT, "rounds": 3, "prompt": prompt, "reinit": reinit}
-    y, whole = some_labels(images, "semi-supervised"), GRIP(clip, images.classnames, **params)
+    y, whole = (
+        some_labels(images, "semi-supervised"),
+        GRIP(clip, images.classnames, **params),
+    )
     whole.fit(images, y)
     for stop in (2, 3):
+
         def interrupt(method, pseudolabels):
             if len(method.history_) == stop:
                 raise Lost
             return {}
 
-        method = GRIP(clip, images.classnames, checkpoint=str(tmp_path / "run"), **params)
+        method = GRIP(
+            clip, images.classnames, checkpoint=str(tmp_path / "run"), **params
+        )
         with pytest.raises(Lost):
             method.fit(images, y, on_round=interrupt)
         assert not hasattr(method, "classnames_"), "an interrupted fit is not fitted"
         assert rounds_kept(tmp_path / "run") == stop - 1
-    method = GRIP(clip, images.classnames, checkpoint=str(tmp_path / "run"), **params).fit(images, y)
+    method = GRIP(
+        clip, images.classnames, checkpoint=str(tmp_path / "run"), **params
+    ).fit(images, y)
     assert bits(method) == bits(whole)
-    assert np.array_equal(method.predict_proba(test_images), whole.predict_proba(test_images))
+    assert np.array_equal(
+        method.predict_proba(test_images), whole.predict_proba(test_images)
+    )
 
 
 def rounds_kept(path):
     return read_arrays(path, SavedRun, "")[1].record["round"]
 
 
-def test_a_finished_fit_is_not_trained_again(clip, images, test_images, tmp_path, monkeypatch):
+def test_a_finished_fit_is_not_trained_again(
+    clip, images, test_images, tmp_path, monkeypatch
+):
     params = {**SHORT, "checkpoint": str(tmp_path / "run")}
     first = GRIP(clip, images.classnames, **params).fit(images)
-    monkeypatch.setattr(module, "minimise", lambda *args: pytest.fail("there is nothing left to train"))
+    monkeypatch.setattr(
+        module, "minimise", lambda *args: pytest.fail("there is nothing left to train")
+    )
     again = GRIP(clip, images.classnames, **params).fit(images)
-    assert bits(again) == bits(first) and np.array_equal(again.predict_proba(test_images), first.predict_proba(test_images))
+    assert bits(again) == bits(first) and np.array_equal(
+        again.predict_proba(test_images), first.predict_proba(test_images)
+    )
 
 
 # A fit in a process of its own; every round but the first takes its time.
@@ -484,7 +766,10 @@ GRIP(load_clip(device="cpu"), images.classnames, checkpoint=sys.argv[1], **{{**{
 
 
 def test_a_killed_fit_goes_on_bit_for_bit(clip, images, test_images, tmp_path):
-    process = subprocess.Popen([sys.executable, "-c", WORKER, tmp_path / "run"], env={**os.environ, "OMP_NUM_THREADS": "1"})
+    process = subprocess.Popen(
+        [sys.executable, "-c", WORKER, tmp_path / "run"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     end = time.monotonic() + 60
     while not (tmp_path / "run").exists():
         assert time.monotonic() < end and process.poll() is None, "waited in vain"
@@ -494,29 +779,83 @@ def test_a_killed_fit_goes_on_bit_for_bit(clip, images, test_images, tmp_path):
     process.wait()
     params = {**SHORT, "rounds": 3, "prompt": "multimodal", "reinit": False}
     trained = []
-    method = GRIP(clip, images.classnames, checkpoint=str(tmp_path / "run"), **params).fit(images, on_round=lambda method, _: trained.append(1) or {})
+    method = GRIP(
+        clip, images.classnames, checkpoint=str(tmp_path / "run"), **params
+    ).fit(images, on_round=lambda method, _: trained.append(1) or {})
     whole = GRIP(clip, images.classnames, **params).fit(images)
     assert len(trained) == 2 and bits(method) == bits(whole)
-    assert np.array_equal(method.predict_proba(test_images), whole.predict_proba(test_images))
+    assert np.array_equal(
+        method.predict_proba(test_images), whole.predict_proba(test_images)
+    )
 
 
-@pytest.mark.parametrize("name, change", [
-    ("images", lambda m, X, y: (m, X.subset(range(COUNT - 1, -1, -1)), y[::-1].copy())), ("images", lambda m, X, y: (m, ImageSet([image.rotate(9) for image, _ in X]), y)),
-    ("labels", lambda m, X, y: (m, X, np.where(np.arange(COUNT) == np.argmax(y >= 0), -1, y))), ("k", lambda m, X, y: (m.set_params(k=4), X, y)),
-    ("seed", lambda m, X, y: (m.set_params(seed=1), X, y)), ("options", lambda m, X, y: (m.set_params(options={"length": 3}), X, y)),
-    ("prompt", lambda m, X, y: (m.set_params(prompt="visual"), X, y)), ("epochs", lambda m, X, y: (m.set_params(epochs=3), X, y)),
-    ("method", lambda m, X, y: (IFPL(**m.get_params(deep=False)), X, y)),
-    ("classnames", lambda m, X, y: (m.set_params(classnames=m.classnames[::-1]), X.unlabelled(), y)),
-    ("weights", lambda m, X, y: (m.set_params(weights=np.array([1.0, 1.0])), X, y)), ("growth", lambda m, X, y: (m.set_params(growth=(0.5,)), X, y)),
-    ("clip weights", lambda m, X, y: (m.set_params(clip=other_weights()), X, y)),
-    ("clip model", lambda m, X, y: (m.set_params(clip=other_activation()), X, y)),
-    ("clip precision", lambda m, X, y: (m.set_params(clip=CLIP(m.clip.model, m.clip.preprocess, m.clip.tokenizer, precision="bf16")), X, y))])
+@pytest.mark.parametrize(
+    "name, change",
+    [
+        (
+            "images",
+            lambda m, X, y: (m, X.subset(range(COUNT - 1, -1, -1)), y[::-1].copy()),
+        ),
+        (
+            "images",
+            lambda m, X, y: (m, ImageSet([image.rotate(9) for image, _ in X]), y),
+        ),
+        (
+            "labels",
+            lambda m, X, y: (
+                m,
+                X,
+                np.where(np.arange(COUNT) == np.argmax(y >= 0), -1, y),
+            ),
+        ),
+        ("k", lambda m, X, y: (m.set_params(k=4), X, y)),
+        ("seed", lambda m, X, y: (m.set_params(seed=1), X, y)),
+        ("options", lambda m, X, y: (m.set_params(options={"length": 3}), X, y)),
+        ("prompt", lambda m, X, y: (m.set_params(prompt="visual"), X, y)),
+        ("epochs", lambda m, X, y: (m.set_params(epochs=3), X, y)),
+        ("method", lambda m, X, y: (IFPL(**m.get_params(deep=False)), X, y)),
+        (
+            "classnames",
+            lambda m, X, y: (
+                m.set_params(classnames=m.classnames[::-1]),
+                X.unlabelled(),
+                y,
+            ),
+        ),
+        ("weights", lambda m, X, y: (m.set_params(weights=np.array([1.0, 1.0])), X, y)),
+        ("growth", lambda m, X, y: (m.set_params(growth=(0.5,)), X, y)),
+        ("clip weights", lambda m, X, y: (m.set_params(clip=other_weights()), X, y)),
+        ("clip model", lambda m, X, y: (m.set_params(clip=other_activation()), X, y)),
+        (
+            "clip precision",
+            lambda m, X, y: (
+                m.set_params(
+                    clip=CLIP(
+                        m.clip.model,
+                        m.clip.preprocess,
+                        m.clip.tokenizer,
+                        precision="bf16",
+                    )
+                ),
+                X,
+                y,
+            ),
+        ),
+    ],
+)
 def test_resuming_another_run_is_refused_by_name(clip, images, tmp_path, name, change):
     y = some_labels(images, "semi-supervised")
     plain = ImageSet(images.images)
-    method = GRIP(clip, images.classnames, checkpoint=str(tmp_path / "run"), **{**SHORT, "rounds": 1}).fit(plain, y)
+    method = GRIP(
+        clip,
+        images.classnames,
+        checkpoint=str(tmp_path / "run"),
+        **{**SHORT, "rounds": 1},
+    ).fit(plain, y)
     other, X, labels = change(clone(method), plain, y)
-    with pytest.raises(ValueError, match=rf"another run: ([\w ]+, )*{name}(, [\w ]+)* changed"):
+    with pytest.raises(
+        ValueError, match=rf"another run: ([\w ]+, )*{name}(, [\w ]+)* changed"
+    ):
         other.fit(X, labels)
 
 
@@ -537,31 +876,60 @@ def other_activation():
 def test_damaged_checkpoints_are_refused(clip, images, tmp_path):
     (tmp_path / "run").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="run is damaged .*delete it to start anew"):
-        FPL(clip, images.classnames, checkpoint=str(tmp_path / "run"), **SHORT).fit(images)
+        FPL(clip, images.classnames, checkpoint=str(tmp_path / "run"), **SHORT).fit(
+            images
+        )
 
 
 def test_checkpoints_take_numpy_numbers(clip, images, tmp_path):
-    method = FPL(clip, images.classnames, checkpoint=str(tmp_path / "run"), **{**SHORT, "k": np.int64(3)}).fit(images)
+    method = FPL(
+        clip,
+        images.classnames,
+        checkpoint=str(tmp_path / "run"),
+        **{**SHORT, "k": np.int64(3)},
+    ).fit(images)
     assert bits(method) == bits(FPL(clip, images.classnames, **SHORT).fit(images))
 
 
-def test_a_checkpoint_may_be_a_path_and_the_method_still_be_saved(clip, images, tmp_path):
-    FPL(clip, images.classnames, checkpoint=tmp_path / "run", **SHORT).fit(images).save(tmp_path / "saved")
+def test_a_checkpoint_may_be_a_path_and_the_method_still_be_saved(
+    clip, images, tmp_path
+):
+    FPL(clip, images.classnames, checkpoint=tmp_path / "run", **SHORT).fit(images).save(
+        tmp_path / "saved"
+    )
     assert len(FPL.load(tmp_path / "saved", clip).pseudolabels_) == 30
 
 
-@pytest.mark.parametrize("y, message", [([0] * 3, r"shape \(80,\)"), ([0.5] * COUNT, "integers"), ([10] * COUNT, "0 ... 9"), ([-2] * COUNT, "-1 for unlabelled"), (["0"] * COUNT, "integers")])
+@pytest.mark.parametrize(
+    "y, message",
+    [
+        ([0] * 3, r"shape \(80,\)"),
+        ([0.5] * COUNT, "integers"),
+        ([10] * COUNT, "0 ... 9"),
+        ([-2] * COUNT, "-1 for unlabelled"),
+        (["0"] * COUNT, "integers"),
+    ],
+)
 def test_wrong_labels(clip, images, y, message):
     with pytest.raises(ValueError, match=message):
         GRIP(clip, images.classnames, **SHORT).fit(images, y)
 
 
-@pytest.mark.parametrize("wanted, given, message", [
-    ("transductive", "semi-supervised", "10 of 10 classes have labels"), ("semi-supervised", "transductive", "6 of 10 classes have labels"),
-    ("unsupervised", "transductive", "6 of 10"), ("transductive", "unsupervised", "0 of 10"), ("supervised", "unsupervised", "setting must be one of")])
+@pytest.mark.parametrize(
+    "wanted, given, message",
+    [
+        ("transductive", "semi-supervised", "10 of 10 classes have labels"),
+        ("semi-supervised", "transductive", "6 of 10 classes have labels"),
+        ("unsupervised", "transductive", "6 of 10"),
+        ("transductive", "unsupervised", "0 of 10"),
+        ("supervised", "unsupervised", "setting must be one of"),
+    ],
+)
 def test_settings_that_the_labels_are_not(clip, images, wanted, given, message):
     with pytest.raises(ValueError, match=message):
-        GRIP(clip, images.classnames, setting=wanted, **SHORT).fit(images, some_labels(images, given))
+        GRIP(clip, images.classnames, setting=wanted, **SHORT).fit(
+            images, some_labels(images, given)
+        )
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
@@ -589,13 +957,21 @@ def test_elsewhere_the_pool_has_no_effect(clip, images, setting):
 
 def test_without_unlabelled_images_there_is_nothing_to_ask(clip, images):
     known = images.subset(~np.isin(images.labels, UNSEEN))
-    FPL(clip, images.classnames, setting="transductive", **SHORT).fit(known, known.labels)
+    FPL(clip, images.classnames, setting="transductive", **SHORT).fit(
+        known, known.labels
+    )
 
 
-@pytest.mark.parametrize("setting, expected", [
-    ("pool=unseen", {"pool": "unseen"}), ("pool=mixed", {"pool": "mixed"}),
-    ("pool=null", {"pool": None}), ("weights=published", {"weights": "published"}),
-    ("weights=[1, 0.5]", {"weights": [1, 0.5]})])
+@pytest.mark.parametrize(
+    "setting, expected",
+    [
+        ("pool=unseen", {"pool": "unseen"}),
+        ("pool=mixed", {"pool": "mixed"}),
+        ("pool=null", {"pool": None}),
+        ("weights=published", {"weights": "published"}),
+        ("weights=[1, 0.5]", {"weights": [1, 0.5]}),
+    ],
+)
 def test_the_command_line_can_choose(clip, setting, expected):
     params = _configure(GRIP(clip, ["a", "b"]), [setting]).get_params(deep=False)
     assert {**params, **expected} == params
@@ -611,8 +987,14 @@ def test_patches_in_the_main_memory_change_nothing(clip, images, monkeypatch, pr
     assert np.array_equal(method.predict_proba(images), expected[1])
 
 
-@pytest.mark.parametrize("setting, weights", [
-    ("unsupervised", (0, 1)), ("semi-supervised", (1, 1)), ("semi-supervised", (2, 0.5))])
+@pytest.mark.parametrize(
+    "setting, weights",
+    [
+        ("unsupervised", (0, 1)),
+        ("semi-supervised", (1, 1)),
+        ("semi-supervised", (2, 0.5)),
+    ],
+)
 def test_a_fit_against_a_plain_loop(clip, images, setting, weights):
     """Textual FPL written again: whole texts through the whole encoder, torch's SGD and
     a schedule of its own, the loss by lists of indices as in the released code."""
@@ -629,12 +1011,15 @@ def test_a_fit_against_a_plain_loop(clip, images, setting, weights):
     rows = torch.tensor(np.concatenate([given, method.pseudolabels_[:, 0]]))
     classes = torch.tensor(np.concatenate([y[given], method.pseudolabels_[:, 1]]))
     prefix = torch.nn.Parameter(
-        TextualPrompt(clip, names, length=2).prefix.detach().clone())
+        TextualPrompt(clip, names, length=2).prefix.detach().clone()
+    )
     features, order = clip.encode_image(images), np.random.default_rng((0, 0))
     optimiser = torch.optim.SGD([prefix], 0.1, momentum=0.9, weight_decay=0.01)
     for epoch in range(8):
         rate = 0.1 * (
-            (epoch + 1) / 3 if epoch < 2 else (1 + math.cos(math.pi * (epoch - 2) / 6)) / 2
+            (epoch + 1) / 3
+            if epoch < 2
+            else (1 + math.cos(math.pi * (epoch - 2) / 6)) / 2
         )
         optimiser.param_groups[0]["lr"] = rate
         for batch in torch.from_numpy(order.permutation(len(rows))).split(7):
@@ -645,7 +1030,9 @@ def test_a_fit_against_a_plain_loop(clip, images, setting, weights):
                 chosen = [i for i in range(len(batch)) if part[i]]
                 if chosen:
                     entropy = torch.nn.CrossEntropyLoss()
-                    loss = loss + weight * entropy(logits[chosen], classes[batch][chosen])
+                    loss = loss + weight * entropy(
+                        logits[chosen], classes[batch][chosen]
+                    )
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -657,23 +1044,59 @@ def whole_texts(clip, names, prefix):
     model, words = clip.model, " ".join(["x"] * len(prefix))
     tokens = clip.tokenizer([f"{words} {name}" for name in names])
     start, _, rest = model.token_embedding(tokens).split(
-        [1, len(prefix), tokens.shape[1] - 1 - len(prefix)], 1)
+        [1, len(prefix), tokens.shape[1] - 1 - len(prefix)], 1
+    )
     embedded = torch.cat([start, prefix.expand(len(names), -1, -1), rest], 1)
-    hidden = model.transformer(embedded + model.positional_embedding,
-                               attn_mask=model.attn_mask)
+    hidden = model.transformer(
+        embedded + model.positional_embedding, attn_mask=model.attn_mask
+    )
     ends = model.ln_final(hidden)[torch.arange(len(names)), tokens.argmax(1)]
     return torch.nn.functional.normalize(ends @ model.text_projection, dim=-1)
 
 
-@pytest.mark.parametrize("params, message", [
-    ({"prompt": "text"}, "prompt must be one of 'textual', 'visual', 'multimodal'"), ({"pool": "seen"}, "pool must be 'mixed', 'unseen' or None, not 'seen'"), ({"policy": "best"}, "policy must be one of"),
-    ({"templates": "a photo"}, "gap"), ({"templates": "singel"}, "unknown template set"), ({"k": 0}, "k must be"), ({"k": 2.5}, "k must be"), ({"rounds": 0}, "rounds"),
-    ({"rounds": 1.5}, "rounds"), ({"epochs": 0}, "epochs"), ({"batch_size": 0}, "batch_size"), ({"learning_rate": -1}, "learning_rate"), ({"momentum": 1}, "momentum"),
-    ({"weight_decay": -1}, "weight_decay"), ({"warmup": -1}, "warmup"), ({"weights": (1, -1)}, "weights must be 'shares', 'recommended', 'published' or two numbers"), ({"weights": 1}, "weights must be 'shares', 'recommended', 'published' or two numbers"), ({"weights": (1, float("nan"))}, "weights must be 'shares', 'recommended', 'published' or two numbers"),
-    ({"weights": "12"}, "weights must be 'shares', 'recommended', 'published'"), ({"options": ["length"]}, "options must be a dict"), ({"weights": (1, 2, 3)}, "weights must be 'shares', 'recommended', 'published' or two numbers"), ({"options": {"lenght": 2}}, "lenght"), ({"options": {"length": 31}}, "more than the 32")])
+@pytest.mark.parametrize(
+    "params, message",
+    [
+        ({"prompt": "text"}, "prompt must be one of 'textual', 'visual', 'multimodal'"),
+        ({"pool": "seen"}, "pool must be 'mixed', 'unseen' or None, not 'seen'"),
+        ({"policy": "best"}, "policy must be one of"),
+        ({"templates": "a photo"}, "gap"),
+        ({"templates": "singel"}, "unknown template set"),
+        ({"k": 0}, "k must be"),
+        ({"k": 2.5}, "k must be"),
+        ({"rounds": 0}, "rounds"),
+        ({"rounds": 1.5}, "rounds"),
+        ({"epochs": 0}, "epochs"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"learning_rate": -1}, "learning_rate"),
+        ({"momentum": 1}, "momentum"),
+        ({"weight_decay": -1}, "weight_decay"),
+        ({"warmup": -1}, "warmup"),
+        (
+            {"weights": (1, -1)},
+            "weights must be 'shares', 'recommended', 'published' or two numbers",
+        ),
+        (
+            {"weights": 1},
+            "weights must be 'shares', 'recommended', 'published' or two numbers",
+        ),
+        (
+            {"weights": (1, float("nan"))},
+            "weights must be 'shares', 'recommended', 'published' or two numbers",
+        ),
+        ({"weights": "12"}, "weights must be 'shares', 'recommended', 'published'"),
+        ({"options": ["length"]}, "options must be a dict"),
+        (
+            {"weights": (1, 2, 3)},
+            "weights must be 'shares', 'recommended', 'published' or two numbers",
+        ),
+        ({"options": {"lenght": 2}}, "lenght"),
+        ({"options": {"length": 31}}, "more than the 32"),
+    ],
+)
 @pytest.mark.parametrize("method", ["IFPL", "GRIP"])
 def test_bad_parameters_are_named(clip, images, method, params, message):
-    method = "IFPL" if "k" in params else method       # k has no effect on GRIP
+    method = "IFPL" if "k" in params else method  # k has no effect on GRIP
     with pytest.raises(ValueError, match=message):
         METHODS[method](clip, images.classnames, **{**SHORT, **params}).fit(images)
 
@@ -690,29 +1113,45 @@ def test_class_names_that_do_not_fit(clip, images, prompt):
 @pytest.mark.parametrize("method", METHODS)
 def test_small_and_odd_pools(clip, images, test_images, method):
     """A pool smaller than K x C, one image, a class without any image, and every image labelled (an upper bound)."""
-    make = lambda **more: METHODS[method](clip, images.classnames, **{**SHORT, "k": 16, **more})     # noqa: E731
+    make = lambda **more: METHODS[method](
+        clip, images.classnames, **{**SHORT, "k": 16, **more}
+    )  # noqa: E731
     without = images.subset(images.labels != 3)
     for X in (images.subset(range(7)), images.subset([0]), without):
         fitted = make().fit(X)
-        assert np.isfinite(fitted.predict_proba(test_images)).all() and set(fitted.pseudolabels_[:, 0]) <= set(range(len(X)))
+        assert np.isfinite(fitted.predict_proba(test_images)).all() and set(
+            fitted.pseudolabels_[:, 0]
+        ) <= set(range(len(X)))
     bound = make(epochs=20).fit(images, images.labels)
-    assert bound.pseudolabels_.shape == (0, 2) and [entry["k"] for entry in bound.history_] == [0]
-    assert bound.score(images) > ZeroShot(clip, images.classnames).fit(images).score(images)
+    assert bound.pseudolabels_.shape == (0, 2) and [
+        entry["k"] for entry in bound.history_
+    ] == [0]
+    assert bound.score(images) > ZeroShot(clip, images.classnames).fit(images).score(
+        images
+    )
 
 
 def test_the_upper_bound_can_be_saved_and_resumed(clip, images, test_images, tmp_path):
     params = {**SHORT, "checkpoint": str(tmp_path / "run")}
     bound = GRIP(clip, images.classnames, **params).fit(images, images.labels)
-    assert bits(GRIP(clip, images.classnames, **params).fit(images, images.labels)) == bits(bound)
+    assert bits(
+        GRIP(clip, images.classnames, **params).fit(images, images.labels)
+    ) == bits(bound)
     bound.save(tmp_path / "saved")
     loaded = GRIP.load(tmp_path / "saved", clip)
-    assert loaded.pseudolabels_.shape == (0, 2) and np.allclose(loaded.predict_proba(test_images), bound.predict_proba(test_images), atol=1e-6)
+    assert loaded.pseudolabels_.shape == (0, 2) and np.allclose(
+        loaded.predict_proba(test_images), bound.predict_proba(test_images), atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_one_class(clip, images, prompt):
     """Nothing to learn and nothing to say but 1; never NaN."""
-    probabilities = GRIP(clip, ["zero"], prompt=prompt, **SHORT).fit(ImageSet(images.images)).predict_proba(ImageSet(images.images))
+    probabilities = (
+        GRIP(clip, ["zero"], prompt=prompt, **SHORT)
+        .fit(ImageSet(images.images))
+        .predict_proba(ImageSet(images.images))
+    )
     assert probabilities.shape == (COUNT, 1) and (probabilities == 1).all()
 
 

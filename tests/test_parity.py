@@ -4,6 +4,7 @@ Every published piece stands here as plain loops in float64, written from the pa
 its released code and from nothing of ours. What the package computes in float32, in
 batches and without loops must agree to a millionth. Each test names its source.
 """
+
 import math
 
 import numpy as np
@@ -11,13 +12,17 @@ import pytest
 import torch
 
 from clipadapt import FLYP, GRIP, LatteCLIP, ReCLIP, digits
-from clipadapt.methods import coreg
-from clipadapt.methods.transduction import class_centroids, projection_matrix, propagate_labels
+from clipadapt.learning.prompts import TextualPrompt, VisualPrompt
 from clipadapt.learning.towers import contrastive_loss
+from clipadapt.methods import coreg
 from clipadapt.methods.grip import two_part_loss
 from clipadapt.methods.latteclip import mix_texts, mixing_weights, update_prototypes
 from clipadapt.methods.lpclip import teach, weighted_cross_entropy
-from clipadapt.learning.prompts import TextualPrompt, VisualPrompt
+from clipadapt.methods.transduction import (
+    class_centroids,
+    projection_matrix,
+    propagate_labels,
+)
 
 MILLIONTH = 1e-6
 
@@ -77,6 +82,7 @@ def candidate_sets(rng, count, classes):
 
 
 # Co-Reg (Wang et al. 2024, arXiv 2406.18550) and its released code.
+
 
 def test_coreg_union_of_the_templates_answers(rng):
     """A class is a candidate if it is the best one under some template."""
@@ -238,6 +244,7 @@ def test_coreg_noisy_contrast(rng):
 
 # CLIP's loss, FLYP (Goyal et al. 2023, arXiv 2212.00638).
 
+
 def clip_loss(images, texts, scale):
     """Both directions of the cross-entropy with the diagonal as target, averaged."""
     count, logits = len(images), scale * images @ texts.T
@@ -256,6 +263,7 @@ def test_flyp_loss(rng):
 
 
 # The towers of the built-in CLIP; a learning rate of 0 leaves them as they are.
+
 
 @pytest.fixture(scope="module")
 def some():
@@ -284,6 +292,7 @@ def test_flyp_on_pseudolabels(clip, some, features, prompts):
 
 
 # LatteCLIP (Cao et al. 2024, arXiv 2410.08211) and its released code.
+
 
 def mix(texts, prototypes):
     """Equations 5 and 6: texts weighted by the gap between their best two classes."""
@@ -329,15 +338,17 @@ BANKS = {
 @pytest.mark.parametrize("bank", BANKS)
 def test_latteclip_step(clip, some, features, prompts, bank):
     """Mixer, blend, both losses, and how the prototypes move, in one step."""
-    told = {"image": [f"a photo of thing {i}." for i in range(len(some))],
-            "group": [f"all are {i % 4} of a kind." for i in range(len(some))]}
+    told = {
+        "image": [f"a photo of thing {i}." for i in range(len(some))],
+        "group": [f"all are {i % 4} of a kind." for i in range(len(some))],
+    }
     of_image, of_group = (given(clip.encode_text(texts)) for texts in told.values())
 
     best = [int(np.argmax(prompts @ image)) for image in features]  # both pseudolabels
     texts = zip(prompts[best], of_image, of_group)
     mixed = np.stack([mix(three, prompts) for three in texts])
     blended = 0.99 * prompts[best] + 0.01 * mixed
-    loss = 2 * clip_loss(features, blended, clip.logit_scale)   # fine-tuned, zero-shot
+    loss = 2 * clip_loss(features, blended, clip.logit_scale)  # fine-tuned, zero-shot
 
     momentum = BANKS[bank]["prototype_momentum"]
     towards = mixed if BANKS[bank]["update_with"] == "text" else blended
@@ -355,6 +366,7 @@ def test_latteclip_step(clip, some, features, prompts, bank):
 
 # LP-CLIP (Laroudie et al. 2023, arXiv 2309.10361).
 
+
 def test_lpclip_consistency_loss(rng):
     """The teacher's confidence weighs the student's cross-entropy."""
     images, classes = unit_rows(rng, 12, 16), unit_rows(rng, 5, 16)
@@ -371,6 +383,7 @@ def test_lpclip_consistency_loss(rng):
 
 
 # ReCLIP (Hu et al. 2024, arXiv 2308.03793) and its released code.
+
 
 @pytest.mark.parametrize("cut", [768, 4])
 def test_reclip_projection(rng, cut):
@@ -397,8 +410,8 @@ def propagated(images, classes, k, alpha):
     for i in range(count):
         for j in range(count):
             graph[i, j] /= math.sqrt(degrees[i] * degrees[j])
-    start = np.eye(count)[:, :len(classes)]
-    return np.linalg.solve(np.eye(count) - alpha * graph, start)[len(classes):]
+    start = np.eye(count)[:, : len(classes)]
+    return np.linalg.solve(np.eye(count) - alpha * graph, start)[len(classes) :]
 
 
 def test_reclip_propagation(rng):
@@ -451,6 +464,7 @@ def test_reclip_losses(clip, some, features, prompts):
 
 
 # FPL, IFPL, GRIP (Menghini et al. 2023, arXiv 2306.01669) and their released code.
+
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 def test_grip_two_part_loss(rng, share):

@@ -1,4 +1,5 @@
 """The project as a whole: README and package are what the notebooks say, the wheel works alone, `make` repairs its environment."""
+
 import json
 import os
 import re
@@ -12,29 +13,58 @@ import pytest
 
 from clipadapt import ZeroShot, digits, load_clip
 
-
 project = Path(__file__).resolve().parent.parent
-notebooks = sorted(path for path in (project / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts)
-FIRST_LINE = ("from clipadapt import load_clip, digits, ZeroShot; d=digits('test'); "
-              "m=ZeroShot(load_clip(), d.classnames).fit(digits('train')); print(m.score(d))")
+notebooks = sorted(
+    path
+    for path in (project / "nbs").rglob("*.ipynb")
+    if ".ipynb_checkpoints" not in path.parts
+)
+FIRST_LINE = (
+    "from clipadapt import load_clip, digits, ZeroShot; d=digits('test'); "
+    "m=ZeroShot(load_clip(), d.classnames).fit(digits('train')); print(m.score(d))"
+)
 
 
 def test_readme_is_the_index_notebook(tmp_path):
-    subprocess.run([sys.executable, project / "tools" / "readme.py", tmp_path], check=True)
-    made, kept = ({path.relative_to(folder): path.read_bytes() for path in [folder / "README.md", *folder.glob("images/readme_*")]} for folder in (tmp_path, project))
-    assert made == kept, "README.md or its pictures are not those of nbs/index.ipynb: run `make readme`"
+    subprocess.run(
+        [sys.executable, project / "tools" / "readme.py", tmp_path], check=True
+    )
+    made, kept = (
+        {
+            path.relative_to(folder): path.read_bytes()
+            for path in [folder / "README.md", *folder.glob("images/readme_*")]
+        }
+        for folder in (tmp_path, project)
+    )
+    assert made == kept, (
+        "README.md or its pictures are not those of nbs/index.ipynb: run `make readme`"
+    )
 
 
 @pytest.mark.parametrize("path", notebooks, ids=[path.stem for path in notebooks])
 def test_notebook_is_run_and_clean(path):
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     outputs = [output for cell in cells for output in cell.get("outputs", [])]
-    silent = [source for cell in cells if (source := "".join(cell["source"])) and cell["cell_type"] == "code" and not cell["outputs"]
-              and "#| cuda" not in source and re.search(r"(?m)^(print\(|show_images\(|plot_\w+\()", source)]
-    assert outputs and not silent, f"run the notebook and commit its outputs; this cell has none: {silent[:1]}"
+    silent = [
+        source
+        for cell in cells
+        if (source := "".join(cell["source"]))
+        and cell["cell_type"] == "code"
+        and not cell["outputs"]
+        and "#| cuda" not in source
+        and re.search(r"(?m)^(print\(|show_images\(|plot_\w+\()", source)
+    ]
+    assert outputs and not silent, (
+        f"run the notebook and commit its outputs; this cell has none: {silent[:1]}"
+    )
     assert not any(output["output_type"] == "error" for output in outputs)
-    assert not any(re.search(r"\d+%\|", str(output)) or "widget-view" in str(output) for output in outputs), "a progress bar was kept"
-    assert "".join(cells[0]["source"]).startswith("# ") and "\n> " in "".join(cells[0]["source"]), "a title and a one-line promise come first"
+    assert not any(
+        re.search(r"\d+%\|", str(output)) or "widget-view" in str(output)
+        for output in outputs
+    ), "a progress bar was kept"
+    assert "".join(cells[0]["source"]).startswith("# ") and "\n> " in "".join(
+        cells[0]["source"]
+    ), "a title and a one-line promise come first"
 
 
 chapters = [path for path in notebooks if path.stem != "index"]
@@ -42,57 +72,125 @@ chapters = [path for path in notebooks if path.stem != "index"]
 
 @pytest.mark.parametrize("path", chapters, ids=[path.stem for path in chapters])
 def test_chapter_opens_with_a_question_and_ends_with_exercises(path):
-    prose = ["".join(cell["source"]) for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "markdown"]
+    prose = [
+        "".join(cell["source"])
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]
+        if cell["cell_type"] == "markdown"
+    ]
     opening = "\n".join(prose[:2])
-    assert [part for part in ("**The question.**", "**You will learn**", "**Time and cost**") if part not in opening] == []
-    assert len(re.findall(r"(?m)^[123]\. \*\*", prose[-1])) == 3, "three exercises of growing difficulty come last"
+    assert [
+        part
+        for part in ("**The question.**", "**You will learn**", "**Time and cost**")
+        if part not in opening
+    ] == []
+    assert len(re.findall(r"(?m)^[123]\. \*\*", prose[-1])) == 3, (
+        "three exercises of growing difficulty come last"
+    )
 
 
 def test_solutions_answer_every_exercise():
-    solutions = {path.stem: json.loads(path.read_text(encoding="utf-8"))["cells"] for path in (project / "solutions").glob("*.ipynb")}
+    solutions = {
+        path.stem: json.loads(path.read_text(encoding="utf-8"))["cells"]
+        for path in (project / "solutions").glob("*.ipynb")
+    }
     assert set(solutions) == {path.stem for path in chapters}
     for path in chapters:
-        prose = "\n".join("".join(cell["source"]) for cell in solutions[path.stem] if cell["cell_type"] == "markdown")
-        assert re.findall(r"(?m)^## ([123])\.", prose) == ["1", "2", "3"] and f"(../{path.relative_to(project).as_posix()})" in prose
-        assert any(cell.get("outputs") for cell in solutions[path.stem]) and f"solutions/{path.name}" in path.read_text(encoding="utf-8")
+        prose = "\n".join(
+            "".join(cell["source"])
+            for cell in solutions[path.stem]
+            if cell["cell_type"] == "markdown"
+        )
+        assert (
+            re.findall(r"(?m)^## ([123])\.", prose) == ["1", "2", "3"]
+            and f"(../{path.relative_to(project).as_posix()})" in prose
+        )
+        assert any(
+            cell.get("outputs") for cell in solutions[path.stem]
+        ) and f"solutions/{path.name}" in path.read_text(encoding="utf-8")
 
 
 def test_no_kept_output_shows_where_it_was_run():
-    for path in [*(project / "nbs").rglob("*.ipynb"), *(project / "solutions").glob("*.ipynb")]:
+    for path in [
+        *(project / "nbs").rglob("*.ipynb"),
+        *(project / "solutions").glob("*.ipynb"),
+    ]:
         text = path.read_text(encoding="utf-8")
-        assert str(project) not in text and not re.search(r"\.py:\d+: \w*Warning", text), f"{path.name} keeps a path of this machine, perhaps in a warning"
+        assert str(project) not in text and not re.search(
+            r"\.py:\d+: \w*Warning", text
+        ), f"{path.name} keeps a path of this machine, perhaps in a warning"
 
 
 def test_site_configuration_is_shared():
-    assert (project / "nbs" / "_quarto.yml").is_symlink() and (project / "nbs" / "_quarto.yml").resolve() == project / "_quarto.yml"
+    assert (project / "nbs" / "_quarto.yml").is_symlink() and (
+        project / "nbs" / "_quarto.yml"
+    ).resolve() == project / "_quarto.yml"
 
 
 def test_builtin_model_is_small():
-    assert sum(path.stat().st_size for path in (project / "clipadapt" / "builtin").iterdir()) <= 4_000_000
+    assert (
+        sum(
+            path.stat().st_size
+            for path in (project / "clipadapt" / "builtin").iterdir()
+        )
+        <= 4_000_000
+    )
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
-    subprocess.run([sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, project], check=True)
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "wheel",
+            "--quiet",
+            "--no-deps",
+            "--wheel-dir",
+            folder,
+            project,
+        ],
+        check=True,
+    )
     return next(folder.glob("*.whl"))
 
 
 def test_wheel_holds_the_model_and_nothing_foreign(wheel):
     names = zipfile.ZipFile(wheel).namelist()
-    assert {"clipadapt/builtin/weights.safetensors", "clipadapt/builtin/open_clip_config.json", "clipadapt/datasets.json", "clipadapt/report.html"} <= set(names)
-    assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"clipadapt"}
+    assert {
+        "clipadapt/builtin/weights.safetensors",
+        "clipadapt/builtin/open_clip_config.json",
+        "clipadapt/datasets.json",
+        "clipadapt/report.html",
+    } <= set(names)
+    assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {
+        "clipadapt"
+    }
     assert wheel.stat().st_size <= 4_000_000
 
 
 def test_wheel_works_outside_the_checkout_and_offline(wheel, tmp_path):
     zipfile.ZipFile(wheel).extractall(tmp_path / "installed")
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "installed"), "CLIPADAPT_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(tmp_path / "installed"),
+        "CLIPADAPT_CACHE": str(tmp_path / "cache"),
+        "HF_HUB_OFFLINE": "1",
+    }
     code = f"import clipadapt; assert clipadapt.__file__.startswith({str(tmp_path)!r}); {FIRST_LINE}"
-    answer = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    answer = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     assert answer.returncode == 0, answer.stderr
     train, test = digits("train"), digits("test")
-    assert float(answer.stdout) == ZeroShot(load_clip(), train.classnames).fit(train).score(test)
+    assert float(answer.stdout) == ZeroShot(load_clip(), train.classnames).fit(
+        train
+    ).score(test)
 
 
 STAND_IN = """#!/bin/sh
@@ -116,7 +214,9 @@ def checkout(tmp_path):
 def make_demo(folder: Path) -> tuple[int, list[str]]:
     """Run `make demo`; return its exit code and the commands that the stand-in saw."""
     (folder / "calls").write_text("")
-    code = subprocess.run(["make", "demo", "PYTHON=./python"], cwd=folder, capture_output=True).returncode
+    code = subprocess.run(
+        ["make", "demo", "PYTHON=./python"], cwd=folder, capture_output=True
+    ).returncode
     return code, (folder / "calls").read_text().splitlines()
 
 
@@ -126,6 +226,12 @@ def test_make_sets_up_once_and_repairs_a_half_made_environment(checkout):
     assert code != 0 and any("-m venv" in call for call in calls)
     (checkout / "fail").unlink()
     code, calls = make_demo(checkout)
-    assert code == 0 and any("-m venv --clear" in call for call in calls) and any("demo()" in call for call in calls)
+    assert (
+        code == 0
+        and any("-m venv --clear" in call for call in calls)
+        and any("demo()" in call for call in calls)
+    )
     code, calls = make_demo(checkout)
-    assert code == 0 and len(calls) == 1 and "demo()" in calls[0], "the second call starts at once"
+    assert code == 0 and len(calls) == 1 and "demo()" in calls[0], (
+        "the second call starts at once"
+    )

@@ -1,4 +1,5 @@
 """Selection of pseudolabels, as properties of any scores: the order of images and classes, counts, ties, precision, bad input, size."""
+
 import tracemalloc
 import warnings
 
@@ -8,29 +9,59 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from odd_values import escapes
 from sklearn.mixture import GaussianMixture
 
 from clipadapt.learning import pseudolabels
-from clipadapt.learning.pseudolabels import DegenerateMixtureWarning, Pseudolabels, _Ties, above_threshold, candidate_quality, class_balanced, clean_posterior, conventional, coverage, effective_classes, purity, quality, ratio_candidates, score_calibration, top_k, top_k_candidates, union_candidates
-from odd_values import escapes
+from clipadapt.learning.pseudolabels import (
+    DegenerateMixtureWarning,
+    Pseudolabels,
+    _Ties,
+    above_threshold,
+    candidate_quality,
+    class_balanced,
+    clean_posterior,
+    conventional,
+    coverage,
+    effective_classes,
+    purity,
+    quality,
+    ratio_candidates,
+    score_calibration,
+    top_k,
+    top_k_candidates,
+    union_candidates,
+)
 
 settings.register_profile("clipadapt", deadline=None, derandomize=True)
 settings.load_profile("clipadapt")
 POLICIES = ["per-class", "argmax", "one-class"]
-SELECTORS = {**{policy: lambda scores, policy=policy: top_k(scores, 3, policy) for policy in POLICIES}, "conventional": conventional,
-             "above_threshold": lambda scores: above_threshold(scores, 0.5), "class_balanced": lambda scores: class_balanced(scores, 0.4)}
+SELECTORS = {
+    **{
+        policy: lambda scores, policy=policy: top_k(scores, 3, policy)
+        for policy in POLICIES
+    },
+    "conventional": conventional,
+    "above_threshold": lambda scores: above_threshold(scores, 0.5),
+    "class_balanced": lambda scores: class_balanced(scores, 0.4),
+}
 
 shapes = st.tuples(st.integers(0, 25), st.integers(1, 6))
-few_values = st.sampled_from([0, 2.0**-24, 0.25, 0.5, 1])           # ties everywhere
+few_values = st.sampled_from([0, 2.0**-24, 0.25, 0.5, 1])  # ties everywhere
 precisions = st.sampled_from([np.float16, np.float32, np.float64])
-tied = precisions.flatmap(lambda precision: hnp.arrays(precision, shapes, elements=few_values))
+tied = precisions.flatmap(
+    lambda precision: hnp.arrays(precision, shapes, elements=few_values)
+)
 free = hnp.arrays(np.float32, shapes, elements=st.floats(-10, 10, width=32))
 tables = st.one_of(tied, free)
 
 
 def contents(pseudolabels, scores):
     """The chosen rows themselves, as a sorted list: what was chosen, whatever its position was."""
-    return sorted((int(c), scores[i].tolist()) for i, c in zip(pseudolabels.images, pseudolabels.classes))
+    return sorted(
+        (int(c), scores[i].tolist())
+        for i, c in zip(pseudolabels.images, pseudolabels.classes)
+    )
 
 
 def pairs(pseudolabels):
@@ -50,10 +81,16 @@ def test_permuted_images_give_the_permuted_choice(name, scores, seed):
 @pytest.mark.parametrize("name", SELECTORS)
 @given(scores=tables, seed=st.integers(0, 99))
 def test_renamed_classes_give_the_renamed_choice(name, scores, seed):
-    if len(np.unique(scores)) < scores.size:                         # ties between classes go to the first class
-        scores = np.random.default_rng(seed).permutation(scores.size).reshape(scores.shape) / max(1, scores.size)
+    if (
+        len(np.unique(scores)) < scores.size
+    ):  # ties between classes go to the first class
+        scores = np.random.default_rng(seed).permutation(scores.size).reshape(
+            scores.shape
+        ) / max(1, scores.size)
     order = np.random.default_rng(seed).permutation(scores.shape[1])
-    assert pairs(SELECTORS[name](scores)) == {(i, int(order[c])) for i, c in pairs(SELECTORS[name](scores[:, order]))}
+    assert pairs(SELECTORS[name](scores)) == {
+        (i, int(order[c])) for i, c in pairs(SELECTORS[name](scores[:, order]))
+    }
 
 
 @pytest.mark.parametrize("name", SELECTORS)
@@ -61,11 +98,24 @@ def test_renamed_classes_give_the_renamed_choice(name, scores, seed):
 def test_what_every_choice_promises(name, scores):
     chosen = SELECTORS[name](scores)
     count, width = scores.shape
-    assert [array.dtype for array in (chosen.images, chosen.classes, chosen.scores)] == [np.int64, np.int64, np.float32]
-    assert len(pairs(chosen)) == len(chosen) and ((0 <= chosen.images) & (chosen.images < max(1, count))).all()
-    assert np.array_equal(chosen.scores, scores[chosen.images, chosen.classes].astype(np.float32))
-    assert np.array_equal(np.lexsort((chosen.images, -chosen.scores, chosen.classes)), np.arange(len(chosen)))
-    assert chosen.counts(width).sum() == len(chosen) and 0 <= effective_classes(chosen, width) <= width + 1e-9
+    assert [
+        array.dtype for array in (chosen.images, chosen.classes, chosen.scores)
+    ] == [np.int64, np.int64, np.float32]
+    assert (
+        len(pairs(chosen)) == len(chosen)
+        and ((0 <= chosen.images) & (chosen.images < max(1, count))).all()
+    )
+    assert np.array_equal(
+        chosen.scores, scores[chosen.images, chosen.classes].astype(np.float32)
+    )
+    assert np.array_equal(
+        np.lexsort((chosen.images, -chosen.scores, chosen.classes)),
+        np.arange(len(chosen)),
+    )
+    assert (
+        chosen.counts(width).sum() == len(chosen)
+        and 0 <= effective_classes(chosen, width) <= width + 1e-9
+    )
     if name != "per-class":
         assert (chosen.labels(count) >= 0).sum() == len(chosen)
 
@@ -78,7 +128,9 @@ def test_counts_never_exceed_k(policy, scores, k):
     if policy == "per-class":
         assert (counts == min(k, len(scores))).all()
     if policy == "argmax":
-        assert (counts == np.minimum(k, conventional(scores).counts(scores.shape[1]))).all()
+        assert (
+            counts == np.minimum(k, conventional(scores).counts(scores.shape[1]))
+        ).all()
     if policy == "one-class":
         assert counts.sum() == min(len(scores), k * scores.shape[1])
 
@@ -87,10 +139,16 @@ def sorted_pairs_loop(scores, k, policy):
     """The policies as their definition says them: pairs from the best down; ties by the two highest scores, a hash of the row, position, class."""
     hashes = _Ties(scores).keys(np.arange(len(scores)))[2]
     top = [sorted(row.tolist(), reverse=True)[:2] for row in scores]
-    pairs = sorted((-scores[i, c], top[i], hashes[i], i, c) for i, c in np.ndindex(scores.shape))
+    pairs = sorted(
+        (-scores[i, c], top[i], hashes[i], i, c) for i, c in np.ndindex(scores.shape)
+    )
     boards, free = {c: [] for c in range(scores.shape[1])}, set(range(len(scores)))
     for *_, i, c in pairs:
-        allowed = {"per-class": True, "argmax": c == scores[i].argmax(), "one-class": i in free}[policy]
+        allowed = {
+            "per-class": True,
+            "argmax": c == scores[i].argmax(),
+            "one-class": i in free,
+        }[policy]
         if allowed and len(boards[c]) < k:
             boards[c].append(i)
             free.discard(i)
@@ -105,20 +163,37 @@ def test_top_k_is_its_definition(policy, scores, k):
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize("kind", ["smooth", "saturated", "half", "one-hot", "constant", "class-sorted", "rare"])
+@pytest.mark.parametrize(
+    "kind",
+    ["smooth", "saturated", "half", "one-hot", "constant", "class-sorted", "rare"],
+)
 @pytest.mark.parametrize("k", [3, 300])
 def test_top_k_is_its_definition_on_larger_tables(policy, kind, k):
     """Enough images for the pruning of one-class, and ties in plenty."""
     rng = np.random.default_rng(0)
-    logits = rng.standard_normal((3000, 4)) * (40 if kind in ("saturated", "half", "one-hot") else 2) + [2, 0, 0, -2]
-    logits = torch.from_numpy(logits if kind != "class-sorted" else logits[logits.argmax(1).argsort()])
-    scores = logits.softmax(1).numpy().astype(np.float16 if kind == "half" else np.float32)
-    scores = np.eye(4, dtype=np.float32)[scores.argmax(1)] if kind == "one-hot" else np.full_like(scores, .25) if kind == "constant" else scores
-    if kind == "rare":                                                # most images tie for the last places of class 1
+    logits = rng.standard_normal((3000, 4)) * (
+        40 if kind in ("saturated", "half", "one-hot") else 2
+    ) + [2, 0, 0, -2]
+    logits = torch.from_numpy(
+        logits if kind != "class-sorted" else logits[logits.argmax(1).argsort()]
+    )
+    scores = (
+        logits.softmax(1).numpy().astype(np.float16 if kind == "half" else np.float32)
+    )
+    scores = (
+        np.eye(4, dtype=np.float32)[scores.argmax(1)]
+        if kind == "one-hot"
+        else np.full_like(scores, 0.25)
+        if kind == "constant"
+        else scores
+    )
+    if kind == "rare":  # most images tie for the last places of class 1
         scores[:, 1] = 0
         scores[[5, 2000], 1] = 1
     assert pairs(top_k(scores, k, policy)) == sorted_pairs_loop(scores, k, policy)
-    assert pairs(top_k(np.asfortranarray(scores), k, policy)) == pairs(top_k(scores, k, policy))
+    assert pairs(top_k(np.asfortranarray(scores), k, policy)) == pairs(
+        top_k(scores, k, policy)
+    )
 
 
 def test_ties_too_many_for_one_block(monkeypatch):
@@ -128,9 +203,15 @@ def test_ties_too_many_for_one_block(monkeypatch):
         assert pairs(top_k(scores, 20, policy)) == sorted_pairs_loop(scores, 20, policy)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+)
 def test_tensors_give_what_arrays_give(dtype):
-    scores = torch.rand(200, 5, generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_()
+    scores = (
+        torch.rand(200, 5, generator=torch.Generator().manual_seed(0))
+        .to(dtype)
+        .requires_grad_()
+    )
     exact = scores.detach().double().numpy()
     for select in SELECTORS.values():
         assert pairs(select(scores)) == pairs(select(exact))
@@ -141,7 +222,9 @@ def test_tensors_give_what_arrays_give(dtype):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_tensors_on_a_gpu():
     scores = torch.rand(200, 5, generator=torch.Generator().manual_seed(0)).half()
-    assert pairs(top_k(scores.cuda(), 9, "one-class")) == pairs(top_k(scores, 9, "one-class"))
+    assert pairs(top_k(scores.cuda(), 9, "one-class")) == pairs(
+        top_k(scores, 9, "one-class")
+    )
 
 
 def test_nothing_is_written_to_the_scores():
@@ -156,7 +239,9 @@ def test_nothing_is_written_to_the_scores():
 def test_scores_that_are_no_numbers(name, bad):
     scores = np.random.default_rng(0).random((40, 3))
     scores[[7, 30], 1] = bad
-    with pytest.raises(ValueError, match="2 images are NaN or infinite, the first is image 7"):
+    with pytest.raises(
+        ValueError, match="2 images are NaN or infinite, the first is image 7"
+    ):
         SELECTORS[name](scores)
 
 
@@ -172,9 +257,18 @@ def test_small_tables(shape):
     scores = np.random.default_rng(0).random(shape)
     for select in SELECTORS.values():
         chosen = select(scores)
-        table = quality(chosen, np.zeros(shape[0], int), [f"class {c}" for c in range(shape[1])])
-        assert len(table) == shape[1] and table["count"].sum() == len(chosen)      # classes without pseudolabels are kept
-    assert top_k_candidates(scores, 2).shape == ratio_candidates(scores, .5).shape == union_candidates(scores[None]).shape == shape
+        table = quality(
+            chosen, np.zeros(shape[0], int), [f"class {c}" for c in range(shape[1])]
+        )
+        assert len(table) == shape[1] and table["count"].sum() == len(
+            chosen
+        )  # classes without pseudolabels are kept
+    assert (
+        top_k_candidates(scores, 2).shape
+        == ratio_candidates(scores, 0.5).shape
+        == union_candidates(scores[None]).shape
+        == shape
+    )
 
 
 def test_memory_stays_small():
@@ -189,6 +283,7 @@ def test_memory_stays_small():
 
 # clean_posterior
 
+
 def quietly(losses):
     """The posterior, and the reasons of the warnings that came with it."""
     with warnings.catch_warnings(record=True) as caught:
@@ -199,25 +294,45 @@ def quietly(losses):
 
 
 @settings(max_examples=40)
-@given(losses=hnp.arrays(np.float64, st.integers(0, 30), elements=st.floats(-1e6, 1e6)), seed=st.integers(0, 99))
+@given(
+    losses=hnp.arrays(np.float64, st.integers(0, 30), elements=st.floats(-1e6, 1e6)),
+    seed=st.integers(0, 99),
+)
 def test_the_posterior_follows_its_image(losses, seed):
     order = np.random.default_rng(seed).permutation(len(losses))
     posterior, reasons = quietly(losses)
     assert posterior.dtype == np.float32 and ((posterior >= 0) & (posterior <= 1)).all()
-    assert np.array_equal(quietly(losses[order])[0], posterior[order]) and len(reasons) <= 1
+    assert (
+        np.array_equal(quietly(losses[order])[0], posterior[order])
+        and len(reasons) <= 1
+    )
 
 
-@pytest.mark.parametrize("losses, reason, clean", [
-    ([], "0 losses are too few", 0), ([2.], "1 losses are too few", 1), ([.5] * 9, "all 9 losses are 0.5", 9), ([0, 1], "holds 1 of 2", 1),
-    ([0.] * 20 + [1.], "holds 1 of 21", 20)])
+@pytest.mark.parametrize(
+    "losses, reason, clean",
+    [
+        ([], "0 losses are too few", 0),
+        ([2.0], "1 losses are too few", 1),
+        ([0.5] * 9, "all 9 losses are 0.5", 9),
+        ([0, 1], "holds 1 of 2", 1),
+        ([0.0] * 20 + [1.0], "holds 1 of 21", 20),
+    ],
+)
 def test_degenerate_mixtures_are_reported(losses, reason, clean):
     posterior, reasons = quietly(np.array(losses, float))
-    assert len(reasons) == 1 and reason in reasons[0] and posterior.sum() == clean and set(posterior) <= {0, 1}
+    assert (
+        len(reasons) == 1
+        and reason in reasons[0]
+        and posterior.sum() == clean
+        and set(posterior) <= {0, 1}
+    )
 
 
 def test_the_scale_of_losses_does_not_matter():
     losses = np.random.default_rng(0).gamma(1, size=500)
-    assert np.allclose(clean_posterior(losses), clean_posterior(1000 * losses - 7), atol=1e-4)
+    assert np.allclose(
+        clean_posterior(losses), clean_posterior(1000 * losses - 7), atol=1e-4
+    )
 
 
 def two_kinds_of_losses(kind, seed, count=5000):
@@ -256,10 +371,11 @@ def test_the_split_is_the_one_of_the_released_code(kind):
         losses = two_kinds_of_losses(kind, seed)
         scaled = ((losses - losses.min()) / (losses.max() - losses.min()))[:, None]
         mixture = GaussianMixture(
-            n_components=2, max_iter=10, tol=1e-2, reg_covar=5e-4, random_state=seed)
+            n_components=2, max_iter=10, tol=1e-2, reg_covar=5e-4, random_state=seed
+        )
         found = mixture.fit(scaled).predict_proba(scaled)[:, mixture.means_.argmin()]
         ours = clean_posterior(losses) > 0.5
-        beyond = losses < losses[found > 0.5].min()     # where Bayes' rule turns round
+        beyond = losses < losses[found > 0.5].min()  # where Bayes' rule turns round
         assert (ours != ((found > 0.5) | beyond)).mean() < 0.01
 
 
@@ -270,7 +386,7 @@ def test_the_converged_mixture_is_the_one_by_hand(kind):
     low, high = np.quantile(scaled, [0.2, 0.9])
     mean, by_hand = expected_maximisation(scaled, (low, high), scaled.var() / 4, 3000)
     posterior = clean_posterior(losses, max_iter=3000, tol=1e-9)
-    falling = scaled > mean     # below it, ours is held constant
+    falling = scaled > mean  # below it, ours is held constant
     assert falling.mean() > 0.4 and np.abs(posterior - by_hand)[falling].max() < 1e-4
 
 
@@ -282,18 +398,40 @@ def test_losses_that_are_no_numbers(bad):
 
 # candidates and quality
 
-@given(probabilities=hnp.arrays(np.float32, st.tuples(st.integers(1, 4), st.integers(0, 9), st.integers(1, 5)), elements=few_values), k=st.integers(1, 7),
-       ratio=st.floats(0.01, 1))
+
+@given(
+    probabilities=hnp.arrays(
+        np.float32,
+        st.tuples(st.integers(1, 4), st.integers(0, 9), st.integers(1, 5)),
+        elements=few_values,
+    ),
+    k=st.integers(1, 7),
+    ratio=st.floats(0.01, 1),
+)
 def test_candidates(probabilities, k, ratio):
     first, width = probabilities[0], probabilities.shape[2]
     union = union_candidates(probabilities)
-    assert np.array_equal(union, union_candidates(torch.from_numpy(probabilities[::-1].copy()))) and (union.sum(1) <= len(probabilities)).all()
+    assert (
+        np.array_equal(
+            union, union_candidates(torch.from_numpy(probabilities[::-1].copy()))
+        )
+        and (union.sum(1) <= len(probabilities)).all()
+    )
     assert (top_k_candidates(first, k).sum(1) == min(k, width)).all()
-    best = np.take_along_axis(union_candidates(first[None]), first.argmax(1)[:, None], 1) if first.size else np.array(True)
-    assert best.all() and (top_k_candidates(first, 1) == union_candidates(first[None])).all()
+    best = (
+        np.take_along_axis(union_candidates(first[None]), first.argmax(1)[:, None], 1)
+        if first.size
+        else np.array(True)
+    )
+    assert (
+        best.all()
+        and (top_k_candidates(first, 1) == union_candidates(first[None])).all()
+    )
     assert (ratio_candidates(first, ratio) >= top_k_candidates(first, 1)).all()
     report = candidate_quality(union, np.full(len(first), -1))
-    assert np.isnan(report["coverage"]) and (np.isnan(report["size"]) or 1 <= report["size"] <= width)
+    assert np.isnan(report["coverage"]) and (
+        np.isnan(report["size"]) or 1 <= report["size"] <= width
+    )
 
 
 @given(scores=free, seed=st.integers(0, 99))
@@ -304,11 +442,31 @@ def test_quality_is_a_count(scores, seed):
     table = quality(chosen, labels, [f"class {c}" for c in range(width)])
     for c in range(width):
         mine = chosen.images[chosen.classes == c]
-        right, judged, exist = (labels[mine] == c).sum(), (labels[mine] >= 0).sum(), (labels == c).sum()
-        np.testing.assert_allclose(table.iloc[c], [len(mine), right / exist if exist else np.nan, right / judged if judged else np.nan])
+        right, judged, exist = (
+            (labels[mine] == c).sum(),
+            (labels[mine] >= 0).sum(),
+            (labels == c).sum(),
+        )
+        np.testing.assert_allclose(
+            table.iloc[c],
+            [
+                len(mine),
+                right / exist if exist else np.nan,
+                right / judged if judged else np.nan,
+            ],
+        )
     known = labels[chosen.images] >= 0
-    np.testing.assert_allclose(purity(chosen, labels), (labels[chosen.images] == chosen.classes)[known].mean() if known.any() else np.nan)
-    assert np.isnan(coverage(chosen, count)) if not count else 0 < coverage(chosen, count) <= 1
+    np.testing.assert_allclose(
+        purity(chosen, labels),
+        (labels[chosen.images] == chosen.classes)[known].mean()
+        if known.any()
+        else np.nan,
+    )
+    assert (
+        np.isnan(coverage(chosen, count))
+        if not count
+        else 0 < coverage(chosen, count) <= 1
+    )
 
 
 def test_calibration_counts_every_judged_pair():
@@ -318,16 +476,22 @@ def test_calibration_counts_every_judged_pair():
     table = score_calibration(chosen, labels)
     known = labels[chosen.images] >= 0
     assert table["count"].sum() == known.sum()
-    np.testing.assert_allclose((table["count"] * table.purity).sum() / known.sum(), purity(chosen, labels))
+    np.testing.assert_allclose(
+        (table["count"] * table.purity).sum() / known.sum(), purity(chosen, labels)
+    )
 
 
 def test_labels_that_do_not_fit():
     chosen = conventional(np.eye(3))
-    for call in (purity, score_calibration, lambda chosen, labels: quality(chosen, labels, list("abc"))):
+    for call in (
+        purity,
+        score_calibration,
+        lambda chosen, labels: quality(chosen, labels, list("abc")),
+    ):
         with pytest.raises(ValueError, match="labels for 2 images only"):
             call(chosen, [0, 1])
         with pytest.raises(ValueError, match="labels must"):
-            call(chosen, [0., 1., 2.])
+            call(chosen, [0.0, 1.0, 2.0])
     with pytest.raises(ValueError, match="labels must lie in 0 ... 1"):
         quality(chosen, [0, 1, 2], ["a", "b"])
     with pytest.raises(ValueError, match="bool"):
@@ -335,20 +499,51 @@ def test_labels_that_do_not_fit():
 
 
 def test_an_image_with_two_classes_has_no_label():
-    chosen = top_k(np.array([[.9, .8], [.1, .2]]), 1)
+    chosen = top_k(np.array([[0.9, 0.8], [0.1, 0.2]]), 1)
     assert isinstance(chosen, Pseudolabels)
     with pytest.raises(ValueError, match="the first is image 0"):
         chosen.labels(2)
 
 
-@pytest.mark.parametrize("name, places", [("conventional", [0]), ("top_k", [0, 1, 2]), ("above_threshold", [0, 1]), ("class_balanced", [0, 1]), ("clean_posterior", [0]),
-                                          ("union_candidates", [0]), ("top_k_candidates", [0, 1]), ("ratio_candidates", [0, 1]), ("candidate_quality", [0]), ("purity", [0, 1]),
-                                          ("coverage", [0, 1]), ("effective_classes", [0]), ("quality", [0, 1]), ("score_calibration", [0, 1, 2])])
+@pytest.mark.parametrize(
+    "name, places",
+    [
+        ("conventional", [0]),
+        ("top_k", [0, 1, 2]),
+        ("above_threshold", [0, 1]),
+        ("class_balanced", [0, 1]),
+        ("clean_posterior", [0]),
+        ("union_candidates", [0]),
+        ("top_k_candidates", [0, 1]),
+        ("ratio_candidates", [0, 1]),
+        ("candidate_quality", [0]),
+        ("purity", [0, 1]),
+        ("coverage", [0, 1]),
+        ("effective_classes", [0]),
+        ("quality", [0, 1]),
+        ("score_calibration", [0, 1, 2]),
+    ],
+)
 @pytest.mark.filterwarnings("ignore")
 def test_nothing_but_value_errors_comes_of_odd_values(name, places):
-    table, labels = np.random.default_rng(0).dirichlet(np.ones(3), 12).astype(np.float32), np.arange(12) % 3
+    table, labels = (
+        np.random.default_rng(0).dirichlet(np.ones(3), 12).astype(np.float32),
+        np.arange(12) % 3,
+    )
     chosen = pseudolabels.conventional(table)
-    arguments = {"top_k": [table, 2, "argmax"], "above_threshold": [table, 0.5], "class_balanced": [table, 0.5], "clean_posterior": [table[:, 0]], "union_candidates": [[table, table]],
-                 "top_k_candidates": [table, 2], "ratio_candidates": [table, 0.5], "candidate_quality": [table > 0.3, labels], "purity": [chosen, labels], "coverage": [chosen, 12],
-                 "effective_classes": [chosen, 3], "quality": [chosen, labels, ["a", "b", "c"]], "score_calibration": [chosen, labels, 5]}.get(name, [table])
+    arguments = {
+        "top_k": [table, 2, "argmax"],
+        "above_threshold": [table, 0.5],
+        "class_balanced": [table, 0.5],
+        "clean_posterior": [table[:, 0]],
+        "union_candidates": [[table, table]],
+        "top_k_candidates": [table, 2],
+        "ratio_candidates": [table, 0.5],
+        "candidate_quality": [table > 0.3, labels],
+        "purity": [chosen, labels],
+        "coverage": [chosen, 12],
+        "effective_classes": [chosen, 3],
+        "quality": [chosen, labels, ["a", "b", "c"]],
+        "score_calibration": [chosen, labels, 5],
+    }.get(name, [table])
     assert not escapes(getattr(pseudolabels, name), arguments, places)

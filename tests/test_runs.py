@@ -1,4 +1,5 @@
 """Run folders: killed at every operation on files, a run goes on, and an old one is never lost."""
+
 import logging
 import os
 import sys
@@ -7,11 +8,19 @@ import pytest
 from click.testing import CliRunner
 
 from clipadapt import digits
-from clipadapt.learning.adapter import read_saved
 from clipadapt.app.cli import main
+from clipadapt.learning.adapter import read_saved
 
 CLASSES = ",".join(digits("test").classnames)
-CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod", "os.truncate", "shutil.rmtree"}
+CHANGES = {
+    "os.mkdir",
+    "os.rename",
+    "os.remove",
+    "os.rmdir",
+    "os.chmod",
+    "os.truncate",
+    "shutil.rmtree",
+}
 
 
 class Killed(BaseException):
@@ -39,7 +48,9 @@ class Death:
             return arguments[1] == "renameat2"
         here = str(arguments[0]).startswith(self.folder) if arguments else False
         if event == "open":
-            return here and bool((arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
+            return here and bool(
+                (arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+            )
         return here and event in CHANGES
 
 
@@ -65,8 +76,19 @@ ADAPT = ("adapt", "--method", "zero-shot")
 
 
 def run(images, out, *options, command=ADAPT):
-    arguments = [*command, "--images", images, "--classes", CLASSES, "--out", out, *options]
-    return CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
+    arguments = [
+        *command,
+        "--images",
+        images,
+        "--classes",
+        CLASSES,
+        "--out",
+        out,
+        *options,
+    ]
+    return CliRunner().invoke(
+        main, [str(argument) for argument in arguments], catch_exceptions=False
+    )
 
 
 def killed(after, images, out, *options, command=ADAPT):
@@ -86,10 +108,17 @@ def killed(after, images, out, *options, command=ADAPT):
 
 def content(run):
     """What has to be the same in two runs, bit for bit; nothing when there is no run."""
-    found = {name: (run / name).read_bytes() for name in ("config.json", "predictions.csv") if (run / name).is_file()}
+    found = {
+        name: (run / name).read_bytes()
+        for name in ("config.json", "predictions.csv")
+        if (run / name).is_file()
+    }
     if (run / "model").is_dir():
         record, arrays = read_saved(run / "model")
-        found["model"] = record, {name: array.tobytes() for name, array in arrays.items()}
+        found["model"] = (
+            record,
+            {name: array.tobytes() for name, array in arrays.items()},
+        )
     return found
 
 
@@ -104,7 +133,17 @@ def whole(images, alone, tmp_path):
     """Two undisturbed runs, by seed."""
     for seed in (0, 1):
         templates = ["single", "a {}"][seed]
-        assert run(images, tmp_path / f"whole-{seed}", "--seed", seed, "--set", f"templates={templates}").exit_code == 0
+        assert (
+            run(
+                images,
+                tmp_path / f"whole-{seed}",
+                "--seed",
+                seed,
+                "--set",
+                f"templates={templates}",
+            ).exit_code
+            == 0
+        )
     return [content(tmp_path / f"whole-{seed}") for seed in (0, 1)]
 
 
@@ -113,7 +152,9 @@ SECOND = ("--seed", 1, "--set", "templates=a {}")
 
 
 @pytest.mark.parametrize("option", ["--resume", "--overwrite"])
-def test_a_first_run_that_is_killed_goes_on_or_is_replaced(option, images, whole, tmp_path):
+def test_a_first_run_that_is_killed_goes_on_or_is_replaced(
+    option, images, whole, tmp_path
+):
     points = 0
     while killed(points, images, tmp_path / f"at-{points}" / "run", *FIRST):
         out = tmp_path / f"at-{points}" / "run"
@@ -125,14 +166,20 @@ def test_a_first_run_that_is_killed_goes_on_or_is_replaced(option, images, whole
 
 
 @pytest.mark.parametrize("exchange", [True, False])
-def test_a_run_that_is_killed_while_it_replaces_another_one(exchange, images, whole, tmp_path, monkeypatch):
+def test_a_run_that_is_killed_while_it_replaces_another_one(
+    exchange, images, whole, tmp_path, monkeypatch
+):
     """Old or new is there at every point, whole; with or without an exchange in one step."""
     if not exchange:
-        monkeypatch.setattr("clipadapt.images.files._exchange", lambda first, second: False)
+        monkeypatch.setattr(
+            "clipadapt.images.files._exchange", lambda first, second: False
+        )
     (tmp_path / "at").mkdir()
     out, points = tmp_path / "at" / "run", 0
     assert not killed(None, images, out, *FIRST)
-    while killed(points, images, out, *(new := (SECOND, FIRST)[points % 2]), "--overwrite"):
+    while killed(
+        points, images, out, *(new := (SECOND, FIRST)[points % 2]), "--overwrite"
+    ):
         aside = out.with_name(".run.replaced")
         assert content(out if out.exists() or exchange else aside) in whole
         options = [("--overwrite", "--resume"), ("--overwrite",)][points // 2 % 2]
@@ -155,8 +202,15 @@ def test_a_run_that_is_killed_again_and_again(images, whole, tmp_path):
 
 def test_a_comparison_that_is_killed_goes_on(images, alone, tmp_path):
     """At some of the points; both methods are quick, and without labels there is no report."""
+
     def compare(after, out, *options):
-        return killed(after, images, out, *options, command=("compare", "--methods", "zero-shot,prototypes"))
+        return killed(
+            after,
+            images,
+            out,
+            *options,
+            command=("compare", "--methods", "zero-shot,prototypes"),
+        )
 
     def table(out):
         return (out / "table.csv").read_bytes()
@@ -170,6 +224,8 @@ def test_a_comparison_that_is_killed_goes_on(images, alone, tmp_path):
         assert compare(after, out) and not compare(None, out, "--resume")
         assert table(out) == table(whole)
         clean(out.parent, "run")
-        assert compare(after, out, "--overwrite", "--seeds", 2) and table(out) == table(whole)
+        assert compare(after, out, "--overwrite", "--seeds", 2) and table(out) == table(
+            whole
+        )
         assert not compare(None, out, "--overwrite", "--resume", "--seeds", 2)
         clean(out.parent, "run")

@@ -1,4 +1,5 @@
 """The site's sources fit together. Nothing is rendered here; `make docs` renders, and checks every link of what it made."""
+
 import ast
 import inspect
 import re
@@ -11,26 +12,50 @@ from click.testing import CliRunner
 
 project = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(project / "tools"))
-import api            # noqa: E402
-import check_site     # noqa: E402
-import kept           # noqa: E402
+import api  # noqa: E402
+import check_site  # noqa: E402
+import kept  # noqa: E402
 
 nbs = project / "nbs"
 pages = sorted((nbs / "pages").glob("*.md"))
-notebooks = sorted(path.relative_to(nbs).as_posix() for path in nbs.rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts)
+notebooks = sorted(
+    path.relative_to(nbs).as_posix()
+    for path in nbs.rglob("*.ipynb")
+    if ".ipynb_checkpoints" not in path.parts
+)
 listed = [file for bar in kept.sidebar() for file in kept.listed(bar["contents"])]
 
 
 def test_every_notebook_and_page_is_in_the_sidebar_once():
-    assert sorted(listed) == sorted(notebooks + [str(page.relative_to(nbs)) for page in [*pages, *(nbs / "course").glob("*.md")]]), "nbs/sidebar.yml lists every notebook and page once, and nothing else"
+    assert sorted(listed) == sorted(
+        notebooks
+        + [
+            str(page.relative_to(nbs))
+            for page in [*pages, *(nbs / "course").glob("*.md")]
+        ]
+    ), "nbs/sidebar.yml lists every notebook and page once, and nothing else"
 
 
 def test_the_navbar_leads_to_pages():
     settings = yaml.safe_load((project / "_quarto.yml").read_text(encoding="utf-8"))
-    entries = [entry["href"] if isinstance(entry, dict) and "href" in entry else entry for entry in settings["website"]["navbar"]["left"]]
-    links = [link for entry in entries for link in ([entry] if isinstance(entry, str) else entry["menu"])]
+    entries = [
+        entry["href"] if isinstance(entry, dict) and "href" in entry else entry
+        for entry in settings["website"]["navbar"]["left"]
+    ]
+    links = [
+        link
+        for entry in entries
+        for link in ([entry] if isinstance(entry, str) else entry["menu"])
+    ]
     assert set(links) <= set(listed) | {"api/index.md"}
-    assert all((nbs / settings_file).exists() for settings_file in (settings["website"]["favicon"], settings["format"]["html"]["css"], "sidebar.yml"))
+    assert all(
+        (nbs / settings_file).exists()
+        for settings_file in (
+            settings["website"]["favicon"],
+            settings["format"]["html"]["css"],
+            "sidebar.yml",
+        )
+    )
 
 
 @pytest.mark.parametrize("page", pages, ids=[page.stem for page in pages])
@@ -41,12 +66,16 @@ def test_a_page_has_a_title_and_its_marks_find_what_the_notebooks_kept(page, tmp
     filled = kept.fill(text, tmp_path)
     assert "{{" not in filled and "{%" not in filled
     for target in re.findall(r"\]\(((?!https?:|#)[^)#]+)", filled):
-        found = (tmp_path / target).exists() or (page.parent / target).resolve().exists()
+        found = (tmp_path / target).exists() or (
+            page.parent / target
+        ).resolve().exists()
         assert found, f"{page.name} links to {target}"
 
 
 def test_a_mark_whose_cell_is_gone_or_not_alone_is_an_error():
-    with pytest.raises(LookupError, match="no code cells contain 'a cell that was deleted'"):
+    with pytest.raises(
+        LookupError, match="no code cells contain 'a cell that was deleted'"
+    ):
         kept.find("15_compare", "a cell that was deleted")
     with pytest.raises(LookupError, match="code cells contain 'import'"):
         kept.find("15_compare", "import")
@@ -59,8 +88,15 @@ def test_a_mark_whose_cell_is_gone_or_not_alone_is_an_error():
 def test_a_value_is_that_of_its_row_and_column(monkeypatch):
     table = "<table><tr><th></th><th>method</th><th>ece</th></tr><tr><th>0</th><td>A</td><td>0.25</td></tr><tr><th>1</th><td>B</td><td>0.5</td></tr></table>"
     monkeypatch.setattr(kept, "kept", lambda name, code, kind: table)
-    assert kept.value("any", "any", "B", "ece") == "0.5" and kept.percent("any", "any", "A", "ece") == "25.0\N{NO-BREAK SPACE}%"
-    monkeypatch.setattr(kept, "kept", lambda name, code, kind: table.replace("<td>A", "<td rowspan='2'>A"))
+    assert (
+        kept.value("any", "any", "B", "ece") == "0.5"
+        and kept.percent("any", "any", "A", "ece") == "25.0\N{NO-BREAK SPACE}%"
+    )
+    monkeypatch.setattr(
+        kept,
+        "kept",
+        lambda name, code, kind: table.replace("<td>A", "<td rowspan='2'>A"),
+    )
     with pytest.raises(ValueError, match="span"):
         kept.value("any", "any", "A", "ece")
 
@@ -69,16 +105,28 @@ def test_every_picture_is_described_in_words():
     for name in kept.chapters():
         for cell, _ in kept.pictures(name):
             words = kept.about(name, cell)
-            assert re.search(r"[A-Za-z]{3}", words) and "\n" not in words and "{" not in words, (name, cell["id"], words)
+            assert (
+                re.search(r"[A-Za-z]{3}", words)
+                and "\n" not in words
+                and "{" not in words
+            ), (name, cell["id"], words)
 
 
 def test_the_reference_has_every_public_name_as_it_is(tmp_path):
     api.write(tmp_path)
     for module in api.modules():
         text = (tmp_path / f"{module}.md").read_text(encoding="utf-8")
-        missing = [name for name in api.definitions(api.parse(module)) if f"{{#{name}}}" not in text]
+        missing = [
+            name
+            for name in api.definitions(api.parse(module))
+            if f"{{#{name}}}" not in text
+        ]
         assert not missing, (module, missing)
-    assert set(api.modules()) == {path.stem for path in (project / "clipadapt").glob("*.py") if not path.stem.startswith("_")}
+    assert set(api.modules()) == {
+        path.stem
+        for path in (project / "clipadapt").glob("*.py")
+        if not path.stem.startswith("_")
+    }
 
 
 def test_a_signature_is_what_python_makes_of_it():
@@ -86,8 +134,14 @@ def test_a_signature_is_what_python_makes_of_it():
     space: dict = {}
     exec(code, space)
     made, plain = ast.parse(code).body
-    assert ", ".join(api.arguments(made.body[0], True)) == "a, b: int = 2, /, c: str = 'x', *rest: float, d, e: list | None = None, **more"
-    for shown, real in ((api.arguments(made.body[0], True), space["K"]), (api.arguments(plain, False), space["f"])):
+    assert (
+        ", ".join(api.arguments(made.body[0], True))
+        == "a, b: int = 2, /, c: str = 'x', *rest: float, d, e: list | None = None, **more"
+    )
+    for shown, real in (
+        (api.arguments(made.body[0], True), space["K"]),
+        (api.arguments(plain, False), space["f"]),
+    ):
         assert f"({', '.join(shown)})" == str(inspect.signature(real))
 
 
@@ -96,14 +150,31 @@ def test_papers_that_the_chapters_cite_are_in_the_bibliography():
     cited = set()
     for name in kept.chapters():
         text = "".join(kept.source(cell) for cell in kept.notebook(name)["cells"])
-        cited |= set(re.findall(r"([A-Z][\w'’-]+)(?: et al\.,?| (?:and|&) [A-Z][\w'’-]+) \(?((?:19|20)\d\d)", text))
-    missing = [pair for pair in sorted(cited) if not any(pair[0] in line and pair[1] in line for line in known)]
-    assert len(cited) > 30 and not missing, f"add to nbs/pages/bibliography.md: {missing}"
+        cited |= set(
+            re.findall(
+                r"([A-Z][\w'’-]+)(?: et al\.,?| (?:and|&) [A-Z][\w'’-]+) \(?((?:19|20)\d\d)",
+                text,
+            )
+        )
+    missing = [
+        pair
+        for pair in sorted(cited)
+        if not any(pair[0] in line and pair[1] in line for line in known)
+    ]
+    assert len(cited) > 30 and not missing, (
+        f"add to nbs/pages/bibliography.md: {missing}"
+    )
 
 
 def test_commands_on_the_pages_exist():
     from clipadapt.app.cli import main
-    commands = [line for page in pages for line in re.sub(r"\\\n *", "", page.read_text(encoding="utf-8")).splitlines() if re.match(r"clipadapt \w", line)]
+
+    commands = [
+        line
+        for page in pages
+        for line in re.sub(r"\\\n *", "", page.read_text(encoding="utf-8")).splitlines()
+        if re.match(r"clipadapt \w", line)
+    ]
     assert len(commands) >= 3
     for line in commands:
         _, name, *words = line.split()
@@ -115,10 +186,23 @@ def test_commands_on_the_pages_exist():
 
 def test_the_check_finds_what_is_broken(tmp_path):
     head = "<html><head><title>A</title><meta name='description' content='b'></head><body><h1 id='top'>A</h1>"
-    (tmp_path / "good.html").write_text(head + "<a href='#top'>x</a><a href='good.html#top'>y</a><a href='https://example.org/z'>z</a><img src='data:image/png;base64,x' alt='x'><code>{{</code>")
+    (tmp_path / "good.html").write_text(
+        head
+        + "<a href='#top'>x</a><a href='good.html#top'>y</a><a href='https://example.org/z'>z</a><img src='data:image/png;base64,x' alt='x'><code>{{</code>"
+    )
     assert check_site.check(tmp_path) == []
-    (tmp_path / "bad.html").write_text("<html><body><a href='gone.html'>x</a><a href='good.html#nowhere'>y</a><img src='gone.png'>{{ mark }}")
+    (tmp_path / "bad.html").write_text(
+        "<html><body><a href='gone.html'>x</a><a href='good.html#nowhere'>y</a><img src='gone.png'>{{ mark }}"
+    )
     found = "\n".join(check_site.check(tmp_path))
-    for problem in ("no title", "no description", "without a description: gone.png", "broken link: gone.html", "broken link: gone.png", "no such place on the page: good.html#nowhere", "not read as Markdown"):
+    for problem in (
+        "no title",
+        "no description",
+        "without a description: gone.png",
+        "broken link: gone.html",
+        "broken link: gone.png",
+        "no such place on the page: good.html#nowhere",
+        "not read as Markdown",
+    ):
         assert problem in found, problem
     assert "good.html:" not in found

@@ -1,4 +1,5 @@
 """The training loop: its schedule by hand, its order of examples, its bits, and checkpoints that were damaged, changed or cut off."""
+
 import json
 import math
 import os
@@ -17,7 +18,17 @@ from safetensors.numpy import save_file
 from clipadapt.learning.training import Checkpoint, Recipe, minimise, train_epoch
 
 
-@pytest.mark.parametrize("epoch, rate", [(0, 0.1 / 6), (1, 0.2 / 6), (4, 0.5 / 6), (5, 0.1), (77.5, 0.05), (149, 0.1 * (1 + math.cos(math.pi * 144 / 145)) / 2)])
+@pytest.mark.parametrize(
+    "epoch, rate",
+    [
+        (0, 0.1 / 6),
+        (1, 0.2 / 6),
+        (4, 0.5 / 6),
+        (5, 0.1),
+        (77.5, 0.05),
+        (149, 0.1 * (1 + math.cos(math.pi * 144 / 145)) / 2),
+    ],
+)
 def test_schedule_by_hand(epoch, rate):
     assert math.isclose(Recipe().rate(epoch), rate)
 
@@ -28,7 +39,9 @@ def test_rate_rises_to_its_highest_and_then_falls(epochs, warmup):
     recipe = Recipe(epochs=epochs, warmup=warmup, learning_rate=3.0)
     rates = [recipe.rate(epoch) for epoch in range(epochs)]
     assert all(0 < rate <= 3.0 for rate in rates)
-    assert rates[: warmup + 1] == sorted(rates[: warmup + 1]) and rates[warmup:] == sorted(rates[warmup:], reverse=True)
+    assert rates[: warmup + 1] == sorted(rates[: warmup + 1]) and rates[
+        warmup:
+    ] == sorted(rates[warmup:], reverse=True)
     assert warmup >= epochs or math.isclose(rates[warmup], 3.0)
 
 
@@ -63,8 +76,25 @@ def test_the_cosine_ends_with_the_run_however_that_ends(
         assert math.isclose(rate, expected, abs_tol=1e-9)
 
 
-@pytest.mark.parametrize("number", [{"epochs": 0}, {"iterations": 0}, {"iterations": 2.5}, {"epochs": 2.0}, {"epochs": True}, {"batch_size": 0}, {"batch_size": -1}, {"learning_rate": -0.1}, {"warmup": -1},
-                                    {"learning_rate": math.inf}, {"learning_rate": math.nan}, {"momentum": 1}, {"momentum": -0.5}, {"weight_decay": -1}])
+@pytest.mark.parametrize(
+    "number",
+    [
+        {"epochs": 0},
+        {"iterations": 0},
+        {"iterations": 2.5},
+        {"epochs": 2.0},
+        {"epochs": True},
+        {"batch_size": 0},
+        {"batch_size": -1},
+        {"learning_rate": -0.1},
+        {"warmup": -1},
+        {"learning_rate": math.inf},
+        {"learning_rate": math.nan},
+        {"momentum": 1},
+        {"momentum": -0.5},
+        {"weight_decay": -1},
+    ],
+)
 def test_numbers_out_of_range_are_named(number):
     with pytest.raises(ValueError, match=next(iter(number))):
         Recipe(**number)
@@ -83,29 +113,48 @@ def indices_of(count, recipe, seed):
     return batches
 
 
-@given(count=st.integers(1, 40), batch_size=st.one_of(st.none(), st.integers(1, 50)), epochs=st.integers(1, 4), seed=st.integers(0, 5))
+@given(
+    count=st.integers(1, 40),
+    batch_size=st.one_of(st.none(), st.integers(1, 50)),
+    epochs=st.integers(1, 4),
+    seed=st.integers(0, 5),
+)
 @settings(deadline=None, max_examples=40)
 def test_every_example_is_used_exactly_once_per_epoch(count, batch_size, epochs, seed):
     batches = indices_of(count, Recipe(epochs=epochs, batch_size=batch_size), seed)
     steps = math.ceil(count / min(count, batch_size or count))
-    assert len(batches) == epochs * steps and max(map(len, batches)) <= (batch_size or count)
+    assert len(batches) == epochs * steps and max(map(len, batches)) <= (
+        batch_size or count
+    )
     for epoch in range(epochs):
-        assert sorted(sum(batches[epoch * steps : (epoch + 1) * steps], [])) == list(range(count))
+        assert sorted(sum(batches[epoch * steps : (epoch + 1) * steps], [])) == list(
+            range(count)
+        )
 
 
 def test_order_follows_the_seed_and_changes_between_epochs():
     recipe = Recipe(epochs=2, batch_size=30)
     first, second = indices_of(30, recipe, 0)
     assert first != second and [first, second] == indices_of(30, recipe, 0)
-    assert len({str(indices_of(30, recipe, seed)) for seed in (0, 1, 2, (0, 1), (1, 1))}) == 5
+    assert (
+        len({str(indices_of(30, recipe, seed)) for seed in (0, 1, 2, (0, 1), (1, 1))})
+        == 5
+    )
 
 
 def fitted(seed, **numbers):
     """A linear classifier of noise, trained; its bits and its history."""
     data = torch.randn(50, 7, generator=torch.Generator().manual_seed(0))
     classes, weight = torch.arange(50) % 3, torch.nn.Parameter(torch.zeros(3, 7))
-    history = minimise([weight], lambda batch: torch.nn.functional.cross_entropy(data[batch] @ weight.T, classes[batch]), 50,
-                       Recipe(**{"epochs": 5, "batch_size": 8, **numbers}), seed)
+    history = minimise(
+        [weight],
+        lambda batch: torch.nn.functional.cross_entropy(
+            data[batch] @ weight.T, classes[batch]
+        ),
+        50,
+        Recipe(**{"epochs": 5, "batch_size": 8, **numbers}),
+        seed,
+    )
     return weight.detach().numpy().tobytes(), history
 
 
@@ -114,7 +163,17 @@ def test_same_seed_same_bits_other_seed_other_bits():
     assert fitted(0)[1][-1] < fitted(0)[1][0] < 1.2
 
 
-@pytest.mark.parametrize("number", [{"momentum": 0.0}, {"weight_decay": 0.1}, {"learning_rate": 0.2}, {"warmup": 0}, {"batch_size": 7}, {"epochs": 6}])
+@pytest.mark.parametrize(
+    "number",
+    [
+        {"momentum": 0.0},
+        {"weight_decay": 0.1},
+        {"learning_rate": 0.2},
+        {"warmup": 0},
+        {"batch_size": 7},
+        {"epochs": 6},
+    ],
+)
 def test_every_number_of_the_recipe_has_an_effect(number):
     assert fitted(0, **number)[0] != fitted(0)[0]
 
@@ -122,19 +181,37 @@ def test_every_number_of_the_recipe_has_an_effect(number):
 def test_one_step_by_hand():
     """Loss (w - 3)^2 / 2 from w = 1: gradient -2, and weight decay 0.5 adds 0.5; the rate of the one epoch is 0.1."""
     weight = torch.nn.Parameter(torch.tensor(1.0))
-    history = minimise([weight], lambda batch: (weight - 3) ** 2 / 2, 1, Recipe(epochs=1, learning_rate=0.1, weight_decay=0.5, warmup=0))
+    history = minimise(
+        [weight],
+        lambda batch: (weight - 3) ** 2 / 2,
+        1,
+        Recipe(epochs=1, learning_rate=0.1, weight_decay=0.5, warmup=0),
+    )
     assert history == [2.0] and math.isclose(weight.item(), 1 + 0.1 * 1.5, rel_tol=1e-6)
 
 
 def test_mean_loss_weighs_batches_by_their_examples():
     """Losses are the number of examples in the batch: 4, 4 and 2 of ten examples have the mean 3.6."""
     weight = torch.nn.Parameter(torch.zeros(()))
-    assert minimise([weight], lambda batch: 0 * weight + len(batch), 10, Recipe(epochs=2, batch_size=4)) == [3.6, 3.6]
+    assert minimise(
+        [weight],
+        lambda batch: 0 * weight + len(batch),
+        10,
+        Recipe(epochs=2, batch_size=4),
+    ) == [3.6, 3.6]
 
 
 def test_frozen_parameters_stay_and_may_come_from_a_generator():
-    frozen, free = torch.nn.Parameter(torch.ones(2), requires_grad=False), torch.nn.Parameter(torch.ones(2))
-    minimise((parameter for parameter in (frozen, free)), lambda batch: (frozen * free).sum(), 4, Recipe(epochs=1))
+    frozen, free = (
+        torch.nn.Parameter(torch.ones(2), requires_grad=False),
+        torch.nn.Parameter(torch.ones(2)),
+    )
+    minimise(
+        (parameter for parameter in (frozen, free)),
+        lambda batch: (frozen * free).sum(),
+        4,
+        Recipe(epochs=1),
+    )
     assert frozen.tolist() == [1, 1] and (free < 1).all()
 
 
@@ -147,19 +224,41 @@ def test_nothing_to_train_and_losses_that_explode():
             minimise(nothing, lambda batch: weight.sum(), 3, Recipe(epochs=1))
     steps = []
     with pytest.raises(ValueError, match="loss is nan: lower the learning rate"):
-        minimise([weight], lambda batch: steps.append(1) or weight.sum() * math.nan, 30, Recipe(epochs=3))
+        minimise(
+            [weight],
+            lambda batch: steps.append(1) or weight.sum() * math.nan,
+            30,
+            Recipe(epochs=3),
+        )
     assert len(steps) == 1, "no step is taken after it"
-    with pytest.raises(ValueError, match="last step left parameters that are not finite"):
-        minimise([weight], lambda batch: 1e38 * weight.sum(), 3, Recipe(epochs=1, learning_rate=1e3, warmup=0))
+    with pytest.raises(
+        ValueError, match="last step left parameters that are not finite"
+    ):
+        minimise(
+            [weight],
+            lambda batch: 1e38 * weight.sum(),
+            3,
+            Recipe(epochs=1, learning_rate=1e3, warmup=0),
+        )
 
 
 def test_random_state_is_left_alone():
     before = np.random.get_state()[1].tobytes(), torch.get_rng_state().numpy().tobytes()
     fitted(3)
-    assert before == (np.random.get_state()[1].tobytes(), torch.get_rng_state().numpy().tobytes())
+    assert before == (
+        np.random.get_state()[1].tobytes(),
+        torch.get_rng_state().numpy().tobytes(),
+    )
 
 
-ARRAYS, RECORD, FACTS = {"weights": np.arange(6, dtype=np.float32).reshape(2, 3), "none": np.empty((0, 2), np.int64)}, {"round": 2, "history": [0.1, 1 / 3]}, {"seed": 0, "k": [1, 2]}
+ARRAYS, RECORD, FACTS = (
+    {
+        "weights": np.arange(6, dtype=np.float32).reshape(2, 3),
+        "none": np.empty((0, 2), np.int64),
+    },
+    {"round": 2, "history": [0.1, 1 / 3]},
+    {"seed": 0, "k": [1, 2]},
+)
 
 
 def test_checkpoint_gives_back_what_it_got(tmp_path):
@@ -167,10 +266,22 @@ def test_checkpoint_gives_back_what_it_got(tmp_path):
     assert checkpoint.load() is None
     checkpoint.save({"weights": np.zeros(1)}, {})
     checkpoint.save({**ARRAYS, "turned": ARRAYS["weights"].T}, RECORD)
-    arrays, record = Checkpoint(str(tmp_path / "run.safetensors"), {**FACTS, "pair": [1, 2]}).load()
-    assert record == RECORD and set(arrays) == {*ARRAYS, "turned"} and arrays["none"].dtype == np.int64 and arrays["none"].shape == (0, 2)
-    assert np.array_equal(arrays["weights"], ARRAYS["weights"]) and np.array_equal(arrays["turned"], ARRAYS["weights"].T)
-    assert sorted(os.listdir(tmp_path)) == ["run.previous.safetensors", "run.safetensors"]
+    arrays, record = Checkpoint(
+        str(tmp_path / "run.safetensors"), {**FACTS, "pair": [1, 2]}
+    ).load()
+    assert (
+        record == RECORD
+        and set(arrays) == {*ARRAYS, "turned"}
+        and arrays["none"].dtype == np.int64
+        and arrays["none"].shape == (0, 2)
+    )
+    assert np.array_equal(arrays["weights"], ARRAYS["weights"]) and np.array_equal(
+        arrays["turned"], ARRAYS["weights"].T
+    )
+    assert sorted(os.listdir(tmp_path)) == [
+        "run.previous.safetensors",
+        "run.safetensors",
+    ]
     checkpoint.delete()
     assert not os.listdir(tmp_path) and checkpoint.load() is None
 
@@ -181,10 +292,19 @@ def test_no_path_keeps_nothing(tmp_path, monkeypatch):
     assert Checkpoint(None, FACTS).load() is None and not os.listdir(tmp_path)
 
 
-@pytest.mark.parametrize("facts, name", [({**FACTS, "seed": 1}, "seed"), ({"seed": 0}, "k"), ({**FACTS, "new": None}, None), ({**FACTS, "new": 1}, "new"), ({}, "seed, k")])
+@pytest.mark.parametrize(
+    "facts, name",
+    [
+        ({**FACTS, "seed": 1}, "seed"),
+        ({"seed": 0}, "k"),
+        ({**FACTS, "new": None}, None),
+        ({**FACTS, "new": 1}, "new"),
+        ({}, "seed, k"),
+    ],
+)
 def test_changed_facts_are_named(tmp_path, facts, name):
     Checkpoint(tmp_path / "run", FACTS).save(ARRAYS, RECORD)
-    if name is None:        # a fact that is None counts as absent
+    if name is None:  # a fact that is None counts as absent
         assert Checkpoint(tmp_path / "run", facts).load()
     else:
         with pytest.raises(ValueError, match=f"another run: {name} changed"):
@@ -201,11 +321,24 @@ def test_damaged_and_foreign_files_are_refused(tmp_path):
     checkpoint = Checkpoint(path, FACTS)
     checkpoint.save(ARRAYS, RECORD)
     whole = path.read_bytes()
-    for content in (b"", b"text", whole[:20], whole[: len(whole) // 2], whole[:-1], b"\xff" * len(whole)):
+    for content in (
+        b"",
+        b"text",
+        whole[:20],
+        whole[: len(whole) // 2],
+        whole[:-1],
+        b"\xff" * len(whole),
+    ):
         path.write_bytes(content)
         with pytest.raises(ValueError, match="damaged.*delete it to start anew"):
             checkpoint.load()
-    for metadata in (None, {"other": "file"}, {"clipadapt": "{"}, {"clipadapt": "[]"}, {"clipadapt": json.dumps({"facts": {}})}):
+    for metadata in (
+        None,
+        {"other": "file"},
+        {"clipadapt": "{"},
+        {"clipadapt": "[]"},
+        {"clipadapt": json.dumps({"facts": {}})},
+    ):
         save_file(ARRAYS, path, metadata=metadata)
         with pytest.raises(ValueError, match="no file of clipadapt, or a damaged one"):
             checkpoint.load()
@@ -238,19 +371,27 @@ for number in range(record["round"], 10):
 
 
 def test_a_process_killed_between_rounds_goes_on_bit_for_bit(tmp_path, monkeypatch):
-    process = subprocess.Popen([sys.executable, "-c", WORKER, tmp_path / "killed", "0.5"], env={**os.environ, "OMP_NUM_THREADS": "1"})
+    process = subprocess.Popen(
+        [sys.executable, "-c", WORKER, tmp_path / "killed", "0.5"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     end = time.monotonic() + 60
     while not (tmp_path / "killed").exists():
         assert time.monotonic() < end and process.poll() is None, "waited in vain"
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert 1 <= Checkpoint(tmp_path / "killed", {"task": "test"}).load()[1]["round"] < 10
+    assert (
+        1 <= Checkpoint(tmp_path / "killed", {"task": "test"}).load()[1]["round"] < 10
+    )
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     for name in ("killed", "whole"):
         monkeypatch.setattr(sys, "argv", ["", tmp_path / name, "0"])
         exec(WORKER, {})
     torch.set_num_threads(threads)
-    (killed, story), (whole, told) = (Checkpoint(tmp_path / name, {"task": "test"}).load() for name in ("killed", "whole"))
+    (killed, story), (whole, told) = (
+        Checkpoint(tmp_path / name, {"task": "test"}).load()
+        for name in ("killed", "whole")
+    )
     assert story == told and killed["weight"].tobytes() == whole["weight"].tobytes()

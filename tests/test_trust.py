@@ -1,4 +1,5 @@
 """Models from strangers: nothing that a model folder says is run, and what is wrong with it is said in one sentence."""
+
 import json
 import os
 import resource
@@ -11,18 +12,25 @@ from pathlib import Path
 import open_clip
 import pytest
 import torch
+from conformance.models import write_model
 from PIL import Image
+from tiny_llava import make_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from clipadapt import Prototypes, ZeroShot, load_clip
-from clipadapt.clip.modelfiles import read_settings
-from clipadapt.images.pictures import short_reason
 from clipadapt.clip.model import builtin_directory
+from clipadapt.clip.modelfiles import read_settings
 from clipadapt.clip.templates import templates
-from conformance.models import write_model
-from tiny_llava import make_tokenizer
+from clipadapt.images.pictures import short_reason
 
-STARTS = ("subprocess.Popen", "os.system", "os.posix_spawn", "os.exec", "os.fork", "os.startfile")
+STARTS = (
+    "subprocess.Popen",
+    "os.system",
+    "os.posix_spawn",
+    "os.exec",
+    "os.fork",
+    "os.startfile",
+)
 watched = []
 
 
@@ -39,7 +47,9 @@ sys.addaudithook(watch)
 def started(monkeypatch):
     """The processes that were started since the test began; a question at the terminal counts, too."""
     events = []
-    monkeypatch.setattr("builtins.input", lambda question="": events.append(("input", question)) or "y")
+    monkeypatch.setattr(
+        "builtins.input", lambda question="": events.append(("input", question)) or "y"
+    )
     watched.append(events)
     yield events
     watched.clear()
@@ -61,7 +71,9 @@ class Stranger:
     def __init__(self, folder):
         self.folder, self.harmed = folder / "model", folder / "harmed"
         shutil.copytree(builtin_directory(), self.folder)
-        (self.folder / "tokenizer_attack.py").write_text(ATTACK.format(harmed=str(self.harmed)))
+        (self.folder / "tokenizer_attack.py").write_text(
+            ATTACK.format(harmed=str(self.harmed))
+        )
 
     def configure(self, part, **options):
         """Set options of `part` ("text_cfg") of the model's configuration."""
@@ -72,7 +84,9 @@ class Stranger:
 
     def write(self, name, content):
         (self.folder / name).parent.mkdir(exist_ok=True)
-        (self.folder / name).write_text(content if isinstance(content, str) else json.dumps(content))
+        (self.folder / name).write_text(
+            content if isinstance(content, str) else json.dumps(content)
+        )
 
     def load(self):
         return load_clip(f"local-dir:{self.folder}", device="cpu")
@@ -83,7 +97,10 @@ def stranger(tmp_path):
     return Stranger(tmp_path)
 
 
-OWN_TOKENIZER = {"tokenizer_class": "Tokenizer", "auto_map": {"AutoTokenizer": [None, "tokenizer_attack.Tokenizer"]}}
+OWN_TOKENIZER = {
+    "tokenizer_class": "Tokenizer",
+    "auto_map": {"AutoTokenizer": [None, "tokenizer_attack.Tokenizer"]},
+}
 
 
 def load_and_watch(stranger, started):
@@ -97,19 +114,28 @@ def load_and_watch(stranger, started):
     return error
 
 
-@pytest.mark.parametrize("options", [{"tokenizer_kwargs": {"trust_remote_code": True}}, {}], ids=["told to", "asked"])
+@pytest.mark.parametrize(
+    "options",
+    [{"tokenizer_kwargs": {"trust_remote_code": True}}, {}],
+    ids=["told to", "asked"],
+)
 def test_a_model_folder_cannot_run_its_tokenizer(stranger, started, options):
     stranger.configure("text_cfg", hf_tokenizer_name="tokenizer", **options)
     stranger.write("tokenizer_config.json", OWN_TOKENIZER)
     error = load_and_watch(stranger, started)
-    assert isinstance(error, ValueError) and ("trust_remote_code" if options else "auto_map") in str(error)
+    assert isinstance(error, ValueError) and (
+        "trust_remote_code" if options else "auto_map"
+    ) in str(error)
 
 
 def test_code_is_refused_wherever_it_is_named(stranger, started):
     """transformers also looks for it in config.json, and in a list, as in old files."""
     stranger.configure("text_cfg", hf_tokenizer_name="tokenizer")
-    for content in [{"model_type": "bert", "auto_map": OWN_TOKENIZER["auto_map"]}, {"auto_map": ["tokenizer_attack.Tokenizer", None]},
-                    {"auto_map": "tokenizer_attack.Tokenizer"}]:
+    for content in [
+        {"model_type": "bert", "auto_map": OWN_TOKENIZER["auto_map"]},
+        {"auto_map": ["tokenizer_attack.Tokenizer", None]},
+        {"auto_map": "tokenizer_attack.Tokenizer"},
+    ]:
         stranger.write("config.json", content)
         stranger.write("tokenizer_config.json", {})
         assert "auto_map" in str(load_and_watch(stranger, started))
@@ -120,64 +146,161 @@ def test_code_is_refused_wherever_it_is_named(stranger, started):
 
 def test_a_tokenizer_without_code_is_used(stranger, started):
     make_tokenizer().save_pretrained(stranger.folder)
-    stranger.configure("text_cfg", hf_tokenizer_name="tokenizer", tokenizer_kwargs={"clean": "canonicalize"})
+    stranger.configure(
+        "text_cfg",
+        hf_tokenizer_name="tokenizer",
+        tokenizer_kwargs={"clean": "canonicalize"},
+    )
     clip = stranger.load()
-    assert isinstance(clip.tokenizer.tokenizer, PreTrainedTokenizerFast) and clip.tokenizer(["a photo"]).shape == (1, 32)
+    assert isinstance(
+        clip.tokenizer.tokenizer, PreTrainedTokenizerFast
+    ) and clip.tokenizer(["a photo"]).shape == (1, 32)
     assert clip.encode_text(["a photo"]).shape == (1, 64) and started == []
 
 
-@pytest.mark.parametrize("part, option, value", [
-    ("text_cfg", "hf_model_config", {"auto_map": {"AutoModel": "x.Y"}}), ("text_cfg", "trust_remote_code", True),
-    ("text_cfg", "tokenizer_kwargs", {"config": {}}), ("text_cfg", "tokenizer_kwargs", {"bpe_path": "/etc/passwd"}),
-    ("text_cfg", "tokenizer_kwargs", {"reduction_mask": "syntax"}), ("text_cfg", "hf_tokenizer_name", "../elsewhere"),
-    ("text_cfg", "hf_tokenizer_name", "/tmp/elsewhere"), ("text_cfg", "hf_model_name", "./here"), ("text_cfg", "hf_model_name", "a/b/c"),
-    ("vision_cfg", "timm_model_name", "hf-hub:somebody/model"), ("vision_cfg", "timm_model_name", "local-dir:/tmp/x"),
-    ("vision_cfg", "timm_model_name", "no_such_network"), ("vision_cfg", "act_kwargs", {"inplace": True})])
-def test_options_that_lead_elsewhere_are_refused(stranger, started, part, option, value):
+@pytest.mark.parametrize(
+    "part, option, value",
+    [
+        ("text_cfg", "hf_model_config", {"auto_map": {"AutoModel": "x.Y"}}),
+        ("text_cfg", "trust_remote_code", True),
+        ("text_cfg", "tokenizer_kwargs", {"config": {}}),
+        ("text_cfg", "tokenizer_kwargs", {"bpe_path": "/etc/passwd"}),
+        ("text_cfg", "tokenizer_kwargs", {"reduction_mask": "syntax"}),
+        ("text_cfg", "hf_tokenizer_name", "../elsewhere"),
+        ("text_cfg", "hf_tokenizer_name", "/tmp/elsewhere"),
+        ("text_cfg", "hf_model_name", "./here"),
+        ("text_cfg", "hf_model_name", "a/b/c"),
+        ("vision_cfg", "timm_model_name", "hf-hub:somebody/model"),
+        ("vision_cfg", "timm_model_name", "local-dir:/tmp/x"),
+        ("vision_cfg", "timm_model_name", "no_such_network"),
+        ("vision_cfg", "act_kwargs", {"inplace": True}),
+    ],
+)
+def test_options_that_lead_elsewhere_are_refused(
+    stranger, started, part, option, value
+):
     stranger.configure(part, **{option: value})
     error = load_and_watch(stranger, started)
-    named = f"{part}.{option}.{next(iter(value))}" if isinstance(value, dict) and option != "hf_model_config" else f"{part}.{option}"
-    assert isinstance(error, ValueError) and named in str(error) and "\n" not in str(error)
+    named = (
+        f"{part}.{option}.{next(iter(value))}"
+        if isinstance(value, dict) and option != "hf_model_config"
+        else f"{part}.{option}"
+    )
+    assert (
+        isinstance(error, ValueError) and named in str(error) and "\n" not in str(error)
+    )
 
 
-@pytest.mark.parametrize("config", [
-    {"model_type": "stranger", "auto_map": {"AutoConfig": "tokenizer_attack.Config", "AutoModel": "tokenizer_attack.Model"}},
-    {"model_type": "roberta", "hidden_size": 10**9}, {"model_type": "roberta", "num_hidden_layers": 10**6},
-    {"model_type": "roberta", "attn_implementation": "somebody/kernel"}, {"model_type": "gpt2"}, {"model_type": "roberta"}],
-    ids=["code", "wide", "deep", "kernel", "unknown", "larger than its weights"])
-def test_a_text_network_of_transformers_is_checked_before_it_is_built(stranger, started, monkeypatch, tmp_path, config):
+@pytest.mark.parametrize(
+    "config",
+    [
+        {
+            "model_type": "stranger",
+            "auto_map": {
+                "AutoConfig": "tokenizer_attack.Config",
+                "AutoModel": "tokenizer_attack.Model",
+            },
+        },
+        {"model_type": "roberta", "hidden_size": 10**9},
+        {"model_type": "roberta", "num_hidden_layers": 10**6},
+        {"model_type": "roberta", "attn_implementation": "somebody/kernel"},
+        {"model_type": "gpt2"},
+        {"model_type": "roberta"},
+    ],
+    ids=["code", "wide", "deep", "kernel", "unknown", "larger than its weights"],
+)
+def test_a_text_network_of_transformers_is_checked_before_it_is_built(
+    stranger, started, monkeypatch, tmp_path, config
+):
     """Its settings lie on the hub; here, in a folder whose name looks like one."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "somebody").mkdir()
-    stranger.folder.joinpath("tokenizer_attack.py").rename(tmp_path / "somebody" / "tokenizer_attack.py")
+    stranger.folder.joinpath("tokenizer_attack.py").rename(
+        tmp_path / "somebody" / "tokenizer_attack.py"
+    )
     (tmp_path / "somebody" / "config.json").write_text(json.dumps(config))
     stranger.configure("text_cfg", hf_model_name="somebody")
     assert isinstance(load_and_watch(stranger, started), ValueError)
 
 
-@pytest.mark.parametrize("text", [
-    "", "{", "null", "[]", '"a"', "\x00", "[" * 10**5, '{"a":' * 10**5, '{"model_cfg": null}', '{"model_cfg": {}}', "{}" + " " * 2**21],
-    ids=["empty", "cut", "null", "list", "text", "zero", "deep list", "deep object", "no model", "empty model", "long"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "null",
+        "[]",
+        '"a"',
+        "\x00",
+        "[" * 10**5,
+        '{"a":' * 10**5,
+        '{"model_cfg": null}',
+        '{"model_cfg": {}}',
+        "{}" + " " * 2**21,
+    ],
+    ids=[
+        "empty",
+        "cut",
+        "null",
+        "list",
+        "text",
+        "zero",
+        "deep list",
+        "deep object",
+        "no model",
+        "empty model",
+        "long",
+    ],
+)
 def test_settings_that_are_none(stranger, text):
     stranger.write("open_clip_config.json", text)
     with pytest.raises(ValueError, match="open_clip_config.json is (damaged|refused)"):
         stranger.load()
 
 
-@pytest.mark.parametrize("part, options", [
-    ("vision_cfg", {"width": 10**9}), ("vision_cfg", {"width": -1}), ("vision_cfg", {"width": "128"}), ("vision_cfg", {"width": 1.5}),
-    ("vision_cfg", {"width": 2**14, "layers": 256}), ("vision_cfg", {"image_size": 4096}), ("vision_cfg", {"image_size": 1024, "patch_size": 1}),
-    ("vision_cfg", {"patch_size": 1024, "image_size": 1024, "width": 2**14, "head_width": 2**14}), ("vision_cfg", {"layers": [256] * 4, "width": 4096}),
-    ("vision_cfg", {"head_width": 0}), ("vision_cfg", {"head_width": 1024}), ("vision_cfg", {"patch_size": None}), ("text_cfg", {"layers": 10**9}),
-    ("text_cfg", {"vocab_size": 2_000_000, "width": 2**14}), ("text_cfg", {"context_length": 10**6}), ("text_cfg", {"heads": 0}), ("text_cfg", {"heads": 7}),
-    ("vision_cfg", {"timm_model_name": "vit_huge_patch14_224"}), ("text_cfg", {"width": 10**400}), ("vision_cfg", {"mlp_ratio": -1})], ids=str)
+@pytest.mark.parametrize(
+    "part, options",
+    [
+        ("vision_cfg", {"width": 10**9}),
+        ("vision_cfg", {"width": -1}),
+        ("vision_cfg", {"width": "128"}),
+        ("vision_cfg", {"width": 1.5}),
+        ("vision_cfg", {"width": 2**14, "layers": 256}),
+        ("vision_cfg", {"image_size": 4096}),
+        ("vision_cfg", {"image_size": 1024, "patch_size": 1}),
+        (
+            "vision_cfg",
+            {
+                "patch_size": 1024,
+                "image_size": 1024,
+                "width": 2**14,
+                "head_width": 2**14,
+            },
+        ),
+        ("vision_cfg", {"layers": [256] * 4, "width": 4096}),
+        ("vision_cfg", {"head_width": 0}),
+        ("vision_cfg", {"head_width": 1024}),
+        ("vision_cfg", {"patch_size": None}),
+        ("text_cfg", {"layers": 10**9}),
+        ("text_cfg", {"vocab_size": 2_000_000, "width": 2**14}),
+        ("text_cfg", {"context_length": 10**6}),
+        ("text_cfg", {"heads": 0}),
+        ("text_cfg", {"heads": 7}),
+        ("vision_cfg", {"timm_model_name": "vit_huge_patch14_224"}),
+        ("text_cfg", {"width": 10**400}),
+        ("vision_cfg", {"mlp_ratio": -1}),
+    ],
+    ids=str,
+)
 def test_settings_of_impossible_sizes(stranger, part, options):
     stranger.configure(part, **options)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(ValueError, match="open_clip_config.json") as caught:
         stranger.load()
     assert len(str(caught.value)) < 600 and "\n" not in str(caught.value)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000, "kilobytes"
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000, (
+        "kilobytes"
+    )
 
 
 def test_weights_are_read_as_numbers(stranger):
@@ -186,8 +309,13 @@ def test_weights_are_read_as_numbers(stranger):
             return (Path.touch, (stranger.harmed,))
 
     (stranger.folder / "open_clip_model.safetensors").unlink()
-    torch.save({"state_dict": Harmful(), "room": torch.zeros(2_000_000)}, stranger.folder / "open_clip_pytorch_model.bin")
-    with pytest.raises(ValueError, match="open_clip_pytorch_model.bin is damaged, or holds"):
+    torch.save(
+        {"state_dict": Harmful(), "room": torch.zeros(2_000_000)},
+        stranger.folder / "open_clip_pytorch_model.bin",
+    )
+    with pytest.raises(
+        ValueError, match="open_clip_pytorch_model.bin is damaged, or holds"
+    ):
         stranger.load()
     assert not stranger.harmed.exists()
 
@@ -197,7 +325,9 @@ def test_missing_damaged_and_refused_are_told_apart(stranger):
     content = bytearray(weights.read_bytes())
     content[:8] = b"\xff" * 8
     weights.write_bytes(content)
-    with pytest.raises(ValueError, match="is damaged, or holds the weights of another model"):
+    with pytest.raises(
+        ValueError, match="is damaged, or holds the weights of another model"
+    ):
         stranger.load()
     weights.unlink()
     with pytest.raises(FileNotFoundError, match="has no open_clip_model.safetensors"):
@@ -205,7 +335,9 @@ def test_missing_damaged_and_refused_are_told_apart(stranger):
     (stranger.folder / "open_clip_config.json").unlink()
     with pytest.raises(FileNotFoundError, match="has no open_clip_config.json"):
         stranger.load()
-    os.mkfifo(stranger.folder / "open_clip_config.json")        # reading it would wait for ever
+    os.mkfifo(
+        stranger.folder / "open_clip_config.json"
+    )  # reading it would wait for ever
     with pytest.raises(FileNotFoundError, match="has no open_clip_config.json"):
         stranger.load()
 
@@ -219,6 +351,7 @@ def test_a_tokenizer_whose_files_are_missing(stranger):
 @pytest.fixture
 def hub(stranger, monkeypatch):
     """The hub, as far as it is asked for: two files of the stranger's folder."""
+
     def download(name, filename=None, **options):
         assert name == "somebody/model"
         return str(stranger.folder / (filename or "open_clip_model.safetensors"))
@@ -230,14 +363,26 @@ def hub(stranger, monkeypatch):
 
 def test_a_model_of_the_hub_is_checked_too(hub, started):
     clip = load_clip("hf-hub:somebody/model", device="cpu")
-    assert clip.fingerprint == load_clip(device="cpu").fingerprint and clip.name == "hf-hub:somebody/model"
-    hub.configure("text_cfg", hf_tokenizer_name="tokenizer", tokenizer_kwargs={"trust_remote_code": True})
-    with pytest.raises(ValueError, match="text_cfg.tokenizer_kwargs.trust_remote_code, which is refused"):
+    assert (
+        clip.fingerprint == load_clip(device="cpu").fingerprint
+        and clip.name == "hf-hub:somebody/model"
+    )
+    hub.configure(
+        "text_cfg",
+        hf_tokenizer_name="tokenizer",
+        tokenizer_kwargs={"trust_remote_code": True},
+    )
+    with pytest.raises(
+        ValueError,
+        match="text_cfg.tokenizer_kwargs.trust_remote_code, which is refused",
+    ):
         load_clip("hf-hub:somebody/model", device="cpu")
     assert started == []
 
 
-@pytest.mark.parametrize("name", ["hf-hub:", "hf-hub:../x", "hf-hub:/etc", "hf-hub:a/b/c", "hf-hub:a b"])
+@pytest.mark.parametrize(
+    "name", ["hf-hub:", "hf-hub:../x", "hf-hub:/etc", "hf-hub:a/b/c", "hf-hub:a b"]
+)
 def test_names_that_no_model_of_the_hub_has(name):
     with pytest.raises(ValueError, match="names no model"):
         load_clip(name)
@@ -246,7 +391,10 @@ def test_names_that_no_model_of_the_hub_has(name):
 def test_what_was_checked_is_what_is_used(stranger):
     """Keys given twice: one reader may take the first, another the last."""
     path = stranger.folder / "open_clip_config.json"
-    text = path.read_text().replace('"text_cfg": {', '"text_cfg": {"hf_tokenizer_name": "x", "tokenizer_kwargs": {"trust_remote_code": true}}, "text_cfg": {')
+    text = path.read_text().replace(
+        '"text_cfg": {',
+        '"text_cfg": {"hf_tokenizer_name": "x", "tokenizer_kwargs": {"trust_remote_code": true}}, "text_cfg": {',
+    )
     path.write_text(text)
     try:
         clip = stranger.load()
@@ -258,7 +406,11 @@ def test_what_was_checked_is_what_is_used(stranger):
 
 def test_every_architecture_of_openclip_passes(tmp_path):
     for name in open_clip.list_models():
-        (tmp_path / "config.json").write_text(json.dumps({"model_cfg": open_clip.get_model_config(name), "license": "mit"}))
+        (tmp_path / "config.json").write_text(
+            json.dumps(
+                {"model_cfg": open_clip.get_model_config(name), "license": "mit"}
+            )
+        )
         read_settings(tmp_path / "config.json")
 
 
@@ -273,21 +425,32 @@ def test_features_that_are_not_finite_are_an_error(broken, test_images, tmp_path
     for i, path in enumerate(paths):
         test_images[i][0].save(path)
     broken.model.visual.proj.data[0, 0] = torch.nan
-    for encode in (broken.encode_image, lambda images: list(broken.encode_batches(images, 2))):
-        with pytest.raises(ValueError, match=r"image 0 \(.*0.png\) has features that are not finite"):
+    for encode in (
+        broken.encode_image,
+        lambda images: list(broken.encode_batches(images, 2)),
+    ):
+        with pytest.raises(
+            ValueError, match=r"image 0 \(.*0.png\) has features that are not finite"
+        ):
             encode(paths)
-    with pytest.raises(ValueError, match="image 0 has features that are not finite, and 19 more"):
+    with pytest.raises(
+        ValueError, match="image 0 has features that are not finite, and 19 more"
+    ):
         ZeroShot(broken, test_images.classnames).fit(test_images).predict(test_images)
     with pytest.raises(ValueError, match="not finite"):
         Prototypes(broken, test_images.classnames).fit(test_images)
     broken.model.text_projection.data[0, 0] = torch.inf
-    with pytest.raises(ValueError, match=r"text 0 \('a'\) has features that are not finite"):
+    with pytest.raises(
+        ValueError, match=r"text 0 \('a'\) has features that are not finite"
+    ):
         broken.encode_text(["a", "b"])
 
 
 def test_the_first_bad_image_is_named_across_batches(broken, test_images):
     encode = broken.model.encode_image
-    broken.model.encode_image = lambda pixels: torch.where(pixels.flatten(1).std(1, keepdim=True) < .01, torch.nan, encode(pixels))
+    broken.model.encode_image = lambda pixels: torch.where(
+        pixels.flatten(1).std(1, keepdim=True) < 0.01, torch.nan, encode(pixels)
+    )
     images = [test_images[i][0] for i in range(5)]
     images[3] = Image.new("RGB", (32, 32))
     with pytest.raises(ValueError, match="image 3 has features"):
@@ -302,14 +465,35 @@ def test_a_logit_scale_that_is_not_finite_is_an_error(broken, test_images, scale
         model.predict_proba(test_images)
 
 
-@pytest.mark.parametrize("text", [None, 7, b"cat", ["cat"], "caf\udce9", "a\0b", float("nan")], ids=repr)
+@pytest.mark.parametrize(
+    "text", [None, 7, b"cat", ["cat"], "caf\udce9", "a\0b", float("nan")], ids=repr
+)
 def test_what_is_no_text_is_named(clip, text):
     with pytest.raises(ValueError, match="text 1 (is of type|holds)"):
         clip.encode_text(["a cat", text])
 
 
-@pytest.mark.parametrize("text", ["a" * 10**6, "word " * 200_000, "\u20ac" * 10**6, " " * 10**6 + "cat", "&amp;" * 200_000, "1" * 10**6, "a\u0301" * 500_000],
-                         ids=["one word", "many words", "symbols", "spaces", "entities", "digits", "accents"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a" * 10**6,
+        "word " * 200_000,
+        "\u20ac" * 10**6,
+        " " * 10**6 + "cat",
+        "&amp;" * 200_000,
+        "1" * 10**6,
+        "a\u0301" * 500_000,
+    ],
+    ids=[
+        "one word",
+        "many words",
+        "symbols",
+        "spaces",
+        "entities",
+        "digits",
+        "accents",
+    ],
+)
 def test_a_text_of_a_million_letters_is_cut_in_time(clip, text):
     begin = time.perf_counter()
     with warnings.catch_warnings():

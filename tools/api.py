@@ -2,6 +2,7 @@
 
 python tools/api.py FOLDER     write the pages (tools/docs.py does that)
 """
+
 import ast
 import json
 import re
@@ -16,7 +17,9 @@ package = kept.project / "clipadapt"
 
 def modules() -> dict[str, str]:
     """The modules that chapters export, in the order of the course: module -> chapter. One chapter may be the only door to several modules."""
-    return {name: chapter for chapter in kept.chapters() if (name := kept.module(chapter))}
+    return {
+        name: chapter for chapter in kept.chapters() if (name := kept.module(chapter))
+    }
 
 
 @cache
@@ -26,7 +29,12 @@ def parse(module: str) -> ast.Module:
 
 def public(tree: ast.Module) -> list[str]:
     """The names in __all__."""
-    found = [node for node in tree.body if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__"]
+    found = [
+        node
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+        and getattr(node.targets[0], "id", "") == "__all__"
+    ]
     return [name for name in ast.literal_eval(found[0].value)] if found else []
 
 
@@ -34,9 +42,20 @@ def definitions(tree: ast.Module) -> dict[str, ast.stmt]:
     """Public name -> where it is defined, in the order of the file: functions, classes, constants."""
     names, found = set(public(tree)), {}
     for node in tree.body:
-        targets = [node.name] if isinstance(node, (ast.FunctionDef, ast.ClassDef)) else \
-            [target.id for target in getattr(node, "targets", [getattr(node, "target", None)]) if isinstance(target, ast.Name)]
-        found |= {name: node for name in targets if name in names and (name.isupper() or not isinstance(node, ast.Assign))}
+        targets = (
+            [node.name]
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef))
+            else [
+                target.id
+                for target in getattr(node, "targets", [getattr(node, "target", None)])
+                if isinstance(target, ast.Name)
+            ]
+        )
+        found |= {
+            name: node
+            for name in targets
+            if name in names and (name.isupper() or not isinstance(node, ast.Assign))
+        }
     return found
 
 
@@ -52,7 +71,12 @@ def index() -> dict[str, str]:
 def escape(text: str) -> str:
     """Plain text as Markdown that shows it as it is; what stands in backticks is left alone."""
     parts = re.split(r"(`[^`]*`)", text)
-    return "".join(part if part.startswith("`") else re.sub(r"([\\*_$<>\[\]|~^#@{}])", r"\\\1", part) for part in parts)
+    return "".join(
+        part
+        if part.startswith("`")
+        else re.sub(r"([\\*_$<>\[\]|~^#@{}])", r"\\\1", part)
+        for part in parts
+    )
 
 
 def prose(node: ast.stmt) -> str:
@@ -66,7 +90,10 @@ def arguments(node: ast.FunctionDef, method: bool) -> list[str]:
     spec, shown = node.args, []
     plain = spec.posonlyargs + spec.args
     defaults = [None] * (len(plain) - len(spec.defaults)) + spec.defaults
-    static = any(getattr(decorator, "id", "") == "staticmethod" for decorator in node.decorator_list)
+    static = any(
+        getattr(decorator, "id", "") == "staticmethod"
+        for decorator in node.decorator_list
+    )
     for position, (argument, default) in enumerate(zip(plain, defaults)):
         if not (method and not static and position == 0):
             shown.append(one(argument, default))
@@ -74,13 +101,22 @@ def arguments(node: ast.FunctionDef, method: bool) -> list[str]:
             shown.append("/")
     if spec.vararg or spec.kwonlyargs:
         shown.append(f"*{one(spec.vararg, None)}" if spec.vararg else "*")
-    shown += [one(argument, default) for argument, default in zip(spec.kwonlyargs, spec.kw_defaults)]
+    shown += [
+        one(argument, default)
+        for argument, default in zip(spec.kwonlyargs, spec.kw_defaults)
+    ]
     return shown + ([f"**{one(spec.kwarg, None)}"] if spec.kwarg else [])
 
 
 def one(argument: ast.arg, default: ast.expr | None) -> str:
-    annotated = argument.arg + (f": {ast.unparse(argument.annotation)}" if argument.annotation else "")
-    return annotated if default is None else annotated + (" = " if argument.annotation else "=") + ast.unparse(default)
+    annotated = argument.arg + (
+        f": {ast.unparse(argument.annotation)}" if argument.annotation else ""
+    )
+    return (
+        annotated
+        if default is None
+        else annotated + (" = " if argument.annotation else "=") + ast.unparse(default)
+    )
 
 
 def signature(name: str, shown: list[str], returns: ast.expr | None = None) -> str:
@@ -88,27 +124,61 @@ def signature(name: str, shown: list[str], returns: ast.expr | None = None) -> s
     end = f" -> {ast.unparse(returns)}" if returns else ""
     line = f"{name}({', '.join(shown)}){end}"
     if len(line) > 90:
-        line = f"{name}(\n" + "".join(f"    {argument},\n" for argument in shown) + f"){end}"
+        line = (
+            f"{name}(\n"
+            + "".join(f"    {argument},\n" for argument in shown)
+            + f"){end}"
+        )
     return f"```python\n{line}\n```"
 
 
-def function(name: str, node: ast.FunctionDef, heading: str, method: bool = False) -> list[str]:
+def function(
+    name: str, node: ast.FunctionDef, heading: str, method: bool = False
+) -> list[str]:
     shown = signature(name.split(".")[-1], arguments(node, method), node.returns)
-    kind = next((decorator.id for decorator in node.decorator_list if getattr(decorator, "id", "") in ("property", "cached_property", "classmethod", "staticmethod")), "")
+    kind = next(
+        (
+            decorator.id
+            for decorator in node.decorator_list
+            if getattr(decorator, "id", "")
+            in ("property", "cached_property", "classmethod", "staticmethod")
+        ),
+        "",
+    )
     kind = kind.removeprefix("cached_")
     if kind == "property":
         shown = f"```python\n{name.split('.')[-1]}{': ' + ast.unparse(node.returns) if node.returns else ''}\n```"
-    return [f"{heading} {escape(name)} {{#{name}}}", *([f"*{kind}*"] if kind else []), shown, prose(node)]
+    return [
+        f"{heading} {escape(name)} {{#{name}}}",
+        *([f"*{kind}*"] if kind else []),
+        shown,
+        prose(node),
+    ]
 
 
 def klass(name: str, node: ast.ClassDef, owners: dict[str, str]) -> list[str]:
     """A class: how it is made, what it is, its fields, its own methods. Inherited ones stand where they are written."""
     methods = [item for item in node.body if isinstance(item, ast.FunctionDef)]
     start = next((item for item in methods if item.name == "__init__"), None)
-    fields = [item for item in node.body if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and not item.target.id.startswith("_")]
-    shown = arguments(start, True) if start else [one(ast.arg(item.target.id, item.annotation), item.value) for item in fields]
+    fields = [
+        item
+        for item in node.body
+        if isinstance(item, ast.AnnAssign)
+        and isinstance(item.target, ast.Name)
+        and not item.target.id.startswith("_")
+    ]
+    shown = (
+        arguments(start, True)
+        if start
+        else [
+            one(ast.arg(item.target.id, item.annotation), item.value) for item in fields
+        ]
+    )
     bases = [ast.unparse(base) for base in node.bases]
-    linked = [f"[{base}]({owners[base]}.md#{base})" if base in owners else f"`{base}`" for base in bases]
+    linked = [
+        f"[{base}]({owners[base]}.md#{base})" if base in owners else f"`{base}`"
+        for base in bases
+    ]
     lines = [f"## {escape(name)} {{#{name}}}", signature(name, shown), prose(node)]
     lines += [f"Inherits from {', '.join(linked)}."] if linked else []
     lines += [prose(start)] if start and prose(start) else []
@@ -122,7 +192,11 @@ def klass(name: str, node: ast.ClassDef, owners: dict[str, str]) -> list[str]:
 def cells(module: str) -> list[tuple[int, str]]:
     """Where each exported cell begins in a module, and its id."""
     lines = (package / f"{module}.py").read_text(encoding="utf-8").splitlines()
-    return [(number, line.rsplit("#", 1)[1]) for number, line in enumerate(lines, 1) if re.match(r"# %% \.\./nbs/\S+\.ipynb #", line)]
+    return [
+        (number, line.rsplit("#", 1)[1])
+        for number, line in enumerate(lines, 1)
+        if re.match(r"# %% \.\./nbs/\S+\.ipynb #", line)
+    ]
 
 
 def cell_of(module: str, line: int) -> str:
@@ -133,35 +207,57 @@ def cell_of(module: str, line: int) -> str:
 def page(module: str, chapter: str, owners: dict[str, str]) -> str:
     """The page of one module."""
     tree = parse(module)
-    lines = [f"---\ntitle: clipadapt.{module}\ndescription: {json.dumps((ast.get_docstring(tree) or module).splitlines()[0], ensure_ascii=False)}\n---",
-             f"Why it is as it is: the chapter [{kept.title(chapter)}](../{chapter}.ipynb)."]
+    lines = [
+        f"---\ntitle: clipadapt.{module}\ndescription: {json.dumps((ast.get_docstring(tree) or module).splitlines()[0], ensure_ascii=False)}\n---",
+        f"Why it is as it is: the chapter [{kept.title(chapter)}](../{chapter}.ipynb).",
+    ]
     for name, node in definitions(tree).items():
         if isinstance(node, ast.FunctionDef):
             lines += function(name, node, "##")
         elif isinstance(node, ast.ClassDef):
             lines += klass(name, node, owners)
         else:
-            lines += [f"## {escape(name)} {{#{name}}}", f"```python\n{ast.unparse(node)}\n```"]
+            lines += [
+                f"## {escape(name)} {{#{name}}}",
+                f"```python\n{ast.unparse(node)}\n```",
+            ]
         if cell := cell_of(module, node.lineno):
-            lines.append(f"[[The code, in its chapter](../{chapter}.ipynb#at-{cell})]{{.kept-from}}")
+            lines.append(
+                f"[[The code, in its chapter](../{chapter}.ipynb#at-{cell})]{{.kept-from}}"
+            )
     return "\n\n".join(line for line in lines if line) + "\n"
 
 
 def contents() -> str:
     """The first page of the reference: every module with its public names."""
-    lines = ["---\ntitle: API reference\ndescription: Every public name of clipadapt, module by module\n---",
-             "One page a module, made from the signatures and docstrings of the package. What everybody needs can be imported from `clipadapt` itself: "
-             + ", ".join(f"[`{name}`]({module}.md#{name})" for name, module in front()) + "."]
+    lines = [
+        "---\ntitle: API reference\ndescription: Every public name of clipadapt, module by module\n---",
+        "One page a module, made from the signatures and docstrings of the package. What everybody needs can be imported from `clipadapt` itself: "
+        + ", ".join(f"[`{name}`]({module}.md#{name})" for name, module in front())
+        + ".",
+    ]
     for module, chapter in modules().items():
-        names = ", ".join(f"[`{name}`]({module}.md#{name})" for name in definitions(parse(module)))
-        lines.append(f"## [clipadapt.{module}]({module}.md) {{#{module}}}\n\n{escape(kept.promise(chapter))}\n\n{names}")
+        names = ", ".join(
+            f"[`{name}`]({module}.md#{name})" for name in definitions(parse(module))
+        )
+        lines.append(
+            f"## [clipadapt.{module}]({module}.md) {{#{module}}}\n\n{escape(kept.promise(chapter))}\n\n{names}"
+        )
     return "\n\n".join(lines) + "\n"
 
 
 def front() -> list[tuple[str, str]]:
     """What `from clipadapt import ...` offers: names and their modules."""
-    table = next(node.value for node in parse("__init__").body if isinstance(node, ast.Assign) and node.targets[0].id == "_MODULES")
-    return [(name, module) for module, names in ast.literal_eval(table).items() for name in names]
+    table = next(
+        node.value
+        for node in parse("__init__").body
+        if isinstance(node, ast.Assign) and node.targets[0].id == "_MODULES"
+    )
+    return [
+        (name, module)
+        for module, names in ast.literal_eval(table).items()
+        for name in names
+    ]
 
 
 def write(folder: Path) -> None:
@@ -169,7 +265,9 @@ def write(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     owners = index()
     for module, chapter in modules().items():
-        (folder / f"{module}.md").write_text(page(module, chapter, owners), encoding="utf-8")
+        (folder / f"{module}.md").write_text(
+            page(module, chapter, owners), encoding="utf-8"
+        )
     (folder / "index.md").write_text(contents(), encoding="utf-8")
 
 

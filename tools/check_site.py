@@ -2,13 +2,23 @@
 
 python tools/check_site.py [FOLDER]     default _docs
 """
+
 import re
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-UNREAD = ("{{", "}}", "{%", ":::", "]{.", "{#", "\\(", "\\[")     # template marks, Markdown and formulas that nobody read
+UNREAD = (
+    "{{",
+    "}}",
+    "{%",
+    ":::",
+    "]{.",
+    "{#",
+    "\\(",
+    "\\[",
+)  # template marks, Markdown and formulas that nobody read
 
 
 class Page(HTMLParser):
@@ -17,8 +27,16 @@ class Page(HTMLParser):
     def __init__(self, text: str):
         super().__init__()
         self.ids, self.links, self.undescribed, self.words = set(), [], [], []
-        self.title, self.headings, self.description, self.quiet, self.inside_title = "", 0, "", 0, False
-        self.feed(re.sub(r"data:image/[^\"']+", "data:", text))     # the bytes of a picture that the page carries are never wrong
+        self.title, self.headings, self.description, self.quiet, self.inside_title = (
+            "",
+            0,
+            "",
+            0,
+            False,
+        )
+        self.feed(
+            re.sub(r"data:image/[^\"']+", "data:", text)
+        )  # the bytes of a picture that the page carries are never wrong
 
     def handle_starttag(self, tag: str, attributes: list) -> None:
         found = {name: value or "" for name, value in attributes}
@@ -45,9 +63,19 @@ class Page(HTMLParser):
     def lacks(self) -> list[str]:
         """What is wrong with the page by itself."""
         text = "".join(self.words)
-        return (["no title"] if not self.title.strip() or not self.headings else []) + (["no description"] if not self.description.strip() else []) \
-            + [f"a picture without a description: {source}" for source in self.undescribed] \
-            + [f"something that was not read as Markdown: {text[max(0, text.index(mark) - 30):][:80]!r}" for mark in UNREAD if mark in text]
+        return (
+            (["no title"] if not self.title.strip() or not self.headings else [])
+            + (["no description"] if not self.description.strip() else [])
+            + [
+                f"a picture without a description: {source}"
+                for source in self.undescribed
+            ]
+            + [
+                f"something that was not read as Markdown: {text[max(0, text.index(mark) - 30) :][:80]!r}"
+                for mark in UNREAD
+                if mark in text
+            ]
+        )
 
 
 def inside(link: str) -> bool:
@@ -57,19 +85,33 @@ def inside(link: str) -> bool:
 
 def check(folder: Path) -> list[str]:
     """Everything that is wrong, a line each."""
-    pages = {path.resolve(): Page(path.read_text(encoding="utf-8")) for path in sorted(folder.rglob("*.html"))}
+    pages = {
+        path.resolve(): Page(path.read_text(encoding="utf-8"))
+        for path in sorted(folder.rglob("*.html"))
+    }
     problems = [] if pages else [f"no page in {folder}"]
     for path, page in pages.items():
         found = page.lacks()
         for link in filter(inside, page.links):
             parts = urlsplit(link)
-            target = path.parent.joinpath(unquote(parts.path)).resolve() if parts.path else path
+            target = (
+                path.parent.joinpath(unquote(parts.path)).resolve()
+                if parts.path
+                else path
+            )
             target = target / "index.html" if target.is_dir() else target
             if not target.exists():
                 found.append(f"broken link: {link}")
-            elif parts.fragment and target in pages and unquote(parts.fragment) not in pages[target].ids:
+            elif (
+                parts.fragment
+                and target in pages
+                and unquote(parts.fragment) not in pages[target].ids
+            ):
                 found.append(f"no such place on the page: {link}")
-        problems += [f"{path.relative_to(folder.resolve())}: {problem}" for problem in dict.fromkeys(found)]
+        problems += [
+            f"{path.relative_to(folder.resolve())}: {problem}"
+            for problem in dict.fromkeys(found)
+        ]
     return problems
 
 

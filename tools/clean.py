@@ -1,4 +1,5 @@
 """Remove what nbdev_clean keeps and nobody wants to read later: widgets (their pictures stay), progress bars that were shown while a cell ran, and the blanks they left."""
+
 import re
 from pathlib import Path
 
@@ -14,17 +15,25 @@ def is_bar(output) -> bool:
 def drop_widget(output) -> bool:
     """Whether an output had a widget beside its picture, which is dropped: its kernel is gone."""
     data = output.get("data", {})
-    return "image/png" in data and data.pop("application/vnd.jupyter.widget-view+json", None) is not None
+    return (
+        "image/png" in data
+        and data.pop("application/vnd.jupyter.widget-view+json", None) is not None
+    )
 
 
 project = Path(__file__).resolve().parent.parent
-for path in [*(project / "nbs").rglob("*.ipynb"), *(project / "solutions").glob("*.ipynb")]:
+for path in [
+    *(project / "nbs").rglob("*.ipynb"),
+    *(project / "solutions").glob("*.ipynb"),
+]:
     notebook = nbformat.read(path, as_version=4)
     dirty = notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
         kept = [output for output in cell.get("outputs", []) if not is_bar(output)]
         if len(kept) < len(cell.get("outputs", [])):
             cell.outputs, dirty = kept, True
-        dirty = any([drop_widget(output) for output in cell.get("outputs", [])]) or dirty
+        dirty = (
+            any([drop_widget(output) for output in cell.get("outputs", [])]) or dirty
+        )
     if dirty:
         nbformat.write(notebook, path)

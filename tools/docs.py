@@ -3,6 +3,7 @@
 python tools/docs.py               what `make docs` does
 python tools/docs.py smalldocs     the same without quarto, though it is there
 """
+
 import html
 import json
 import re
@@ -12,40 +13,62 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import api
+import check_site
+import kept
 import yaml
 from nbdev.quarto import refresh_quarto_yml
 from nbdev.serve import proc_nbs
 
-import api
-import check_site
-import kept
-
 site, out = kept.project / "_proc", kept.project / "_docs"
 COLAB = "https://colab.research.google.com/github/clipadapt/clipadapt/blob/main/nbs"
-FLAGS = {"slow": "Slow: not run by make test; the result is kept.", "cuda": "For a GPU: not run by make test."}
+FLAGS = {
+    "slow": "Slow: not run by make test; the result is kept.",
+    "cuda": "For a GPU: not run by make test.",
+}
 
 
 def prepare() -> None:
     """Fill _proc: notebooks as nbdev prepares them, then what the site adds to them, the pages, the gallery, the reference."""
     refresh_quarto_yml()
-    proc_nbs(n_workers=0, force=True, skip_folder_re=r"^([_.]|data$|runs$)")      # data sets and results of runs may be large, and are not pages
+    proc_nbs(
+        n_workers=0, force=True, skip_folder_re=r"^([_.]|data$|runs$)"
+    )  # data sets and results of runs may be large, and are not pages
     names = api.index()
     for name in kept.chapters():
         chapter(name, names)
     for path in sorted((site / "pages").glob("*.md")):
-        path.write_text(kept.fill(path.read_text(encoding="utf-8"), path.parent), encoding="utf-8")
+        path.write_text(
+            kept.fill(path.read_text(encoding="utf-8"), path.parent), encoding="utf-8"
+        )
     api.write(site / "api")
     bars = yaml.safe_load((site / "sidebar.yml").read_text(encoding="utf-8"))
-    reference = [{"text": f"clipadapt.{module}", "href": f"api/{module}.md"} for module in api.modules()]
-    bars["website"]["sidebar"].append({"id": "reference", "style": "floating", "contents": ["api/index.md", *reference]})
-    (site / "sidebar.yml").write_text(yaml.safe_dump(bars, sort_keys=False), encoding="utf-8")
+    reference = [
+        {"text": f"clipadapt.{module}", "href": f"api/{module}.md"}
+        for module in api.modules()
+    ]
+    bars["website"]["sidebar"].append(
+        {
+            "id": "reference",
+            "style": "floating",
+            "contents": ["api/index.md", *reference],
+        }
+    )
+    (site / "sidebar.yml").write_text(
+        yaml.safe_dump(bars, sort_keys=False), encoding="utf-8"
+    )
 
 
 def chapter(name: str, names: dict[str, str]) -> None:
     """Rewrite a notebook in _proc for the site."""
     path = site / f"{name}.ipynb"
     page = json.loads(path.read_text(encoding="utf-8"))
-    flags = {cell["id"]: [flag for flag in FLAGS if re.match(rf"#\| *{flag}\b", kept.source(cell))] for cell in kept.notebook(name)["cells"]}
+    flags = {
+        cell["id"]: [
+            flag for flag in FLAGS if re.match(rf"#\| *{flag}\b", kept.source(cell))
+        ]
+        for cell in kept.notebook(name)["cells"]
+    }
     described = {cell["id"]: kept.about(name, cell) for cell, _ in kept.pictures(name)}
     cells = []
     for cell in page["cells"]:
@@ -53,28 +76,50 @@ def chapter(name: str, names: dict[str, str]) -> None:
         if cell["cell_type"] == "raw":
             cells += [{**cell, "source": front_matter(text)}, markdown(links(name))]
         elif cell["cell_type"] == "markdown":
-            cells.append({**cell, "source": link_names(text, names, "../" * name.count("/"))})
+            cells.append(
+                {**cell, "source": link_names(text, names, "../" * name.count("/"))}
+            )
         elif text.strip() and "default_exp" not in text:
             cells += code(cell, flags[cell["id"]], described.get(cell["id"]))
-    page["cells"] = [{**cell, "id": f"cell-{position}"} for position, cell in enumerate(cells)]
+    page["cells"] = [
+        {**cell, "id": f"cell-{position}"} for position, cell in enumerate(cells)
+    ]
     path.write_text(json.dumps(page, ensure_ascii=False), encoding="utf-8")
 
 
 def code(cell: dict, flags: list[str], described: str | None) -> list[dict]:
     """A code cell with what the site puts around it: a place to link to (#at- and the cell's id), its flag, words for its picture, lines that wrap."""
-    before = [markdown(f"```{{=html}}\n<a id=\"at-{cell['id']}\"></a>\n```"), *(markdown(f"[{FLAGS[flag]}]{{.flag}}") for flag in flags)]
+    before = [
+        markdown(f'```{{=html}}\n<a id="at-{cell["id"]}"></a>\n```'),
+        *(markdown(f"[{FLAGS[flag]}]{{.flag}}") for flag in flags),
+    ]
     if described:
-        cell = {**cell, "source": f"#| fig-alt: {json.dumps(described, ensure_ascii=False)}\n{kept.source(cell)}"}
+        cell = {
+            **cell,
+            "source": f"#| fig-alt: {json.dumps(described, ensure_ascii=False)}\n{kept.source(cell)}",
+        }
     for output in cell["outputs"]:
         if "text/html" in output.get("data", {}):
-            output["data"]["text/html"] = kept.breakable("".join(output["data"]["text/html"]))
-    return [*before, markdown(":::: {.wrapped}"), cell, markdown("::::")] if printed_prose(cell) else [*before, cell]
+            output["data"]["text/html"] = kept.breakable(
+                "".join(output["data"]["text/html"])
+            )
+    return (
+        [*before, markdown(":::: {.wrapped}"), cell, markdown("::::")]
+        if printed_prose(cell)
+        else [*before, cell]
+    )
 
 
 def printed_prose(cell: dict) -> bool:
     """Did the cell print sentences, whose long lines should wrap? Tables, whose columns stand under each other, should scroll."""
-    lines = [line for output in cell["outputs"] for line in "".join(output.get("text", "")).splitlines()]
-    return any(len(line) > 90 for line in lines) and not any(re.search(r"\S {2,}\S", line) for line in lines)
+    lines = [
+        line
+        for output in cell["outputs"]
+        for line in "".join(output.get("text", "")).splitlines()
+    ]
+    return any(len(line) > 90 for line in lines) and not any(
+        re.search(r"\S {2,}\S", line) for line in lines
+    )
 
 
 def markdown(text: str) -> dict:
@@ -93,40 +138,72 @@ def links(name: str) -> str:
     if name == "index":
         return ""
     module, up = kept.module(name), "../" * name.count("/")
-    reference = f"[Reference: clipadapt.{module}]({up}api/{module}.md)" if module else f"[Reference]({up}api/index.md)"
-    return (f"::: {{.chapter-links}}\n[Open in Colab]({COLAB}/{name}.ipynb){{title=\"In Colab, first run: %pip install clipadapt fastcore\"}} "
-            f"[Notebook](https://github.com/clipadapt/clipadapt/blob/main/nbs/{name}.ipynb) {reference}\n:::")
+    reference = (
+        f"[Reference: clipadapt.{module}]({up}api/{module}.md)"
+        if module
+        else f"[Reference]({up}api/index.md)"
+    )
+    return (
+        f'::: {{.chapter-links}}\n[Open in Colab]({COLAB}/{name}.ipynb){{title="In Colab, first run: %pip install clipadapt fastcore"}} '
+        f"[Notebook](https://github.com/clipadapt/clipadapt/blob/main/nbs/{name}.ipynb) {reference}\n:::"
+    )
 
 
 def link_names(text: str, names: dict[str, str], up: str) -> str:
     """Names of the package that stand in backticks become links to the reference, outside headings, code blocks and links. Plain words stay as they are."""
+
     def linked(found: re.Match) -> str:
         name = found.group(1)
-        return f"[`{name}`]({up}api/{names[name]}.md#{name})" if name in names and re.search("[A-Z_]", name) else found.group(0)
+        return (
+            f"[`{name}`]({up}api/{names[name]}.md#{name})"
+            if name in names and re.search("[A-Z_]", name)
+            else found.group(0)
+        )
 
     parts = re.split(r"(?ms)(^```.*?^```|^#.*?$|^\|.*?$|\[[^\]]*\]\([^)]*\))", text)
-    return "".join(part if position % 2 else re.sub(r"(?<!`)`(\w+)`(?!`)", linked, part) for position, part in enumerate(parts))
+    return "".join(
+        part if position % 2 else re.sub(r"(?<!`)`(\w+)`(?!`)", linked, part)
+        for position, part in enumerate(parts)
+    )
 
 
 def render(renderer: str) -> None:
     """Make _docs from _proc."""
     shutil.rmtree(out, ignore_errors=True)
     if renderer == "quarto":
-        subprocess.run(["quarto", "render", "--no-execute", "--to", "html"], cwd=site, check=True)
+        subprocess.run(
+            ["quarto", "render", "--no-execute", "--to", "html"], cwd=site, check=True
+        )
     else:
         if not find_spec("smalldocs"):
-            sys.exit("the site needs quarto on the PATH, or Python 3.11 or newer for smalldocs (make PYTHON=python3.12 in a fresh checkout)")
+            sys.exit(
+                "the site needs quarto on the PATH, or Python 3.11 or newer for smalldocs (make PYTHON=python3.12 in a fresh checkout)"
+            )
         from smalldocs.site import build
-        warnings = [line for line in build(site, quiet=True).warnings if line not in KNOWN]
+
+        warnings = [
+            line for line in build(site, quiet=True).warnings if line not in KNOWN
+        ]
         if warnings:
             sys.exit("\n".join(["smalldocs has warnings:", *warnings]))
         for path in (site / "_docs").rglob("*.html"):
-            path.write_text(offline_maths(path.read_text(encoding="utf-8")), encoding="utf-8")
+            path.write_text(
+                offline_maths(path.read_text(encoding="utf-8")), encoding="utf-8"
+            )
         for path in (site / "_docs" / "site_libs" / "themes").glob("*.css"):
-            path.write_text(re.sub(r"@import url\([^)]*fonts\.googleapis[^)]*\);", "", path.read_text(encoding="utf-8")), encoding="utf-8")
+            path.write_text(
+                re.sub(
+                    r"@import url\([^)]*fonts\.googleapis[^)]*\);",
+                    "",
+                    path.read_text(encoding="utf-8"),
+                ),
+                encoding="utf-8",
+            )
     shutil.move(site / "_docs", out)
     for path in (out / "api").glob("*.html"):
-        path.write_text(edit_where_written(path.read_text(encoding="utf-8")), encoding="utf-8")
+        path.write_text(
+            edit_where_written(path.read_text(encoding="utf-8")), encoding="utf-8"
+        )
 
 
 # What quarto reads and smalldocs does not; the site does without it.
@@ -139,13 +216,23 @@ def offline_maths(page: str) -> str:
 
     def formula(found: re.Match) -> str:
         kind, tex = found.group(1), html.unescape(found.group(2)).strip()
-        drawn = convert(re.sub(r"\\arg\b", r"\\operatorname{arg}", tex), display="block" if kind == "display" else "inline")
+        drawn = convert(
+            re.sub(r"\\arg\b", r"\\operatorname{arg}", tex),
+            display="block" if kind == "display" else "inline",
+        )
         if "\\" in drawn:
-            raise ValueError(f"latex2mathml leaves a command of this formula as it is: {tex}")
+            raise ValueError(
+                f"latex2mathml leaves a command of this formula as it is: {tex}"
+            )
         return f'<span class="math {kind}">{drawn}</span>'
 
-    page = re.sub(r'<span class="math (inline|display)">\\[(\[](.*?)\\[)\]]</span>', formula, page, flags=re.DOTALL)
-    return re.sub(r'<link[^>]*katex[^>]*>|<script[^>]*katex[^>]*></script>', "", page)
+    page = re.sub(
+        r'<span class="math (inline|display)">\\[(\[](.*?)\\[)\]]</span>',
+        formula,
+        page,
+        flags=re.DOTALL,
+    )
+    return re.sub(r"<link[^>]*katex[^>]*>|<script[^>]*katex[^>]*></script>", "", page)
 
 
 def edit_where_written(page: str) -> str:
@@ -156,10 +243,18 @@ def edit_where_written(page: str) -> str:
 
 
 if __name__ == "__main__":
-    renderer = sys.argv[1] if len(sys.argv) > 1 else "quarto" if shutil.which("quarto") else "smalldocs"
+    renderer = (
+        sys.argv[1]
+        if len(sys.argv) > 1
+        else "quarto"
+        if shutil.which("quarto")
+        else "smalldocs"
+    )
     prepare()
     render(renderer)
     problems = check_site.check(out)
     print(*problems, sep="\n")
     pages = len(list(out.rglob("*.html")))
-    sys.exit(f"{len(problems)} problems on {pages} pages") if problems else print(f"{pages} pages in {out.relative_to(kept.project)}/, made with {renderer}; open {out.relative_to(kept.project)}/index.html")
+    sys.exit(f"{len(problems)} problems on {pages} pages") if problems else print(
+        f"{pages} pages in {out.relative_to(kept.project)}/, made with {renderer}; open {out.relative_to(kept.project)}/index.html"
+    )

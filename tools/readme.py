@@ -3,6 +3,7 @@
 python tools/readme.py            write them into the project
 python tools/readme.py FOLDER     write them into another folder (the test compares)
 """
+
 import re
 import sys
 from pathlib import Path
@@ -17,15 +18,33 @@ project = Path(__file__).resolve().parent.parent
 def write_readme(folder: Path) -> None:
     notebook = nbformat.read(project / "nbs" / "index.ipynb", as_version=4)
     notebook.metadata["language_info"] = {"name": "python"}
-    exporter = MarkdownExporter(config=Config({"NbConvertBase": {"display_data_priority": ["text/markdown", "image/png", "text/plain"]}}))
-    text, resources = exporter.from_notebook_node(notebook, {"output_files_dir": "images", "unique_key": "readme"})
-    text = re.sub(r"\]\(([^):]+\.ipynb)\)", r"](nbs/\1)", text).replace("](https://github.com/clipadapt/clipadapt/blob/main/", "](")
+    exporter = MarkdownExporter(
+        config=Config(
+            {
+                "NbConvertBase": {
+                    "display_data_priority": [
+                        "text/markdown",
+                        "image/png",
+                        "text/plain",
+                    ]
+                }
+            }
+        )
+    )
+    text, resources = exporter.from_notebook_node(
+        notebook, {"output_files_dir": "images", "unique_key": "readme"}
+    )
+    text = re.sub(r"\]\(([^):]+\.ipynb)\)", r"](nbs/\1)", text).replace(
+        "](https://github.com/clipadapt/clipadapt/blob/main/", "]("
+    )
     (folder / "images").mkdir(parents=True, exist_ok=True)
     for old in (folder / "images").glob("readme_*"):
         old.unlink()
     for name, content in resources["outputs"].items():
         (folder / name).write_bytes(content)
-    text = re.sub(r"\n{3,}", "\n\n", "\n".join(line.rstrip() for line in text.splitlines()))
+    text = re.sub(
+        r"\n{3,}", "\n\n", "\n".join(line.rstrip() for line in text.splitlines())
+    )
     (folder / "README.md").write_text(text.strip() + "\n", encoding="utf-8")
 
 

@@ -5,7 +5,6 @@
 # %% ../../nbs/engine/cli.ipynb #cell-7
 from __future__ import annotations
 
-import click
 import difflib
 import errno
 import json
@@ -18,15 +17,34 @@ import shutil
 import sys
 import time
 import warnings
-from click.core import ParameterSource
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Literal, Optional, Union, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Literal,
+    Optional,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
-from ..images.files import Record, csv_text, draft_target, explained, recover_directory, replace_directory, save_arrays, whole_file
+import click
+from click.core import ParameterSource
+
+from clipadapt.images.files import (
+    Record,
+    csv_text,
+    draft_target,
+    explained,
+    recover_directory,
+    replace_directory,
+    save_arrays,
+    whole_file,
+)
 
 # %% auto #0
 __all__ = ['logger', 'WRITTEN', 'METHODS', 'PATH', 'SEED', 'IMAGES', 'CLASSES', 'NAMED', 'DEVICE', 'MODEL', 'RUN', 'TABLE',
@@ -62,7 +80,7 @@ class _Commands(click.Group):
 def _sentence(error: Exception) -> str | None:
     """What to say of an error that the input or the system causes; None for a bug."""
     name, module = type(error).__name__, type(error).__module__
-    if name == "OutOfMemoryError":      # torch's; it is not imported for a name
+    if name == "OutOfMemoryError":  # torch's; it is not imported for a name
         return (
             "the memory of the GPU is full; give a smaller --set batch_size=..., "
             "another --model, or --device cpu"
@@ -104,9 +122,10 @@ def main(quiet: bool) -> None:
     said = set()
 
     def show(message, *_, **__) -> None:
-        if str(message) not in said:            # eleven methods would say it eleven times
+        if str(message) not in said:  # eleven methods would say it eleven times
             said.add(str(message))
             logger.warning("warning: %s", message)
+
     warnings.showwarning = show
 
 # %% ../../nbs/engine/cli.ipynb #cell-12
@@ -142,7 +161,7 @@ def _print(text: str) -> None:
 
 
 def _is_terminal(stream) -> bool:
-    return stream is not None and stream.isatty()       # None when it was closed
+    return stream is not None and stream.isatty()  # None when it was closed
 
 
 def _drop_output() -> None:
@@ -182,7 +201,7 @@ class _LogFile(logging.FileHandler):
         _say(f"the log {self.baseFilename} ends here: {sys.exc_info()[1]}")
 
     def close(self) -> None:
-        with suppress(OSError):     # what a full disk did not take
+        with suppress(OSError):  # what a full disk did not take
             super().close()
 
 # %% ../../nbs/engine/cli.ipynb #cell-18
@@ -249,12 +268,18 @@ def _read_images(
     labels = _labels(images, names, folder or "the handwriting")
     skipped = len(images.skipped)
     read = ImageSet(
-        images.images, names, labels, skipped=images.skipped, ignored=images.ignored,
+        images.images,
+        names,
+        labels,
+        skipped=images.skipped,
+        ignored=images.ignored,
         max_pixels=images.max_pixels,
     )
     logger.info(
         "%d images, %d of them labelled, %d classes%s",
-        len(read), (read.labels >= 0).sum(), len(names),
+        len(read),
+        (read.labels >= 0).sum(),
+        len(names),
         f", {skipped} skipped because they cannot be read" if skipped else "",
     )
     return read
@@ -280,7 +305,9 @@ def _labels(images, names: list[str], where: str):
         some = ", ".join(others[:3] + ["..."] * (len(others) > 3))
         logger.info(
             "the sub-folders of %s are not the classes (%s), so its images count as "
-            "unlabelled", where, some,
+            "unlabelled",
+            where,
+            some,
         )
         return None
     return np.array([*map(index.get, folders), -1])[images.labels]
@@ -299,7 +326,7 @@ def _is_ours(name: Path) -> bool:
     for part in name.parts:
         target = draft_target(part)
         path += target or re.sub(r"^\.(.+)\.replaced$", r"\1", part)
-        if target and WRITTEN.fullmatch(path):      # a draft may be a folder of its own
+        if target and WRITTEN.fullmatch(path):  # a draft may be a folder of its own
             return True
         path += "/"
     return WRITTEN.fullmatch(path.removesuffix("/")) is not None
@@ -314,7 +341,8 @@ def _run_files(folder: Path) -> list[Path]:
         raise ValueError(f"{folder} is a file; choose another --out")
     _check_top(folder)
     names = [
-        path.relative_to(folder) for path in folder.rglob("*")
+        path.relative_to(folder)
+        for path in folder.rglob("*")
         if path.is_symlink() or not path.is_dir()
     ]
     foreign = [name for name in names if not _is_ours(name)]
@@ -337,7 +365,8 @@ def _check_top(folder: Path) -> None:
     names = [Path(name) for name in os.listdir(folder)] if folder.is_dir() else []
     rooms = {Path("model"), Path("runs")}
     foreign = [
-        name for name in names
+        name
+        for name in names
         if name not in rooms and not draft_target(name) and not _is_ours(name)
     ]
     if foreign:
@@ -349,7 +378,6 @@ def _holds_other_things(folder: Path, foreign: list[Path]) -> ValueError:
     return ValueError(
         f"{folder} holds other things than a run ({some}); choose another --out"
     )
-
 
 # %% ../../nbs/engine/cli.ipynb #cell-26
 def _read_config(path: str | Path) -> dict:
@@ -377,7 +405,7 @@ def _no_config(path: str | Path, reason) -> ValueError:
     return ValueError(f"{path} is no config.json of a run ({reason})")
 
 
-_LONGEST = 1_000_000        # bytes; nobody names a million classes on a command line
+_LONGEST = 1_000_000  # bytes; nobody names a million classes on a command line
 
 
 def _complaint(error) -> str:
@@ -404,11 +432,20 @@ def _config_schema(command: str):
 
     text = Annotated[str, PlainValidator(_text)]
     names = [
-        "images", "classes", "model", "pretrained", "device", "preset", "captioner",
+        "images",
+        "classes",
+        "model",
+        "pretrained",
+        "device",
+        "preset",
+        "captioner",
     ]
     kinds = {
         "adapt": {
-            "method": text, "settings": list[text], "use_labels": bool, "seed": int,
+            "method": text,
+            "settings": list[text],
+            "use_labels": bool,
+            "seed": int,
             "probabilities": bool,
         },
         "compare": {"test": Optional[text], "methods": text, "seeds": int},
@@ -445,7 +482,7 @@ def _working_folder(target: Path, options: dict, overwrite: bool, resume: bool) 
         return target
     if resume and begun and not _changed(beside, options):
         return beside
-    if resume and old and not _changed(target, options):    # it took its place already
+    if resume and old and not _changed(target, options):  # it took its place already
         shutil.rmtree(beside, ignore_errors=True)
         return target
     if resume and begun:
@@ -508,7 +545,7 @@ def _forget(folder: Path, is_new: bool) -> None:
     if files <= {log, config}:
         with suppress(OSError):
             log.unlink(missing_ok=True)
-            config.unlink(missing_ok=True)      # last: it says that the log is ours
+            config.unlink(missing_ok=True)  # last: it says that the log is ours
             if is_new:
                 shutil.rmtree(folder)
 
@@ -597,7 +634,14 @@ def _record(clip, **more) -> dict:
     """What a run depends on besides its options: versions, the CLIP's fingerprint, hashes of the images."""
     from clipadapt.clip.features import hash_images
 
-    packages = ("clipadapt", "torch", "open_clip_torch", "scikit-learn", "numpy", "faiss-gpu" if sys.platform == "linux" else "faiss-cpu")
+    packages = (
+        "clipadapt",
+        "torch",
+        "open_clip_torch",
+        "scikit-learn",
+        "numpy",
+        "faiss-gpu" if sys.platform == "linux" else "faiss-cpu",
+    )
     hashes = {
         name: (
             {
@@ -611,14 +655,25 @@ def _record(clip, **more) -> dict:
         )
         for name, value in more.items()
     }
-    return {"versions": {"python": sys.version.split()[0], **{name: _version(name) for name in packages}},
-            "clip": {"name": clip.name, "pretrained": clip.pretrained, "fingerprint": clip.fingerprint}, "date": time.strftime("%Y-%m-%d %H:%M:%S"), **hashes}
+    return {
+        "versions": {
+            "python": sys.version.split()[0],
+            **{name: _version(name) for name in packages},
+        },
+        "clip": {
+            "name": clip.name,
+            "pretrained": clip.pretrained,
+            "fingerprint": clip.fingerprint,
+        },
+        "date": time.strftime("%Y-%m-%d %H:%M:%S"),
+        **hashes,
+    }
 
 
 def _version(package: str) -> str | None:
     try:
         return version(package)
-    except ImportError:         # PackageNotFoundError
+    except ImportError:  # PackageNotFoundError
         return None
 
 # %% ../../nbs/engine/cli.ipynb #cell-39
@@ -638,7 +693,19 @@ class _UserPath(click.ParamType):
         return path
 
 # %% ../../nbs/engine/cli.ipynb #cell-40
-METHODS = ("zero-shot", "nearest-neighbours", "prototypes", "fpl", "ifpl", "grip", "coreg", "latteclip", "lpclip", "flyp", "reclip")
+METHODS = (
+    "zero-shot",
+    "nearest-neighbours",
+    "prototypes",
+    "fpl",
+    "ifpl",
+    "grip",
+    "coreg",
+    "latteclip",
+    "lpclip",
+    "flyp",
+    "reclip",
+)
 PATH, SEED = _UserPath(), click.IntRange(0, 2**32 - 1)
 IMAGES = [
     click.option(
@@ -713,8 +780,16 @@ TABLE = [
         "--overwrite", is_flag=True, help="Replace the file that --out names."
     ),
 ]
-QUIET = click.option("--quiet", is_flag=True, expose_value=False, callback=lambda *given: _hush(given[2]), help="Say nothing but results and errors.")
-PROBABILITIES = click.option("--probabilities", is_flag=True, help="Also the probability of every class.")
+QUIET = click.option(
+    "--quiet",
+    is_flag=True,
+    expose_value=False,
+    callback=lambda *given: _hush(given[2]),
+    help="Say nothing but results and errors.",
+)
+PROBABILITIES = click.option(
+    "--probabilities", is_flag=True, help="Also the probability of every class."
+)
 PRESET = click.option(
     "--preset",
     type=click.Choice(["small", "default"]),
@@ -740,10 +815,18 @@ CAPTIONER = click.option(
 # %% ../../nbs/engine/cli.ipynb #cell-42
 def _options(*options) -> Callable:
     """Several options as one decorator."""
+
     def decorate(command: Callable) -> Callable:
-        for option in reversed([one for some in options for one in (some if isinstance(some, list) else [some])]):
+        for option in reversed(
+            [
+                one
+                for some in options
+                for one in (some if isinstance(some, list) else [some])
+            ]
+        ):
             command = option(command)
         return command
+
     return decorate
 
 
@@ -755,17 +838,27 @@ def _use_config(context: click.Context, path: str | None) -> None:
         except ValueError as error:
             raise click.BadParameter(str(error)) from error
         if options.pop("command") != context.info_name:
-            raise click.BadParameter(f"{path} was written by another command than {context.info_name}")
+            raise click.BadParameter(
+                f"{path} was written by another command than {context.info_name}"
+            )
         context.default_map = options
 
 
 def _run_options(context: click.Context) -> dict:
     """The options of a run as its config.json keeps them. Paths are absolute, so that it can be repeated from anywhere."""
-    options = {name: value for name, value in context.params.items() if name not in ("out", "overwrite", "resume")}
+    options = {
+        name: value
+        for name, value in context.params.items()
+        if name not in ("out", "overwrite", "resume")
+    }
     there = {"images": os.path.isdir, "test": os.path.isdir, "classes": os.path.isfile}
     if options["captioner"] != "attributes":
         there["captioner"] = os.path.isdir
-    paths = {name: os.path.abspath(options[name]) for name, test in there.items() if options.get(name) and test(options[name])}
+    paths = {
+        name: os.path.abspath(options[name])
+        for name, test in there.items()
+        if options.get(name) and test(options[name])
+    }
     return {"command": context.info_name, **options, **paths}
 
 # %% ../../nbs/engine/cli.ipynb #cell-43
@@ -799,7 +892,9 @@ def _hush(quiet: bool) -> None:
     """No log and no progress bar on the standard error; the log of a run is kept all the same."""
     if quiet:
         os.environ["TQDM_DISABLE"] = "1"
-        logger.handlers[:] = [handler for handler in logger.handlers if not isinstance(handler, _Echo)]
+        logger.handlers[:] = [
+            handler for handler in logger.handlers if not isinstance(handler, _Echo)
+        ]
 
 # %% ../../nbs/engine/cli.ipynb #cell-45
 def _make_methods(
@@ -816,7 +911,8 @@ def _make_methods(
     if preset == "small" and clip.name is not None:
         logger.info(
             "--preset small was chosen on handwriting with the built-in model; with %s"
-            " and photographs --preset default is the better start", clip.name,
+            " and photographs --preset default is the better start",
+            clip.name,
         )
     if (preset or ("small" if clip.name is None else "default")) == "default":
         made = {name: type(method)(clip, classnames) for name, method in made.items()}
@@ -845,8 +941,13 @@ def _say_captions(methods: Sequence) -> None:
 
 # %% ../../nbs/engine/cli.ipynb #cell-46
 _WORDS = {
-    bool: "true or false", int: "a whole number", float: "a number", str: "a word",
-    dict: "an object", Mapping: "an object", type(None): "null",
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a word",
+    dict: "an object",
+    Mapping: "an object",
+    type(None): "null",
 }
 
 
@@ -908,14 +1009,19 @@ def _numbers(value) -> Iterator[int | float]:
 # %% ../../nbs/engine/cli.ipynb #cell-48
 def _configure(method, settings: Sequence[str]):
     """Set parameters given as name=value. Raises ValueError for a name that the method does not have and for a value of the wrong kind."""
-    known = sorted(set(method.get_params(deep=False)) - {"clip", "classnames", "checkpoint", "captioner", "seed"})
+    known = sorted(
+        set(method.get_params(deep=False))
+        - {"clip", "classnames", "checkpoint", "captioner", "seed"}
+    )
     for setting in settings:
         name, equals, value = setting.partition("=")
         if name == "seed":
             raise ValueError(f"--set {setting}: give the seed with --seed")
         if not equals or name not in known:
             near = difflib.get_close_matches(name, known, 1)
-            raise ValueError(f"--set {setting}: {type(method).__name__} has no parameter {name!r}{f', did you mean {near[0]!r}?' if near else ''}; it has {', '.join(known)}")
+            raise ValueError(
+                f"--set {setting}: {type(method).__name__} has no parameter {name!r}{f', did you mean {near[0]!r}?' if near else ''}; it has {', '.join(known)}"
+            )
         value = _parse_value(setting, value)
         _check_value(method, name, value)
         method.set_params(**{name: value})
@@ -952,8 +1058,23 @@ def _configure(method, settings: Sequence[str]):
 @click.option("--seed", type=SEED, default=0, show_default=True)
 @click.pass_context
 def adapt(
-    context, images, max_pixels, classes, model, pretrained, device, out, overwrite,
-    resume, preset, captioner, method, settings, use_labels, seed, probabilities,
+    context,
+    images,
+    max_pixels,
+    classes,
+    model,
+    pretrained,
+    device,
+    out,
+    overwrite,
+    resume,
+    preset,
+    captioner,
+    method,
+    settings,
+    use_labels,
+    seed,
+    probabilities,
 ) -> None:
     """Adapt CLIP to a folder of images; write the classifier and its predictions.
 
@@ -964,7 +1085,9 @@ def adapt(
     clipadapt adapt --config run/config.json --out again
     """
     options = _run_options(context)
-    pool = _read_images(options["images"], _read_classes(options["classes"]), max_pixels)
+    pool = _read_images(
+        options["images"], _read_classes(options["classes"]), max_pixels
+    )
     clip = _load_model(model, pretrained, device)
     describing = _captioner_for([method], clip, captioner, device)
     made = _make_methods(clip, pool.classnames, preset, describing)
@@ -1000,7 +1123,9 @@ def _adapt_in(
     _write_json(
         folder / "record.json",
         _record(
-            method.clip, images=pool, seconds=round(seconds, 3),
+            method.clip,
+            images=pool,
+            seconds=round(seconds, 3),
             captioner=_captioner_name(method),
         ),
     )
@@ -1024,7 +1149,11 @@ def _kept(what: str, folder: Path, out: str) -> str:
 def _report_accuracy(method, images) -> None:
     """Say how many of the labelled images are answered right, if there are any."""
     if (images.labels >= 0).any():
-        logger.info("%.1f %% of the %d labelled images are answered right", 100 * method.score(images), (images.labels >= 0).sum())
+        logger.info(
+            "%.1f %% of the %d labelled images are answered right",
+            100 * method.score(images),
+            (images.labels >= 0).sum(),
+        )
 
 
 def _predictions(method, images, probabilities: bool = False):
@@ -1069,7 +1198,14 @@ def _predictions(method, images, probabilities: bool = False):
 @click.option("--pretrained", metavar="TAG", help="Its weights.")
 @_options(DEVICE)
 def predict(
-    images, max_pixels, saved, model, pretrained, device, out, overwrite,
+    images,
+    max_pixels,
+    saved,
+    model,
+    pretrained,
+    device,
+    out,
+    overwrite,
     probabilities,
 ) -> None:
     """Ask a saved classifier about new images.
@@ -1119,10 +1255,23 @@ def _model_of(
 # %% ../../nbs/engine/cli.ipynb #cell-63
 @main.command("zero-shot")
 @_options(IMAGES, CLASSES, MODEL, TABLE, PROBABILITIES, QUIET)
-@click.option("--templates", default="single", show_default=True, help="A template set, or one template such as 'a photo of a {}.'")
+@click.option(
+    "--templates",
+    default="single",
+    show_default=True,
+    help="A template set, or one template such as 'a photo of a {}.'",
+)
 def zero_shot(
-    images, max_pixels, classes, model, pretrained, device, templates, out,
-    overwrite, probabilities,
+    images,
+    max_pixels,
+    classes,
+    model,
+    pretrained,
+    device,
+    templates,
+    out,
+    overwrite,
+    probabilities,
 ) -> None:
     """Let CLIP guess, without adapting anything.
 
@@ -1173,8 +1322,21 @@ def zero_shot(
 )
 @click.pass_context
 def compare(
-    context, images, max_pixels, classes, model, pretrained, device, out, overwrite,
-    resume, preset, captioner, test, methods, seeds,
+    context,
+    images,
+    max_pixels,
+    classes,
+    model,
+    pretrained,
+    device,
+    out,
+    overwrite,
+    resume,
+    preset,
+    captioner,
+    test,
+    methods,
+    seeds,
 ) -> None:
     """Run several methods on the same images; write a table and a report.
 
@@ -1183,13 +1345,17 @@ def compare(
     clipadapt compare --images photos --test labelled --model ViT-B-32 --pretrained openai --methods zero-shot,prototypes,reclip --out compared
     """
     options, wanted = _run_options(context), _method_names(methods)
-    pool = _read_images(options["images"], _read_classes(options["classes"]), max_pixels)
+    pool = _read_images(
+        options["images"], _read_classes(options["classes"]), max_pixels
+    )
     asked = pool
     if test or not images:
         asked = _read_images(options["test"], pool.classnames, max_pixels, "test")
     unlabelled = int((asked.labels < 0).sum())
     if 0 < unlabelled < len(asked):
-        raise ValueError(f"{unlabelled} of {len(asked)} images to score on have no label; move them out of {test or images}")
+        raise ValueError(
+            f"{unlabelled} of {len(asked)} images to score on have no label; move them out of {test or images}"
+        )
     clip = _load_model(model, pretrained, device)
     describing = _captioner_for(wanted, clip, captioner, device)
     made = _make_methods(clip, pool.classnames, preset, describing)
@@ -1226,9 +1392,7 @@ def _compare_in(folder: Path, methods: dict, pool, asked, seeds: int) -> None:
     from clipadapt.judge.selection import label_free, recommend_without_labels
 
     _say_captions(methods.values())
-    runs = run_all(
-        methods, pool, asked, range(seeds), folder / "runs", fitted=False
-    )
+    runs = run_all(methods, pool, asked, range(seeds), folder / "runs", fitted=False)
     labelled = bool((asked.labels >= 0).all())
     table = tabulate(runs, asked) if labelled else label_free(runs, asked)
     for name in ("table.csv", "table.json"):
@@ -1255,7 +1419,14 @@ def _compare_in(folder: Path, methods: dict, pool, asked, seeds: int) -> None:
 @click.option("--overwrite", is_flag=True, help="Replace these two files.")
 @click.pass_context
 def encode(
-    context, images, max_pixels, model, pretrained, device, out, overwrite,
+    context,
+    images,
+    max_pixels,
+    model,
+    pretrained,
+    device,
+    out,
+    overwrite,
 ) -> None:
     """Image features of a folder, unit rows, float32. What was encoded before is not encoded again.
 
@@ -1267,19 +1438,24 @@ def encode(
     from clipadapt.clip.features import FeatureStore
 
     target = _check_file(out, overwrite, ".safetensors", ".npy", beside=".json")
-    context.find_root().obj = "What was encoded is kept; the same command goes on from there."
+    context.find_root().obj = (
+        "What was encoded is kept; the same command goes on from there."
+    )
     pool = _image_set(images, max_pixels, "train")
     clip = _load_model(model, pretrained, device)
     features = np.ascontiguousarray(FeatureStore().encode(clip, pool), dtype=np.float32)
     with whole_file(target) as draft:
         if target.suffix.lower() == ".npy":
-            with draft.open("wb") as file:      # np.save hides which error the disk had
+            with draft.open("wb") as file:  # np.save hides which error the disk had
                 header = np.lib.format.header_data_from_array_1_0(features)
                 np.lib.format.write_array_header_1_0(file, header)
                 file.write(features.data)
         else:
             save_arrays({"features": features}, draft)
-    _write_json(target.with_suffix(".json"), {**_record(clip, images=pool), "names": _names(pool)})
+    _write_json(
+        target.with_suffix(".json"),
+        {**_record(clip, images=pool), "names": _names(pool)},
+    )
     logger.info("wrote %d features of %d numbers to %s", *features.shape, target)
 
 # %% ../../nbs/engine/cli.ipynb #cell-72
@@ -1295,10 +1471,18 @@ def encode(
         " --images; default for the handwriting: attributes]"
     ),
 )
-@click.option("--prompt", default="Describe the image in one sentence.", show_default=True)
+@click.option(
+    "--prompt", default="Describe the image in one sentence.", show_default=True
+)
 @click.pass_context
 def caption_command(
-    context, images, max_pixels, captioner, prompt, out, overwrite,
+    context,
+    images,
+    max_pixels,
+    captioner,
+    prompt,
+    out,
+    overwrite,
 ) -> None:
     """A sentence for each image. What was described before is not described again.
 
@@ -1315,7 +1499,9 @@ def caption_command(
             " model, or --captioner attributes for drawings on a plain ground"
         )
     target = _check_file(out, overwrite, ".csv", ".json")
-    context.find_root().obj = "What was described is kept; the same command goes on from there."
+    context.find_root().obj = (
+        "What was described is kept; the same command goes on from there."
+    )
     pool = _image_set(images, max_pixels, "test")
     noun = "shape" if images else "digit"
     describing = _load_captioner(captioner or "attributes", noun=noun)
@@ -1341,5 +1527,7 @@ def demo_command(out) -> None:
     demo(out)
 
 
-if __name__ == "__main__" and "__file__" in globals():       # python -m clipadapt.app.cli; not in a notebook
+if (
+    __name__ == "__main__" and "__file__" in globals()
+):  # python -m clipadapt.app.cli; not in a notebook
     main(prog_name="clipadapt")

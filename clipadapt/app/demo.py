@@ -5,22 +5,19 @@
 # %% ../../nbs/engine/demo.ipynb #cell-3
 from __future__ import annotations
 
-import pandas as pd
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..methods import latteclip
-from ..methods import lpclip
-from ..learning import metrics
-from ..methods import grip
-from ..methods import coreg
-from ..methods import flyp, reclip
+import pandas as pd
+
 from ..clip.captions import AttributeCaptioner
 from ..clip.model import CLIP, load_clip
 from ..images.sets import digits
 from ..judge.compare import corruption_accuracies, run_all, tabulate
 from ..judge.report import report
+from ..learning import metrics
 from ..learning.adapter import Adapter
+from ..methods import coreg, flyp, grip, latteclip, lpclip, reclip
 from ..methods.coreg import CoReg
 from ..methods.flyp import FLYP
 from ..methods.grip import FPL, GRIP, IFPL
@@ -46,9 +43,16 @@ def small_methods(clip: CLIP, classnames: Sequence[str]) -> list[Adapter]:
     if clip.name is not None:
         del captioned["captioner"], captioned["domain"]
     settings = {
-        ZeroShot: {}, NearestNeighbours: {}, Prototypes: {}, FPL: grip.SMALL,
-        IFPL: grip.SMALL, GRIP: grip.SMALL, CoReg: coreg.SMALL, LatteCLIP: captioned,
-        LPCLIP: lpclip.SMALL, FLYP: flyp.SMALL,
+        ZeroShot: {},
+        NearestNeighbours: {},
+        Prototypes: {},
+        FPL: grip.SMALL,
+        IFPL: grip.SMALL,
+        GRIP: grip.SMALL,
+        CoReg: coreg.SMALL,
+        LatteCLIP: captioned,
+        LPCLIP: lpclip.SMALL,
+        FLYP: flyp.SMALL,
         ReCLIP: reclip.SMALL,
     }
     return [method(clip, classnames, **given) for method, given in settings.items()]
@@ -62,12 +66,24 @@ def demo(folder: str | Path = "runs/demo") -> pd.DataFrame:
     train, test = digits("train"), digits("test")
     runs = run_all(small_methods(load_clip(), train.classnames), train, test)
     worst = corruption_accuracies(runs, test).min(axis=1)
-    table = tabulate(runs, test).assign(worst_corruption_accuracy=lambda table: table["method"].map(worst))
-    print(f"\nCLIP reads handwriting: adapted on {len(train)} images without labels, tested on {len(test)} others.\n")
+    table = tabulate(runs, test).assign(
+        worst_corruption_accuracy=lambda table: table["method"].map(worst)
+    )
+    print(
+        f"\nCLIP reads handwriting: adapted on {len(train)} images without labels, tested on {len(test)} others.\n"
+    )
     print(table.to_string(index=False, float_format="{:.4f}".format))
     for run in runs:
         print(f"\nAccuracy per class, {run.name}:")
-        accuracies = metrics.per_class_accuracy(test.labels, run.probabilities.argmax(1), len(test.classnames))
-        print(pd.DataFrame([accuracies], columns=test.classnames).to_string(index=False, float_format="{:.3f}".format))
-    print(f"\nThe report, with confusion matrix and calibration: {report(runs, train, test, Path(folder) / 'report.html', table)} (open it in a browser)")
+        accuracies = metrics.per_class_accuracy(
+            test.labels, run.probabilities.argmax(1), len(test.classnames)
+        )
+        print(
+            pd.DataFrame([accuracies], columns=test.classnames).to_string(
+                index=False, float_format="{:.3f}".format
+            )
+        )
+    print(
+        f"\nThe report, with confusion matrix and calibration: {report(runs, train, test, Path(folder) / 'report.html', table)} (open it in a browser)"
+    )
     return table

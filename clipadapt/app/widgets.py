@@ -7,18 +7,26 @@ from __future__ import annotations
 
 import io
 import json
-import numpy as np
-import pandas as pd
 import time
-from PIL import Image
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from html import escape
-from matplotlib.figure import Figure
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from PIL import Image
+
 from ..images.files import csv_text, whole_file
-from ..images.sets import ImageSet, as_imageset, check_classnames, check_count, check_labels, check_number
+from clipadapt.images.sets import (
+    ImageSet,
+    as_imageset,
+    check_classnames,
+    check_count,
+    check_labels,
+    check_number,
+)
 from ..judge.plots import label_text, label_texts, one_line
 from ..learning.metrics import check_probabilities
 from ..learning.pseudolabels import Pseudolabels, purity, quality, top_k
@@ -30,7 +38,11 @@ __all__ = ['GREY', 'RIGHT', 'WRONG', 'SUSPICION', 'Panel', 'thumbnail', 'contact
            'LiveCurves', 'live_curves']
 
 # %% ../../nbs/engine/widgets.ipynb #cell-7
-GREY, RIGHT, WRONG = "#7f7f7f", "#3b8bc2", "#e0701a"     # readable on white and on black, and apart for the colour-blind
+GREY, RIGHT, WRONG = (
+    "#7f7f7f",
+    "#3b8bc2",
+    "#e0701a",
+)  # readable on white and on black, and apart for the colour-blind
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -67,9 +79,17 @@ class Panel:
     def __init__(self, *rows: Sequence):
         widgets = _ipywidgets()
         self.line = widgets.HTML()
-        self.picture = widgets.Image(format="png", layout=widgets.Layout(max_width="100%"))
+        self.picture = widgets.Image(
+            format="png", layout=widgets.Layout(max_width="100%")
+        )
         wide = widgets.Layout(flex_flow="row wrap", align_items="center")
-        self.box = widgets.VBox([*(widgets.HBox(list(row), layout=wide) for row in rows), self.line, self.picture])
+        self.box = widgets.VBox(
+            [
+                *(widgets.HBox(list(row), layout=wide) for row in rows),
+                self.line,
+                self.picture,
+            ]
+        )
         for control in (control for row in rows for control in row):
             if control.has_trait("value"):
                 control.observe(self._changed, "value")
@@ -91,7 +111,9 @@ class Panel:
         )
         figure = self.figure()
         self.picture.layout.width = f"{96 * figure.get_figwidth():.0f}px"
-        self.picture.value = _png(figure, dpi=144, level=1)     # it is not kept, so it need not be small
+        self.picture.value = _png(
+            figure, dpi=144, level=1
+        )  # it is not kept, so it need not be small
 
     def _changed(self, change) -> None:
         self.redraw()
@@ -114,7 +136,9 @@ def _ipywidgets():
     try:
         import ipywidgets
     except ImportError as error:
-        raise ImportError("these pictures need ipywidgets: pip install 'clipadapt[widgets]'") from error
+        raise ImportError(
+            "these pictures need ipywidgets: pip install 'clipadapt[widgets]'"
+        ) from error
     return ipywidgets
 
 # %% ../../nbs/engine/widgets.ipynb #cell-10
@@ -168,13 +192,21 @@ class _Reduced:
 def thumbnail(image: Image.Image, size: int = 56) -> np.ndarray:
     """An image, its proportions kept, in the middle of a square of `size` pixels: uint8 [size, size, 4], transparent around."""
     scale = size / max(image.size)
-    image = image.convert("RGBA").resize([max(1, round(scale * side)) for side in image.size], Image.Resampling.BICUBIC)
+    image = image.convert("RGBA").resize(
+        [max(1, round(scale * side)) for side in image.size], Image.Resampling.BICUBIC
+    )
     square = Image.new("RGBA", (size, size), (0, 0, 0, 0))
     square.paste(image, ((size - image.width) // 2, (size - image.height) // 2))
     return np.asarray(square)
 
 # %% ../../nbs/engine/widgets.ipynb #cell-11
-def contact_sheet(images: Sequence[Image.Image], frames: Sequence[str | None], columns: int = 10, size: int = 56, gap: int = 5) -> np.ndarray:
+def contact_sheet(
+    images: Sequence[Image.Image],
+    frames: Sequence[str | None],
+    columns: int = 10,
+    size: int = 56,
+    gap: int = 5,
+) -> np.ndarray:
     """Images in a grid, as one: uint8 [rows * (size + 2 * gap), columns * (size + 2 * gap), 4]; `frames` are their colours, None for no frame."""
     from matplotlib.colors import to_rgb
 
@@ -183,8 +215,13 @@ def contact_sheet(images: Sequence[Image.Image], frames: Sequence[str | None], c
     for place, (image, colour) in enumerate(zip(images, frames)):
         top, left = (cell * number for number in divmod(place, columns))
         if colour:
-            sheet[top + 1:top + cell - 1, left + 1:left + cell - 1] = [*(int(255 * part) for part in to_rgb(colour)), 255]
-        sheet[top + gap:top + gap + size, left + gap:left + gap + size] = thumbnail(image, size)
+            sheet[top + 1 : top + cell - 1, left + 1 : left + cell - 1] = [
+                *(int(255 * part) for part in to_rgb(colour)),
+                255,
+            ]
+        sheet[top + gap : top + gap + size, left + gap : left + gap + size] = thumbnail(
+            image, size
+        )
     return sheet
 
 # %% ../../nbs/engine/widgets.ipynb #cell-14
@@ -199,8 +236,15 @@ def select(probabilities, k: int, threshold: float = 0.0) -> Pseudolabels:
     return Pseudolabels(chosen.images[kept], chosen.classes[kept], chosen.scores[kept])
 
 
-def describe(chosen: Pseudolabels, number: int, classnames: Sequence[str], count: int, labels: np.ndarray | None = None) -> str:
+def describe(
+    chosen: Pseudolabels,
+    number: int,
+    classnames: Sequence[str],
+    count: int,
+    labels: np.ndarray | None = None,
+) -> str:
     """How many of `count` images were chosen, for class `number` and in all; with labels (int [N], -1 = unknown) how many of those are right."""
+
     def right(part: Pseudolabels) -> str:
         share = purity(part, labels) if labels is not None else np.nan
         return "" if np.isnan(share) else f", purity {100 * share:.1f} %"
@@ -213,21 +257,40 @@ def describe(chosen: Pseudolabels, number: int, classnames: Sequence[str], count
 class PseudolabelBrowser(Panel):
     """See `browse_pseudolabels`. `k`, `threshold` and `classname` are the controls, `chosen` the pseudolabels that they select."""
 
-    def __init__(self, images, probabilities, classnames: Sequence[str], labels: Sequence[int] | None = None):
+    def __init__(
+        self,
+        images,
+        probabilities,
+        classnames: Sequence[str],
+        labels: Sequence[int] | None = None,
+    ):
         widgets = _ipywidgets()
-        self.images, self.classnames = _check_images(images), check_classnames(classnames)
+        self.images, self.classnames = (
+            _check_images(images),
+            check_classnames(classnames),
+        )
         self._reduced = _Reduced(self.images)
         if not self.classnames:
-            raise ValueError("there are no class names; give one for each column of the probabilities")
-        self.probabilities = _check_table(probabilities, len(self.images), len(self.classnames))
-        self.labels = None if labels is None else check_labels(labels, len(self.images), len(self.classnames))
+            raise ValueError(
+                "there are no class names; give one for each column of the probabilities"
+            )
+        self.probabilities = _check_table(
+            probabilities, len(self.images), len(self.classnames)
+        )
+        self.labels = (
+            None
+            if labels is None
+            else check_labels(labels, len(self.images), len(self.classnames))
+        )
         most = int(np.bincount(self.probabilities.argmax(1)).max())
         options = [
             (one_line(name), number) for number, name in enumerate(self.classnames)
         ]
         self.classname = widgets.Dropdown(options=options, value=0, description="class")
         self.k = widgets.IntSlider(most, 1, max(2, most), description="K per class")
-        self.threshold = widgets.FloatSlider(0.0, min=0.0, max=1.0, step=0.01, description="threshold")
+        self.threshold = widgets.FloatSlider(
+            0.0, min=0.0, max=1.0, step=0.01, description="threshold"
+        )
         super().__init__([self.classname, self.k, self.threshold])
 
     @property
@@ -236,13 +299,30 @@ class PseudolabelBrowser(Panel):
         return select(self.probabilities, self.k.value, self.threshold.value)
 
     def text(self) -> str:
-        return describe(self.chosen, self.classname.value, self.classnames, len(self.images), self.labels)
+        return describe(
+            self.chosen,
+            self.classname.value,
+            self.classnames,
+            len(self.images),
+            self.labels,
+        )
 
     def figure(self) -> Figure:
-        return plot_selection(self._reduced, self.chosen, self.classname.value, self.classnames, self.labels)
+        return plot_selection(
+            self._reduced,
+            self.chosen,
+            self.classname.value,
+            self.classnames,
+            self.labels,
+        )
 
 
-def browse_pseudolabels(images, probabilities, classnames: Sequence[str], labels: Sequence[int] | None = None) -> PseudolabelBrowser:
+def browse_pseudolabels(
+    images,
+    probabilities,
+    classnames: Sequence[str],
+    labels: Sequence[int] | None = None,
+) -> PseudolabelBrowser:
     """Look at the pseudolabels of a class while you move K and the confidence threshold; with labels the purity moves along.
 
     images: an `ImageSet` or whatever makes one, N images; probabilities: floats [N, C]; labels: int [N], -1 = unlabelled (such an image counts in no purity).
@@ -251,49 +331,103 @@ def browse_pseudolabels(images, probabilities, classnames: Sequence[str], labels
     return PseudolabelBrowser(images, probabilities, classnames, labels)
 
 # %% ../../nbs/engine/widgets.ipynb #cell-18
-def plot_selection(images: ImageSet, chosen: Pseudolabels, number: int, classnames: Sequence[str], labels: np.ndarray | None = None, most: int = 40) -> Figure:
+def plot_selection(
+    images: ImageSet,
+    chosen: Pseudolabels,
+    number: int,
+    classnames: Sequence[str],
+    labels: np.ndarray | None = None,
+    most: int = 40,
+) -> Figure:
     """The first `most` pseudolabels of class `number`, right ones framed blue and wrong ones orange, beside the purity of every class (without labels: how many were chosen)."""
     figure = _figure(10.5, 3.3)
     left, right = figure.subplots(1, 2, width_ratios=(2.6, 1))
     shown = chosen.images[chosen.classes == number][:most]
     truth = np.full(len(images), -1) if labels is None else labels
-    frames = [None if truth[i] < 0 else RIGHT if truth[i] == number else WRONG for i in shown]
-    left.imshow(contact_sheet([images[int(i)][0] for i in shown] or [Image.new("RGBA", (1, 1))], frames or [None]), aspect="equal")
-    total, legend = (chosen.classes == number).sum(), "" if labels is None else "; orange frame: wrong, blue: right"
+    frames = [
+        None if truth[i] < 0 else RIGHT if truth[i] == number else WRONG for i in shown
+    ]
+    left.imshow(
+        contact_sheet(
+            [images[int(i)][0] for i in shown] or [Image.new("RGBA", (1, 1))],
+            frames or [None],
+        ),
+        aspect="equal",
+    )
+    total, legend = (
+        (chosen.classes == number).sum(),
+        "" if labels is None else "; orange frame: wrong, blue: right",
+    )
     found = f"{len(shown)} of {total} shown, most probable first{legend}"
     _style(
         left,
         f"{label_text(classnames[number])}: {found if total else 'nothing selected'}",
     )
     left.set_axis_off()
-    left.set_anchor("NW")       # it stays where it is when there are fewer rows
+    left.set_anchor("NW")  # it stays where it is when there are fewer rows
     _purity_bars(right, chosen, number, classnames, labels)
     return figure
 
 
-def _purity_bars(axis, chosen: Pseudolabels, number: int, classnames: Sequence[str], labels: np.ndarray | None, most: int = 16) -> None:
+def _purity_bars(
+    axis,
+    chosen: Pseudolabels,
+    number: int,
+    classnames: Sequence[str],
+    labels: np.ndarray | None,
+    most: int = 16,
+) -> None:
     """A bar a class; of many classes those around class `number`."""
     first = int(np.clip(number - most // 2, 0, max(0, len(classnames) - most)))
     rows = range(first, min(first + most, len(classnames)))
     counts = chosen.counts(len(classnames))
-    shares = counts.astype(float) if labels is None else 100 * quality(chosen, labels, classnames)["purity"].to_numpy()
-    axis.barh(rows, np.nan_to_num(shares[rows]), color=[RIGHT if row == number else GREY for row in rows], alpha=0.8)
+    shares = (
+        counts.astype(float)
+        if labels is None
+        else 100 * quality(chosen, labels, classnames)["purity"].to_numpy()
+    )
+    axis.barh(
+        rows,
+        np.nan_to_num(shares[rows]),
+        color=[RIGHT if row == number else GREY for row in rows],
+        alpha=0.8,
+    )
     for row in rows:
-        value = f"{counts[row]}" if labels is None or np.isnan(shares[row]) else f"{shares[row]:.0f} % of {counts[row]}"
-        axis.text(np.nan_to_num(shares[row]), row, f" {value}", va="center", fontsize=8, color=GREY)
+        value = (
+            f"{counts[row]}"
+            if labels is None or np.isnan(shares[row])
+            else f"{shares[row]:.0f} % of {counts[row]}"
+        )
+        axis.text(
+            np.nan_to_num(shares[row]),
+            row,
+            f" {value}",
+            va="center",
+            fontsize=8,
+            color=GREY,
+        )
     axis.set_yticks(rows, label_texts([classnames[row] for row in rows], 18))
     axis.invert_yaxis()
     axis.set_xlim(0, 140 if labels is not None else 1.2 * max(1, shares.max()))
-    axis.set_xlabel("images chosen" if labels is None else "purity (%) of the images chosen")
+    axis.set_xlabel(
+        "images chosen" if labels is None else "purity (%) of the images chosen"
+    )
     if labels is not None:
         axis.set_xticks(range(0, 101, 50))
-    _style(axis, f"{len(chosen)} images chosen" if labels is None or not len(chosen) else f"purity {100 * purity(chosen, labels):.1f} % overall")
+    _style(
+        axis,
+        f"{len(chosen)} images chosen"
+        if labels is None or not len(chosen)
+        else f"purity {100 * purity(chosen, labels):.1f} % overall",
+    )
 
 # %% ../../nbs/engine/widgets.ipynb #cell-21
 SUSPICION = ("self_confidence", "margin")
 
 
-def suspicion(probabilities, labels: Sequence[int], by: str = "self_confidence") -> pd.DataFrame:
+def suspicion(
+    probabilities, labels: Sequence[int], by: str = "self_confidence"
+) -> pd.DataFrame:
     """The labelled images, most suspicious label first: image, label, suggestion (the best other class), self_confidence, margin, off_diagonal.
 
     probabilities: floats [N, C], best from a model that has not learned from these labels; labels: int [N], those of -1 are left out. `by` is the order:
@@ -301,7 +435,9 @@ def suspicion(probabilities, labels: Sequence[int], by: str = "self_confidence")
     Sections 3.1 (off_diagonal: the confident joint, Eq. 1) and 3.2. Raises ValueError for another order, shape or range.
     """
     if not isinstance(by, str) or by not in SUSPICION:
-        raise ValueError(f"by must be one of {', '.join(map(repr, SUSPICION))}, not {by!r}")
+        raise ValueError(
+            f"by must be one of {', '.join(map(repr, SUSPICION))}, not {by!r}"
+        )
     table = check_probabilities(probabilities).astype(np.float32)
     labels = check_labels(labels, *table.shape)
     images = np.flatnonzero(labels >= 0)
@@ -310,8 +446,16 @@ def suspicion(probabilities, labels: Sequence[int], by: str = "self_confidence")
     rest = np.where(np.arange(table.shape[1]) == given[:, None], -1, rows)
     suggestion = rest.argmax(1) if table.shape[1] > 1 else given
     margin = own - rest.max(1, initial=0)
-    found = pd.DataFrame({"image": images, "label": given, "suggestion": suggestion, "self_confidence": own, "margin": margin,
-                          "off_diagonal": _confident_class(rows, given) != given})
+    found = pd.DataFrame(
+        {
+            "image": images,
+            "label": given,
+            "suggestion": suggestion,
+            "self_confidence": own,
+            "margin": margin,
+            "off_diagonal": _confident_class(rows, given) != given,
+        }
+    )
     return found.sort_values([by, "image"], kind="stable", ignore_index=True)
 
 
@@ -319,7 +463,9 @@ def _confident_class(rows: np.ndarray, given: np.ndarray) -> np.ndarray:
     """Where the confident joint counts each image: the most probable class that reaches its threshold; its own label if none does. int64 [M]."""
     members = np.eye(rows.shape[1], dtype=bool)[given]
     counts = members.sum(0)
-    thresholds = np.where(counts > 0, (rows * members).sum(0) / np.maximum(counts, 1), np.inf)
+    thresholds = np.where(
+        counts > 0, (rows * members).sum(0) / np.maximum(counts, 1), np.inf
+    )
     reached = np.where(rows >= thresholds - 1e-6, rows, -1)
     return np.where(reached.max(1, initial=-1) >= 0, reached.argmax(1), given)
 
@@ -327,21 +473,40 @@ def _confident_class(rows: np.ndarray, given: np.ndarray) -> np.ndarray:
 class Audit(Panel):
     """See `audit`. `labels` are the labels as corrected so far, `decisions` what was decided; `keep`, `change`, `back` are the buttons."""
 
-    def __init__(self, images, probabilities, labels: Sequence[int] | Pseudolabels, classnames: Sequence[str] | None = None, by: str = "self_confidence"):
+    def __init__(
+        self,
+        images,
+        probabilities,
+        labels: Sequence[int] | Pseudolabels,
+        classnames: Sequence[str] | None = None,
+        by: str = "self_confidence",
+    ):
         widgets = _ipywidgets()
         self.images = _check_images(images)
         self._reduced = _Reduced(self.images)
-        given = labels.labels(len(self.images)) if isinstance(labels, Pseudolabels) else labels
+        given = (
+            labels.labels(len(self.images))
+            if isinstance(labels, Pseudolabels)
+            else labels
+        )
         self.probabilities = _check_table(probabilities, len(self.images))
         width = self.probabilities.shape[1]
         self.classnames = _names_of(classnames, self.images, width)
-        self.probabilities = _check_table(probabilities, len(self.images), len(self.classnames))
+        self.probabilities = _check_table(
+            probabilities, len(self.images), len(self.classnames)
+        )
         self.given = check_labels(given, len(self.images), width)
         self.order = suspicion(self.probabilities, self.given, by)
         if self.order.empty:
             raise ValueError("none of the images has a label to audit: all are -1")
         self.by, self._decided = by, {}
-        self.place = widgets.IntSlider(0, 0, max(1, len(self.order) - 1), description="place", disabled=len(self.order) == 1)
+        self.place = widgets.IntSlider(
+            0,
+            0,
+            max(1, len(self.order) - 1),
+            description="place",
+            disabled=len(self.order) == 1,
+        )
         options = [
             (one_line(name), number) for number, name in enumerate(self.classnames)
         ]
@@ -350,17 +515,29 @@ class Audit(Panel):
             value=int(self.order.suggestion[0]),
             description="change to",
         )
-        self.keep, self.change, self.back = (widgets.Button(description=name, layout=widgets.Layout(width="80px")) for name in ("keep", "change", "back"))
+        self.keep, self.change, self.back = (
+            widgets.Button(description=name, layout=widgets.Layout(width="80px"))
+            for name in ("keep", "change", "back")
+        )
         self.keep.on_click(lambda _: self.decide(int(self.given[self.image])))
         self.change.on_click(lambda _: self.decide(self.target.value))
         self.back.on_click(lambda _: self._go(self.place.value - 1))
-        self.place.observe(lambda _: setattr(self.target, "value", int(self.order.suggestion[self._row])), "value")
+        self.place.observe(
+            lambda _: setattr(
+                self.target, "value", int(self.order.suggestion[self._row])
+            ),
+            "value",
+        )
         super().__init__([self.place, self.back, self.keep, self.target, self.change])
-        self.target.unobserve(self._changed, "value")       # the picture does not depend on it
+        self.target.unobserve(
+            self._changed, "value"
+        )  # the picture does not depend on it
 
     @property
     def _row(self) -> int:
-        return min(self.place.value, len(self.order) - 1)       # a slider cannot have a single place
+        return min(
+            self.place.value, len(self.order) - 1
+        )  # a slider cannot have a single place
 
     @property
     def image(self) -> int:
@@ -370,12 +547,17 @@ class Audit(Panel):
     def decide(self, label: int) -> None:
         """Give the image that is shown this label (its own to keep it), and go on to the next. Raises ValueError for what is no class, -1 too."""
         label = check_count(label, "the label decided on", 0)
-        self._decided[self.image] = int(check_labels([label], 1, len(self.classnames))[0])
+        self._decided[self.image] = int(
+            check_labels([label], 1, len(self.classnames))[0]
+        )
         self._go(self.place.value + 1)
 
     def _go(self, place: int) -> None:
-        before, self.place.value = self.place.value, int(np.clip(place, 0, len(self.order) - 1))
-        if self.place.value == before:          # the slider did not move, so it did not redraw
+        before, self.place.value = (
+            self.place.value,
+            int(np.clip(place, 0, len(self.order) - 1)),
+        )
+        if self.place.value == before:  # the slider did not move, so it did not redraw
             self.redraw()
 
     @property
@@ -389,7 +571,13 @@ class Audit(Panel):
     def decisions(self) -> pd.DataFrame:
         """One row for each image decided on, in that order: image, label (as given), decision (a class), changed."""
         images = np.array(list(self._decided), np.int64)
-        table = pd.DataFrame({"image": images, "label": self.given[images], "decision": self.labels[images]})
+        table = pd.DataFrame(
+            {
+                "image": images,
+                "label": self.given[images],
+                "decision": self.labels[images],
+            }
+        )
         return table.assign(changed=table.label != table.decision)
 
     def save(self, path: str | Path) -> None:
@@ -403,9 +591,9 @@ class Audit(Panel):
             raise ValueError(f"{path} must end in .csv or .json")
         for column in ("label", "decision"):
             names = [self.classnames[number] for number in table[column]]
-            table[column] = pd.Series(names, dtype=object)      # also what is not UTF-8
+            table[column] = pd.Series(names, dtype=object)  # also what is not UTF-8
         if path.suffix.lower() == ".csv":
-            text, odd = csv_text(table), "surrogateescape"      # the bytes of the name
+            text, odd = csv_text(table), "surrogateescape"  # the bytes of the name
         else:
             rows = table.astype(object).to_dict("records")
             text, odd = (
@@ -417,15 +605,34 @@ class Audit(Panel):
 
     def text(self) -> str:
         row = self.order.loc[self._row]
-        decided = f"decided: {self.classnames[self._decided[self.image]]}" if self.image in self._decided else "not decided"
-        return (f"Place {self._row + 1} of {len(self.order)}, image {self.image}: labelled {self.classnames[row.label]}, self-confidence "
-                f"{row.self_confidence:.3f}, margin {row.margin:+.3f}; {decided}. {len(self._decided)} decided, {int(self.decisions.changed.sum())} changed.")
+        decided = (
+            f"decided: {self.classnames[self._decided[self.image]]}"
+            if self.image in self._decided
+            else "not decided"
+        )
+        return (
+            f"Place {self._row + 1} of {len(self.order)}, image {self.image}: labelled {self.classnames[row.label]}, self-confidence "
+            f"{row.self_confidence:.3f}, margin {row.margin:+.3f}; {decided}. {len(self._decided)} decided, {int(self.decisions.changed.sum())} changed."
+        )
 
     def figure(self) -> Figure:
-        return plot_suspect(self._reduced, self.probabilities, self.order, self._row, self.classnames, self.by)
+        return plot_suspect(
+            self._reduced,
+            self.probabilities,
+            self.order,
+            self._row,
+            self.classnames,
+            self.by,
+        )
 
 # %% ../../nbs/engine/widgets.ipynb #cell-27
-def audit(images, probabilities, labels: Sequence[int] | Pseudolabels, classnames: Sequence[str] | None = None, by: str = "self_confidence") -> Audit:
+def audit(
+    images,
+    probabilities,
+    labels: Sequence[int] | Pseudolabels,
+    classnames: Sequence[str] | None = None,
+    by: str = "self_confidence",
+) -> Audit:
     """Go through labels, the most suspicious first (see `suspicion`), and keep or change them; `.labels` are the corrected ones, `.save(path)` writes a CSV or JSON.
 
     images: an `ImageSet` or whatever makes one, N images; probabilities: floats [N, C]; labels: int [N], -1 = unlabelled (not asked about), or `Pseudolabels`.
@@ -434,7 +641,14 @@ def audit(images, probabilities, labels: Sequence[int] | Pseudolabels, classname
     return Audit(images, probabilities, labels, classnames, by)
 
 # %% ../../nbs/engine/widgets.ipynb #cell-28
-def plot_suspect(images: ImageSet, probabilities: np.ndarray, order: pd.DataFrame, place: int, classnames: Sequence[str], by: str = "self_confidence") -> Figure:
+def plot_suspect(
+    images: ImageSet,
+    probabilities: np.ndarray,
+    order: pd.DataFrame,
+    place: int,
+    classnames: Sequence[str],
+    by: str = "self_confidence",
+) -> Figure:
     """The image at `place` of `order`, the probabilities of its likeliest classes, and the score of all images with this place marked."""
     figure, row = _figure(10.5, 2.9), order.loc[place]
     left, middle, right = figure.subplots(1, 3, width_ratios=(1, 1.4, 1.6))
@@ -444,15 +658,31 @@ def plot_suspect(images: ImageSet, probabilities: np.ndarray, order: pd.DataFram
     values = probabilities[int(row.image)]
     best = np.argsort(-values, kind="stable")[:6]
     best = best if row.label in best else np.append(best[:5], row.label)
-    middle.barh(range(len(best)), 100 * values[best], color=[WRONG if c == row.label else RIGHT for c in best])
+    middle.barh(
+        range(len(best)),
+        100 * values[best],
+        color=[WRONG if c == row.label else RIGHT for c in best],
+    )
     for y, c in enumerate(best):
-        side, colour = ("left", GREY) if values[c] < 0.8 else ("right", "white")      # beside a short bar, in a long one
-        middle.text(100 * values[c], y, f" {100 * values[c]:.1f} ", va="center", ha=side, fontsize=8, color=colour)
+        side, colour = (
+            ("left", GREY) if values[c] < 0.8 else ("right", "white")
+        )  # beside a short bar, in a long one
+        middle.text(
+            100 * values[c],
+            y,
+            f" {100 * values[c]:.1f} ",
+            va="center",
+            ha=side,
+            fontsize=8,
+            color=colour,
+        )
     middle.set_yticks(range(len(best)), label_texts([classnames[c] for c in best], 18))
     middle.invert_yaxis()
     middle.set(xlim=(0, 100), xlabel="probability (%)")
     _style(middle, "orange: the given label")
-    middle.get_yticklabels()[list(best).index(row.label)].set(color=WRONG, weight="bold")
+    middle.get_yticklabels()[list(best).index(row.label)].set(
+        color=WRONG, weight="bold"
+    )
     right.plot(order[by], color=GREY)
     right.plot(place, order[by][place], "o", color=WRONG)
     right.set(xlabel="place (suspicious first)", ylabel=by.replace("_", "-"))
@@ -470,23 +700,44 @@ def as_tables(methods, images: ImageSet) -> dict[str, np.ndarray]:
     if not isinstance(methods, Mapping):
         methods = _by_name(methods)
     if not methods:
-        raise ValueError("there are no methods to compare; give a dict of fitted methods or probabilities by name, or runs that succeeded")
-    found = {name: method.predict_proba(images) if hasattr(method, "predict_proba") else method for name, method in methods.items()}
-    tables = {name: _check_table(table, len(images), name=f"probabilities of {name}") for name, table in found.items()}
+        raise ValueError(
+            "there are no methods to compare; give a dict of fitted methods or probabilities by name, or runs that succeeded"
+        )
+    found = {
+        name: method.predict_proba(images)
+        if hasattr(method, "predict_proba")
+        else method
+        for name, method in methods.items()
+    }
+    tables = {
+        name: _check_table(table, len(images), name=f"probabilities of {name}")
+        for name, table in found.items()
+    }
     if len({table.shape for table in tables.values()}) > 1:
-        raise ValueError(f"the methods must know the same classes, they have {', '.join(f'{name}: {table.shape[1]}' for name, table in tables.items())}")
+        raise ValueError(
+            f"the methods must know the same classes, they have {', '.join(f'{name}: {table.shape[1]}' for name, table in tables.items())}"
+        )
     return tables
 
 
 def _by_name(runs) -> dict:
     """The methods, or the probabilities, of a list of fitted methods or `Run`s, by name."""
-    if not isinstance(runs, (list, tuple)) or not all(hasattr(run, "predict_proba") or hasattr(run, "probabilities") for run in runs):
-        raise ValueError("give a dict of fitted methods or probabilities by name, or a list of runs or fitted methods")
+    if not isinstance(runs, (list, tuple)) or not all(
+        hasattr(run, "predict_proba") or hasattr(run, "probabilities") for run in runs
+    ):
+        raise ValueError(
+            "give a dict of fitted methods or probabilities by name, or a list of runs or fitted methods"
+        )
     runs = [run for run in runs if not getattr(run, "error", None)]
     names = [getattr(run, "name", type(run).__name__) for run in runs]
-    names = [name if names.count(name) == 1 else f"{name}, seed {getattr(run, 'seed', 0)}" for name, run in zip(names, runs)]
+    names = [
+        name if names.count(name) == 1 else f"{name}, seed {getattr(run, 'seed', 0)}"
+        for name, run in zip(names, runs)
+    ]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"two methods are called {twice[0]!r}; give a dict with a name for each")
+        raise ValueError(
+            f"two methods are called {twice[0]!r}; give a dict with a name for each"
+        )
     return {name: getattr(run, "probabilities", run) for name, run in zip(names, runs)}
 
 
@@ -509,17 +760,34 @@ class MethodComparison(Panel):
         width = next(iter(self.tables.values())).shape[1]
         self.classnames = _names_of(classnames, self.images, width)
         if len(self.classnames) != width:
-            raise ValueError(f"the probabilities have {width} columns, but there are {len(self.classnames)} class names")
+            raise ValueError(
+                f"the probabilities have {width} columns, but there are {len(self.classnames)} class names"
+            )
         self.different = disagreeing(self.tables)
-        self.place = widgets.IntSlider(0, 0, max(1, len(self.images) - 1), description="place", disabled=len(self.images) == 1)
-        self.only_disagreeing = widgets.Checkbox(False, description="methods disagree", indent=False, disabled=not len(self.different))
+        self.place = widgets.IntSlider(
+            0,
+            0,
+            max(1, len(self.images) - 1),
+            description="place",
+            disabled=len(self.images) == 1,
+        )
+        self.only_disagreeing = widgets.Checkbox(
+            False,
+            description="methods disagree",
+            indent=False,
+            disabled=not len(self.different),
+        )
         self.only_disagreeing.observe(self._filtered, "value")
         super().__init__([self.place, self.only_disagreeing])
 
     @property
     def shown(self) -> np.ndarray:
         """The images that the slider runs over, int64."""
-        return self.different if self.only_disagreeing.value else np.arange(len(self.images))
+        return (
+            self.different
+            if self.only_disagreeing.value
+            else np.arange(len(self.images))
+        )
 
     @property
     def image(self) -> int:
@@ -528,19 +796,35 @@ class MethodComparison(Panel):
 
     def _filtered(self, change) -> None:
         self.place.value = 0
-        self.place.max, self.place.disabled = max(1, len(self.shown) - 1), len(self.shown) == 1
+        self.place.max, self.place.disabled = (
+            max(1, len(self.shown) - 1),
+            len(self.shown) == 1,
+        )
 
     def text(self) -> str:
         label = int(self.images.labels[self.image])
-        truth = f", labelled {self.classnames[label]}" if 0 <= label < len(self.classnames) else ""
-        answers = "; ".join(f"{name}: {self.classnames[table[self.image].argmax()]}" for name, table in self.tables.items())
+        truth = (
+            f", labelled {self.classnames[label]}"
+            if 0 <= label < len(self.classnames)
+            else ""
+        )
+        answers = "; ".join(
+            f"{name}: {self.classnames[table[self.image].argmax()]}"
+            for name, table in self.tables.items()
+        )
         return f"Image {self.image}{truth}. {answers}. The methods disagree on {len(self.different)} of {len(self.images)} images."
 
     def figure(self) -> Figure:
-        return plot_answers(self._reduced[self.image], {name: table[self.image] for name, table in self.tables.items()}, self.classnames)
+        return plot_answers(
+            self._reduced[self.image],
+            {name: table[self.image] for name, table in self.tables.items()},
+            self.classnames,
+        )
 
 # %% ../../nbs/engine/widgets.ipynb #cell-37
-def compare_on_image(methods, images, classnames: Sequence[str] | None = None) -> MethodComparison:
+def compare_on_image(
+    methods, images, classnames: Sequence[str] | None = None
+) -> MethodComparison:
     """What several methods say of one image; a slider goes through the images, a box leaves only those on which the methods disagree.
 
     methods: probabilities [N, C] or fitted methods by name, or a list of `compare.Run` or fitted methods; images: an `ImageSet` or whatever makes one, N images; classnames: those
@@ -549,7 +833,12 @@ def compare_on_image(methods, images, classnames: Sequence[str] | None = None) -
     return MethodComparison(methods, images, classnames)
 
 # %% ../../nbs/engine/widgets.ipynb #cell-38
-def plot_answers(image: tuple[Image.Image, int], rows: Mapping[str, np.ndarray], classnames: Sequence[str], most: int = 12) -> Figure:
+def plot_answers(
+    image: tuple[Image.Image, int],
+    rows: Mapping[str, np.ndarray],
+    classnames: Sequence[str],
+    most: int = 12,
+) -> Figure:
     """An image (with its label, or -1) beside a row of bars for each method: of many classes the `most` likeliest. A right answer is blue, a wrong one orange."""
     table = np.stack(list(rows.values()))
     classes = np.sort(np.argsort(-table.max(0), kind="stable")[:most])
@@ -561,7 +850,12 @@ def plot_answers(image: tuple[Image.Image, int], rows: Mapping[str, np.ndarray],
     left.set_axis_off()
     left.set_anchor("NW")
     for y, values in enumerate(table):
-        _answer_bars(right, -y, values[classes], RIGHT if values.argmax() == image[1] or not known else WRONG)
+        _answer_bars(
+            right,
+            -y,
+            values[classes],
+            RIGHT if values.argmax() == image[1] or not known else WRONG,
+        )
     names, turn = (
         label_texts([classnames[c] for c in classes], 12),
         max(map(len, classnames)) > 6,
@@ -575,7 +869,10 @@ def plot_answers(image: tuple[Image.Image, int], rows: Mapping[str, np.ndarray],
         if len(answers) == 1
         else f"{len(answers)} different answers"
     )
-    _style(right, f"probability (%): {found}{'; blue: right, orange: wrong' if known else ''}")
+    _style(
+        right,
+        f"probability (%): {found}{'; blue: right, orange: wrong' if known else ''}",
+    )
     return figure
 
 
@@ -583,11 +880,25 @@ def _answer_bars(axis, base: float, values: np.ndarray, colour: str) -> None:
     """Probabilities as bars that stand on `base`; the highest has the colour, the others are grey; those below a tenth are not written."""
     best = values.argmax()
     axis.axhline(base, color=GREY, linewidth=0.5)
-    axis.bar(range(len(values)), 0.7 * values, bottom=base, color=[colour if x == best else GREY for x in range(len(values))])
+    axis.bar(
+        range(len(values)),
+        0.7 * values,
+        bottom=base,
+        color=[colour if x == best else GREY for x in range(len(values))],
+    )
     for x, value in enumerate(values):
         if x == best or value >= 0.1:
             weight = "bold" if x == best else "normal"
-            axis.text(x, base + 0.7 * value, f"{100 * value:.0f}", ha="center", va="bottom", fontsize=8, color=GREY, weight=weight)
+            axis.text(
+                x,
+                base + 0.7 * value,
+                f"{100 * value:.0f}",
+                ha="center",
+                va="bottom",
+                fontsize=8,
+                color=GREY,
+                weight=weight,
+            )
 
 # %% ../../nbs/engine/widgets.ipynb #cell-43
 def curves(history: Sequence[Mapping]) -> pd.DataFrame:
@@ -603,10 +914,17 @@ def curves(history: Sequence[Mapping]) -> pd.DataFrame:
                 yield from flat(value, f"{prefix}{key} ")
             elif isinstance(value, (list, tuple)) and len(value) <= 8:
                 yield from flat(dict(enumerate(value)), f"{prefix}{key} ")
-            elif value is None or (isinstance(value, (int, float, np.number)) and not isinstance(value, bool)):
+            elif value is None or (
+                isinstance(value, (int, float, np.number))
+                and not isinstance(value, bool)
+            ):
                 yield f"{prefix}{key}", np.nan if value is None else float(value)
 
-    table = pd.DataFrame([dict(flat(record)) for record in history], index=pd.RangeIndex(1, len(history) + 1, name="epoch"), dtype=float)
+    table = pd.DataFrame(
+        [dict(flat(record)) for record in history],
+        index=pd.RangeIndex(1, len(history) + 1, name="epoch"),
+        dtype=float,
+    )
     return table.dropna(axis=1, how="all")
 
 
@@ -618,11 +936,17 @@ def plot_curves(history: Sequence[Mapping], columns: int = 5) -> Figure:
     columns = -(-pictures // rows)
     figure = _figure(10.5, 0.2 + 1.7 * rows)
     axes = figure.subplots(rows, columns, squeeze=False)
-    for axis in axes.flat[table.shape[1]:]:
+    for axis in axes.flat[table.shape[1] :]:
         axis.set_axis_off()
     for axis, name in zip(axes.flat, table):
         values = table[name].dropna()
-        axis.plot(values.index, values, color=RIGHT, linewidth=1.5, marker="o" if len(values) < 3 else "")
+        axis.plot(
+            values.index,
+            values,
+            color=RIGHT,
+            linewidth=1.5,
+            marker="o" if len(values) < 3 else "",
+        )
         axis.set_xlabel("epoch")
         axis.xaxis.get_major_locator().set_params(integer=True)
         _style(axis, f"{label_text(name)}: {values.iloc[-1]:.3g}")
@@ -634,14 +958,26 @@ class LiveCurves(Panel):
 
     def __init__(self, measure: Callable | None = None, every: float = 0.5):
         if not isinstance(every, (int, float)) or not every >= 0:
-            raise ValueError(f"every must be a number of seconds, at least 0, got {every!r}")
-        self.measure, self.every, self.history, self.drawn, self._last, self._handle = measure, every, [], 0, -np.inf, None
+            raise ValueError(
+                f"every must be a number of seconds, at least 0, got {every!r}"
+            )
+        self.measure, self.every, self.history, self.drawn, self._last, self._handle = (
+            measure,
+            every,
+            [],
+            0,
+            -np.inf,
+            None,
+        )
         super().__init__()
 
     def __call__(self, method) -> dict | None:
         """What `fit(..., on_epoch=)` calls: take note of the history, draw if it is time, and return what `measure` returns."""
         extra = self.measure(method) if self.measure else None
-        self.history = [*method.history_[:-1], {**(method.history_[-1] if method.history_ else {}), **(extra or {})}]
+        self.history = [
+            *method.history_[:-1],
+            {**(method.history_[-1] if method.history_ else {}), **(extra or {})},
+        ]
         if time.monotonic() - self._last >= self.every:
             self.redraw()
             self._last, self.drawn = time.monotonic(), self.drawn + 1
@@ -660,7 +996,11 @@ class LiveCurves(Panel):
             self._handle.update(self)
 
     def text(self) -> str:
-        return f"{len(self.history)} epochs" if self.history else "waiting for the first epoch"
+        return (
+            f"{len(self.history)} epochs"
+            if self.history
+            else "waiting for the first epoch"
+        )
 
     def figure(self) -> Figure:
         return plot_curves(self.history)

@@ -6,12 +6,9 @@
 from __future__ import annotations
 
 import json
-import numpy as np
 import os
 import sqlite3
-import torch
 import warnings
-from PIL import Image
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -19,12 +16,29 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from scipy import ndimage
-from tqdm.auto import tqdm
 from typing import NamedTuple
 
+import numpy as np
+import torch
+from PIL import Image
+from scipy import ndimage
+from tqdm.auto import tqdm
+
 from .features import hash_each
-from .glyphs import Attributes, COLOURS, LEAN, NARROW, THICK, THIN, WIDE, count_loops, described_caption, in_words, stroke_width, width_to_height
+from clipadapt.clip.glyphs import (
+    COLOURS,
+    LEAN,
+    NARROW,
+    THICK,
+    THIN,
+    WIDE,
+    Attributes,
+    count_loops,
+    described_caption,
+    in_words,
+    stroke_width,
+    width_to_height,
+)
 from .model import _ahead, _batches, _check_device, _name, cache_directory
 from .modelfiles import named_code, read_json
 from ..images.files import hash_parts
@@ -47,23 +61,40 @@ class Domain(NamedTuple):
 
 
 def _photos(one: str, many: str, named: str = "") -> Domain:
-    return Domain(f"{one} in the photo", f"{many} in all the photos", named and f"{named} in the photo")
+    return Domain(
+        f"{one} in the photo",
+        f"{many} in all the photos",
+        named and f"{named} in the photo",
+    )
 
 
 DOMAINS = {  # LatteCLIP's ten data sets by their names in torchvision (UCF101 by its own), and the handwriting
-    "EuroSAT": Domain("land use in the satellite image", "land use in all the satellite images"),
-    "SUN397": _photos("scene", "scenes"), "Food101": _photos("food", "foods", "{} food"), "Flowers102": _photos("flower", "flowers", "{} flower"),
-    "DTD": _photos("texture", "textures"), "FGVCAircraft": _photos("aircraft", "aircrafts"), "OxfordIIITPet": _photos("pet", "pets"),
-    "StanfordCars": _photos("car", "cars"), "UCF101": _photos("action of the person", "person's actions"),
-    "Caltech101": _photos("object", "objects"), "digits": _photos("handwritten digit", "handwritten digits")}
+    "EuroSAT": Domain(
+        "land use in the satellite image", "land use in all the satellite images"
+    ),
+    "SUN397": _photos("scene", "scenes"),
+    "Food101": _photos("food", "foods", "{} food"),
+    "Flowers102": _photos("flower", "flowers", "{} flower"),
+    "DTD": _photos("texture", "textures"),
+    "FGVCAircraft": _photos("aircraft", "aircrafts"),
+    "OxfordIIITPet": _photos("pet", "pets"),
+    "StanfordCars": _photos("car", "cars"),
+    "UCF101": _photos("action of the person", "person's actions"),
+    "Caltech101": _photos("object", "objects"),
+    "digits": _photos("handwritten digit", "handwritten digits"),
+}
 
 # %% ../../nbs/09_captions.ipynb #cell-9
 def _domain(domain: str) -> Domain:
     """The words of a domain, upper or lower case; those of any other noun are made from it."""
     noun = " ".join(str(domain).split())
     if not noun:
-        raise ValueError("the domain is empty; name one of DOMAINS, or say in one word what the images show")
-    return {name.lower(): words for name, words in DOMAINS.items()}.get(noun.lower()) or _photos(noun, f"{noun}s")
+        raise ValueError(
+            "the domain is empty; name one of DOMAINS, or say in one word what the images show"
+        )
+    return {name.lower(): words for name, words in DOMAINS.items()}.get(
+        noun.lower()
+    ) or _photos(noun, f"{noun}s")
 
 
 def image_prompt(domain: str) -> str:
@@ -76,30 +107,50 @@ def group_prompt(domain: str) -> str:
     return f"Describe the common visual attributes of the {_domain(domain).group} concisely, less than 20 words."
 
 
-def image_prompts(domain: str, pseudolabels: Sequence[int], classnames: Sequence[str]) -> list[str]:
+def image_prompts(
+    domain: str, pseudolabels: Sequence[int], classnames: Sequence[str]
+) -> list[str]:
     """One question for each of N images that tells the model the pseudolabel, in the domains that have such a prompt (Food101, Flowers102).
 
     pseudolabels: int [N]; -1, and any other domain, gives the question of `image_prompt`. Raises ValueError for labels beyond the classes.
     """
-    pseudolabels, classnames = _check_pseudolabels(pseudolabels), check_classnames(classnames)
+    pseudolabels, classnames = (
+        _check_pseudolabels(pseudolabels),
+        check_classnames(classnames),
+    )
     if len(pseudolabels) and pseudolabels.max() >= len(classnames):
-        raise ValueError(f"pseudolabel {pseudolabels.max()} has no name among {len(classnames)} class names")
+        raise ValueError(
+            f"pseudolabel {pseudolabels.max()} has no name among {len(classnames)} class names"
+        )
     generic, named = image_prompt(domain), _domain(domain).named
     question = "Describe the {} concisely, less than 20 words."
-    told = [question.format(named.format(name.lower().replace("_", " "))) for name in classnames] if named else [generic] * len(classnames)
+    told = (
+        [
+            question.format(named.format(name.lower().replace("_", " ")))
+            for name in classnames
+        ]
+        if named
+        else [generic] * len(classnames)
+    )
     return [told[label] if label >= 0 else generic for label in pseudolabels]
 
 
 def _check_pseudolabels(pseudolabels: Sequence[int]) -> np.ndarray:
     """Pseudolabels as int64 [N], -1 for none, or a ValueError."""
     labels = np.asarray(pseudolabels)
-    if labels.ndim != 1 or (len(labels) and (labels.dtype.kind not in "iu" or labels.min() < -1)):
-        raise ValueError(f"pseudolabels must be whole numbers from -1 in a row [N], got {labels.dtype} {labels.shape}"
-                         f"{f', the lowest is {labels.min()}' if labels.dtype.kind in 'iuf' and labels.size else ''}")
+    if labels.ndim != 1 or (
+        len(labels) and (labels.dtype.kind not in "iu" or labels.min() < -1)
+    ):
+        raise ValueError(
+            f"pseudolabels must be whole numbers from -1 in a row [N], got {labels.dtype} {labels.shape}"
+            f"{f', the lowest is {labels.min()}' if labels.dtype.kind in 'iuf' and labels.size else ''}"
+        )
     return labels.astype(np.int64)
 
 # %% ../../nbs/09_captions.ipynb #cell-14
-def draw_groups(pseudolabels: Sequence[int], size: int = 4, seed: int | Sequence[int] = 0) -> np.ndarray:
+def draw_groups(
+    pseudolabels: Sequence[int], size: int = 4, seed: int | Sequence[int] = 0
+) -> np.ndarray:
     """For each image, `size` images drawn uniformly from all with its pseudolabel: int64 [N, size] (LatteCLIP).
 
     pseudolabels: int [N]; a row of -1 where the pseudolabel is -1. Without replacement, but from classes with fewer than `size`
@@ -111,7 +162,13 @@ def draw_groups(pseudolabels: Sequence[int], size: int = 4, seed: int | Sequence
     classes, starts = np.unique(pseudolabels[order], return_index=True)
     for label, members in zip(classes, np.split(order, starts[1:])):
         if label >= 0:
-            groups[members] = members[_draw(len(members), size, np.random.default_rng([*np.atleast_1d(seed), label]))]
+            groups[members] = members[
+                _draw(
+                    len(members),
+                    size,
+                    np.random.default_rng([*np.atleast_1d(seed), label]),
+                )
+            ]
     return groups
 
 
@@ -139,12 +196,20 @@ def tile(images: Sequence[Image.Image], side: int = 672, gap: int = 20) -> Image
     across = max(2, int(np.ceil(np.sqrt(len(images)))))
     cell = (side - gap * (across - 1)) // across
     if cell < 1:
-        raise ValueError(f"{len(images)} images with gaps of {gap} pixels do not fit into {side} pixels; take a larger side")
+        raise ValueError(
+            f"{len(images)} images with gaps of {gap} pixels do not fit into {side} pixels; take a larger side"
+        )
     canvas = Image.new("RGB", (side, side))
     for place, image in enumerate(images):
         scale = cell / max(image.size)
-        image = image.convert("RGB").resize([max(1, round(scale * length)) for length in image.size], Image.Resampling.LANCZOS)
-        left, top = ((place % across) * (cell + gap) + (cell - image.width) // 2, (place // across) * (cell + gap) + (cell - image.height) // 2)
+        image = image.convert("RGB").resize(
+            [max(1, round(scale * length)) for length in image.size],
+            Image.Resampling.LANCZOS,
+        )
+        left, top = (
+            (place % across) * (cell + gap) + (cell - image.width) // 2,
+            (place // across) * (cell + gap) + (cell - image.height) // 2,
+        )
         canvas.paste(image, (left, top))
     return canvas
 
@@ -162,11 +227,17 @@ class Captioner:
     name: str = ""
     batch_size: int = 8
 
-    def describe(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> list[str]:
+    def describe(
+        self, images: Sequence[Image.Image], prompts: Sequence[str]
+    ) -> list[str]:
         """One text for each of B RGB images and its prompt, in their order."""
-        raise NotImplementedError(f"{type(self).__name__} has to define describe(images, prompts)")
+        raise NotImplementedError(
+            f"{type(self).__name__} has to define describe(images, prompts)"
+        )
 
-    def describe_groups(self, groups: Sequence[Sequence[Image.Image]], prompts: Sequence[str]) -> list[str]:
+    def describe_groups(
+        self, groups: Sequence[Sequence[Image.Image]], prompts: Sequence[str]
+    ) -> list[str]:
         """One text for each of B groups of images and its prompt; by default `describe` looks at one picture of each group, made by `tile`."""
         return self.describe([tile(group) for group in groups], prompts)
 
@@ -180,16 +251,29 @@ class CallableCaptioner(Captioner):
     `name` stands for model and settings (see `Captioner`). Raises ValueError without a name, and for a batch size below 1.
     """
 
-    def __init__(self, function: Callable[[Sequence[Image.Image], Sequence[str]], Sequence[str]], name: str, batch_size: int = 8):
-        self.function, self.name, self.batch_size = function, _check_name(name), check_count(batch_size, "batch_size")
+    def __init__(
+        self,
+        function: Callable[[Sequence[Image.Image], Sequence[str]], Sequence[str]],
+        name: str,
+        batch_size: int = 8,
+    ):
+        self.function, self.name, self.batch_size = (
+            function,
+            _check_name(name),
+            check_count(batch_size, "batch_size"),
+        )
 
-    def describe(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> list[str]:
+    def describe(
+        self, images: Sequence[Image.Image], prompts: Sequence[str]
+    ) -> list[str]:
         return self.function(images, prompts)
 
 
 def _check_name(name: str) -> str:
     if not isinstance(name, str) or not name.strip():
-        raise ValueError(f"a captioner needs a name that says model and settings, since its captions are kept under it; got {name!r}")
+        raise ValueError(
+            f"a captioner needs a name that says model and settings, since its captions are kept under it; got {name!r}"
+        )
     return name
 
 # %% ../../nbs/09_captions.ipynb #cell-23
@@ -200,28 +284,39 @@ def _clean(answer) -> str | Exception:
     """A text on one line, cut to `MAX_WORDS` and `MAX_CHARACTERS`; the error when it is none."""
     if not isinstance(answer, str):
         return ValueError(f"answered with {type(answer).__name__} instead of a text")
-    words = "".join(letter if letter.isprintable() else " " for letter in answer[: 20 * MAX_CHARACTERS]).split()
+    words = "".join(
+        letter if letter.isprintable() else " "
+        for letter in answer[: 20 * MAX_CHARACTERS]
+    ).split()
     text = " ".join(words[:MAX_WORDS])[:MAX_CHARACTERS].rstrip()
     return text or ValueError("answered with an empty text")
 
 
-def _ask(describe: Callable, things: Sequence, prompts: Sequence[str]) -> list[str | Exception]:
+def _ask(
+    describe: Callable, things: Sequence, prompts: Sequence[str]
+) -> list[str | Exception]:
     """Ask about a batch: for each thing a clean text, or the error that stands for it."""
     try:
         answers = describe(things, prompts)
         answers = [answers] if isinstance(answers, str) else list(answers)
         if len(answers) != len(things):
-            raise ValueError(f"answered with {len(answers)} texts for {len(things)} images")
+            raise ValueError(
+                f"answered with {len(answers)} texts for {len(things)} images"
+            )
     except Exception as error:  # a captioner is foreign code
         return [error] * len(things)
     return [_clean(answer) for answer in answers]
 
 
-def _ask_twice(describe: Callable, things: Sequence, prompts: Sequence[str]) -> list[str | Exception]:
+def _ask_twice(
+    describe: Callable, things: Sequence, prompts: Sequence[str]
+) -> list[str | Exception]:
     """`_ask`, and once more, alone, about everything that failed."""
     answers = _ask(describe, things, prompts)
-    return [answer if isinstance(answer, str) else _ask(describe, [thing], [prompt])[0]
-            for answer, thing, prompt in zip(answers, things, prompts)]
+    return [
+        answer if isinstance(answer, str) else _ask(describe, [thing], [prompt])[0]
+        for answer, thing, prompt in zip(answers, things, prompts)
+    ]
 
 # %% ../../nbs/09_captions.ipynb #cell-26
 _UNHASHED = (
@@ -236,8 +331,10 @@ _FIND = (
     "SELECT text FROM captions WHERE image = ? AND prompt = ? AND captioner = ? AND"
     f" {_INTACT}"
 )
-_ADD = ("INSERT INTO captions VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE "
-        f"SET text = excluded.text, hash = excluded.hash WHERE NOT captions.{_INTACT}")
+_ADD = (
+    "INSERT INTO captions VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE "
+    f"SET text = excluded.text, hash = excluded.hash WHERE NOT captions.{_INTACT}"
+)
 _Key = tuple[str, str, str]
 
 
@@ -248,7 +345,7 @@ class _Forged(sqlite3.DatabaseError):
 def _is_of_the_disk(error: Exception) -> bool:
     """Whether an error is about the disk or a lock, not about the content of a file."""
     if isinstance(error, sqlite3.OperationalError):
-        return "user-defined function" not in str(error)    # it met a text that is none
+        return "user-defined function" not in str(error)  # it met a text that is none
     return isinstance(error, OSError)
 
 
@@ -281,14 +378,14 @@ def _prepare(connection: sqlite3.Connection) -> None:
 # %% ../../nbs/09_captions.ipynb #cell-28
 def _tables(connection: sqlite3.Connection) -> list[str]:
     """How everything in the file was defined: tables, and what else there may be."""
-    return [text for text, in connection.execute("SELECT sql FROM sqlite_master")]
+    return [text for (text,) in connection.execute("SELECT sql FROM sqlite_master")]
 
 
 def _add_hashes(connection: sqlite3.Connection) -> None:
     """Give a cache without hashes the column that it lacks."""
     with connection:
         connection.execute("BEGIN IMMEDIATE")
-        if _tables(connection) == [_UNHASHED]:      # no other process was faster
+        if _tables(connection) == [_UNHASHED]:  # no other process was faster
             rows = connection.execute("SELECT * FROM captions").fetchall()
             connection.execute("DROP TABLE captions")
             connection.execute(_TABLE)
@@ -310,7 +407,9 @@ class _Cache:
 
     def __init__(self, location: str | Path | None | bool):
         if location is True:
-            raise ValueError("cache is a file, None for the one in the cache directory, or False to keep nothing; not True")
+            raise ValueError(
+                "cache is a file, None for the one in the cache directory, or False to keep nothing; not True"
+            )
         self.location = ":memory:" if location is False else _cache_file(location)
         with self.explained():
             if location is not False:
@@ -348,7 +447,7 @@ class _Cache:
         try:
             yield
         except (sqlite3.Error, UnicodeDecodeError, OSError) as error:
-            if _is_of_the_disk(error):      # locked, full, read-only, a folder
+            if _is_of_the_disk(error):  # locked, full, read-only, a folder
                 raise OSError(
                     f"the caption cache {self.location} cannot be used ({error}); what "
                     "was written before is kept. Free some space, or choose another "
@@ -376,7 +475,12 @@ class Captions:
         return np.array([not text for text in self.texts], bool)
 
 
-def caption(captioner: Captioner, images: ImageSet, prompts: str | Sequence[str], cache: str | Path | None | bool = None) -> Captions:
+def caption(
+    captioner: Captioner,
+    images: ImageSet,
+    prompts: str | Sequence[str],
+    cache: str | Path | None | bool = None,
+) -> Captions:
     """Describe every image: a text each, described now or found in the cache (LatteCLIP).
 
     `images` holds N images (anything `as_imageset` takes); `prompts` is one question, or N. `cache` is an SQLite file, None for
@@ -387,29 +491,59 @@ def caption(captioner: Captioner, images: ImageSet, prompts: str | Sequence[str]
     Raises ValueError for prompts that do not fit, a captioner without a name, or a damaged cache; OSError for a cache that cannot be written.
     """
     images = as_imageset(images)
-    return _run(captioner, images, np.arange(len(images))[:, None], prompts, cache,
-                lambda groups, asked: captioner.describe([image for image, in groups], asked), lambda digests: digests[0].hex())
+    return _run(
+        captioner,
+        images,
+        np.arange(len(images))[:, None],
+        prompts,
+        cache,
+        lambda groups, asked: captioner.describe([image for (image,) in groups], asked),
+        lambda digests: digests[0].hex(),
+    )
 
 # %% ../../nbs/09_captions.ipynb #cell-32
-def caption_groups(captioner: Captioner, images: ImageSet, groups: np.ndarray, prompts: str | Sequence[str],
-                   cache: str | Path | None | bool = None) -> Captions:
+def caption_groups(
+    captioner: Captioner,
+    images: ImageSet,
+    groups: np.ndarray,
+    prompts: str | Sequence[str],
+    cache: str | Path | None | bool = None,
+) -> Captions:
     """Describe what the images of every group have in common: G texts. See `caption` for cache and failures.
 
     groups: int64 [G, n], positions in `images`, as `draw_groups` makes them; a -1 is no image, and a row of nothing else has the text ""
     and is no failure. A group with an image that cannot be read fails. Raises ValueError for other positions, and like `caption`.
     """
     images, groups = as_imageset(images), np.asarray(groups)
-    if groups.ndim != 2 or (groups.size and (groups.dtype.kind not in "iu" or groups.min() < -1 or groups.max() >= len(images))):
-        raise ValueError(f"groups must be positions [G, n] from -1 to {len(images) - 1}, got {groups.dtype} {groups.shape}"
-                         f"{f' from {groups.min()} to {groups.max()}' if groups.size and groups.dtype.kind in 'iuf' else ''}")
-    return _run(captioner, images, [row[row >= 0] for row in groups], prompts, cache, captioner.describe_groups,
-                lambda digests: hash_parts("group", *digests).hex())
+    if groups.ndim != 2 or (
+        groups.size
+        and (
+            groups.dtype.kind not in "iu"
+            or groups.min() < -1
+            or groups.max() >= len(images)
+        )
+    ):
+        raise ValueError(
+            f"groups must be positions [G, n] from -1 to {len(images) - 1}, got {groups.dtype} {groups.shape}"
+            f"{f' from {groups.min()} to {groups.max()}' if groups.size and groups.dtype.kind in 'iuf' else ''}"
+        )
+    return _run(
+        captioner,
+        images,
+        [row[row >= 0] for row in groups],
+        prompts,
+        cache,
+        captioner.describe_groups,
+        lambda digests: hash_parts("group", *digests).hex(),
+    )
 
 # %% ../../nbs/09_captions.ipynb #cell-33
 def _check_prompts(prompts: str | Sequence[str], count: int) -> list[str]:
     prompts = [prompts] * count if isinstance(prompts, str) else list(prompts)
     if len(prompts) != count:
-        raise ValueError(f"{count} things to describe need one prompt, or one each; got {len(prompts)}")
+        raise ValueError(
+            f"{count} things to describe need one prompt, or one each; got {len(prompts)}"
+        )
     strange = next((prompt for prompt in prompts if not isinstance(prompt, str)), "")
     if not isinstance(strange, str):
         raise ValueError(f"prompts must be texts, got {strange!r}")
@@ -439,11 +573,22 @@ def _load(images: ImageSet, group: np.ndarray) -> list[Image.Image] | Exception:
 
 
 def _reason(error: Exception) -> str:
-    return str(error) if type(error) in (ValueError, FileNotFoundError) else f"{type(error).__name__}: {error}"
+    return (
+        str(error)
+        if type(error) in (ValueError, FileNotFoundError)
+        else f"{type(error).__name__}: {error}"
+    )
 
 # %% ../../nbs/09_captions.ipynb #cell-34
-def _run(captioner: Captioner, images: ImageSet, groups: Sequence[np.ndarray], prompts: str | Sequence[str], cache: str | Path | None | bool,
-         describe: Callable, key_of: Callable[[list[bytes]], str]) -> Captions:
+def _run(
+    captioner: Captioner,
+    images: ImageSet,
+    groups: Sequence[np.ndarray],
+    prompts: str | Sequence[str],
+    cache: str | Path | None | bool,
+    describe: Callable,
+    key_of: Callable[[list[bytes]], str],
+) -> Captions:
     """The captions of groups of images. `describe(groups of images, prompts)` answers, `key_of` makes the key from the images' hashes."""
     name, prompts = _check_name(captioner.name), _check_prompts(prompts, len(groups))
     used = np.unique(np.concatenate([*groups, np.empty(0, np.int64)])).astype(np.int64)
@@ -458,39 +603,100 @@ def _run(captioner: Captioner, images: ImageSet, groups: Sequence[np.ndarray], p
     store = _Cache(cache)
     with closing(store.connection):
         known = store.find(list(keys.values()))
-        failed = _fill(captioner, images, {key: groups[i] for i, key in keys.items() if key not in known}, describe, store, known)
+        failed = _fill(
+            captioner,
+            images,
+            {key: groups[i] for i, key in keys.items() if key not in known},
+            describe,
+            store,
+            known,
+        )
     errors |= {i: failed[key] for i, key in keys.items() if key in failed}
     _warn(images, groups, errors)
-    return Captions([known.get(keys.get(i), "") for i in range(len(groups))], [(i, _reason(errors[i])) for i in sorted(errors)])
+    return Captions(
+        [known.get(keys.get(i), "") for i in range(len(groups))],
+        [(i, _reason(errors[i])) for i in sorted(errors)],
+    )
 
 
-def _fill(captioner: Captioner, images: ImageSet, todo: dict[_Key, np.ndarray], describe: Callable, store: _Cache,
-          known: dict[_Key, str]) -> dict[_Key, Exception]:
+def _fill(
+    captioner: Captioner,
+    images: ImageSet,
+    todo: dict[_Key, np.ndarray],
+    describe: Callable,
+    store: _Cache,
+    known: dict[_Key, str],
+) -> dict[_Key, Exception]:
     """Describe what is `todo`, batch by batch, add it to the store and to `known`, and return what failed."""
     if todo:
         captioner.prepare()
     keys, failed = list(todo), {}
     batches = _batches(len(keys), check_count(captioner.batch_size, "batch_size"))
-    read = _ahead(lambda batch: [_load(images, todo[keys[k]]) for k in batch], batches, min(4, os.cpu_count() or 1))
-    with tqdm(total=len(known) + len(keys), initial=len(known), desc="captioning", unit=" captions", leave=False, delay=2) as progress:
+    read = _ahead(
+        lambda batch: [_load(images, todo[keys[k]]) for k in batch],
+        batches,
+        min(4, os.cpu_count() or 1),
+    )
+    with tqdm(
+        total=len(known) + len(keys),
+        initial=len(known),
+        desc="captioning",
+        unit=" captions",
+        leave=False,
+        delay=2,
+    ) as progress:
         for batch, loaded in zip(batches, read):
             things = {keys[k]: thing for k, thing in zip(batch, loaded)}
-            good = {key: thing for key, thing in things.items() if not isinstance(thing, Exception)}
-            answers = dict(zip(good, _ask_twice(describe, list(good.values()), [key[1] for key in good]))) if good else {}
-            known |= store.add({key: answer for key, answer in answers.items() if isinstance(answer, str)})
-            failed |= {key: error for key, error in {**things, **answers}.items() if isinstance(error, Exception)}
+            good = {
+                key: thing
+                for key, thing in things.items()
+                if not isinstance(thing, Exception)
+            }
+            answers = (
+                dict(
+                    zip(
+                        good,
+                        _ask_twice(
+                            describe, list(good.values()), [key[1] for key in good]
+                        ),
+                    )
+                )
+                if good
+                else {}
+            )
+            known |= store.add(
+                {
+                    key: answer
+                    for key, answer in answers.items()
+                    if isinstance(answer, str)
+                }
+            )
+            failed |= {
+                key: error
+                for key, error in {**things, **answers}.items()
+                if isinstance(error, Exception)
+            }
             progress.update(len(batch))
     return failed
 
 
-def _warn(images: ImageSet, groups: Sequence[np.ndarray], errors: dict[int, Exception]) -> None:
+def _warn(
+    images: ImageSet, groups: Sequence[np.ndarray], errors: dict[int, Exception]
+) -> None:
     if errors:
         first = min(errors)
-        what = _name(images, int(groups[first][0])) if len(groups[first]) == 1 else f"group {first}"
-        warnings.warn(f"{len(errors)} of {len(groups)} captions are missing; the first, of {what}: {_reason(errors[first])}", stacklevel=4)
+        what = (
+            _name(images, int(groups[first][0]))
+            if len(groups[first]) == 1
+            else f"group {first}"
+        )
+        warnings.warn(
+            f"{len(errors)} of {len(groups)} captions are missing; the first, of {what}: {_reason(errors[first])}",
+            stacklevel=4,
+        )
 
 # %% ../../nbs/09_captions.ipynb #cell-44
-FAINT = 40      # contrast below which there is no ink, of 442 between black and white
+FAINT = 40  # contrast below which there is no ink, of 442 between black and white
 PLAIN_BORDER, PLAIN_GROUND, OTHER_COLOURS = 0.5, 0.3, 0.05
 
 
@@ -512,16 +718,22 @@ def _ink(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     background = np.median(_border(pixels), axis=0)
     difference = pixels - background
     distance = np.linalg.norm(difference, axis=-1)
-    direction = difference[distance >= np.quantile(distance, .95)].mean(0)
+    direction = difference[distance >= np.quantile(distance, 0.95)].mean(0)
     if np.linalg.norm(direction) < FAINT:
         return np.zeros(distance.shape), background, background
     ink = (difference @ direction / (direction @ direction)).clip(0, 1)
-    return ink, pixels[distance >= np.quantile(distance, .99)].mean(0), background
+    return ink, pixels[distance >= np.quantile(distance, 0.99)].mean(0), background
 
 
 def _colour(rgb: np.ndarray) -> str:
     """The word in `COLOURS` that is nearest to a colour [3], at three strengths of the ink."""
-    return min(COLOURS, key=lambda word: min(np.linalg.norm(rgb - strength * np.array(COLOURS[word])) for strength in (.75, .85, 1)))
+    return min(
+        COLOURS,
+        key=lambda word: min(
+            np.linalg.norm(rgb - strength * np.array(COLOURS[word]))
+            for strength in (0.75, 0.85, 1)
+        ),
+    )
 
 
 def _lean(ink: np.ndarray) -> float:
@@ -542,11 +754,20 @@ def measure_attributes(image: Image.Image, kind: str = "digit") -> Attributes:
     ground = "dark" if background.mean() < 128 else "light"
     if not ink.any():
         return Attributes(kind=kind, background=ground)
-    sharp = ((ink - .4) / .2).clip(0, 1)
-    return Attributes(kind=kind, stroke=in_words(stroke_width(sharp[None])[0], THIN, THICK, ("thin", "", "thick")),
-                      slant=in_words(_lean(ink), -LEAN, LEAN, ("left", "upright", "right")),
-                      width=in_words(width_to_height(ink[None])[0], NARROW, WIDE, ("narrow", "", "wide")),
-                      loops=min(2, count_loops(ndimage.zoom(ink, 2, order=1) > .4)), colour=_colour(colour), background=ground)
+    sharp = ((ink - 0.4) / 0.2).clip(0, 1)
+    return Attributes(
+        kind=kind,
+        stroke=in_words(
+            stroke_width(sharp[None])[0], THIN, THICK, ("thin", "", "thick")
+        ),
+        slant=in_words(_lean(ink), -LEAN, LEAN, ("left", "upright", "right")),
+        width=in_words(
+            width_to_height(ink[None])[0], NARROW, WIDE, ("narrow", "", "wide")
+        ),
+        loops=min(2, count_loops(ndimage.zoom(ink, 2, order=1) > 0.4)),
+        colour=_colour(colour),
+        background=ground,
+    )
 
 # %% ../../nbs/09_captions.ipynb #cell-45
 def is_drawing(image: Image.Image) -> bool:
@@ -566,7 +787,7 @@ def is_drawing(image: Image.Image) -> bool:
     direction = difference[distance >= far].mean(0)
     contrast = np.linalg.norm(direction)
     if contrast < FAINT:
-        return bool(far < FAINT)    # else colours that differ in all directions
+        return bool(far < FAINT)  # else colours that differ in all directions
     along = difference @ direction / contrast
     beside = np.sqrt(np.maximum(distance**2 - along**2, 0))
     plain = distance < 0.1 * contrast
@@ -575,7 +796,6 @@ def is_drawing(image: Image.Image) -> bool:
         and plain.mean() >= PLAIN_GROUND
         and np.sqrt((beside**2).mean()) <= OTHER_COLOURS * contrast
     )
-
 
 # %% ../../nbs/09_captions.ipynb #cell-48
 ATTRIBUTES = ("stroke", "slant", "width", "loops", "colour", "background")
@@ -593,8 +813,17 @@ class _Certain:
 
 def common_attributes(members: Sequence[Attributes]) -> Attributes:
     """The attributes that more than half of the members share; the others unknown."""
-    votes = {attribute: Counter(getattr(member, attribute) for member in members).most_common(1)[0] for attribute in ATTRIBUTES}
-    shared = {attribute: value for attribute, (value, count) in votes.items() if 2 * count > len(members)}
+    votes = {
+        attribute: Counter(
+            getattr(member, attribute) for member in members
+        ).most_common(1)[0]
+        for attribute in ATTRIBUTES
+    }
+    shared = {
+        attribute: value
+        for attribute, (value, count) in votes.items()
+        if 2 * count > len(members)
+    }
     return Attributes(kind=members[0].kind, **shared)
 
 
@@ -612,17 +841,29 @@ class AttributeCaptioner(Captioner):
     an image that is no drawing (`is_drawing`), so that `caption` leaves it without one.
     """
 
-    def __init__(self, noun: str = "digit", say: Sequence[str] = ATTRIBUTES, batch_size: int = 64):
+    def __init__(
+        self, noun: str = "digit", say: Sequence[str] = ATTRIBUTES, batch_size: int = 64
+    ):
         unknown = sorted({say} if isinstance(say, str) else set(say) - set(ATTRIBUTES))
         if unknown:
-            raise ValueError(f"say must be a list of some of {', '.join(ATTRIBUTES)}; got {', '.join(map(repr, unknown))}")
-        self.noun, self.say, self.batch_size = noun, tuple(say), check_count(batch_size, "batch_size")
+            raise ValueError(
+                f"say must be a list of some of {', '.join(ATTRIBUTES)}; got {', '.join(map(repr, unknown))}"
+            )
+        self.noun, self.say, self.batch_size = (
+            noun,
+            tuple(say),
+            check_count(batch_size, "batch_size"),
+        )
         self.name = f"attributes 2: {noun}, {' '.join(sorted(self.say))}"
 
-    def describe(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> list[str]:
+    def describe(
+        self, images: Sequence[Image.Image], prompts: Sequence[str]
+    ) -> list[str]:
         return [self.write(self._measure(image)) for image in images]
 
-    def describe_groups(self, groups: Sequence[Sequence[Image.Image]], prompts: Sequence[str]) -> list[str]:
+    def describe_groups(
+        self, groups: Sequence[Sequence[Image.Image]], prompts: Sequence[str]
+    ) -> list[str]:
         """What the images of each group have in common, from measuring every one."""
         return [
             self.write(common_attributes([self._measure(image) for image in group]))
@@ -639,7 +880,11 @@ class AttributeCaptioner(Captioner):
 
     def write(self, attributes: Attributes) -> str:
         """The sentence for measured attributes."""
-        unsaid = {attribute: None if attribute == "loops" else "" for attribute in ATTRIBUTES if attribute not in self.say}
+        unsaid = {
+            attribute: None if attribute == "loops" else ""
+            for attribute in ATTRIBUTES
+            if attribute not in self.say
+        }
         return described_caption(replace(attributes, **unsaid), _Certain(), keep=1)
 
 # %% ../../nbs/09_captions.ipynb #cell-71
@@ -647,10 +892,19 @@ def _identify_model(model: str, folder: Path) -> str:
     """A folder by its content (of files over 16 MB the size, the first and the last megabyte), wherever it lies; a model of the hub by its commit."""
     if not os.path.isdir(folder):
         from transformers.utils import cached_file
+
         parts = Path(cached_file(model, "config.json")).parts
-        return f"{model} {parts[parts.index('snapshots') + 1]}" if "snapshots" in parts else model
+        return (
+            f"{model} {parts[parts.index('snapshots') + 1]}"
+            if "snapshots" in parts
+            else model
+        )
     contents = []
-    for path in sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")):
+    for path in sorted(
+        path
+        for path in folder.iterdir()
+        if path.is_file() and not path.name.startswith(".")
+    ):
         with open(path, "rb") as file:
             size = path.stat().st_size
             content = file.read() if size < 2**24 else file.read(2**20)
@@ -691,7 +945,10 @@ def _explained(model: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ConnectionError) as error:
-        if any(word in str(error).lower() for word in ("connect", "offline", "timed out", "local_files_only")):
+        if any(
+            word in str(error).lower()
+            for word in ("connect", "offline", "timed out", "local_files_only")
+        ):
             raise ConnectionError(
                 f"could not fetch {model}: {short_reason(error)}. To work offline, give"
                 " a folder with the model (snapshot_download of huggingface_hub makes"
@@ -703,8 +960,12 @@ def _explained(model: str) -> Iterator[None]:
         ) from error
     except (MemoryError, ImportError):
         raise
-    except Exception as error:      # transformers makes many things of damaged files
-        own_code = "; it wants to run code of its own, which is never done here" if "trust_remote_code" in str(error) else ""
+    except Exception as error:  # transformers makes many things of damaged files
+        own_code = (
+            "; it wants to run code of its own, which is never done here"
+            if "trust_remote_code" in str(error)
+            else ""
+        )
         raise ValueError(
             f"{model} cannot be loaded as an image-text-to-text model{own_code}:"
             f" {short_reason(error)}"
@@ -713,10 +974,22 @@ def _explained(model: str) -> Iterator[None]:
 
 def _check_quantization(quantization: str | None) -> None:
     if quantization not in (None, "4bit", "8bit"):
-        raise ValueError(f"quantization must be None, '4bit' or '8bit', not {quantization!r}")
-    missing = [package for package in ("bitsandbytes", "accelerate") if find_spec(package) is None] if quantization else []
+        raise ValueError(
+            f"quantization must be None, '4bit' or '8bit', not {quantization!r}"
+        )
+    missing = (
+        [
+            package
+            for package in ("bitsandbytes", "accelerate")
+            if find_spec(package) is None
+        ]
+        if quantization
+        else []
+    )
     if missing:
-        raise ImportError(f"quantization={quantization!r} needs {' and '.join(missing)}: pip install {' '.join(missing)}")
+        raise ImportError(
+            f"quantization={quantization!r} needs {' and '.join(missing)}: pip install {' '.join(missing)}"
+        )
 
 # %% ../../nbs/09_captions.ipynb #cell-74
 class TransformersCaptioner(Captioner):
@@ -735,33 +1008,71 @@ class TransformersCaptioner(Captioner):
     for a model that is none of this kind or has no chat template, and for wrong arguments.
     """
 
-    def __init__(self, model: str | Path, quantization: str | None = None, batch_size: int = 8, max_new_tokens: int = 77,
-                 device: str | torch.device | None = None):
+    def __init__(
+        self,
+        model: str | Path,
+        quantization: str | None = None,
+        batch_size: int = 8,
+        max_new_tokens: int = 77,
+        device: str | torch.device | None = None,
+    ):
         _check_quantization(quantization)
-        self.model_name, self.quantization, self.device = str(model), quantization, _check_device(device)
-        self.batch_size, self.max_new_tokens = check_count(batch_size, "batch_size"), check_count(max_new_tokens, "max_new_tokens")
+        self.model_name, self.quantization, self.device = (
+            str(model),
+            quantization,
+            _check_device(device),
+        )
+        self.batch_size, self.max_new_tokens = (
+            check_count(batch_size, "batch_size"),
+            check_count(max_new_tokens, "max_new_tokens"),
+        )
         self.dtype = "auto" if self.device.type == "cuda" else torch.float32
         self.processor = self._open_processor()
         with _explained(self.model_name):
             identity = _identify_model(self.model_name, Path(model))
-        self.name = json.dumps({"model": identity, "quantization": quantization, "max_new_tokens": max_new_tokens, "dtype": str(self.dtype)})
+        self.name = json.dumps(
+            {
+                "model": identity,
+                "quantization": quantization,
+                "max_new_tokens": max_new_tokens,
+                "dtype": str(self.dtype),
+            }
+        )
 
     def _open_processor(self):
         from transformers import AutoProcessor
 
-        if not os.path.isdir(self.model_name) and (self.model_name.count("/") != 1 or self.model_name.startswith((".", "/", "~"))):
-            raise FileNotFoundError(f"there is no folder {self.model_name!r}; give one, or a name on the hub such as 'llava-hf/llava-v1.6-mistral-7b-hf'")
+        if not os.path.isdir(self.model_name) and (
+            self.model_name.count("/") != 1
+            or self.model_name.startswith((".", "/", "~"))
+        ):
+            raise FileNotFoundError(
+                f"there is no folder {self.model_name!r}; give one, or a name on the hub such as 'llava-hf/llava-v1.6-mistral-7b-hf'"
+            )
         _refuse_code(self.model_name)
         with _explained(self.model_name):
-            processor = AutoProcessor.from_pretrained(self.model_name, trust_remote_code=False)
-        if not (hasattr(processor, "tokenizer") and hasattr(processor, "image_processor")):
-            raise ValueError(f"{self.model_name} has no processor for images and texts (only a {type(processor).__name__}); choose an image-text-to-text model")
-        processor.chat_template = getattr(processor, "chat_template", None) or processor.tokenizer.chat_template
+            processor = AutoProcessor.from_pretrained(
+                self.model_name, trust_remote_code=False
+            )
+        if not (
+            hasattr(processor, "tokenizer") and hasattr(processor, "image_processor")
+        ):
+            raise ValueError(
+                f"{self.model_name} has no processor for images and texts (only a {type(processor).__name__}); choose an image-text-to-text model"
+            )
+        processor.chat_template = (
+            getattr(processor, "chat_template", None)
+            or processor.tokenizer.chat_template
+        )
         if not processor.chat_template:
-            raise ValueError(f"the processor of {self.model_name} has no chat template, so it is not known how to ask; "
-                             "choose a model that was tuned to follow instructions")
+            raise ValueError(
+                f"the processor of {self.model_name} has no chat template, so it is not known how to ask; "
+                "choose a model that was tuned to follow instructions"
+            )
         processor.tokenizer.padding_side = "left"
-        processor.tokenizer.pad_token = processor.tokenizer.pad_token or processor.tokenizer.eos_token
+        processor.tokenizer.pad_token = (
+            processor.tokenizer.pad_token or processor.tokenizer.eos_token
+        )
         return processor
 
     @cached_property
@@ -771,10 +1082,23 @@ class TransformersCaptioner(Captioner):
 
         options = {}
         if self.quantization:
-            bits = {"load_in_4bit": True, "bnb_4bit_compute_dtype": torch.float16} if self.quantization == "4bit" else {"load_in_8bit": True}
-            options = {"quantization_config": BitsAndBytesConfig(**bits), "device_map": {"": self.device}}
+            bits = (
+                {"load_in_4bit": True, "bnb_4bit_compute_dtype": torch.float16}
+                if self.quantization == "4bit"
+                else {"load_in_8bit": True}
+            )
+            options = {
+                "quantization_config": BitsAndBytesConfig(**bits),
+                "device_map": {"": self.device},
+            }
         with _explained(self.model_name):
-            model = AutoModelForImageTextToText.from_pretrained(self.model_name, dtype=self.dtype, use_safetensors=True, trust_remote_code=False, **options)
+            model = AutoModelForImageTextToText.from_pretrained(
+                self.model_name,
+                dtype=self.dtype,
+                use_safetensors=True,
+                trust_remote_code=False,
+                **options,
+            )
         return (model if self.quantization else model.to(self.device)).eval()
 
     def prepare(self) -> None:
@@ -782,16 +1106,47 @@ class TransformersCaptioner(Captioner):
         self.model
 
     @torch.inference_mode()
-    def describe(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> list[str]:
+    def describe(
+        self, images: Sequence[Image.Image], prompts: Sequence[str]
+    ) -> list[str]:
         inputs = self._inputs(images, prompts).to(self.device, self.model.dtype)
-        answers = self.model.generate(**inputs, max_new_tokens=self.max_new_tokens, do_sample=False, num_beams=1, temperature=None, top_p=None,
-                                      top_k=None, pad_token_id=self.processor.tokenizer.pad_token_id)
-        texts = self.processor.batch_decode(answers[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        answers = self.model.generate(
+            **inputs,
+            max_new_tokens=self.max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            pad_token_id=self.processor.tokenizer.pad_token_id,
+        )
+        texts = self.processor.batch_decode(
+            answers[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
+        )
         return [" ".join(text.split()) for text in texts]
 
     def _inputs(self, images: Sequence[Image.Image], prompts: Sequence[str]):
         """The batch as the model wants it: chats with one image each, padded on the left."""
-        chats = [[{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}] for prompt in prompts]
-        texts = [self.processor.apply_chat_template(chat, add_generation_prompt=True) for chat in chats]
-        begins = self.processor.tokenizer.bos_token and texts[0].startswith(self.processor.tokenizer.bos_token)
-        return self.processor(text=texts, images=[[image] for image in images], padding=True, return_tensors="pt", add_special_tokens=not begins)
+        chats = [
+            [
+                {
+                    "role": "user",
+                    "content": [{"type": "image"}, {"type": "text", "text": prompt}],
+                }
+            ]
+            for prompt in prompts
+        ]
+        texts = [
+            self.processor.apply_chat_template(chat, add_generation_prompt=True)
+            for chat in chats
+        ]
+        begins = self.processor.tokenizer.bos_token and texts[0].startswith(
+            self.processor.tokenizer.bos_token
+        )
+        return self.processor(
+            text=texts,
+            images=[[image] for image in images],
+            padding=True,
+            return_tensors="pt",
+            add_special_tokens=not begins,
+        )

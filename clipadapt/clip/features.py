@@ -7,27 +7,43 @@ from __future__ import annotations
 
 import errno
 import json
-import numpy as np
 import os
 import re
 import shutil
 import sys
-import torch
-from PIL import Image
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from filelock import FileLock, Timeout
 from functools import partial
 from pathlib import Path
-from pydantic import Field
-from tqdm.auto import tqdm
 from types import FunctionType
 from typing import Annotated, Literal
 
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+from PIL import Image
+from pydantic import Field
+from tqdm.auto import tqdm
+
 from .model import CLIP, _ahead, _batches, _name, cache_directory
-from ..images.files import Record, explained, hash_parts, read_record, remove_drafts, whole_file, write_record
+from clipadapt.images.files import (
+    Record,
+    explained,
+    hash_parts,
+    read_record,
+    remove_drafts,
+    whole_file,
+    write_record,
+)
 from ..images.pictures import MAX_PIXELS, read_image
-from ..images.sets import ImageSet, _Selection, _View, as_imageset, check_classnames, check_count
+from clipadapt.images.sets import (
+    ImageSet,
+    _Selection,
+    _View,
+    as_imageset,
+    check_classnames,
+    check_count,
+)
 from ..images.views import strong_view, weak_view
 
 # %% auto #0
@@ -55,17 +71,41 @@ def _hash_item(item, max_pixels: int = MAX_PIXELS) -> bytes:
 def _probes() -> list[Image.Image]:
     """Three fixed images of noise, in different sizes and shapes: what a transform does to them tells one transform from another."""
     rng = np.random.default_rng(0)
-    return [Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8)) for height, width in ((48, 64), (90, 40), (260, 300))]
+    return [
+        Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8))
+        for height, width in ((48, 64), (90, 40), (260, 300))
+    ]
 
 
 def _identify(transform: Callable) -> bytes | None:
     """A hash of a view's transform: its name, its arguments and what it does to the probes; None when it has no lasting name."""
-    function, arguments = (transform.func, transform.keywords) if isinstance(transform, partial) else (transform, {})
-    lasting = isinstance(function, FunctionType) and function.__module__ != "__main__" and "<" not in function.__qualname__
-    if not lasting or getattr(transform, "args", ()) or not all(isinstance(value, (str, int, float)) for value in arguments.values()):
+    function, arguments = (
+        (transform.func, transform.keywords)
+        if isinstance(transform, partial)
+        else (transform, {})
+    )
+    lasting = (
+        isinstance(function, FunctionType)
+        and function.__module__ != "__main__"
+        and "<" not in function.__qualname__
+    )
+    if (
+        not lasting
+        or getattr(transform, "args", ())
+        or not all(isinstance(value, (str, int, float)) for value in arguments.values())
+    ):
         return None
-    seen = [np.asarray(transform(image, np.random.default_rng(k))).tobytes() for k in range(16) for image in _probes()[:2]]
-    return hash_parts(function.__module__, function.__qualname__, json.dumps(arguments, sort_keys=True), *seen)
+    seen = [
+        np.asarray(transform(image, np.random.default_rng(k))).tobytes()
+        for k in range(16)
+        for image in _probes()[:2]
+    ]
+    return hash_parts(
+        function.__module__,
+        function.__qualname__,
+        json.dumps(arguments, sort_keys=True),
+        *seen,
+    )
 
 # %% ../../nbs/engine/features.ipynb #cell-18
 def _hash_image(
@@ -114,16 +154,25 @@ def hash_preprocessing(clip: CLIP) -> str:
     small, *others = _probes()
     first, *again = (np.asarray(clip.preprocess(small)) for _ in range(24))
     if not all(np.array_equal(first, other) for other in again):
-        raise ValueError("this CLIP's preprocessing is random, so its features cannot be kept; use the deterministic "
-                         "preprocessing, and images.view(transform, seed) for random views")
+        raise ValueError(
+            "this CLIP's preprocessing is random, so its features cannot be kept; use the deterministic "
+            "preprocessing, and images.view(transform, seed) for random views"
+        )
     seen = [first, *(np.asarray(clip.preprocess(image)) for image in others)]
-    return hash_parts(*(f"{array.dtype} {array.shape}" for array in seen), *(array.tobytes() for array in seen)).hex()
+    return hash_parts(
+        *(f"{array.dtype} {array.shape}" for array in seen),
+        *(array.tobytes() for array in seen),
+    ).hex()
 
 
 def clip_facts(clip: CLIP) -> dict[str, str]:
     """Everything about a CLIP that its features depend on, hashed: weights, model, preprocessing, precision."""
-    return {"weights": clip.fingerprint, "model": hash_parts(repr(clip.model)).hex(), "preprocessing": hash_preprocessing(clip),
-            "precision": clip.precision}
+    return {
+        "weights": clip.fingerprint,
+        "model": hash_parts(repr(clip.model)).hex(),
+        "preprocessing": hash_preprocessing(clip),
+        "precision": clip.precision,
+    }
 
 
 def fit_facts(method, images: ImageSet, **arrays: np.ndarray) -> dict:
@@ -132,10 +181,26 @@ def fit_facts(method, images: ImageSet, **arrays: np.ndarray) -> dict:
     The method's name, classes and parameters (but the unsaved ones), the content of the images, everything about the CLIP, and the
     `arrays` (labels, for instance) by hash, under their names.
     """
-    parameters = {name: value for name, value in method.get_params(deep=False).items() if name not in method.unsaved}
-    hashes = {name: hash_parts(str(array.dtype), str(array.shape), np.ascontiguousarray(array).tobytes()).hex() for name, array in arrays.items()}
+    parameters = {
+        name: value
+        for name, value in method.get_params(deep=False).items()
+        if name not in method.unsaved
+    }
+    hashes = {
+        name: hash_parts(
+            str(array.dtype), str(array.shape), np.ascontiguousarray(array).tobytes()
+        ).hex()
+        for name, array in arrays.items()
+    }
     clip = {f"clip {name}": value for name, value in clip_facts(method.clip).items()}
-    return {**parameters, **clip, **hashes, "method": type(method).__name__, "classnames": check_classnames(method.classnames), "images": hash_images(images)}
+    return {
+        **parameters,
+        **clip,
+        **hashes,
+        "method": type(method).__name__,
+        "classnames": check_classnames(method.classnames),
+        "images": hash_images(images),
+    }
 
 # %% ../../nbs/engine/features.ipynb #cell-25
 FORMAT = 1
@@ -183,7 +248,7 @@ def _open_array(folder: Path, manifest: Manifest) -> np.ndarray | None:
     """The array in `folder`, or None when it is not the one that the manifest describes."""
     try:
         array = np.lib.format.open_memmap(folder / "features.npy", mode="r")
-    except Exception:       # whatever NumPy makes of foreign bytes
+    except Exception:  # whatever NumPy makes of foreign bytes
         return None
     described = (manifest.facts.count, manifest.dim), manifest.facts.dtype
     fits = (array.shape, array.dtype) == described and array.flags.c_contiguous
@@ -201,11 +266,15 @@ def _read_entry(folder: Path, facts: Facts) -> tuple[Manifest, np.ndarray] | Non
 
 def _missing(manifest: Manifest, array: np.ndarray) -> list[int]:
     """The shards that have to be made: never written, or not what the manifest says."""
+
     def intact(shard: int, known: str | None) -> bool:
         rows = manifest.rows(shard)
         content = array[rows.start : rows.stop].tobytes()
         return known is not None and hash_parts(content).hex() == known
-    return [shard for shard, known in enumerate(manifest.shards) if not intact(shard, known)]
+
+    return [
+        shard for shard, known in enumerate(manifest.shards) if not intact(shard, known)
+    ]
 
 # %% ../../nbs/engine/features.ipynb #cell-28
 def _create(folder: Path, facts: Facts, dim: int, shard_size: int) -> Manifest:
@@ -232,13 +301,23 @@ def _reserve(file, size: int) -> None:
     file.truncate(size)
     try:
         os.posix_fallocate(file.fileno(), 0, size)
-    except (AttributeError, OSError) as error:  # not every system has it, not every file system can
-        if isinstance(error, OSError) and error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+    except (
+        AttributeError,
+        OSError,
+    ) as error:  # not every system has it, not every file system can
+        if isinstance(error, OSError) and error.errno not in (
+            errno.EINVAL,
+            errno.EOPNOTSUPP,
+        ):
             raise
 
 # %% ../../nbs/engine/features.ipynb #cell-29
 def _write_shard(
-    folder: Path, manifest: Manifest, array: np.ndarray, shard: int, features: np.ndarray
+    folder: Path,
+    manifest: Manifest,
+    array: np.ndarray,
+    shard: int,
+    features: np.ndarray,
 ) -> None:
     """Write the rows of one shard, wait until the disk has them, then enter their hash.
 
@@ -254,7 +333,9 @@ def _write_shard(
     write_record(folder / "manifest.json", manifest)
 
 # %% ../../nbs/engine/features.ipynb #cell-31
-def _encode_rows(clip: CLIP, images: ImageSet, rows: range, batch_size: int, progress: tqdm) -> np.ndarray:
+def _encode_rows(
+    clip: CLIP, images: ImageSet, rows: range, batch_size: int, progress: tqdm
+) -> np.ndarray:
     """Features [len(rows), D] of some rows. Raises ValueError, naming the image, for values that are not finite."""
     features = []
     try:
@@ -262,8 +343,12 @@ def _encode_rows(clip: CLIP, images: ImageSet, rows: range, batch_size: int, pro
             features.append(batch.numpy())
             progress.update(len(batch))
     except ValueError as error:
-        if rows.start and str(error).startswith("image "):      # it counted from the first row
-            raise ValueError(f"of the images from number {rows.start} on, {error}") from error
+        if rows.start and str(error).startswith(
+            "image "
+        ):  # it counted from the first row
+            raise ValueError(
+                f"of the images from number {rows.start} on, {error}"
+            ) from error
         raise
     return np.concatenate(features)
 
@@ -282,7 +367,10 @@ def _locked(folder: Path) -> Iterator[None]:
         try:
             lock.acquire(timeout=1)
         except Timeout:
-            tqdm.write("another process is encoding these images; waiting for it", file=sys.stderr)
+            tqdm.write(
+                "another process is encoding these images; waiting for it",
+                file=sys.stderr,
+            )
             lock.acquire()
     try:
         yield
@@ -310,10 +398,11 @@ def named_view(
         return images
     found = re.fullmatch(r"(weak|strong) (\d+)", name)
     if not found:
-        raise ValueError(f"a view is called 'eval', 'weak 0', 'weak 1', ..., or 'strong 0', ..., not {name!r}")
+        raise ValueError(
+            f"a view is called 'eval', 'weak 0', 'weak 1', ..., or 'strong 0', ..., not {name!r}"
+        )
     view = VIEWS[found[1]](size, flip, squash=squash)
     return images.view(view, seed=int(found[2]))
-
 
 # %% ../../nbs/engine/features.ipynb #cell-38
 class FeatureStore:
@@ -324,13 +413,32 @@ class FeatureStore:
     images. Several processes may use one location at the same time. Raises ValueError for another dtype or a size below 1.
     """
 
-    def __init__(self, location: str | Path | None = None, *, dtype: str = "float32", shard_size: int = 1024, batch_size: int = 64):
+    def __init__(
+        self,
+        location: str | Path | None = None,
+        *,
+        dtype: str = "float32",
+        shard_size: int = 1024,
+        batch_size: int = 64,
+    ):
         if str(dtype) not in ("float32", "float16"):
-            raise ValueError(f"features are stored as 'float32' or 'float16', not {dtype!r}")
-        self.location = (Path(location) if location is not None else cache_directory() / "features").expanduser().absolute()
-        self.dtype, self.shard_size, self.batch_size = str(dtype), check_count(shard_size, "shard_size"), check_count(batch_size, "batch_size")
+            raise ValueError(
+                f"features are stored as 'float32' or 'float16', not {dtype!r}"
+            )
+        self.location = (
+            (Path(location) if location is not None else cache_directory() / "features")
+            .expanduser()
+            .absolute()
+        )
+        self.dtype, self.shard_size, self.batch_size = (
+            str(dtype),
+            check_count(shard_size, "shard_size"),
+            check_count(batch_size, "batch_size"),
+        )
 
-    def encode(self, clip: CLIP, images, view: str = "eval", flip: bool = True) -> np.ndarray:
+    def encode(
+        self, clip: CLIP, images, view: str = "eval", flip: bool = True
+    ) -> np.ndarray:
         """Unit features of `images` in their order: a read-only, memory-mapped array [N, D] of the store's dtype.
 
         `images` is anything `as_imageset` takes. `view` is "eval" for the images as they are, "weak 0", "weak 1", ... or
@@ -346,31 +454,58 @@ class FeatureStore:
         if not len(images):
             return np.empty((0, clip.embed_dim), self.dtype)
         digests = hash_each(images)
-        facts = {"format": FORMAT, "images": hash_parts(*digests).hex(), "count": len(images), "dtype": self.dtype, **clip_facts(clip)}
+        facts = {
+            "format": FORMAT,
+            "images": hash_parts(*digests).hex(),
+            "count": len(images),
+            "dtype": self.dtype,
+            **clip_facts(clip),
+        }
         folder = self.location / hash_parts(json.dumps(facts, sort_keys=True)).hex()
         entry = _read_entry(folder, Facts(**facts))
         if entry and not _missing(*entry):
             return entry[1]
-        with _locked(folder):       # nobody clears the folder while it is filled and opened
+        with _locked(folder):  # nobody clears the folder while it is filled and opened
             return self._fill(clip, images, digests, folder, Facts(**facts))
 
-    def _fill(self, clip: CLIP, images: ImageSet, digests: list[bytes], folder: Path, facts: Facts) -> np.ndarray:
+    def _fill(
+        self,
+        clip: CLIP,
+        images: ImageSet,
+        digests: list[bytes],
+        folder: Path,
+        facts: Facts,
+    ) -> np.ndarray:
         """Make every missing shard, and check that its images are still those that were hashed."""
         manifest, array = self._entry(folder, facts, clip.embed_dim)
         missing = _missing(manifest, array)
         done = len(images) - sum(len(manifest.rows(shard)) for shard in missing)
-        with tqdm(total=len(images), initial=done, desc="encoding images", unit=" images", delay=2) as progress:
+        with tqdm(
+            total=len(images),
+            initial=done,
+            desc="encoding images",
+            unit=" images",
+            delay=2,
+        ) as progress:
             for shard in missing:
                 rows = manifest.rows(shard)
                 features = _encode_rows(clip, images, rows, self.batch_size, progress)
-                changed = [i for i, digest in zip(rows, hash_each(images.subset(rows))) if digest != digests[i]]
+                changed = [
+                    i
+                    for i, digest in zip(rows, hash_each(images.subset(rows)))
+                    if digest != digests[i]
+                ]
                 if changed:
-                    raise ValueError(f"{_name(images, changed[0])} changed while it was being encoded; encode again")
+                    raise ValueError(
+                        f"{_name(images, changed[0])} changed while it was being encoded; encode again"
+                    )
                 with explained(self.location, _STORE):
                     _write_shard(folder, manifest, array, shard, features)
         return np.lib.format.open_memmap(folder / "features.npy", mode="r")
 
-    def _entry(self, folder: Path, facts: Facts, dim: int) -> tuple[Manifest, np.ndarray]:
+    def _entry(
+        self, folder: Path, facts: Facts, dim: int
+    ) -> tuple[Manifest, np.ndarray]:
         """What is in `folder`, or a new entry; drafts of killed processes are removed."""
         with explained(self.location, _STORE):
             for other in self._folders():
@@ -379,7 +514,9 @@ class FeatureStore:
             if entry:
                 return entry
             manifest = _create(folder, facts, dim, self.shard_size)
-            return manifest, np.lib.format.open_memmap(folder / "features.npy", mode="r")
+            return manifest, np.lib.format.open_memmap(
+                folder / "features.npy", mode="r"
+            )
 
     def entries(self) -> list[dict]:
         """What the store holds, one dict per entry: key, images, dim, dtype, precision, megabytes, complete."""
@@ -397,14 +534,21 @@ class FeatureStore:
         """
         for folder in self._folders():
             try:
-                with explained(self.location, _STORE), FileLock(f"{folder}.lock", timeout=0):
-                    if folder.exists():         # else another process cleared it
+                with (
+                    explained(self.location, _STORE),
+                    FileLock(f"{folder}.lock", timeout=0),
+                ):
+                    if folder.exists():  # else another process cleared it
                         shutil.rmtree(folder)
             except Timeout:
                 continue
 
     def _folders(self) -> list[Path]:
-        return sorted(path for path in self.location.glob("*") if path.is_dir() and re.fullmatch("[0-9a-f]{32}", path.name))
+        return sorted(
+            path
+            for path in self.location.glob("*")
+            if path.is_dir() and re.fullmatch("[0-9a-f]{32}", path.name)
+        )
 
 
 def _files(folder: Path) -> list[Path]:
@@ -430,8 +574,15 @@ def _describe(folder: Path) -> dict | None:
     if array is None:
         return None
     facts, size = manifest.facts, _size(folder / "features.npy")
-    return {"key": folder.name[:8], "images": facts.count, "dim": manifest.dim, "dtype": facts.dtype,
-            "precision": facts.precision, "megabytes": round(size / 1e6, 3), "complete": None not in manifest.shards}
+    return {
+        "key": folder.name[:8],
+        "images": facts.count,
+        "dim": manifest.dim,
+        "dtype": facts.dtype,
+        "precision": facts.precision,
+        "megabytes": round(size / 1e6, 3),
+        "complete": None not in manifest.shards,
+    }
 
 # %% ../../nbs/engine/features.ipynb #cell-53
 class StoredCLIP(CLIP):

@@ -5,15 +5,16 @@
 # %% ../../nbs/engine/tiny_clip.ipynb #cell-9
 from __future__ import annotations
 
-import numpy as np
 import re
-from PIL import Image, ImageDraw, ImageFont
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
 from numpy.random import Generator
 from open_clip import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
-from pathlib import Path
+from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
 # %% auto #0
@@ -24,9 +25,29 @@ __all__ = ['DIGITS', 'LETTERS', 'SHAPES', 'NOT_TEXT', 'FIELD', 'BOX', 'SIZE', 'T
            'paint', 'Attributes', 'render', 'plain_caption', 'described_caption', 'caption']
 
 # %% ../../nbs/engine/tiny_clip.ipynb #cell-10
-DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+DIGITS = (
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+)
 LETTERS = tuple("abcdefghijklmnopqrstuvwxyz")
-SHAPES = ("circle", "square", "triangle", "diamond", "pentagon", "star", "cross", "heart")
+SHAPES = (
+    "circle",
+    "square",
+    "triangle",
+    "diamond",
+    "pentagon",
+    "star",
+    "cross",
+    "heart",
+)
 NOT_TEXT = ("LastResort", "cmex", "cmsy", "STIXNonUni", "STIXSiz", "Display")
 
 
@@ -36,9 +57,12 @@ def font_files() -> dict[str, Path]:
     Symbol fonts (those whose name contains an entry of `NOT_TEXT`) are left out."""
     from matplotlib import get_data_path
 
-    folder = Path(get_data_path())/"fonts"/"ttf"
-    return {path.stem: path for path in sorted(folder.glob("*.ttf"))
-            if not any(part in path.stem for part in NOT_TEXT)}
+    folder = Path(get_data_path()) / "fonts" / "ttf"
+    return {
+        path.stem: path
+        for path in sorted(folder.glob("*.ttf"))
+        if not any(part in path.stem for part in NOT_TEXT)
+    }
 
 # %% ../../nbs/engine/tiny_clip.ipynb #cell-12
 FIELD, BOX = 48, 36
@@ -46,10 +70,14 @@ FIELD, BOX = 48, 36
 
 def _fit(image: Image.Image) -> np.ndarray:
     image = image.crop(image.getbbox())
-    scale = 2*BOX/max(image.size)
-    image = image.resize([max(1, round(scale*side)) for side in image.size], Image.Resampling.BICUBIC)
-    canvas = Image.new("L", (2*FIELD, 2*FIELD))
-    canvas.paste(image, ((2*FIELD - image.width)//2, (2*FIELD - image.height)//2))
+    scale = 2 * BOX / max(image.size)
+    image = image.resize(
+        [max(1, round(scale * side)) for side in image.size], Image.Resampling.BICUBIC
+    )
+    canvas = Image.new("L", (2 * FIELD, 2 * FIELD))
+    canvas.paste(
+        image, ((2 * FIELD - image.width) // 2, (2 * FIELD - image.height) // 2)
+    )
     return np.asarray(canvas) > 127
 
 
@@ -58,55 +86,81 @@ def draw_character(path: str | Path, character: str) -> np.ndarray:
 
     Raises ValueError for anything but a single character, or where the font draws nothing."""
     if len(character) != 1:
-        raise ValueError(f"draw_character draws one character, got {character!r}; call it once for each.")
+        raise ValueError(
+            f"draw_character draws one character, got {character!r}; call it once for each."
+        )
     font = ImageFont.truetype(str(path), 120)
     left, top, right, bottom = font.getbbox(character)
     image = Image.new("L", (max(1, right - left), max(1, bottom - top)))
     ImageDraw.Draw(image).text((-left, -top), character, font=font, fill=255)
     if image.getbbox() is None:
-        raise ValueError(f"The font {Path(path).name} draws nothing for {character!r}; choose a font that has it.")
+        raise ValueError(
+            f"The font {Path(path).name} draws nothing for {character!r}; choose a font that has it."
+        )
     return _fit(image)
 
 # %% ../../nbs/engine/tiny_clip.ipynb #cell-16
-def _polygon(radii: Sequence[float], turn: float = 0.) -> np.ndarray:
-    angle = turn + 2*np.pi*np.arange(len(radii))/len(radii)
-    return np.stack([np.sin(angle), -np.cos(angle)], 1)*np.asarray(radii)[:, None]
+def _polygon(radii: Sequence[float], turn: float = 0.0) -> np.ndarray:
+    angle = turn + 2 * np.pi * np.arange(len(radii)) / len(radii)
+    return np.stack([np.sin(angle), -np.cos(angle)], 1) * np.asarray(radii)[:, None]
 
 
 def _heart() -> np.ndarray:
-    t = np.linspace(0, 2*np.pi, 60)
-    return np.stack([16*np.sin(t)**3, -13*np.cos(t) + 5*np.cos(2*t) + 2*np.cos(3*t) + np.cos(4*t)], 1)/17
+    t = np.linspace(0, 2 * np.pi, 60)
+    return (
+        np.stack(
+            [
+                16 * np.sin(t) ** 3,
+                -13 * np.cos(t) + 5 * np.cos(2 * t) + 2 * np.cos(3 * t) + np.cos(4 * t),
+            ],
+            1,
+        )
+        / 17
+    )
 
 
-_CORNERS = {"circle": _polygon([1]*60), "square": _polygon([1]*4, np.pi/4), "triangle": _polygon([1]*3),
-            "diamond": _polygon([1]*4), "pentagon": _polygon([1]*5), "star": _polygon([1, .4]*5),
-            "cross": _polygon([1, .45, 1]*4, -np.pi/6), "heart": _heart()}
+_CORNERS = {
+    "circle": _polygon([1] * 60),
+    "square": _polygon([1] * 4, np.pi / 4),
+    "triangle": _polygon([1] * 3),
+    "diamond": _polygon([1] * 4),
+    "pentagon": _polygon([1] * 5),
+    "star": _polygon([1, 0.4] * 5),
+    "cross": _polygon([1, 0.45, 1] * 4, -np.pi / 6),
+    "heart": _heart(),
+}
 
 
 def draw_shape(name: str) -> np.ndarray:
     """A filled geometric shape, one of `SHAPES`, as a boolean mask [96, 96]. Raises ValueError for any other name."""
     if name not in _CORNERS:
-        raise ValueError(f"There is no shape {name!r}; choose one of {', '.join(SHAPES)}.")
+        raise ValueError(
+            f"There is no shape {name!r}; choose one of {', '.join(SHAPES)}."
+        )
     image = Image.new("L", (240, 240))
-    ImageDraw.Draw(image).polygon([tuple(corner) for corner in 120 + 110*_CORNERS[name]], fill=255)
+    ImageDraw.Draw(image).polygon(
+        [tuple(corner) for corner in 120 + 110 * _CORNERS[name]], fill=255
+    )
     return _fit(image)
 
 # %% ../../nbs/engine/tiny_clip.ipynb #cell-19
 def _halve(field: np.ndarray) -> np.ndarray:
-    return field.reshape(FIELD, 2, FIELD, 2).mean((1, 3))/2
+    return field.reshape(FIELD, 2, FIELD, 2).mean((1, 3)) / 2
 
 
 def outline_field(mask: np.ndarray) -> np.ndarray:
     """Signed distance to the outline of a mask [96, 96], in pixels of the field [48, 48]; negative inside."""
-    return _halve(ndimage.distance_transform_edt(~mask) - ndimage.distance_transform_edt(mask))
+    return _halve(
+        ndimage.distance_transform_edt(~mask) - ndimage.distance_transform_edt(mask)
+    )
 
 
-def centre_line(mask: np.ndarray, slope: float = .6) -> np.ndarray:
+def centre_line(mask: np.ndarray, slope: float = 0.6) -> np.ndarray:
     """The ridge of the distance to the outline: a boolean mask like the one given, True along the middle of each stroke.
 
     Off the ridge the distance grows with slope 1; on it the two sides cancel. `slope` is where the line is drawn."""
     depth = ndimage.distance_transform_edt(mask)
-    steepness = np.hypot(*np.gradient(ndimage.gaussian_filter(depth, .7)))
+    steepness = np.hypot(*np.gradient(ndimage.gaussian_filter(depth, 0.7)))
     return (depth > 1) & (steepness < slope)
 
 
@@ -123,43 +177,57 @@ def count_loops(mask: np.ndarray) -> int:
 @dataclass(frozen=True)
 class Glyph:
     """What is known of a glyph before it is rendered. `lean` is the font's own slant, sideways shift per unit of height."""
+
     name: str
     kind: str
     character: str = ""
     case: str = ""
     font: str = ""
     loops: int | None = None
-    lean: float = 0.
+    lean: float = 0.0
 
 
 @dataclass(frozen=True)
 class GlyphBank:
     """Glyphs and their two distance fields, `outline` and `pen`, float32 [G, 48, 48]."""
+
     glyphs: tuple[Glyph, ...]
     outline: np.ndarray
     pen: np.ndarray
 
-    def __len__(self) -> int: return len(self.glyphs)
+    def __len__(self) -> int:
+        return len(self.glyphs)
 
     def select(self, keep: Callable[[Glyph], bool]) -> "GlyphBank":
         "The part of the bank for whose glyphs `keep` is true. Raises ValueError where nothing is left."
         index = [i for i, glyph in enumerate(self.glyphs) if keep(glyph)]
         if not index:
-            raise ValueError("No glyph of the bank passes the filter; print bank.glyphs[0] to see the fields it can test.")
-        return GlyphBank(tuple(self.glyphs[i] for i in index), self.outline[index], self.pen[index])
+            raise ValueError(
+                "No glyph of the bank passes the filter; print bank.glyphs[0] to see the fields it can test."
+            )
+        return GlyphBank(
+            tuple(self.glyphs[i] for i in index), self.outline[index], self.pen[index]
+        )
 
 # %% ../../nbs/engine/tiny_clip.ipynb #cell-24
 _ITALIC = ("Oblique", "Ita", "cmti", "cmmi")
 
 
 def _printed(font: str, path: Path):
-    lean = .2 if any(part in font for part in _ITALIC) else 0.
+    lean = 0.2 if any(part in font for part in _ITALIC) else 0.0
     characters = [(name, "digit", str(i), "") for i, name in enumerate(DIGITS)]
     for letter in LETTERS:
-        characters += [(letter, "letter", letter.upper(), "uppercase"), (letter, "letter", letter, "lowercase")]
+        characters += [
+            (letter, "letter", letter.upper(), "uppercase"),
+            (letter, "letter", letter, "lowercase"),
+        ]
     for name, kind, character, case in characters:
         mask = draw_character(path, character)
-        yield Glyph(name, kind, character, case, font, count_loops(mask), lean), outline_field(mask), pen_field(mask)
+        yield (
+            Glyph(name, kind, character, case, font, count_loops(mask), lean),
+            outline_field(mask),
+            pen_field(mask),
+        )
 
 
 def _shapes():
@@ -168,14 +236,20 @@ def _shapes():
         yield Glyph(name, "shape"), outline, np.abs(outline)
 
 
-def make_bank(fonts: Mapping[str, Path] | None = None, shapes: bool = True) -> GlyphBank:
+def make_bank(
+    fonts: Mapping[str, Path] | None = None, shapes: bool = True
+) -> GlyphBank:
     """Digits and letters of every font (all text fonts of matplotlib where None) and the shapes, as distance fields.
 
     Takes about 3 ms a glyph. A shape has no centre line: its pen field follows the outline instead."""
     fonts = font_files() if fonts is None else fonts
-    rows = [row for font, path in fonts.items() for row in _printed(font, path)] + (list(_shapes()) if shapes else [])
+    rows = [row for font, path in fonts.items() for row in _printed(font, path)] + (
+        list(_shapes()) if shapes else []
+    )
     glyphs, outline, pen = zip(*rows)
-    return GlyphBank(glyphs, np.stack(outline).astype(np.float32), np.stack(pen).astype(np.float32))
+    return GlyphBank(
+        glyphs, np.stack(outline).astype(np.float32), np.stack(pen).astype(np.float32)
+    )
 
 # %% ../../nbs/engine/tiny_clip.ipynb #cell-27
 SIZE = 32
@@ -186,32 +260,54 @@ class Style:
     """How far a rendering may stray from clean print; each pair is a range, each number a largest value.
 
     Lengths are pixels of the 32x32 image. `lowest` lists the resolutions an image is reduced to, one drawn at random."""
-    pen: float = .5                                # share redrawn with a pen along the centre line
-    half_width: tuple[float, float] = (.7, 2.6)    # of the pen
-    offset: tuple[float, float] = (-.8, 1.2)       # growth of a printed outline; negative eats it away
-    height: tuple[float, float] = (9., 15.)        # half the height of a glyph
-    aspect: float = .35                            # logarithm of the change of width
-    shear: float = .35                             # sideways shift per unit of height
-    turn: float = .2                               # rotation in radians
-    perspective: float = .2                        # change of scale across the glyph
-    shift: float = 2.                              # of the centre
-    warp: float = 1.5                              # elastic displacement
-    wobble: float = .4                             # change of the stroke along its way
-    noise: float = .06                             # Gaussian noise, as a share of white
+
+    pen: float = 0.5  # share redrawn with a pen along the centre line
+    half_width: tuple[float, float] = (0.7, 2.6)  # of the pen
+    offset: tuple[float, float] = (
+        -0.8,
+        1.2,
+    )  # growth of a printed outline; negative eats it away
+    height: tuple[float, float] = (9.0, 15.0)  # half the height of a glyph
+    aspect: float = 0.35  # logarithm of the change of width
+    shear: float = 0.35  # sideways shift per unit of height
+    turn: float = 0.2  # rotation in radians
+    perspective: float = 0.2  # change of scale across the glyph
+    shift: float = 2.0  # of the centre
+    warp: float = 1.5  # elastic displacement
+    wobble: float = 0.4  # change of the stroke along its way
+    noise: float = 0.06  # Gaussian noise, as a share of white
     lowest: tuple[int, ...] = (8, 10, 12, 16, 20, 32)
 
     def milder(self, strength: float) -> "Style":
         "The same style with every distortion scaled by `strength`, 0 (clean print) to 1 (unchanged)."
         if not 0 <= strength <= 1:
-            raise ValueError(f"strength goes from 0 to 1, got {strength}; for a wilder style use dataclasses.replace.")
-        scaled = {name: getattr(self, name)*strength for name in
-                  ("aspect", "shear", "turn", "perspective", "warp", "wobble", "noise")}
-        return replace(self, **scaled, offset=tuple(strength*x for x in self.offset),
-                       half_width=tuple(1.5 + strength*(x - 1.5) for x in self.half_width))
+            raise ValueError(
+                f"strength goes from 0 to 1, got {strength}; for a wilder style use dataclasses.replace."
+            )
+        scaled = {
+            name: getattr(self, name) * strength
+            for name in (
+                "aspect",
+                "shear",
+                "turn",
+                "perspective",
+                "warp",
+                "wobble",
+                "noise",
+            )
+        }
+        return replace(
+            self,
+            **scaled,
+            offset=tuple(strength * x for x in self.offset),
+            half_width=tuple(1.5 + strength * (x - 1.5) for x in self.half_width),
+        )
 
 # %% ../../nbs/engine/tiny_clip.ipynb #cell-29
 @lru_cache
-def resizing(size: int, to: int, resample: Image.Resampling = Image.Resampling.BICUBIC) -> np.ndarray:
+def resizing(
+    size: int, to: int, resample: Image.Resampling = Image.Resampling.BICUBIC
+) -> np.ndarray:
     "Resizing is linear: the float32 matrix [to, size] with which Pillow resizes a column of `size` pixels."
     identity = Image.fromarray(np.eye(size, dtype=np.float32))
     return np.asarray(identity.resize((size, to), resample))
@@ -234,55 +330,84 @@ def _uniform(rng: Generator, low: float, high: float, n: int) -> np.ndarray:
 
 
 def _bent_grid(rng: Generator, n: int, style: Style) -> tuple[np.ndarray, np.ndarray]:
-    x = np.arange(SIZE, dtype=np.float32) - (SIZE - 1)/2
-    bend = rng.random((2, n, 1, 1), dtype=np.float32)*smooth_noise(rng, (2, n), 4)
-    bend += rng.random((2, n, 1, 1), dtype=np.float32)*smooth_noise(rng, (2, n), 7)/2
-    return (x[None, None, :] - _uniform(rng, -style.shift, style.shift, n) + style.warp*bend[0],
-            x[None, :, None] - _uniform(rng, -style.shift, style.shift, n) + style.warp*bend[1])
+    x = np.arange(SIZE, dtype=np.float32) - (SIZE - 1) / 2
+    bend = rng.random((2, n, 1, 1), dtype=np.float32) * smooth_noise(rng, (2, n), 4)
+    bend += (
+        rng.random((2, n, 1, 1), dtype=np.float32) * smooth_noise(rng, (2, n), 7) / 2
+    )
+    return (
+        x[None, None, :]
+        - _uniform(rng, -style.shift, style.shift, n)
+        + style.warp * bend[0],
+        x[None, :, None]
+        - _uniform(rng, -style.shift, style.shift, n)
+        + style.warp * bend[1],
+    )
 
 
-def _place(rng: Generator, n: int, style: Style) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _place(
+    rng: Generator, n: int, style: Style
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "Where in the field every pixel looks [2, n, 32, 32], image pixels per field pixel [n, 1, 1], lean [n]."
     x, y = _bent_grid(rng, n, style)
-    turn, shear = _uniform(rng, -style.turn, style.turn, n), _uniform(rng, -style.shear, style.shear, n)
-    x, y = np.cos(turn)*x + np.sin(turn)*y, np.cos(turn)*y - np.sin(turn)*x
+    turn, shear = (
+        _uniform(rng, -style.turn, style.turn, n),
+        _uniform(rng, -style.shear, style.shear, n),
+    )
+    x, y = np.cos(turn) * x + np.sin(turn) * y, np.cos(turn) * y - np.sin(turn) * x
     height = _uniform(rng, *style.height, n)
-    width = np.minimum(height*np.exp(_uniform(rng, -style.aspect, style.aspect, n)), SIZE/2)
-    x, y = (x + shear*y)/width, y/height
-    depth = 1 + _uniform(rng, -style.perspective, style.perspective, n)*x
-    depth = depth + _uniform(rng, -style.perspective, style.perspective, n)*y
-    return np.stack([y/depth, x/depth])*BOX/2 + (FIELD - 1)/2, 2*np.sqrt(width*height)/BOX, (shear + turn)[:, 0, 0]
+    width = np.minimum(
+        height * np.exp(_uniform(rng, -style.aspect, style.aspect, n)), SIZE / 2
+    )
+    x, y = (x + shear * y) / width, y / height
+    depth = 1 + _uniform(rng, -style.perspective, style.perspective, n) * x
+    depth = depth + _uniform(rng, -style.perspective, style.perspective, n) * y
+    return (
+        np.stack([y / depth, x / depth]) * BOX / 2 + (FIELD - 1) / 2,
+        2 * np.sqrt(width * height) / BOX,
+        (shear + turn)[:, 0, 0],
+    )
 
 # %% ../../nbs/engine/tiny_clip.ipynb #cell-33
-def draw_ink(bank: GlyphBank, index: np.ndarray, rng: Generator, style: Style) -> tuple[np.ndarray, np.ndarray]:
+def draw_ink(
+    bank: GlyphBank, index: np.ndarray, rng: Generator, style: Style
+) -> tuple[np.ndarray, np.ndarray]:
     "Ink between 0 and 1, float32 [n, 32, 32], of the glyphs `index` of a bank, and how far each was made to lean [n]."
     n = len(index)
     where, scale, lean = _place(rng, n, style)
     pen = rng.random((n, 1, 1)) < style.pen
     fields = np.where(pen, bank.pen[index], bank.outline[index])
-    layer = np.broadcast_to(np.arange(n, dtype=np.float32)[:, None, None], (n, SIZE, SIZE))
-    distance = scale*ndimage.map_coordinates(fields, [layer, *where], order=1, mode="nearest")
-    reach = np.where(pen, _uniform(rng, *style.half_width, n), _uniform(rng, *style.offset, n))
-    reach = reach + style.wobble*rng.random((n, 1, 1), dtype=np.float32)*smooth_noise(rng, (n,), 6)
-    return np.clip(.5 + reach - distance, 0, 1), lean
+    layer = np.broadcast_to(
+        np.arange(n, dtype=np.float32)[:, None, None], (n, SIZE, SIZE)
+    )
+    distance = scale * ndimage.map_coordinates(
+        fields, [layer, *where], order=1, mode="nearest"
+    )
+    reach = np.where(
+        pen, _uniform(rng, *style.half_width, n), _uniform(rng, *style.offset, n)
+    )
+    reach = reach + style.wobble * rng.random(
+        (n, 1, 1), dtype=np.float32
+    ) * smooth_noise(rng, (n,), 6)
+    return np.clip(0.5 + reach - distance, 0, 1), lean
 
 # %% ../../nbs/engine/tiny_clip.ipynb #cell-35
-THIN, THICK = 2.2, 4.5     # mean stroke width in pixels
-NARROW, WIDE = .6, 1.   # width of the ink over its height
-LEAN = .15                # sideways shift per unit of height
-BLURRY = 10               # resolution in pixels
+THIN, THICK = 2.2, 4.5  # mean stroke width in pixels
+NARROW, WIDE = 0.6, 1.0  # width of the ink over its height
+LEAN = 0.15  # sideways shift per unit of height
+BLURRY = 10  # resolution in pixels
 
 
 def stroke_width(ink: np.ndarray) -> np.ndarray:
     "Mean stroke width in pixels [n] of ink [n, H, W] between 0 and 1: twice the area over the length of the outline."
     down, right = np.diff(ink, axis=1, append=0), np.diff(ink, axis=2, append=0)
-    return 2*ink.sum((1, 2))/np.maximum(np.hypot(down, right).sum((1, 2)), 1)
+    return 2 * ink.sum((1, 2)) / np.maximum(np.hypot(down, right).sum((1, 2)), 1)
 
 
 def width_to_height(ink: np.ndarray) -> np.ndarray:
     "Width over height [n] of the box around the ink [n, H, W]."
-    on = ink > .5
-    return on.any(1).sum(1)/np.maximum(on.any(2).sum(1), 1)
+    on = ink > 0.5
+    return on.any(1).sum(1) / np.maximum(on.any(2).sum(1), 1)
 
 
 def in_words(value: float, low: float, high: float, words: tuple[str, str, str]) -> str:
@@ -290,74 +415,116 @@ def in_words(value: float, low: float, high: float, words: tuple[str, str, str])
     return words[0] if value < low else words[2] if value > high else words[1]
 
 # %% ../../nbs/engine/tiny_clip.ipynb #cell-38
-COLOURS = {"white": (255, 255, 255), "black": (0, 0, 0), "red": (230, 40, 40), "green": (40, 180, 70),
-           "blue": (50, 90, 230), "yellow": (240, 220, 50), "purple": (160, 60, 200), "gray": (128, 128, 128)}
+COLOURS = {
+    "white": (255, 255, 255),
+    "black": (0, 0, 0),
+    "red": (230, 40, 40),
+    "green": (40, 180, 70),
+    "blue": (50, 90, 230),
+    "yellow": (240, 220, 50),
+    "purple": (160, 60, 200),
+    "gray": (128, 128, 128),
+}
 
 
 def _scheme(rng: Generator) -> tuple[str, str]:
     draw = rng.random()
-    if draw < .55:
+    if draw < 0.55:
         return "white", "dark"
-    if draw < .75:
+    if draw < 0.75:
         return "black", "light"
-    return list(COLOURS)[rng.integers(2, len(COLOURS))], ("dark", "light")[rng.integers(2)]
+    return list(COLOURS)[rng.integers(2, len(COLOURS))], ("dark", "light")[
+        rng.integers(2)
+    ]
 
 
 def _shade(rng: Generator, colour: str, background: str) -> tuple[np.ndarray, float]:
-    grey = 0. if rng.random() < .4 else rng.uniform(0, 60)
+    grey = 0.0 if rng.random() < 0.4 else rng.uniform(0, 60)
     ink = np.array(COLOURS[colour], dtype=np.float32)
-    ink = ink + rng.uniform(0, 40) if colour == "black" else ink*rng.uniform(.75, 1)
+    ink = ink + rng.uniform(0, 40) if colour == "black" else ink * rng.uniform(0.75, 1)
     return ink, grey if background == "dark" else 255 - grey
 
 
-def paint(ink: np.ndarray, rng: Generator, noise: float) -> tuple[np.ndarray, list[tuple[str, str]]]:
+def paint(
+    ink: np.ndarray, rng: Generator, noise: float
+) -> tuple[np.ndarray, list[tuple[str, str]]]:
     "Ink [n, 32, 32] on paper: uint8 images [n, 32, 32, 3] and their (colour, background) words."
     schemes = [_scheme(rng) for _ in ink]
     colour, paper = map(np.array, zip(*[_shade(rng, *scheme) for scheme in schemes]))
     paper = paper.astype(np.float32)[:, None, None, None]
-    images = paper + (colour[:, None, None] - paper)*ink[..., None]
-    grain = 255*noise*rng.random((len(ink), 1, 1, 1), dtype=np.float32)
-    images += grain*rng.standard_normal((*ink.shape, 1), dtype=np.float32)
+    images = paper + (colour[:, None, None] - paper) * ink[..., None]
+    grain = 255 * noise * rng.random((len(ink), 1, 1, 1), dtype=np.float32)
+    images += grain * rng.standard_normal((*ink.shape, 1), dtype=np.float32)
     return np.clip(np.round(images), 0, 255).astype(np.uint8), schemes
 
 # %% ../../nbs/engine/tiny_clip.ipynb #cell-40
 @dataclass(frozen=True)
 class Attributes:
     """What a caption can say of an image. An empty word (None for `loops`) means: not known, or nothing worth saying."""
-    name: str = ""             # class: 'seven', 'a', 'circle'
-    kind: str = "symbol"       # 'digit', 'letter', 'shape', or 'symbol' where that is not known
-    character: str = ""        # as printed: '7', 'A'
-    case: str = ""             # 'uppercase', 'lowercase'
-    stroke: str = ""           # 'thin', 'thick'
-    slant: str = ""            # 'left', 'right', 'upright'
-    width: str = ""            # 'narrow', 'wide'
-    loops: int | None = None   # closed loops
-    colour: str = ""           # a key of COLOURS
-    background: str = ""       # 'dark', 'light'
+
+    name: str = ""  # class: 'seven', 'a', 'circle'
+    kind: str = (
+        "symbol"  # 'digit', 'letter', 'shape', or 'symbol' where that is not known
+    )
+    character: str = ""  # as printed: '7', 'A'
+    case: str = ""  # 'uppercase', 'lowercase'
+    stroke: str = ""  # 'thin', 'thick'
+    slant: str = ""  # 'left', 'right', 'upright'
+    width: str = ""  # 'narrow', 'wide'
+    loops: int | None = None  # closed loops
+    colour: str = ""  # a key of COLOURS
+    background: str = ""  # 'dark', 'light'
     blurry: bool = False
 
 # %% ../../nbs/engine/tiny_clip.ipynb #cell-41
-MIX = {"digit": .55, "letter": .38, "shape": .07}
+MIX = {"digit": 0.55, "letter": 0.38, "shape": 0.07}
 
 
-def _choose(bank: GlyphBank, n: int, rng: Generator, mix: Mapping[str, float]) -> np.ndarray:
+def _choose(
+    bank: GlyphBank, n: int, rng: Generator, mix: Mapping[str, float]
+) -> np.ndarray:
     kinds = np.array([glyph.kind for glyph in bank.glyphs])
-    weight = sum(np.where(kinds == kind, share/max(1, (kinds == kind).sum()), 0) for kind, share in mix.items())
+    weight = sum(
+        np.where(kinds == kind, share / max(1, (kinds == kind).sum()), 0)
+        for kind, share in mix.items()
+    )
     if not weight.sum() > 0:
-        raise ValueError(f"The bank has no glyph of the kinds {sorted(mix)}; it has {sorted(set(kinds))}.")
-    return rng.choice(len(bank), n, p=weight/weight.sum())
+        raise ValueError(
+            f"The bank has no glyph of the kinds {sorted(mix)}; it has {sorted(set(kinds))}."
+        )
+    return rng.choice(len(bank), n, p=weight / weight.sum())
 
 
-def _describe(glyph: Glyph, stroke: float, aspect: float, lean: float, size: int, scheme: tuple[str, str]) -> Attributes:
-    return Attributes(glyph.name, glyph.kind, glyph.character, glyph.case,
-                      stroke=in_words(stroke, THIN, THICK, ("thin", "", "thick")),
-                      slant=in_words(lean + glyph.lean, -LEAN, LEAN, ("left", "upright", "right")),
-                      width=in_words(aspect, NARROW, WIDE, ("narrow", "", "wide")),
-                      loops=glyph.loops, colour=scheme[0], background=scheme[1], blurry=bool(size <= BLURRY))
+def _describe(
+    glyph: Glyph,
+    stroke: float,
+    aspect: float,
+    lean: float,
+    size: int,
+    scheme: tuple[str, str],
+) -> Attributes:
+    return Attributes(
+        glyph.name,
+        glyph.kind,
+        glyph.character,
+        glyph.case,
+        stroke=in_words(stroke, THIN, THICK, ("thin", "", "thick")),
+        slant=in_words(lean + glyph.lean, -LEAN, LEAN, ("left", "upright", "right")),
+        width=in_words(aspect, NARROW, WIDE, ("narrow", "", "wide")),
+        loops=glyph.loops,
+        colour=scheme[0],
+        background=scheme[1],
+        blurry=bool(size <= BLURRY),
+    )
 
 
-def render(bank: GlyphBank, n: int, rng: Generator, style: Style = Style(),
-           mix: Mapping[str, float] = MIX) -> tuple[np.ndarray, list[Attributes]]:
+def render(
+    bank: GlyphBank,
+    n: int,
+    rng: Generator,
+    style: Style = Style(),
+    mix: Mapping[str, float] = MIX,
+) -> tuple[np.ndarray, list[Attributes]]:
     """`n` random glyphs of a bank, rendered afresh: images uint8 [n, 32, 32, 3] and their `Attributes`.
 
     `mix` gives each kind its share; within a kind every glyph is as likely.
@@ -368,22 +535,42 @@ def render(bank: GlyphBank, n: int, rng: Generator, style: Style = Style(),
     blur = np.stack([low_resolution(int(size)) for size in sizes])
     images, schemes = paint(blur @ ink @ blur.transpose(0, 2, 1), rng, style.noise)
     measured = zip(stroke_width(ink), width_to_height(ink), lean, sizes, schemes)
-    return images, [_describe(bank.glyphs[i], *values) for i, values in zip(index, measured)]
+    return images, [
+        _describe(bank.glyphs[i], *values) for i, values in zip(index, measured)
+    ]
 
 # %% ../../nbs/engine/tiny_clip.ipynb #cell-45
 TEMPLATES = tuple(OPENAI_IMAGENET_TEMPLATES) + tuple(SIMPLE_IMAGENET_TEMPLATES)
-NAMINGS = {"digit": ("{0.name}", "{0.name}", "digit {0.name}", "number {0.name}", '"{0.character}"'),
-           "letter": ("letter {0.name}", "letter {0.name}", "{0.case} {0.name}",
-                      "{0.case} letter {0.name}", '"{0.character}"'),
-           "shape": ("{0.name}", "{0.name}", "{0.name} shape")}
+NAMINGS = {
+    "digit": (
+        "{0.name}",
+        "{0.name}",
+        "digit {0.name}",
+        "number {0.name}",
+        '"{0.character}"',
+    ),
+    "letter": (
+        "letter {0.name}",
+        "letter {0.name}",
+        "{0.case} {0.name}",
+        "{0.case} letter {0.name}",
+        '"{0.character}"',
+    ),
+    "shape": ("{0.name}", "{0.name}", "{0.name} shape"),
+}
 
 
-def _pick(rng: Generator, options: Sequence): return options[rng.integers(len(options))]
+def _pick(rng: Generator, options: Sequence):
+    return options[rng.integers(len(options))]
 
 
 def _name(attributes: Attributes, rng: Generator) -> str:
     options = NAMINGS.get(attributes.kind, ("{0.name}",))
-    known = [option for option in options if all(getattr(attributes, field) for field in re.findall(r'0\.(\w+)', option))]
+    known = [
+        option
+        for option in options
+        if all(getattr(attributes, field) for field in re.findall(r"0\.(\w+)", option))
+    ]
     return _pick(rng, known).format(attributes)
 
 
@@ -393,40 +580,69 @@ def plain_caption(attributes: Attributes, rng: Generator) -> str:
     Four in ten are "a photo of a seven.", two "a photo of the digit seven.", the others one of OpenAI's ImageNet
     templates. Raises ValueError where the class is not known."""
     if not attributes.name:
-        raise ValueError("A plain caption needs the class, but attributes.name is empty; use described_caption.")
+        raise ValueError(
+            "A plain caption needs the class, but attributes.name is empty; use described_caption."
+        )
     naming, draw = _name(attributes, rng), rng.random()
-    if draw < .4:
-        return f'a photo of a {naming if attributes.kind == "letter" else attributes.name}.'
-    if draw < .6:
+    if draw < 0.4:
+        return f"a photo of a {naming if attributes.kind == 'letter' else attributes.name}."
+    if draw < 0.6:
         return f"a photo of the {attributes.kind} {attributes.name}."
     return _pick(rng, TEMPLATES)(naming)
 
 # %% ../../nbs/engine/tiny_clip.ipynb #cell-46
-SLANTS = {"left": "leaning left", "right": "leaning right", "upright": "standing upright"}
+SLANTS = {
+    "left": "leaning left",
+    "right": "leaning right",
+    "upright": "standing upright",
+}
 LOOPS = ("no closed loops", "one closed loop", "two closed loops")
 
 
 def _noun(attributes: Attributes, rng: Generator, named: float) -> str:
     if attributes.name and rng.random() < named:
         return _name(attributes, rng)
-    return attributes.kind if rng.random() < .6 else "symbol"
+    return attributes.kind if rng.random() < 0.6 else "symbol"
 
 
-def described_caption(attributes: Attributes, rng: Generator, keep: float = .4, named: float = .75) -> str:
+def described_caption(
+    attributes: Attributes, rng: Generator, keep: float = 0.4, named: float = 0.75
+) -> str:
     """A caption of attribute words: `a [photo of a] {adjectives} {noun} {clauses}.`
 
     Every adjective (blurry, stroke, width, colour) and clause (slant, loops, background) that is known is said with
     probability `keep`; the noun names the class with probability `named`, and else only its kind."""
     known = attributes
     loops = LOOPS[min(known.loops, 2)] if known.loops is not None else ""
-    adjectives = ["blurry" if known.blurry else "", known.stroke, known.width, known.colour]
-    clauses = [SLANTS.get(known.slant, ""), f"with {loops}" if loops else "",
-               f"on a {known.background} background" if known.background else ""]
-    said = [[word for word in words if word and rng.random() < keep] for words in (adjectives, clauses)]
-    return " ".join([_pick(rng, ("a", "a photo of a")), *said[0], _noun(known, rng, named), *said[1]]) + "."
+    adjectives = [
+        "blurry" if known.blurry else "",
+        known.stroke,
+        known.width,
+        known.colour,
+    ]
+    clauses = [
+        SLANTS.get(known.slant, ""),
+        f"with {loops}" if loops else "",
+        f"on a {known.background} background" if known.background else "",
+    ]
+    said = [
+        [word for word in words if word and rng.random() < keep]
+        for words in (adjectives, clauses)
+    ]
+    return (
+        " ".join(
+            [
+                _pick(rng, ("a", "a photo of a")),
+                *said[0],
+                _noun(known, rng, named),
+                *said[1],
+            ]
+        )
+        + "."
+    )
 
 
-def caption(attributes: Attributes, rng: Generator, plain: float = 1/3) -> str:
+def caption(attributes: Attributes, rng: Generator, plain: float = 1 / 3) -> str:
     "One random caption of an image: with probability `plain` the class only, else attribute words."
     if attributes.name and rng.random() < plain:
         return plain_caption(attributes, rng)

@@ -5,8 +5,6 @@
 # %% ../../nbs/engine/index.ipynb #cell-5
 from __future__ import annotations
 
-import numpy as np
-import torch
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,8 +12,20 @@ from pathlib import Path
 from threading import Lock
 from typing import Literal
 
+import numpy as np
+import torch
+
 from .model import CLIP
-from ..images.files import Array, REMEDY, Record, blaming, check_arrays, own_file, read_own_file, write_arrays
+from clipadapt.images.files import (
+    REMEDY,
+    Array,
+    Record,
+    blaming,
+    check_arrays,
+    own_file,
+    read_own_file,
+    write_arrays,
+)
 from ..images.sets import check_count
 
 # %% auto #0
@@ -30,8 +40,14 @@ def encode_queries(clip: CLIP, queries) -> np.ndarray:
     """
     if isinstance(queries, str):
         queries = [queries]
-    sentences = isinstance(queries, (list, tuple)) and len(queries) and all(isinstance(query, str) for query in queries)
-    return (clip.encode_text(queries) if sentences else clip.encode_image(queries)).numpy()
+    sentences = (
+        isinstance(queries, (list, tuple))
+        and len(queries)
+        and all(isinstance(query, str) for query in queries)
+    )
+    return (
+        clip.encode_text(queries) if sentences else clip.encode_image(queries)
+    ).numpy()
 
 # %% ../../nbs/engine/index.ipynb #cell-12
 def unit_rows(vectors, name: str = "vectors", dim: int | None = None) -> np.ndarray:
@@ -40,38 +56,71 @@ def unit_rows(vectors, name: str = "vectors", dim: int | None = None) -> np.ndar
     Raises ValueError, calling them `name`, for another shape, another dimension than `dim`, values that are no floats or not
     finite, and rows that are not of unit length (to 1 %: room for bfloat16).
     """
-    array = vectors.detach().cpu().float().numpy() if isinstance(vectors, torch.Tensor) else np.asarray(vectors)
+    array = (
+        vectors.detach().cpu().float().numpy()
+        if isinstance(vectors, torch.Tensor)
+        else np.asarray(vectors)
+    )
     if array.ndim != 2 or array.dtype.kind != "f" or not array.shape[1]:
-        raise ValueError(f"{name} must be a table of floats [N, D], got {array.dtype} of shape {array.shape}")
+        raise ValueError(
+            f"{name} must be a table of floats [N, D], got {array.dtype} of shape {array.shape}"
+        )
     if dim not in (None, array.shape[1]):
-        raise ValueError(f"{name} have {array.shape[1]} dimensions, not {dim}: were they encoded with another CLIP?")
+        raise ValueError(
+            f"{name} have {array.shape[1]} dimensions, not {dim}: were they encoded with another CLIP?"
+        )
     array = np.require(array, np.float32, ["C", "W"])
     lengths = np.linalg.norm(array, axis=1)
-    for wrong, what in [(~np.isfinite(lengths), "hold NaN or infinite values; look for them in the images or leave these rows out"),
-                        (np.abs(lengths - 1) > 1e-2, "are not of unit length; divide each by its norm first")]:
+    for wrong, what in [
+        (
+            ~np.isfinite(lengths),
+            "hold NaN or infinite values; look for them in the images or leave these rows out",
+        ),
+        (
+            np.abs(lengths - 1) > 1e-2,
+            "are not of unit length; divide each by its norm first",
+        ),
+    ]:
         if wrong.any():
-            raise ValueError(f"{wrong.sum()} of {len(array)} {name} {what}; row {wrong.argmax()} has length {lengths[wrong.argmax()]:.4g}")
+            raise ValueError(
+                f"{wrong.sum()} of {len(array)} {name} {what}; row {wrong.argmax()} has length {lengths[wrong.argmax()]:.4g}"
+            )
     return array
 
 # %% ../../nbs/engine/index.ipynb #cell-16
 _BLOCK, _QUERIES = 16_384, 1024
 
 
-def exact_search(vectors: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+def exact_search(
+    vectors: np.ndarray, queries: np.ndarray, k: int
+) -> tuple[np.ndarray, np.ndarray]:
     """The `k` most similar of `vectors` [N, D] to each of `queries` [Q, D], k <= N, by matrix products in blocks.
 
     Returns similarities float32 [Q, k] (inner products), falling, and positions int64 [Q, k]. Never holds more than
     1024 x 16,384 similarities. Both arrays are contiguous float32.
     """
-    found = [_best_of_blocks(torch.from_numpy(vectors), part, k) for part in torch.from_numpy(queries).split(_QUERIES)]
+    found = [
+        _best_of_blocks(torch.from_numpy(vectors), part, k)
+        for part in torch.from_numpy(queries).split(_QUERIES)
+    ]
     return tuple(torch.cat(parts).numpy() for parts in zip(*found))
 
 
-def _best_of_blocks(vectors: torch.Tensor, queries: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    best, places = torch.empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.int64)
+def _best_of_blocks(
+    vectors: torch.Tensor, queries: torch.Tensor, k: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    best, places = (
+        torch.empty(len(queries), 0),
+        torch.empty(len(queries), 0, dtype=torch.int64),
+    )
     for start in range(0, len(vectors), _BLOCK):
-        similarities, columns = (queries @ vectors[start:start + _BLOCK].T).topk(min(k, _BLOCK, len(vectors) - start))
-        best, places = torch.cat([best, similarities], 1), torch.cat([places, columns + start], 1)
+        similarities, columns = (queries @ vectors[start : start + _BLOCK].T).topk(
+            min(k, _BLOCK, len(vectors) - start)
+        )
+        best, places = (
+            torch.cat([best, similarities], 1),
+            torch.cat([places, columns + start], 1),
+        )
         best, order = best.topk(min(k, best.shape[1]))
         places = places.gather(1, order)
     return best, places
@@ -105,14 +154,23 @@ def _quick_batches(queries: int) -> Iterator[None]:
 KINDS = ("exact", "ivf", "ivfpq", "hnsw")
 
 
-def _build(vectors: np.ndarray, kind: str, nlist: int | None, code_bytes: int | None, links: int, seed: int):
+def _build(
+    vectors: np.ndarray,
+    kind: str,
+    nlist: int | None,
+    code_bytes: int | None,
+    links: int,
+    seed: int,
+):
     """A FAISS index of `kind`, trained on `vectors` and still empty."""
     count, dim = vectors.shape
     if kind in ("exact", "hnsw"):
         return _untrained(kind, dim, links=links)
     nlist = nlist or max(1, min(int(2 * count**0.5), count // 40))
     if not 1 <= nlist <= count:
-        raise ValueError(f"nlist must lie in 1 ... {count}, the number of vectors, not {nlist}")
+        raise ValueError(
+            f"nlist must lie in 1 ... {count}, the number of vectors, not {nlist}"
+        )
     code_bytes = _code_bytes(count, dim, code_bytes) if kind == "ivfpq" else 0
     return _trained(
         _untrained(kind, dim, nlist=nlist, code_bytes=code_bytes), vectors, seed
@@ -142,20 +200,35 @@ def _trained(index, vectors: np.ndarray, seed: int):
     """An IVF index after k-means on a sample: 40 vectors for each of its lists, at least 10,240 for its codes."""
     enough = min(len(vectors), max(40 * index.nlist, 40 * 256))
     for clustering in [index.cp] + ([index.pq.cp] if hasattr(index, "pq") else []):
-        clustering.seed, clustering.niter, clustering.min_points_per_centroid, clustering.max_points_per_centroid = seed, 10, 1, 40
+        (
+            clustering.seed,
+            clustering.niter,
+            clustering.min_points_per_centroid,
+            clustering.max_points_per_centroid,
+        ) = seed, 10, 1, 40
     index.cp.spherical = True
-    index.train(vectors[np.random.default_rng(seed).choice(len(vectors), enough, replace=False)])
+    index.train(
+        vectors[np.random.default_rng(seed).choice(len(vectors), enough, replace=False)]
+    )
     return index
 
 
 def _code_bytes(count: int, dim: int, wanted: int | None) -> int:
     """The bytes of an IVF-PQ code, a divisor of `dim`: `wanted`, or the largest power of two up to 64 with pieces of two numbers or more."""
     if count < 256:
-        raise ValueError(f"product quantisation needs at least 256 vectors to learn its 256 typical pieces, got {count}: use kind='exact'")
+        raise ValueError(
+            f"product quantisation needs at least 256 vectors to learn its 256 typical pieces, got {count}: use kind='exact'"
+        )
     if wanted is None:
-        return next(size for size in (64, 32, 16, 8, 4, 2, 1) if dim % size == 0 and (dim // size >= 2 or size == 1))
+        return next(
+            size
+            for size in (64, 32, 16, 8, 4, 2, 1)
+            if dim % size == 0 and (dim // size >= 2 or size == 1)
+        )
     if wanted < 1 or dim % wanted:
-        raise ValueError(f"code_bytes must divide the dimension {dim}, {wanted} does not")
+        raise ValueError(
+            f"code_bytes must divide the dimension {dim}, {wanted} does not"
+        )
     return wanted
 
 # %% ../../nbs/engine/index.ipynb #cell-34
@@ -171,18 +244,38 @@ class PrototypeIndex:
     an unknown kind, an empty set, or options outside their range.
     """
 
-    def __init__(self, vectors, kind: str = "exact", *, effort: int | None = None, nlist: int | None = None,
-                 code_bytes: int | None = None, links: int = 32, seed: int = 0):
+    def __init__(
+        self,
+        vectors,
+        kind: str = "exact",
+        *,
+        effort: int | None = None,
+        nlist: int | None = None,
+        code_bytes: int | None = None,
+        links: int = 32,
+        seed: int = 0,
+    ):
         if kind not in KINDS:
             raise ValueError(f"kind must be one of {', '.join(KINDS)}, not {kind!r}")
         vectors = unit_rows(vectors)
         if not len(vectors):
             raise ValueError("an index needs at least one vector to know its dimension")
-        for value, name, lowest in ((effort, "effort", 1), (nlist, "nlist", 1), (code_bytes, "code_bytes", 1), (links, "links", 2)):
+        for value, name, lowest in (
+            (effort, "effort", 1),
+            (nlist, "nlist", 1),
+            (code_bytes, "code_bytes", 1),
+            (links, "links", 2),
+        ):
             if value is not None:
                 check_count(value, name, lowest)
         index = _build(vectors, kind, nlist, code_bytes, links, seed)
-        self._set(index, kind, (64 if kind == "hnsw" else max(8, getattr(index, "nlist", 0) // 64)) if effort is None else effort)
+        self._set(
+            index,
+            kind,
+            (64 if kind == "hnsw" else max(8, getattr(index, "nlist", 0) // 64))
+            if effort is None
+            else effort,
+        )
         self._parameters(self.effort)
         self.add(vectors)
 
@@ -192,8 +285,12 @@ class PrototypeIndex:
         self._index, self.kind, self.effort, self.dim = index, kind, effort, index.d
         try:
             on_gpu = kind != "hnsw" and faiss.get_num_gpus() > 0
-            self._gpu = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index) if on_gpu else None
-        except RuntimeError as error:       # a code that FAISS has no GPU program for, or not enough memory there
+            self._gpu = (
+                faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index)
+                if on_gpu
+                else None
+            )
+        except RuntimeError as error:  # a code that FAISS has no GPU program for, or not enough memory there
             warnings.warn(f"this {kind} index stays on the CPU: {error}", stacklevel=3)
             self._gpu = None
 
@@ -201,7 +298,9 @@ class PrototypeIndex:
         return self._index.ntotal
 
     def __repr__(self) -> str:
-        return f"PrototypeIndex({len(self)} vectors of {self.dim} dimensions, {self.kind})"
+        return (
+            f"PrototypeIndex({len(self)} vectors of {self.dim} dimensions, {self.kind})"
+        )
 
     def add(self, vectors) -> None:
         """Append `vectors` [M, D]; they get the positions len(self), len(self) + 1, ... Raises ValueError as `unit_rows` does."""
@@ -218,17 +317,26 @@ class PrototypeIndex:
         distinct ones: a query for which its lists held fewer is searched again exhaustively. Raises ValueError for
         queries that `unit_rows` refuses, and unless `k` is a positive whole number.
         """
-        queries, k = unit_rows(queries, "queries", self.dim), min(check_count(k, "k, the number of neighbours,"), len(self))
+        queries, k = (
+            unit_rows(queries, "queries", self.dim),
+            min(check_count(k, "k, the number of neighbours,"), len(self)),
+        )
         if not len(queries):
             return np.empty((0, k), np.float32), np.empty((0, k), np.int64)
-        index = self._gpu if self._gpu is not None and k <= 2048 else self._index      # FAISS's limit on a GPU
+        index = (
+            self._gpu if self._gpu is not None and k <= 2048 else self._index
+        )  # FAISS's limit on a GPU
         if index is self._index and self.kind == "exact" and len(queries) > 1:
             return exact_search(_stored(index), queries, k)
         with _quick_batches(len(queries)):
-            similarities, positions = index.search(queries, k, params=self._parameters(self.effort))
+            similarities, positions = index.search(
+                queries, k, params=self._parameters(self.effort)
+            )
         short = (positions < 0).any(1)
         if short.any():
-            similarities[short], positions[short] = self._search_everything(queries[short], k)
+            similarities[short], positions[short] = self._search_everything(
+                queries[short], k
+            )
         return similarities, positions
 
     def _parameters(self, effort: int):
@@ -241,12 +349,18 @@ class PrototypeIndex:
             return faiss.SearchParametersHNSW(efSearch=effort)
         return faiss.SearchParametersIVF(nprobe=min(effort, self._index.nlist))
 
-    def _search_everything(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    def _search_everything(
+        self, queries: np.ndarray, k: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         import faiss
 
         if self.kind == "hnsw":
-            return exact_search(_stored(faiss.downcast_index(self._index.storage)), queries, k)
-        return self._index.search(queries, k, params=self._parameters(self._index.nlist))
+            return exact_search(
+                _stored(faiss.downcast_index(self._index.storage)), queries, k
+            )
+        return self._index.search(
+            queries, k, params=self._parameters(self._index.nlist)
+        )
 
     def save(self, directory: str | Path) -> None:
         """Write the index to one file in `directory`, whole or not at all.
@@ -261,7 +375,8 @@ class PrototypeIndex:
         arrays, facts = _taken_apart(self._index, self.kind)
         effort = int(self.effort)
         record = SavedIndex(
-            kind=self.kind, dim=self.dim, count=len(self), effort=effort, **facts)
+            kind=self.kind, dim=self.dim, count=len(self), effort=effort, **facts
+        )
         write_arrays(path, arrays, record)
         for name in _EARLIER:
             path.with_name(name).unlink(missing_ok=True)
@@ -289,7 +404,7 @@ class PrototypeIndex:
 
 # %% ../../nbs/engine/index.ipynb #cell-35
 _FILE = "index.safetensors"
-_EARLIER = ("index.json", "index.faiss")        # what clipadapt 0.1 wrote
+_EARLIER = ("index.json", "index.faiss")  # what clipadapt 0.1 wrote
 
 
 class SavedIndex(Record):
@@ -312,11 +427,13 @@ _LISTS = {
 _CONTENT = {
     "exact": _VECTORS,
     "ivf": _VECTORS | _LISTS,
-    "ivfpq": _LISTS | {
+    "ivfpq": _LISTS
+    | {
         "codes": Array("uint8", "N", "B"),
         "codebook": Array("float32", "B", 256, "piece"),
     },
-    "hnsw": _VECTORS | {
+    "hnsw": _VECTORS
+    | {
         "levels": Array("int32", "N", low=1),
         "neighbours": Array("int32", "links", low=-1, below="N"),
     },
@@ -327,7 +444,9 @@ def _stored(flat) -> np.ndarray:
     """The vectors of a flat FAISS index, float32 [N, D], where they are: valid until something is added."""
     import faiss
 
-    return faiss.rev_swig_ptr(flat.get_xb(), flat.ntotal * flat.d).reshape(flat.ntotal, flat.d)
+    return faiss.rev_swig_ptr(flat.get_xb(), flat.ntotal * flat.d).reshape(
+        flat.ntotal, flat.d
+    )
 
 
 def _taken_apart(index, kind: str) -> tuple[dict[str, np.ndarray], dict[str, int]]:
@@ -399,7 +518,7 @@ def _check_index(arrays: dict[str, np.ndarray], record: SavedIndex) -> None:
         _check_graph(arrays["levels"], arrays["neighbours"], record)
 
 # %% ../../nbs/engine/index.ipynb #cell-40
-_FLOORS = 30        # a million vectors have about five
+_FLOORS = 30  # a million vectors have about five
 
 
 def _room(levels: np.ndarray, links: int) -> np.ndarray:

@@ -10,29 +10,36 @@ import difflib
 import hashlib
 import json
 import math
-import numpy as np
-import open_clip
 import os
 import shutil
 import stat
 import tempfile
-import torch
-import torch.nn.functional as F
 import warnings
-from PIL import Image
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, cached_property, partial
 from importlib.resources import files
 from pathlib import Path
+
+import numpy as np
+import open_clip
+import torch
+import torch.nn.functional as F
+from PIL import Image
 from platformdirs import user_cache_path
 from safetensors.torch import load_file, save_file
 from torchvision.transforms import Compose, Normalize, Resize, ToTensor
 from tqdm.auto import tqdm
 
 from .modelfiles import open_model, unreachable
-from ..images.files import Record, hash_parts, read_record, whole_directory, write_record
+from clipadapt.images.files import (
+    Record,
+    hash_parts,
+    read_record,
+    whole_directory,
+    write_record,
+)
 from ..images.pictures import short_reason
 from ..images.sets import ImageSet, _Selection, _View, as_imageset
 
@@ -43,7 +50,11 @@ __all__ = ['hash_weights', 'CLIP', 'is_known', 'load_clip', 'cache_directory', '
 def _split_preprocess(preprocess: Compose) -> tuple[Compose, Normalize] | None:
     """OpenCLIP's preprocessing as (Pillow image to Pillow image, normalisation of a float batch), if it has that form."""
     steps = getattr(preprocess, "transforms", [])
-    if len(steps) >= 2 and isinstance(steps[-2], ToTensor) and isinstance(steps[-1], Normalize):
+    if (
+        len(steps) >= 2
+        and isinstance(steps[-2], ToTensor)
+        and isinstance(steps[-1], Normalize)
+    ):
         return Compose(steps[:-2]), steps[-1]
 
 
@@ -75,7 +86,7 @@ def _squashes(preprocess, size: int) -> bool:
     return bool(np.abs(seen - expected).mean() < 0.03 * np.ptp(expected))
 
 
-_LONGEST = 64       # times the short side; of longer images only the middle is used
+_LONGEST = 64  # times the short side; of longer images only the middle is used
 
 
 def _middle(image: Image.Image, preprocess) -> Image.Image:
@@ -107,7 +118,9 @@ def _pixels(preprocess, images: ImageSet, batch: range) -> torch.Tensor:
 def _normalised(preprocess, pixels: torch.Tensor) -> torch.Tensor:
     if pixels.dtype != torch.uint8:
         return pixels
-    channels_first = pixels.permute(0, 3, 1, 2).contiguous()       # in memory, too: oneDNN can crash on the other order where a tower is trained
+    channels_first = (
+        pixels.permute(0, 3, 1, 2).contiguous()
+    )  # in memory, too: oneDNN can crash on the other order where a tower is trained
     return _split_preprocess(preprocess)[1](channels_first.float().div_(255))
 
 # %% ../../nbs/engine/model.ipynb #cell-10
@@ -140,14 +153,23 @@ def _warn_when_cut(texts: Sequence[str], tokenizer) -> None:
     if not hasattr(tokenizer, "encode"):
         return
     room = tokenizer.context_length - 2
-    long = [text for text in texts if len(text.encode()) > room and len(tokenizer.encode(text)) > room]
+    long = [
+        text
+        for text in texts
+        if len(text.encode()) > room and len(tokenizer.encode(text)) > room
+    ]
     if long:
-        warnings.warn(f"{len(long)} of {len(texts)} texts are longer than the {room} tokens this model reads and were cut, "
-                      f"for example {long[0][:80]!r}", stacklevel=3)
+        warnings.warn(
+            f"{len(long)} of {len(texts)} texts are longer than the {room} tokens this model reads and were cut, "
+            f"for example {long[0][:80]!r}",
+            stacklevel=3,
+        )
 
 # %% ../../nbs/engine/model.ipynb #cell-14
 @torch.no_grad()
-def _encode(clip: CLIP, encoder, batches: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
+def _encode(
+    clip: CLIP, encoder, batches: Iterator[torch.Tensor]
+) -> Iterator[torch.Tensor]:
     """Encode batch after batch: unit features [B, D], float32 on the CPU."""
     for batch in batches:
         if batch.is_floating_point() and clip.precision == "bf16":
@@ -184,10 +206,14 @@ def _check_finite(features: torch.Tensor, name: Callable[[int], str]) -> None:
         )
 
 # %% ../../nbs/engine/model.ipynb #cell-15
-def _collect(clip: CLIP, batches: Iterator[torch.Tensor], count: int, unit: str) -> torch.Tensor:
+def _collect(
+    clip: CLIP, batches: Iterator[torch.Tensor], count: int, unit: str
+) -> torch.Tensor:
     """The features of all batches as one tensor [count, D], with a progress bar when it takes long."""
     features = [torch.empty(0, clip.embed_dim)] if not count else []
-    with tqdm(total=count, desc=f"encoding {unit}s", unit=f" {unit}s", delay=2) as progress:
+    with tqdm(
+        total=count, desc=f"encoding {unit}s", unit=f" {unit}s", delay=2
+    ) as progress:
         for batch in batches:
             features.append(batch)
             progress.update(len(batch))
@@ -196,8 +222,12 @@ def _collect(clip: CLIP, batches: Iterator[torch.Tensor], count: int, unit: str)
 # %% ../../nbs/engine/model.ipynb #cell-17
 def hash_weights(model: torch.nn.Module) -> str:
     """A hash of all weights of an OpenCLIP model and of its preprocessing settings: 32 hexadecimal digits."""
-    settings = open_clip.get_model_preprocess_cfg(model) if hasattr(model, "visual") else {}
-    digest = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=16)
+    settings = (
+        open_clip.get_model_preprocess_cfg(model) if hasattr(model, "visual") else {}
+    )
+    digest = hashlib.blake2b(
+        json.dumps(settings, sort_keys=True).encode(), digest_size=16
+    )
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
@@ -213,15 +243,30 @@ class CLIP:
     with. scikit-learn's `clone` shares the model instead of copying it.
     """
 
-    def __init__(self, model: torch.nn.Module, preprocess, tokenizer, *, name: str | None = None,
-                 pretrained: str | None = None, device: str | torch.device = "cpu", precision: str = "auto"):
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        preprocess,
+        tokenizer,
+        *,
+        name: str | None = None,
+        pretrained: str | None = None,
+        device: str | torch.device = "cpu",
+        precision: str = "auto",
+    ):
         if precision not in ("auto", "float32", "bf16"):
-            raise ValueError(f"precision must be 'auto', 'float32' or 'bf16', not {precision!r}")
+            raise ValueError(
+                f"precision must be 'auto', 'float32' or 'bf16', not {precision!r}"
+            )
         self.device = torch.device(device)
         self.model = model.to(self.device).eval().requires_grad_(False)
         self.preprocess, self.tokenizer = preprocess, tokenizer
         self.name, self.pretrained, self._hashed = name, pretrained, None
-        self.precision = ("bf16" if self.device.type == "cuda" else "float32") if precision == "auto" else precision
+        self.precision = (
+            ("bf16" if self.device.type == "cuda" else "float32")
+            if precision == "auto"
+            else precision
+        )
 
     @property
     def logit_scale(self) -> float:
@@ -267,7 +312,10 @@ class CLIP:
 
         It is computed once, and again when the sum of any weight tensor has changed, so steps of an optimiser are noticed.
         """
-        sums = [tensor.sum(dtype=torch.float32).item() for tensor in self.model.state_dict().values()]
+        sums = [
+            tensor.sum(dtype=torch.float32).item()
+            for tensor in self.model.state_dict().values()
+        ]
         if self._hashed is None or self._hashed[0] != sums:
             self._hashed = sums, hash_weights(self.model)
         return self._hashed[1]
@@ -280,7 +328,9 @@ class CLIP:
         be read or has features that are not finite, and for a batch size below 1.
         """
         images = as_imageset(images)
-        return _collect(self, self.encode_batches(images, batch_size), len(images), "image")
+        return _collect(
+            self, self.encode_batches(images, batch_size), len(images), "image"
+        )
 
     def encode_batches(self, images, batch_size: int = 64) -> Iterator[torch.Tensor]:
         """What `encode_image` returns, one batch [B, D] after the other, so that memory does not grow with their number."""
@@ -293,7 +343,11 @@ class CLIP:
     def pixel_batches(self, images, batch_size: int = 64) -> Iterator[torch.Tensor]:
         """Preprocessed images, float32 [B, 3, H, W] on the CLIP's device, prepared in threads while the previous batch is worked on."""
         images = as_imageset(images)
-        pixels = _ahead(partial(_pixels, self.preprocess, images), _batches(len(images), batch_size), min(4, os.cpu_count() or 1))
+        pixels = _ahead(
+            partial(_pixels, self.preprocess, images),
+            _batches(len(images), batch_size),
+            min(4, os.cpu_count() or 1),
+        )
         return (_normalised(self.preprocess, batch.to(self.device)) for batch in pixels)
 
     def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> torch.Tensor:
@@ -309,7 +363,10 @@ class CLIP:
             )
         texts = [_check_text(text, i, self.tokenizer) for i, text in enumerate(texts)]
         _warn_when_cut(texts, self.tokenizer)
-        tokens = (self.tokenizer([texts[i] for i in batch]).to(self.device) for batch in _batches(len(texts), batch_size))
+        tokens = (
+            self.tokenizer([texts[i] for i in batch]).to(self.device)
+            for batch in _batches(len(texts), batch_size)
+        )
         encoded = self._checked(
             _encode(self, self._model().encode_text, tokens),
             lambda i: f"text {i} ({texts[i]!r:.80})",
@@ -328,7 +385,11 @@ class CLIP:
 
     def autocast(self) -> torch.autocast:
         """The context to compute in: bfloat16 autocast for precision "bf16" on a GPU; elsewhere nothing changes."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16" and self.device.type != "cpu")
+        return torch.autocast(
+            self.device.type,
+            torch.bfloat16,
+            enabled=self.precision == "bf16" and self.device.type != "cpu",
+        )
 
     def _model(self) -> torch.nn.Module:
         """The model to encode with: for bf16 on a CPU a bfloat16 copy, since CPU autocast casts every weight again for each batch."""
@@ -348,12 +409,16 @@ def _check_device(device: str | torch.device | None) -> torch.device:
     try:
         device = torch.device(device)
     except RuntimeError as error:
-        raise ValueError(f"unknown device {device!r}: use 'cpu', 'cuda', 'cuda:0', 'mps' or None") from error
+        raise ValueError(
+            f"unknown device {device!r}: use 'cpu', 'cuda', 'cuda:0', 'mps' or None"
+        ) from error
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {str(device)!r} was asked for, but PyTorch sees no GPU; use device='cpu' or None")
+        raise ValueError(
+            f"device {str(device)!r} was asked for, but PyTorch sees no GPU; use device='cpu' or None"
+        )
     try:
         torch.zeros(1, device=device).item()
-    except Exception as error:      # each device has errors of its own
+    except Exception as error:  # each device has errors of its own
         raise ValueError(
             f"device {str(device)!r} cannot be used here; use 'cpu', 'cuda' or None"
         ) from error
@@ -363,13 +428,21 @@ def _check_device(device: str | torch.device | None) -> torch.device:
 def _check_model(name: str, pretrained: str | None) -> bool:
     """Raise ValueError unless OpenCLIP knows this model and these weights; return whether they need quick-GELU forced."""
     if name not in open_clip.list_models():
-        raise ValueError(f"unknown model {name!r:.100}{_nearest(name, open_clip.list_models())}; open_clip.list_models() has all of them")
+        raise ValueError(
+            f"unknown model {name!r:.100}{_nearest(name, open_clip.list_models())}; open_clip.list_models() has all of them"
+        )
     tags = open_clip.list_pretrained_tags_by_model(name)
     if pretrained is None:
-        raise ValueError(f"{name} needs weights (without them the model is random): pretrained= one of {', '.join(tags)}, or a file")
+        raise ValueError(
+            f"{name} needs weights (without them the model is random): pretrained= one of {', '.join(tags)}, or a file"
+        )
     if pretrained not in tags and not os.path.isfile(pretrained):
-        raise ValueError(f"{name} has no weights {pretrained!r:.100}{_nearest(pretrained, tags)}; it has {', '.join(tags) or 'none'}")
-    return bool((open_clip.get_pretrained_cfg(name, pretrained) or {}).get("quick_gelu", False))
+        raise ValueError(
+            f"{name} has no weights {pretrained!r:.100}{_nearest(pretrained, tags)}; it has {', '.join(tags) or 'none'}"
+        )
+    return bool(
+        (open_clip.get_pretrained_cfg(name, pretrained) or {}).get("quick_gelu", False)
+    )
 
 # %% ../../nbs/engine/model.ipynb #cell-21
 def is_known(name: str | None, pretrained: str | None) -> bool:
@@ -440,11 +513,14 @@ def _open_architecture(name: str, pretrained: str, quick_gelu: bool):
     )
     try:
         model, preprocess = open_clip.create_model_from_pretrained(
-            name, pretrained=pretrained, force_quick_gelu=quick_gelu, weights_only=True)
+            name, pretrained=pretrained, force_quick_gelu=quick_gelu, weights_only=True
+        )
         return model, preprocess, open_clip.get_tokenizer(name, **no_code)
     except MemoryError:
         raise
-    except Exception as error:  # whatever a damaged file or a broken connection makes of it
+    except (
+        Exception
+    ) as error:  # whatever a damaged file or a broken connection makes of it
         if isinstance(error, OSError) and error.errno is None:
             # what transformers could not fetch
             raise unreachable(f"a part of {name}", error) from error
@@ -501,7 +577,7 @@ def cache_directory() -> Path:
     """
     try:
         chosen = os.environ.get("CLIPADAPT_CACHE") or user_cache_path("clipadapt")
-    except RuntimeError:        # what platformdirs raises without a home folder
+    except RuntimeError:  # what platformdirs raises without a home folder
         chosen = "~"
     folder = os.path.expanduser(chosen)
     return _temporary_cache() if folder.startswith("~") else Path(folder).absolute()
@@ -559,15 +635,23 @@ def builtin_directory() -> Path:
     OSError when it has to be made and cannot be written.
     """
     packaged = Path(str(files("clipadapt"))) / "builtin"
-    content = b"".join((packaged / name).read_bytes() for name in ("weights.safetensors", "open_clip_config.json"))
-    directory = cache_directory() / f"builtin-{hashlib.blake2b(content, digest_size=8).hexdigest()}"
+    content = b"".join(
+        (packaged / name).read_bytes()
+        for name in ("weights.safetensors", "open_clip_config.json")
+    )
+    directory = (
+        cache_directory()
+        / f"builtin-{hashlib.blake2b(content, digest_size=8).hexdigest()}"
+    )
     if not _is_whole(directory):
         try:
             with whole_directory(directory, replace=directory.exists()) as draft:
                 expand_weights(packaged, draft)
                 write_record(draft / "hashes.json", _Expanded(hashes=_hashes(draft)))
         except OSError as error:
-            raise OSError(f"cannot write the built-in CLIP to {directory} ({error}); set CLIPADAPT_CACHE to a folder that can be written") from error
+            raise OSError(
+                f"cannot write the built-in CLIP to {directory} ({error}); set CLIPADAPT_CACHE to a folder that can be written"
+            ) from error
     return directory
 
 # %% ../../nbs/engine/model.ipynb #cell-31
@@ -575,8 +659,14 @@ def expand_weights(packaged: Path, target: Path) -> None:
     """Write the compact model in `packaged` as an ordinary OpenCLIP directory (float16 weights) to `target`."""
     config = json.loads((packaged / "open_clip_config.json").read_text())
     weights = load_file(packaged / "weights.safetensors")
-    rows, ids = weights.pop("token_embedding.rows"), weights.pop("token_embedding.ids").long()
+    rows, ids = (
+        weights.pop("token_embedding.rows"),
+        weights.pop("token_embedding.ids").long(),
+    )
     table = rows[-1:].repeat(config["model_cfg"]["text_cfg"]["vocab_size"], 1)
     table[ids] = rows[:-1]
-    save_file({**weights, "token_embedding.weight": table}, target / "open_clip_model.safetensors")
+    save_file(
+        {**weights, "token_embedding.weight": table},
+        target / "open_clip_model.safetensors",
+    )
     shutil.copy(packaged / "open_clip_config.json", target)

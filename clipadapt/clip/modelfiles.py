@@ -6,20 +6,21 @@
 from __future__ import annotations
 
 import json
-import open_clip
 import os
 import re
-import timm
-import torch
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import open_clip
+import timm
+import torch
 from open_clip.hf_configs import arch_dict
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
-from pathlib import Path
 from pydantic import AfterValidator, ConfigDict, Field, ValidationError
-from typing import Annotated, Literal
 
 from ..images.files import Record
 from ..images.pictures import short_reason
@@ -191,7 +192,7 @@ class SettingsFile(_Settings):
 
 # %% ../../nbs/engine/modelfiles.ipynb #cell-16
 _SETTINGS = "open_clip_config.json"
-_LONGEST = 2**20        # bytes; the settings files of OpenCLIP have a thousand
+_LONGEST = 2**20  # bytes; the settings files of OpenCLIP have a thousand
 
 
 def read_settings(path: str | Path) -> SettingsFile:
@@ -238,7 +239,7 @@ def _count_vision(vision: VisionSettings) -> int:
     """About how many parameters an image network of OpenCLIP has."""
     width, side = vision.width, vision.image_size
     rows, columns = (side, side) if isinstance(side, int) else side
-    if not isinstance(vision.layers, int):      # a ResNet: bottlenecks of growing width
+    if not isinstance(vision.layers, int):  # a ResNet: bottlenecks of growing width
         stages = [17 * (width * 2**stage) ** 2 for stage in range(4)]
         blocks = sum(size * depth for size, depth in zip(stages, vision.layers))
         return blocks + 32 * width * (4 * 32 * width + rows * columns // 32**2)
@@ -272,7 +273,7 @@ def _count(settings: ModelSettings) -> int:
         count += _count_transformer(text.hf_model_name)
     else:
         count += _count_text(text)
-    count += 2 * settings.embed_dim**2          # what joins the two
+    count += 2 * settings.embed_dim**2  # what joins the two
     count += _count_text(settings.multimodal_cfg) if settings.multimodal_cfg else 0
     return count
 
@@ -290,7 +291,6 @@ def _check_size(settings: ModelSettings, weights: Path) -> None:
 # %% ../../nbs/engine/modelfiles.ipynb #cell-22
 class Refused(ValueError):
     """A model that asks for something that is never done here."""
-
 
 # %% ../../nbs/engine/modelfiles.ipynb #cell-23
 _KERNELS = tuple(
@@ -453,9 +453,9 @@ def _explained(complaint: str) -> Iterator[None]:
         yield
     except (MemoryError, Refused):
         raise
-    except Exception as error:      # foreign code on foreign files: anything can come
+    except Exception as error:  # foreign code on foreign files: anything can come
         if isinstance(error, OSError) and error.errno is None:
-            raise                   # what transformers could not find or fetch
+            raise  # what transformers could not find or fetch
         reason = short_reason(error)
         raise ValueError(f"{complaint} ({reason}); get it again") from error
 
@@ -526,7 +526,7 @@ def hub_files(name: str) -> ModelFiles:
     try:
         settings = Path(download(name, filename=_SETTINGS))
         return ModelFiles(settings, Path(download(name)), None)
-    except Exception as error:      # of whichever library carries the connection
+    except Exception as error:  # of whichever library carries the connection
         raise unreachable(f"hf-hub:{name}", error) from error
 
 # %% ../../nbs/engine/modelfiles.ipynb #cell-37
@@ -545,7 +545,7 @@ def open_model(location: str):
     settings = read_settings(files.settings)
     try:
         model, preprocess = build_model(settings, files.weights)
-    except OSError as error:        # of transformers, about a text network on the hub
+    except OSError as error:  # of transformers, about a text network on the hub
         raise unreachable(f"the text network of {location}", error) from error
     name = settings.model_cfg.text_cfg.hf_tokenizer_name
     source = str(files.tokenizer or name)

@@ -5,11 +5,12 @@
 # %% ../../nbs/engine/templates.ipynb #cell-4
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
+
 import open_clip
 import torch
 import torch.nn.functional as F
-import warnings
-from collections.abc import Sequence
 
 from .model import CLIP, _nearest
 from ..images.datasets import dataset_facts
@@ -19,16 +20,34 @@ from ..images.sets import check_classnames
 __all__ = ['NEUTRAL_TEMPLATES', 'templates', 'check_templates', 'encode_prompts', 'average_prompts', 'zero_shot_probabilities']
 
 # %% ../../nbs/engine/templates.ipynb #cell-5
-NEUTRAL_TEMPLATES = [       # Co-Reg's, as released: no full stop
-    "a photo of a {}", "a rendering of a {}", "a cropped photo of the {}",
-    "the photo of a {}", "a photo of a clean {}", "a photo of a dirty {}",
-    "a dark photo of the {}", "a photo of my {}", "a photo of the cool {}",
-    "a close-up photo of a {}", "a bright photo of the {}", "a cropped photo of a {}",
-    "a photo of the {}", "a good photo of the {}", "a photo of one {}",
-    "a close-up photo of the {}", "a rendition of the {}", "a photo of the clean {}",
-    "a rendition of a {}", "a photo of a nice {}", "a good photo of a {}",
-    "a photo of the nice {}", "a photo of the small {}", "a photo of the weird {}",
-    "a photo of the large {}", "a photo of a cool {}", "a photo of a small {}",
+NEUTRAL_TEMPLATES = [  # Co-Reg's, as released: no full stop
+    "a photo of a {}",
+    "a rendering of a {}",
+    "a cropped photo of the {}",
+    "the photo of a {}",
+    "a photo of a clean {}",
+    "a photo of a dirty {}",
+    "a dark photo of the {}",
+    "a photo of my {}",
+    "a photo of the cool {}",
+    "a close-up photo of a {}",
+    "a bright photo of the {}",
+    "a cropped photo of a {}",
+    "a photo of the {}",
+    "a good photo of the {}",
+    "a photo of one {}",
+    "a close-up photo of the {}",
+    "a rendition of the {}",
+    "a photo of the clean {}",
+    "a rendition of a {}",
+    "a photo of a nice {}",
+    "a good photo of a {}",
+    "a photo of the nice {}",
+    "a photo of the small {}",
+    "a photo of the weird {}",
+    "a photo of the large {}",
+    "a photo of a cool {}",
+    "a photo of a small {}",
 ]
 
 
@@ -38,12 +57,17 @@ def templates(name: str) -> list[str]:
     `"single"` (a photo of a {}.), `"imagenet7"` and `"imagenet80"` (OpenCLIP's), `"neutral27"`, or the name of a data
     set such as `"EuroSAT"`. Raises ValueError for an unknown name, with the nearest ones.
     """
-    sets = {"single": ["a photo of a {}."], "neutral27": NEUTRAL_TEMPLATES,
-            "imagenet7": [fill("{}") for fill in open_clip.SIMPLE_IMAGENET_TEMPLATES],
-            "imagenet80": [fill("{}") for fill in open_clip.OPENAI_IMAGENET_TEMPLATES],
-            **{dataset: facts["templates"] for dataset, facts in dataset_facts().items()}}
+    sets = {
+        "single": ["a photo of a {}."],
+        "neutral27": NEUTRAL_TEMPLATES,
+        "imagenet7": [fill("{}") for fill in open_clip.SIMPLE_IMAGENET_TEMPLATES],
+        "imagenet80": [fill("{}") for fill in open_clip.OPENAI_IMAGENET_TEMPLATES],
+        **{dataset: facts["templates"] for dataset, facts in dataset_facts().items()},
+    }
     if name not in sets:
-        raise ValueError(f"unknown template set {name!r:.100}{_nearest(name, list(sets))}; there are {', '.join(sets)}")
+        raise ValueError(
+            f"unknown template set {name!r:.100}{_nearest(name, list(sets))}; there are {', '.join(sets)}"
+        )
     return list(sets[name])
 
 
@@ -53,22 +77,33 @@ def check_templates(choice: str | Sequence[str]) -> list[str]:
         choice = [choice] if "{}" in choice or " " in choice else templates(choice)
     for template in choice:
         if template.count("{}") != 1:
-            raise ValueError(f"a template needs one gap {{}} for the class name, this one has {template.count('{}')}: {template!r}")
+            raise ValueError(
+                f"a template needs one gap {{}} for the class name, this one has {template.count('{}')}: {template!r}"
+            )
     if not choice:
         raise ValueError("at least one template is needed")
     return list(choice)
 
 # %% ../../nbs/engine/templates.ipynb #cell-10
-def encode_prompts(clip: CLIP, classnames: Sequence[str], template_set: str | Sequence[str] = "single") -> torch.Tensor:
+def encode_prompts(
+    clip: CLIP, classnames: Sequence[str], template_set: str | Sequence[str] = "single"
+) -> torch.Tensor:
     """Text features of every template filled with every class name: float32 [T, C, D], L2-normalised.
 
     Warns of class names whose features are the same in all templates: no method that starts from names can tell these apart.
     """
-    classnames, template_set = check_classnames(classnames), check_templates(template_set)
+    classnames, template_set = (
+        check_classnames(classnames),
+        check_templates(template_set),
+    )
     if not classnames:
         raise ValueError("at least one class name is needed")
-    prompts = [template.replace("{}", name) for template in template_set for name in classnames]
-    prompt_features = clip.encode_text(prompts).view(len(template_set), len(classnames), -1)
+    prompts = [
+        template.replace("{}", name) for template in template_set for name in classnames
+    ]
+    prompt_features = clip.encode_text(prompts).view(
+        len(template_set), len(classnames), -1
+    )
     _warn_when_alike(classnames, average_prompts(prompt_features))
     return prompt_features
 
@@ -77,8 +112,11 @@ def _warn_when_alike(classnames: Sequence[str], embeddings: torch.Tensor) -> Non
     twins = (embeddings @ embeddings.T).fill_diagonal_(0).amax(1) > 1 - 1e-6
     names = [name for name, twin in zip(classnames, twins.tolist()) if twin]
     if names:
-        warnings.warn(f"to this CLIP {', '.join(names[:5])}{f' and {len(names) - 5} more' if len(names) > 5 else ''} are the same words as another class: no method "
-                      "that starts from names can tell them apart; describe them in other words, or choose another model", stacklevel=3)
+        warnings.warn(
+            f"to this CLIP {', '.join(names[:5])}{f' and {len(names) - 5} more' if len(names) > 5 else ''} are the same words as another class: no method "
+            "that starts from names can tell them apart; describe them in other words, or choose another model",
+            stacklevel=3,
+        )
 
 
 def average_prompts(prompt_features: torch.Tensor) -> torch.Tensor:
@@ -86,15 +124,26 @@ def average_prompts(prompt_features: torch.Tensor) -> torch.Tensor:
     return F.normalize(prompt_features.mean(0), dim=-1)
 
 
-def zero_shot_probabilities(image_features: torch.Tensor, prompt_features: torch.Tensor, logit_scale: float,
-                            ensemble: str = "embedding") -> torch.Tensor:
+def zero_shot_probabilities(
+    image_features: torch.Tensor,
+    prompt_features: torch.Tensor,
+    logit_scale: float,
+    ensemble: str = "embedding",
+) -> torch.Tensor:
     """Class probabilities, float32 [N, C], of image features [N, D] under prompt features [T, C, D].
 
     `ensemble="embedding"` averages the templates' features before the softmax, `"probability"` their
     probabilities after it. Raises ValueError for another value.
     """
     if ensemble == "embedding":
-        return (logit_scale * image_features @ average_prompts(prompt_features).T).softmax(-1)
+        return (
+            logit_scale * image_features @ average_prompts(prompt_features).T
+        ).softmax(-1)
     if ensemble == "probability":
-        return torch.stack([(logit_scale * image_features @ features.T).softmax(-1) for features in prompt_features]).mean(0)
+        return torch.stack(
+            [
+                (logit_scale * image_features @ features.T).softmax(-1)
+                for features in prompt_features
+            ]
+        ).mean(0)
     raise ValueError(f"ensemble must be 'embedding' or 'probability', not {ensemble!r}")

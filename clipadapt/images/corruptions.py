@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import difflib
 import io
-import numpy as np
-from PIL import Image
 from functools import partial
 from numbers import Real
+
+import numpy as np
+from PIL import Image
 from scipy import ndimage
 from scipy.fft import dctn, idctn
 from scipy.signal import fftconvolve
@@ -26,17 +27,23 @@ __all__ = ['CORRUPTIONS', 'SEVERITIES', 'LENGTHS', 'PARAMETERS', 'gaussian_noise
            'Corrupted']
 
 # %% ../../nbs/engine/corruptions.ipynb #cell-5
-def gaussian_noise(pixels: np.ndarray, rng: np.random.Generator, deviation: float) -> np.ndarray:
+def gaussian_noise(
+    pixels: np.ndarray, rng: np.random.Generator, deviation: float
+) -> np.ndarray:
     """Normal noise of a standard `deviation` (1 is white) on every colour value: a sensor in the dark."""
     return pixels + deviation * rng.standard_normal(pixels.shape, np.float32)
 
 
-def shot_noise(pixels: np.ndarray, rng: np.random.Generator, photons: float) -> np.ndarray:
+def shot_noise(
+    pixels: np.ndarray, rng: np.random.Generator, photons: float
+) -> np.ndarray:
     """Poisson noise: light that arrives as whole photons, `photons` of them for white."""
     return rng.poisson(pixels * photons).astype(np.float32) / photons
 
 
-def impulse_noise(pixels: np.ndarray, rng: np.random.Generator, share: float) -> np.ndarray:
+def impulse_noise(
+    pixels: np.ndarray, rng: np.random.Generator, share: float
+) -> np.ndarray:
     """A `share` of the colour values becomes 0 or 1, as likely the one as the other ("salt and pepper")."""
     draw = rng.random(pixels.shape, np.float32)
     return np.where(draw < share / 2, 0, np.where(draw > 1 - share / 2, 1, pixels))
@@ -52,14 +59,24 @@ def _to_image(pixels: np.ndarray) -> Image.Image:
 
 def _stretch(field: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """A field [h, w] of any numbers, resized to `shape`, float32."""
-    return np.asarray(Image.fromarray(field.astype(np.float32)).resize(shape[::-1], Image.Resampling.BILINEAR))
+    return np.asarray(
+        Image.fromarray(field.astype(np.float32)).resize(
+            shape[::-1], Image.Resampling.BILINEAR
+        )
+    )
 
 
-def _fractal(rng: np.random.Generator, shape: tuple[int, int], decay: float) -> np.ndarray:
+def _fractal(
+    rng: np.random.Generator, shape: tuple[int, int], decay: float
+) -> np.ndarray:
     """A random landscape in 0 ... 1, float32 `shape`: each octave of detail is `decay` squared times lower than the one before."""
     side = max(shape)
     octaves = range(max(1, (side - 1).bit_length()))
-    heights = sum(_stretch(rng.uniform(-1, 1, (2 ** (k + 1), 2 ** (k + 1))), (side, side)) * decay ** (-2 * k) for k in octaves)
+    heights = sum(
+        _stretch(rng.uniform(-1, 1, (2 ** (k + 1), 2 ** (k + 1))), (side, side))
+        * decay ** (-2 * k)
+        for k in octaves
+    )
     heights = heights[: shape[0], : shape[1]] - heights.min()
     return heights / max(heights.max(), 1e-6)
 
@@ -71,7 +88,10 @@ def _filter(pixels: np.ndarray, kernel: np.ndarray) -> np.ndarray:
     rows, columns = np.nonzero(kernel)
     if len(rows) > 60:
         return fftconvolve(padded, kernel[::-1, ::-1, None], "valid", axes=(0, 1))
-    return sum(kernel[y, x] * padded[y : y + height, x : x + width] for y, x in zip(rows, columns))
+    return sum(
+        kernel[y, x] * padded[y : y + height, x : x + width]
+        for y, x in zip(rows, columns)
+    )
 
 
 def _motion_kernel(radius: float, sigma: float, degrees: float) -> np.ndarray:
@@ -80,74 +100,150 @@ def _motion_kernel(radius: float, sigma: float, degrees: float) -> np.ndarray:
     weights = np.exp(-0.5 * (steps / sigma) ** 2)
     reach, angle = len(steps) - 1, np.deg2rad(degrees)
     kernel = np.zeros((2 * reach + 1, 2 * reach + 1), np.float32)
-    np.add.at(kernel, (reach + np.rint(steps * np.sin(angle)).astype(int), reach + np.rint(steps * np.cos(angle)).astype(int)), weights / weights.sum())
+    np.add.at(
+        kernel,
+        (
+            reach + np.rint(steps * np.sin(angle)).astype(int),
+            reach + np.rint(steps * np.cos(angle)).astype(int),
+        ),
+        weights / weights.sum(),
+    )
     return kernel
 
 # %% ../../nbs/engine/corruptions.ipynb #cell-11
-def defocus_blur(pixels: np.ndarray, rng: np.random.Generator, radius: float, edge: float) -> np.ndarray:
+def defocus_blur(
+    pixels: np.ndarray, rng: np.random.Generator, radius: float, edge: float
+) -> np.ndarray:
     """Mean over a disc of `radius` pixels whose rim is smoothed by `edge` pixels: a lens out of focus."""
     reach = int(radius) + 2
     rows, columns = np.mgrid[-reach : reach + 1, -reach : reach + 1]
-    disc = ndimage.gaussian_filter((rows**2 + columns**2 <= radius**2).astype(np.float32), edge, radius=1 if radius <= 8 else 2)
+    disc = ndimage.gaussian_filter(
+        (rows**2 + columns**2 <= radius**2).astype(np.float32),
+        edge,
+        radius=1 if radius <= 8 else 2,
+    )
     return _filter(pixels, disc / disc.sum())
 
 
-def glass_blur(pixels: np.ndarray, rng: np.random.Generator, sigma: float, reach: float, passes: int) -> np.ndarray:
+def glass_blur(
+    pixels: np.ndarray,
+    rng: np.random.Generator,
+    sigma: float,
+    reach: float,
+    passes: int,
+) -> np.ndarray:
     """Blur, let every pixel take the place of one up to `reach` pixels away, `passes` times, and blur again: frosted glass."""
-    pixels, whole = ndimage.gaussian_filter(pixels, (sigma, sigma, 0), mode="nearest"), max(1, round(reach))
+    pixels, whole = (
+        ndimage.gaussian_filter(pixels, (sigma, sigma, 0), mode="nearest"),
+        max(1, round(reach)),
+    )
     height, width = pixels.shape[:2]
     rows, columns = np.indices((height, width))
     for _ in range(passes):
         down, right = rng.integers(-whole, whole, (2, height, width))
-        pixels = pixels[(rows + down).clip(0, height - 1), (columns + right).clip(0, width - 1)]
+        pixels = pixels[
+            (rows + down).clip(0, height - 1), (columns + right).clip(0, width - 1)
+        ]
     return ndimage.gaussian_filter(pixels, (sigma, sigma, 0), mode="nearest")
 
 
-def motion_blur(pixels: np.ndarray, rng: np.random.Generator, radius: float, sigma: float) -> np.ndarray:
+def motion_blur(
+    pixels: np.ndarray, rng: np.random.Generator, radius: float, sigma: float
+) -> np.ndarray:
     """Smear the image along a random direction, at most 45 degrees from the horizontal: a camera that moved."""
     return _filter(pixels, _motion_kernel(radius, sigma, rng.uniform(-45, 45)))
 
 
-def zoom_blur(pixels: np.ndarray, rng: np.random.Generator, stop: float, step: float) -> np.ndarray:
+def zoom_blur(
+    pixels: np.ndarray, rng: np.random.Generator, stop: float, step: float
+) -> np.ndarray:
     """Mean of the image and of enlargements of its middle by 1, 1 + step, ... below `stop`: a camera that came nearer."""
-    image, (height, width), factors = _to_image(pixels), pixels.shape[:2], np.arange(1, stop, step)
-    margins = [((1 - 1 / factor) / 2 * np.array([width, height])).tolist() for factor in factors]
-    zoomed = [image.resize(image.size, Image.Resampling.BILINEAR, (x, y, width - x, height - y)) for x, y in margins]
-    return (pixels + np.sum([_to_pixels(copy) for copy in zoomed], axis=0)) / (len(factors) + 1)
+    image, (height, width), factors = (
+        _to_image(pixels),
+        pixels.shape[:2],
+        np.arange(1, stop, step),
+    )
+    margins = [
+        ((1 - 1 / factor) / 2 * np.array([width, height])).tolist()
+        for factor in factors
+    ]
+    zoomed = [
+        image.resize(
+            image.size, Image.Resampling.BILINEAR, (x, y, width - x, height - y)
+        )
+        for x, y in margins
+    ]
+    return (pixels + np.sum([_to_pixels(copy) for copy in zoomed], axis=0)) / (
+        len(factors) + 1
+    )
 
 # %% ../../nbs/engine/corruptions.ipynb #cell-14
-def snow(pixels: np.ndarray, rng: np.random.Generator, mean: float, deviation: float, flake: float, lowest: float, radius: float, sigma: float,
-         keep: float) -> np.ndarray:
+def snow(
+    pixels: np.ndarray,
+    rng: np.random.Generator,
+    mean: float,
+    deviation: float,
+    flake: float,
+    lowest: float,
+    radius: float,
+    sigma: float,
+    keep: float,
+) -> np.ndarray:
     """Falling flakes of `flake` pixels (normal noise above `lowest`, smeared downwards), and a picture that is whitened but for a share `keep`."""
     height, width = pixels.shape[:2]
     size = max(flake, 1)
-    noise = mean + deviation * rng.standard_normal((int(np.ceil(height / size)), int(np.ceil(width / size))))
+    noise = mean + deviation * rng.standard_normal(
+        (int(np.ceil(height / size)), int(np.ceil(width / size)))
+    )
     layer = _stretch(noise, (height, width))[..., None]
-    layer = _filter(np.where(layer < lowest, 0, layer).clip(0, 1), _motion_kernel(radius, sigma, rng.uniform(-135, -45)))
+    layer = _filter(
+        np.where(layer < lowest, 0, layer).clip(0, 1),
+        _motion_kernel(radius, sigma, rng.uniform(-135, -45)),
+    )
     grey = (pixels @ np.array([0.299, 0.587, 0.114], np.float32))[..., None]
-    return keep * pixels + (1 - keep) * np.maximum(pixels, 1.5 * grey + 0.5) + layer + layer[::-1, ::-1]
+    return (
+        keep * pixels
+        + (1 - keep) * np.maximum(pixels, 1.5 * grey + 0.5)
+        + layer
+        + layer[::-1, ::-1]
+    )
 
 
 def _ice(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
     """Bluish needles of ice, thicker in some places than in others, float [H, W, 3] in 0 ... 1."""
     side, seeds = min(shape), rng.random((*shape, 1), np.float32) ** 12
-    needles = sum(_filter(seeds, _motion_kernel(side / 6, side / 16, rng.uniform(0, 360))) for _ in range(3))[..., 0]
-    ice = (0.25 + 0.75 * needles / max(needles.max(), 1e-6)) * (0.3 + 1.2 * _fractal(rng, shape, 1.5))
+    needles = sum(
+        _filter(seeds, _motion_kernel(side / 6, side / 16, rng.uniform(0, 360)))
+        for _ in range(3)
+    )[..., 0]
+    ice = (0.25 + 0.75 * needles / max(needles.max(), 1e-6)) * (
+        0.3 + 1.2 * _fractal(rng, shape, 1.5)
+    )
     return ice[..., None].clip(0, 1) ** 0.6 * np.array([0.82, 0.93, 1], np.float32)
 
 
-def frost(pixels: np.ndarray, rng: np.random.Generator, keep: float, ice: float) -> np.ndarray:
+def frost(
+    pixels: np.ndarray, rng: np.random.Generator, keep: float, ice: float
+) -> np.ndarray:
     """A share `keep` of the picture behind a share `ice` of a frozen pane. The pane is drawn here; the original uses photographs."""
     return keep * pixels + ice * _ice(rng, pixels.shape[:2])
 
 
-def fog(pixels: np.ndarray, rng: np.random.Generator, amount: float, decay: float) -> np.ndarray:
+def fog(
+    pixels: np.ndarray, rng: np.random.Generator, amount: float, decay: float
+) -> np.ndarray:
     """Add `amount` of a random landscape (see `_fractal`), and darken all so that the brightest value stays what it was."""
     brightest = pixels.max()
-    return (pixels + amount * _fractal(rng, pixels.shape[:2], decay)[..., None]) * brightest / (brightest + amount)
+    return (
+        (pixels + amount * _fractal(rng, pixels.shape[:2], decay)[..., None])
+        * brightest
+        / (brightest + amount)
+    )
 
 
-def brightness(pixels: np.ndarray, rng: np.random.Generator, amount: float) -> np.ndarray:
+def brightness(
+    pixels: np.ndarray, rng: np.random.Generator, amount: float
+) -> np.ndarray:
     """Raise the value (of hue, saturation, value) of every pixel by `amount`."""
     value = pixels.max(2, keepdims=True)
     raised = (value + amount).clip(0, 1)
@@ -162,31 +258,54 @@ def contrast(pixels: np.ndarray, rng: np.random.Generator, share: float) -> np.n
 
 def _smooth(fields: np.ndarray, sigma: float) -> np.ndarray:
     """Blur fields [n, H, W] by `sigma` pixels, mirrored at the edge: for a Gaussian of any width, two cosine transforms."""
-    rows, columns = (np.exp(-0.5 * (np.pi * sigma * np.arange(side) / side) ** 2) for side in fields.shape[1:])
+    rows, columns = (
+        np.exp(-0.5 * (np.pi * sigma * np.arange(side) / side) ** 2)
+        for side in fields.shape[1:]
+    )
     return idctn(dctn(fields, axes=(1, 2)) * np.outer(rows, columns), axes=(1, 2))
 
 
-def elastic_transform(pixels: np.ndarray, rng: np.random.Generator, strength: float, smoothness: float, shift: float) -> np.ndarray:
+def elastic_transform(
+    pixels: np.ndarray,
+    rng: np.random.Generator,
+    strength: float,
+    smoothness: float,
+    shift: float,
+) -> np.ndarray:
     """Move three points by up to `shift` and all between with them, then every pixel by `strength` times noise blurred by `smoothness`.
 
     All three are shares of the shorter side."""
     height, width, side = *pixels.shape[:2], min(pixels.shape[:2])
-    points = np.array([height // 2, width // 2]) + side / 3 * np.array([[1, 1], [1, -1], [-1, -1]])
+    points = np.array([height // 2, width // 2]) + side / 3 * np.array(
+        [[1, 1], [1, -1], [-1, -1]]
+    )
     moved = points + side * shift * rng.uniform(-1, 1, (3, 2))
     affine = np.linalg.solve(np.column_stack([points, np.ones(3)]), moved)
-    where = np.indices((height, width)) + side * strength * _smooth(rng.uniform(-1, 1, (2, height, width)), side * smoothness)
+    where = np.indices((height, width)) + side * strength * _smooth(
+        rng.uniform(-1, 1, (2, height, width)), side * smoothness
+    )
     where = np.tensordot(affine[:2].T, where, 1) + affine[2][:, None, None]
-    return np.stack([ndimage.map_coordinates(channel, where, order=1, mode="mirror") for channel in np.moveaxis(pixels, 2, 0)], 2)
+    return np.stack(
+        [
+            ndimage.map_coordinates(channel, where, order=1, mode="mirror")
+            for channel in np.moveaxis(pixels, 2, 0)
+        ],
+        2,
+    )
 
 
 def pixelate(pixels: np.ndarray, rng: np.random.Generator, share: float) -> np.ndarray:
     """Reduce both sides to a `share` of their pixels, and enlarge again in blocks."""
     image = _to_image(pixels)
-    small = image.resize([max(1, int(side * share)) for side in image.size], Image.Resampling.BOX)
+    small = image.resize(
+        [max(1, int(side * share)) for side in image.size], Image.Resampling.BOX
+    )
     return _to_pixels(small.resize(image.size, Image.Resampling.BOX))
 
 
-def jpeg_compression(pixels: np.ndarray, rng: np.random.Generator, quality: int) -> np.ndarray:
+def jpeg_compression(
+    pixels: np.ndarray, rng: np.random.Generator, quality: int
+) -> np.ndarray:
     """Save as JPEG of a `quality` (1-100), and read again."""
     with io.BytesIO() as file:
         _to_image(pixels).save(file, "JPEG", quality=quality)
@@ -194,49 +313,133 @@ def jpeg_compression(pixels: np.ndarray, rng: np.random.Generator, quality: int)
 
 # %% ../../nbs/engine/corruptions.ipynb #cell-19
 CORRUPTIONS = {  # name: group
-    "gaussian noise": "noise", "shot noise": "noise", "impulse noise": "noise",
-    "defocus blur": "blur", "glass blur": "blur", "motion blur": "blur", "zoom blur": "blur",
-    "snow": "weather", "frost": "weather", "fog": "weather", "brightness": "weather",
-    "contrast": "digital", "elastic transform": "digital", "pixelate": "digital", "jpeg compression": "digital"}
+    "gaussian noise": "noise",
+    "shot noise": "noise",
+    "impulse noise": "noise",
+    "defocus blur": "blur",
+    "glass blur": "blur",
+    "motion blur": "blur",
+    "zoom blur": "blur",
+    "snow": "weather",
+    "frost": "weather",
+    "fog": "weather",
+    "brightness": "weather",
+    "contrast": "digital",
+    "elastic transform": "digital",
+    "pixelate": "digital",
+    "jpeg compression": "digital",
+}
 SEVERITIES = (1, 2, 3, 4, 5)
-LENGTHS = {"radius", "sigma", "edge", "reach", "flake"}     # in pixels of the size that a table is for
+LENGTHS = {
+    "radius",
+    "sigma",
+    "edge",
+    "reach",
+    "flake",
+}  # in pixels of the size that a table is for
 PARAMETERS = {  # name: (names of the parameters, severities 1-5 of CIFAR-10-C, severities 1-5 of ImageNet-C)
-    "gaussian noise": ("deviation", [0.04, 0.06, 0.08, 0.09, 0.10], [0.08, 0.12, 0.18, 0.26, 0.38]),
+    "gaussian noise": (
+        "deviation",
+        [0.04, 0.06, 0.08, 0.09, 0.10],
+        [0.08, 0.12, 0.18, 0.26, 0.38],
+    ),
     "shot noise": ("photons", [500, 250, 100, 75, 50], [60, 25, 12, 5, 3]),
-    "impulse noise": ("share", [0.01, 0.02, 0.03, 0.05, 0.07], [0.03, 0.06, 0.09, 0.17, 0.27]),
-    "defocus blur": ("radius edge", [(0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1)], [(3, 0.1), (4, 0.5), (6, 0.5), (8, 0.5), (10, 0.5)]),
-    "glass blur": ("sigma reach passes", [(0.05, 1, 1), (0.25, 1, 1), (0.4, 1, 1), (0.25, 1, 2), (0.4, 1, 2)],
-                   [(0.7, 1, 2), (0.9, 2, 1), (1, 2, 3), (1.1, 3, 2), (1.5, 4, 2)]),
-    "motion blur": ("radius sigma", [(6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5)], [(10, 3), (15, 5), (15, 8), (15, 12), (20, 15)]),
-    "zoom blur": ("stop step", [(1.06, 0.01), (1.11, 0.01), (1.16, 0.01), (1.21, 0.01), (1.26, 0.01)],
-                  [(1.11, 0.01), (1.16, 0.01), (1.21, 0.02), (1.26, 0.02), (1.31, 0.03)]),
-    "snow": ("mean deviation flake lowest radius sigma keep",
-             [(0.1, 0.2, 1, 0.6, 8, 3, 0.95), (0.1, 0.2, 1, 0.5, 10, 4, 0.9), (0.15, 0.3, 1.75, 0.55, 10, 4, 0.9),
-              (0.25, 0.3, 2.25, 0.6, 12, 6, 0.85), (0.3, 0.3, 1.25, 0.65, 14, 12, 0.8)],
-             [(0.1, 0.3, 3, 0.5, 10, 4, 0.8), (0.2, 0.3, 2, 0.5, 12, 4, 0.7), (0.55, 0.3, 4, 0.9, 12, 8, 0.7),
-              (0.55, 0.3, 4.5, 0.85, 12, 8, 0.65), (0.55, 0.3, 2.5, 0.85, 12, 12, 0.55)]),
-    "frost": ("keep ice", [(1, 0.2), (1, 0.3), (0.9, 0.4), (0.85, 0.4), (0.75, 0.45)], [(1, 0.4), (0.8, 0.6), (0.7, 0.7), (0.65, 0.7), (0.6, 0.75)]),
-    "fog": ("amount decay", [(0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75)], [(1.5, 2), (2, 2), (2.5, 1.7), (2.5, 1.5), (3, 1.4)]),
+    "impulse noise": (
+        "share",
+        [0.01, 0.02, 0.03, 0.05, 0.07],
+        [0.03, 0.06, 0.09, 0.17, 0.27],
+    ),
+    "defocus blur": (
+        "radius edge",
+        [(0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1)],
+        [(3, 0.1), (4, 0.5), (6, 0.5), (8, 0.5), (10, 0.5)],
+    ),
+    "glass blur": (
+        "sigma reach passes",
+        [(0.05, 1, 1), (0.25, 1, 1), (0.4, 1, 1), (0.25, 1, 2), (0.4, 1, 2)],
+        [(0.7, 1, 2), (0.9, 2, 1), (1, 2, 3), (1.1, 3, 2), (1.5, 4, 2)],
+    ),
+    "motion blur": (
+        "radius sigma",
+        [(6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5)],
+        [(10, 3), (15, 5), (15, 8), (15, 12), (20, 15)],
+    ),
+    "zoom blur": (
+        "stop step",
+        [(1.06, 0.01), (1.11, 0.01), (1.16, 0.01), (1.21, 0.01), (1.26, 0.01)],
+        [(1.11, 0.01), (1.16, 0.01), (1.21, 0.02), (1.26, 0.02), (1.31, 0.03)],
+    ),
+    "snow": (
+        "mean deviation flake lowest radius sigma keep",
+        [
+            (0.1, 0.2, 1, 0.6, 8, 3, 0.95),
+            (0.1, 0.2, 1, 0.5, 10, 4, 0.9),
+            (0.15, 0.3, 1.75, 0.55, 10, 4, 0.9),
+            (0.25, 0.3, 2.25, 0.6, 12, 6, 0.85),
+            (0.3, 0.3, 1.25, 0.65, 14, 12, 0.8),
+        ],
+        [
+            (0.1, 0.3, 3, 0.5, 10, 4, 0.8),
+            (0.2, 0.3, 2, 0.5, 12, 4, 0.7),
+            (0.55, 0.3, 4, 0.9, 12, 8, 0.7),
+            (0.55, 0.3, 4.5, 0.85, 12, 8, 0.65),
+            (0.55, 0.3, 2.5, 0.85, 12, 12, 0.55),
+        ],
+    ),
+    "frost": (
+        "keep ice",
+        [(1, 0.2), (1, 0.3), (0.9, 0.4), (0.85, 0.4), (0.75, 0.45)],
+        [(1, 0.4), (0.8, 0.6), (0.7, 0.7), (0.65, 0.7), (0.6, 0.75)],
+    ),
+    "fog": (
+        "amount decay",
+        [(0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75)],
+        [(1.5, 2), (2, 2), (2.5, 1.7), (2.5, 1.5), (3, 1.4)],
+    ),
     "brightness": ("amount", [0.05, 0.1, 0.15, 0.2, 0.3], [0.1, 0.2, 0.3, 0.4, 0.5]),
     "contrast": ("share", [0.75, 0.5, 0.4, 0.3, 0.15], [0.4, 0.3, 0.2, 0.1, 0.05]),
-    "elastic transform": ("strength smoothness shift", [(0, 0, 0.08), (0.05, 0.2, 0.07), (0.08, 0.06, 0.06), (0.1, 0.04, 0.05), (0.1, 0.03, 0.03)],
-                          [tuple(244 / 224 * share for share in row)
-                           for row in [(2, 0.7, 0.1), (2, 0.08, 0.2), (0.05, 0.01, 0.02), (0.07, 0.01, 0.02), (0.12, 0.01, 0.02)]]),
+    "elastic transform": (
+        "strength smoothness shift",
+        [
+            (0, 0, 0.08),
+            (0.05, 0.2, 0.07),
+            (0.08, 0.06, 0.06),
+            (0.1, 0.04, 0.05),
+            (0.1, 0.03, 0.03),
+        ],
+        [
+            tuple(244 / 224 * share for share in row)
+            for row in [
+                (2, 0.7, 0.1),
+                (2, 0.08, 0.2),
+                (0.05, 0.01, 0.02),
+                (0.07, 0.01, 0.02),
+                (0.12, 0.01, 0.02),
+            ]
+        ],
+    ),
     "pixelate": ("share", [0.95, 0.9, 0.85, 0.75, 0.65], [0.6, 0.5, 0.4, 0.3, 0.25]),
-    "jpeg compression": ("quality", [80, 65, 58, 50, 40], [25, 18, 15, 10, 7])}
+    "jpeg compression": ("quality", [80, 65, 58, 50, 40], [25, 18, 15, 10, 7]),
+}
 
 # %% ../../nbs/engine/corruptions.ipynb #cell-21
 def check_corruption(name: str, severity: int = 1) -> None:
     """Raise ValueError for a name that is not among `CORRUPTIONS` (saying which is nearest) and for a severity that is not 1, 2, 3, 4 or 5."""
     if not isinstance(name, str) or name not in CORRUPTIONS:
-        near = difflib.get_close_matches(str(name).lower().replace("_", " "), CORRUPTIONS, 1, 0.5)
-        raise ValueError(f"there is no corruption {name!r}; {f'did you mean {near[0]!r}? There' if near else 'there'} are {', '.join(CORRUPTIONS)}")
+        near = difflib.get_close_matches(
+            str(name).lower().replace("_", " "), CORRUPTIONS, 1, 0.5
+        )
+        raise ValueError(
+            f"there is no corruption {name!r}; {f'did you mean {near[0]!r}? There' if near else 'there'} are {', '.join(CORRUPTIONS)}"
+        )
     if (
         not isinstance(severity, Real)
         or isinstance(severity, bool)
         or severity not in SEVERITIES
     ):
-        raise ValueError(f"severity must be 1, 2, 3, 4 or 5, not {severity!r}; severity 0 is the image itself")
+        raise ValueError(
+            f"severity must be 1, 2, 3, 4 or 5, not {severity!r}; severity 0 is the image itself"
+        )
 
 
 def corruption_parameters(name: str, severity: int, side: int) -> dict[str, float]:
@@ -250,10 +453,17 @@ def corruption_parameters(name: str, severity: int, side: int) -> dict[str, floa
     names, *tables = PARAMETERS[name]
     size, table = (32, tables[0]) if side**2 < 32 * 224 else (224, tables[1])
     values = table[int(severity) - 1]
-    return {key: value * side / size if key in LENGTHS else value for key, value in zip(names.split(), values if isinstance(values, tuple) else (values,))}
+    return {
+        key: value * side / size if key in LENGTHS else value
+        for key, value in zip(
+            names.split(), values if isinstance(values, tuple) else (values,)
+        )
+    }
 
 
-def corrupt(image: Image.Image, name: str, severity: int, rng: np.random.Generator) -> Image.Image:
+def corrupt(
+    image: Image.Image, name: str, severity: int, rng: np.random.Generator
+) -> Image.Image:
     """An image of any size with corruption `name` (one of `CORRUPTIONS`) of a `severity` from 1 to 5: an RGB Pillow image of that size.
 
     Hendrycks and Dietterich 2019, "Benchmarking Neural Network Robustness to Common Corruptions and Perturbations" (ImageNet-C, CIFAR-10-C),
@@ -264,12 +474,20 @@ def corrupt(image: Image.Image, name: str, severity: int, rng: np.random.Generat
         raise ValueError(f"rng must be a NumPy generator, not {type(rng).__name__}")
     pixels = _to_pixels(read_image(image))
     function = globals()[name.replace(" ", "_")]
-    return _to_image(function(pixels, rng, **corruption_parameters(name, severity, min(pixels.shape[:2]))))
+    return _to_image(
+        function(
+            pixels, rng, **corruption_parameters(name, severity, min(pixels.shape[:2]))
+        )
+    )
 
 # %% ../../nbs/engine/corruptions.ipynb #cell-22
 def _corrupted(
-    image: Image.Image, rng: np.random.Generator, name: str, severity: int,
-    size: int | None = None, squash: bool = False,
+    image: Image.Image,
+    rng: np.random.Generator,
+    name: str,
+    severity: int,
+    size: int | None = None,
+    squash: bool = False,
 ) -> Image.Image:
     if size is not None and min(image.size) > size:
         image = centre_view(size, squash)(image, rng)
@@ -291,8 +509,13 @@ class Corrupted(ImageSet):
     """
 
     def __init__(
-        self, images, name: str, severity: int, seed: int = 0,
-        size: int | None = None, squash: bool = False,
+        self,
+        images,
+        name: str,
+        severity: int,
+        seed: int = 0,
+        size: int | None = None,
+        squash: bool = False,
     ):
         check_corruption(name, severity)
         images = as_imageset(images)
@@ -302,8 +525,12 @@ class Corrupted(ImageSet):
             transform = partial(transform, size=size, squash=bool(squash))
         seen = images.view(transform, seed)
         super().__init__(
-            seen.images, seen.classnames, seen.labels, skipped=images.skipped,
-            ignored=images.ignored, max_pixels=images.max_pixels,
+            seen.images,
+            seen.classnames,
+            seen.labels,
+            skipped=images.skipped,
+            ignored=images.ignored,
+            max_pixels=images.max_pixels,
         )
         self.name, self.severity, self.seed = name, int(severity), seed
 

@@ -6,17 +6,18 @@
 from __future__ import annotations
 
 import json
-import numpy as np
 import os
 import re
-import torch
-from PIL import Image
 from collections.abc import Sequence
 from functools import cache
-from typing import NamedTuple
 from importlib.resources import files
 from pathlib import Path
+from typing import NamedTuple
 from urllib.error import URLError
+
+import numpy as np
+import torch
+from PIL import Image
 
 from .pictures import MAX_PIXELS, _naming, read_image, torchvision
 
@@ -27,7 +28,9 @@ __all__ = ['TORCHVISION_SPLITS', 'dataset_facts', 'Published', 'read_torchvision
 @cache
 def dataset_facts() -> dict[str, dict]:
     """What `datasets.json` knows of each public data set: `classnames`, `templates`, `aliases`, `source`."""
-    return json.loads((files("clipadapt") / "datasets.json").read_text(encoding="utf-8"))
+    return json.loads(
+        (files("clipadapt") / "datasets.json").read_text(encoding="utf-8")
+    )
 
 
 _BY_FLAG = ([{"train": True}], [{"train": False}])
@@ -36,18 +39,31 @@ _WITH_VALIDATION = ([{"split": "train"}, {"split": "val"}], [{"split": "test"}])
 _TRAINVAL = ([{"split": "trainval"}], [{"split": "test"}])
 _WHOLE = ([{}], [{}])
 TORCHVISION_SPLITS = {  # constructor arguments of the parts that make up train, and test
-    "CIFAR10": _BY_FLAG, "CIFAR100": _BY_FLAG, "MNIST": _BY_FLAG, "FashionMNIST": _BY_FLAG,
-    "SVHN": _BY_NAME, "GTSRB": _BY_NAME, "Food101": _BY_NAME, "StanfordCars": _BY_NAME, "FER2013": _BY_NAME,
-    "DTD": _WITH_VALIDATION, "Flowers102": _WITH_VALIDATION, "FGVCAircraft": _TRAINVAL, "OxfordIIITPet": _TRAINVAL,
-    "EuroSAT": _WHOLE, "Caltech101": _WHOLE, "SUN397": _WHOLE}
+    "CIFAR10": _BY_FLAG,
+    "CIFAR100": _BY_FLAG,
+    "MNIST": _BY_FLAG,
+    "FashionMNIST": _BY_FLAG,
+    "SVHN": _BY_NAME,
+    "GTSRB": _BY_NAME,
+    "Food101": _BY_NAME,
+    "StanfordCars": _BY_NAME,
+    "FER2013": _BY_NAME,
+    "DTD": _WITH_VALIDATION,
+    "Flowers102": _WITH_VALIDATION,
+    "FGVCAircraft": _TRAINVAL,
+    "OxfordIIITPet": _TRAINVAL,
+    "EuroSAT": _WHOLE,
+    "Caltech101": _WHOLE,
+    "SUN397": _WHOLE,
+}
 
 # %% ../../nbs/engine/datasets.ipynb #cell-7
 class Published(NamedTuple):
     """A published data set, as `ImageSet` takes it."""
 
-    images: Sequence            # what `read_image` reads
+    images: Sequence  # what `read_image` reads
     classnames: list[str]
-    labels: np.ndarray | None   # int64 [N]
+    labels: np.ndarray | None  # int64 [N]
 
 
 def read_torchvision(
@@ -65,10 +81,15 @@ def read_torchvision(
     not there, ConnectionError when they cannot be downloaded.
     """
     if name not in TORCHVISION_SPLITS:
-        raise ValueError(f"unknown torchvision data set {name!r}; there are {', '.join(TORCHVISION_SPLITS)}")
+        raise ValueError(
+            f"unknown torchvision data set {name!r}; there are {', '.join(TORCHVISION_SPLITS)}"
+        )
     if split not in ("train", "test"):
         raise ValueError(f"split must be 'train' or 'test', not {split!r}")
-    parts = [_open_torchvision(name, root, options, download) for options in TORCHVISION_SPLITS[name][split == "test"]]
+    parts = [
+        _open_torchvision(name, root, options, download)
+        for options in TORCHVISION_SPLITS[name][split == "test"]
+    ]
     labels = np.concatenate([_torchvision_labels(name, part) for part in parts])
     chosen = np.arange(len(labels))
     if TORCHVISION_SPLITS[name] is _WHOLE:
@@ -83,20 +104,46 @@ def _open_torchvision(name: str, root: str | Path, options: dict, download: bool
         options = {**options, "download": download}
     try:
         return constructor(str(root), **options)
-    except (URLError, ConnectionError, TimeoutError, RuntimeError, FileNotFoundError, ValueError) as error:
-        if isinstance(error, (URLError, ConnectionError, TimeoutError)) or str(error).startswith("Error downloading"):
-            raise ConnectionError(f"could not download {name}: {error}. To work offline, copy the data to {root} and pass download=False") from error
-        raise FileNotFoundError(f"{name} is not complete under {root}: {error}") from error
+    except (
+        URLError,
+        ConnectionError,
+        TimeoutError,
+        RuntimeError,
+        FileNotFoundError,
+        ValueError,
+    ) as error:
+        if isinstance(error, (URLError, ConnectionError, TimeoutError)) or str(
+            error
+        ).startswith("Error downloading"):
+            raise ConnectionError(
+                f"could not download {name}: {error}. To work offline, copy the data to {root} and pass download=False"
+            ) from error
+        raise FileNotFoundError(
+            f"{name} is not complete under {root}: {error}"
+        ) from error
 
 # %% ../../nbs/engine/datasets.ipynb #cell-9
 def _torchvision_labels(name: str, part) -> np.ndarray:
     """Labels int64 [N] of a torchvision data set, counted by the class names in `datasets.json`."""
     if name == "GTSRB":  # the folder of a training image is its class
-        return np.array([int(Path(path).parent.name) if Path(path).parent.name.isdigit() else label for path, label in part._samples])
+        return np.array(
+            [
+                int(Path(path).parent.name)
+                if Path(path).parent.name.isdigit()
+                else label
+                for path, label in part._samples
+            ]
+        )
     if hasattr(part, "_samples"):
-        labels = np.array([-1 if label is None else int(label) for _, label in part._samples])
+        labels = np.array(
+            [-1 if label is None else int(label) for _, label in part._samples]
+        )
     else:
-        found = next(getattr(part, attribute) for attribute in ("targets", "labels", "_labels", "y") if hasattr(part, attribute))
+        found = next(
+            getattr(part, attribute)
+            for attribute in ("targets", "labels", "_labels", "y")
+            if hasattr(part, attribute)
+        )
         labels = np.asarray(found, dtype=np.int64)
     names = getattr(part, "classes", getattr(part, "categories", None))
     if names is None or name == "OxfordIIITPet":
@@ -106,7 +153,9 @@ def _torchvision_labels(name: str, part) -> np.ndarray:
     plain = [_plain(facts["aliases"].get(known, known)) for known in names]
     unknown = [known for known, key in zip(names, plain) if key not in ours]
     if unknown:
-        raise ValueError(f"{name} has no class called {', '.join(map(repr, unknown[:5]))}; is there a foreign folder among the data?")
+        raise ValueError(
+            f"{name} has no class called {', '.join(map(repr, unknown[:5]))}; is there a foreign folder among the data?"
+        )
     theirs = np.array([ours[key] for key in plain])
     return np.where(labels < 0, -1, theirs[labels])
 
@@ -120,8 +169,12 @@ def _fixed_split(part, labels: np.ndarray, split: str) -> np.ndarray:
     from sklearn.model_selection import StratifiedKFold
 
     paths = getattr(part, "_image_files", None)
-    order = np.argsort([str(path) for path in paths]) if paths else np.arange(len(labels))
-    train, test = next(StratifiedKFold(5, shuffle=True, random_state=0).split(order, labels[order]))
+    order = (
+        np.argsort([str(path) for path in paths]) if paths else np.arange(len(labels))
+    )
+    train, test = next(
+        StratifiedKFold(5, shuffle=True, random_state=0).split(order, labels[order])
+    )
     return order[np.sort(train if split == "train" else test)]
 
 
@@ -181,19 +234,34 @@ def read_hub(
     try:
         import datasets
     except ImportError as error:
-        raise ImportError("reading from the hub needs the datasets package: pip install 'clipadapt[hub]'") from error
+        raise ImportError(
+            "reading from the hub needs the datasets package: pip install 'clipadapt[hub]'"
+        ) from error
     try:
         table = datasets.load_dataset(name, split=split, **options)
     except (OSError, datasets.exceptions.DatasetNotFoundError) as error:
-        raise ConnectionError(f"could not fetch the data set {name!r}, split {split!r}: {error}. To work offline, pass the path of a "
-                              "local copy as the name, or load it once with a network and set HF_DATASETS_OFFLINE=1") from error
+        raise ConnectionError(
+            f"could not fetch the data set {name!r}, split {split!r}: {error}. To work offline, pass the path of a "
+            "local copy as the name, or load it once with a network and set HF_DATASETS_OFFLINE=1"
+        ) from error
     columns = table.features
-    image_column = image_column or next((c for c, kind in columns.items() if isinstance(kind, datasets.Image)), None)
-    label_column = label_column or next((c for c, kind in columns.items() if isinstance(kind, datasets.ClassLabel)), None)
+    image_column = image_column or next(
+        (c for c, kind in columns.items() if isinstance(kind, datasets.Image)), None
+    )
+    label_column = label_column or next(
+        (c for c, kind in columns.items() if isinstance(kind, datasets.ClassLabel)),
+        None,
+    )
     if image_column not in columns:
-        raise ValueError(f"{name!r} has no image column{f' {image_column!r}' if image_column else ''}; its columns are {', '.join(columns)}")
-    if label_column is not None and not isinstance(columns.get(label_column), datasets.ClassLabel):
-        raise ValueError(f"{name!r} has no column {label_column!r} of class labels; its columns are {columns}")
+        raise ValueError(
+            f"{name!r} has no image column{f' {image_column!r}' if image_column else ''}; its columns are {', '.join(columns)}"
+        )
+    if label_column is not None and not isinstance(
+        columns.get(label_column), datasets.ClassLabel
+    ):
+        raise ValueError(
+            f"{name!r} has no column {label_column!r} of class labels; its columns are {columns}"
+        )
     if isinstance(columns[image_column], datasets.Image):  # as files; we decode them
         table = table.cast_column(image_column, datasets.Image(decode=False))
     images = _Column(table.select_columns(image_column), image_column, name, max_pixels)

@@ -9,10 +9,7 @@ import csv
 import ctypes
 import errno
 import hashlib
-import numpy as np
 import os
-import pandas as pd
-import psutil
 import re
 import shutil
 import socket
@@ -23,12 +20,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 from textwrap import shorten
 from typing import TypeVar
 from uuid import uuid4
+
+import numpy as np
+import pandas as pd
+import psutil
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 # %% auto #0
 __all__ = ['AnyRecord', 'REMEDY', 'explained', 'draft_target', 'remove_drafts', 'whole_file', 'recover_directory',
@@ -88,12 +89,12 @@ def _error_number(error: Exception) -> int | None:
 _DRAFT = re.compile(
     r"\.(?P<name>.+)\.(?P<host>[0-9a-f]{8})-(?P<process>\d+)-[0-9a-f]{8}\.draft"
 )
-_A_DAY = 24 * 60 * 60       # seconds
+_A_DAY = 24 * 60 * 60  # seconds
 
 
 def _host() -> str:
     """Eight digits for this computer and the container in which processes count."""
-    namespace = Path("/proc/self/ns/pid")       # Linux: each container may count anew
+    namespace = Path("/proc/self/ns/pid")  # Linux: each container may count anew
     number = namespace.stat().st_ino if namespace.exists() else 0
     parts = [socket.gethostname(), str(number)]
     return hashlib.blake2b(" ".join(parts).encode(), digest_size=4).hexdigest()
@@ -125,7 +126,7 @@ def remove_drafts(folder: str | Path) -> None:
         try:
             if draft_target(path) and _is_abandoned(path):
                 _remove(path)
-        except FileNotFoundError:       # somebody else removed it first
+        except FileNotFoundError:  # somebody else removed it first
             continue
 
 
@@ -244,7 +245,7 @@ def _place(draft: Path, target: Path, replace: bool) -> None:
     try:
         draft.rename(target)
     except OSError:
-        if replace or not target.is_dir():      # else another process was faster
+        if replace or not target.is_dir():  # else another process was faster
             raise
 
 # %% ../../nbs/engine/files.ipynb #cell-24
@@ -352,9 +353,7 @@ class Array:
         return _complaint(self, array, sizes)
 
 # %% ../../nbs/engine/files.ipynb #cell-33
-def _complaint(
-    declared: Array, array: np.ndarray, sizes: dict[str, int]
-) -> str | None:
+def _complaint(declared: Array, array: np.ndarray, sizes: dict[str, int]) -> str | None:
     """See `Array.complaint`."""
     if str(array.dtype) not in declared.dtypes:
         return f"has type {array.dtype}, not {' or '.join(declared.dtypes)}"
@@ -508,7 +507,7 @@ def read_arrays(
             arrays = {name: file.get_tensor(name) for name in file.keys()}
     except ValueError:
         raise
-    except Exception as error:      # whatever safetensors makes of foreign bytes
+    except Exception as error:  # whatever safetensors makes of foreign bytes
         reason = f"{type(error).__name__}: {error}"
         raise ValueError(f"{path} is damaged ({reason}); {remedy}") from error
     if _seal(arrays, header) != header.hash:
@@ -590,6 +589,7 @@ def own_file(directory: Path, name: str, earlier: Sequence[str], what: str) -> P
     Raises ValueError when `directory` is a file, or holds anything else. Drafts that a
     killed process left do not count.
     """
+
     def is_foreign(path: Path) -> bool:
         return path.name not in (name, *earlier) and draft_target(path) != name
 

@@ -5,23 +5,24 @@
 # %% ../../nbs/engine/pictures.ipynb #cell-4
 from __future__ import annotations
 
-import click
 import io
 import math
-import numpy as np
 import os
 import reprlib
 import stat
 import textwrap
 import threading
-import torch
 import unicodedata
-from PIL import ExifTags, Image, ImageFile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import cache, partial
 from importlib.metadata import version
 from typing import BinaryIO
+
+import click
+import numpy as np
+import torch
+from PIL import ExifTags, Image, ImageFile
 
 # %% auto #0
 __all__ = ['torchvision', 'IMAGE_KINDS', 'MAX_PIXELS', 'to_rgb', 'printable', 'short_reason', 'read_image']
@@ -41,10 +42,15 @@ def _import_torchvision():
 torchvision = _import_torchvision()
 
 # %% ../../nbs/engine/pictures.ipynb #cell-9
-_TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
-          4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
-          6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
-          8: Image.Transpose.ROTATE_90}
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -125,8 +131,10 @@ def _deep_to_grey(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
     if lowest > highest:
         raise ValueError("none of its values is a number")
     if image.mode != "F" and (lowest < 0 or highest > 65535):
-        raise ValueError("grey values must lie in 0 ... 65535, these run from "
-                         f"{lowest:.0f} to {highest:.0f}")
+        raise ValueError(
+            "grey values must lie in 0 ... 65535, these run from "
+            f"{lowest:.0f} to {highest:.0f}"
+        )
     return partial(_to_grey, factor=255 if highest <= 1 else 1)
 
 
@@ -139,11 +147,17 @@ def _to_grey(block: Image.Image, factor: int) -> Image.Image:
 
 # %% ../../nbs/engine/pictures.ipynb #cell-17
 IMAGE_KINDS = {  # Pillow's name of a format: the endings of its files
-    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"), "PNG": (".png", ".apng"),
-    "WEBP": (".webp",), "AVIF": (".avif", ".avifs"), "TIFF": (".tif", ".tiff"),
-    "BMP": (".bmp",), "GIF": (".gif",), "PPM": (".pbm", ".pgm", ".ppm", ".pnm", ".pfm"),
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
+    "PNG": (".png", ".apng"),
+    "WEBP": (".webp",),
+    "AVIF": (".avif", ".avifs"),
+    "TIFF": (".tif", ".tiff"),
+    "BMP": (".bmp",),
+    "GIF": (".gif",),
+    "PPM": (".pbm", ".pgm", ".ppm", ".pnm", ".pfm"),
     "JPEG2000": (".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"),
-    "HEIF": (".heic", ".heics", ".heif", ".heifs", ".hif")}
+    "HEIF": (".heic", ".heics", ".heif", ".heifs", ".hif"),
+}
 
 
 @cache
@@ -151,6 +165,7 @@ def _readable_kinds() -> tuple[str, ...]:
     """Those of `IMAGE_KINDS` for which this computer has a decoder."""
     try:
         import pillow_heif
+
         pillow_heif.register_heif_opener()
     except ImportError:
         pass
@@ -171,16 +186,30 @@ def _open(file: BinaryIO) -> Image.Image:
             raise ValueError(reason) from None
 
 
-_HEIC_STARTS = {b"ftyp" + brand for brand in (
-    b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")}
+_HEIC_STARTS = {
+    b"ftyp" + brand
+    for brand in (
+        b"heic",
+        b"heix",
+        b"heim",
+        b"heis",
+        b"hevc",
+        b"hevx",
+        b"mif1",
+        b"msf1",
+    )
+}
 
 # %% ../../nbs/engine/pictures.ipynb #cell-20
 MAX_PIXELS = 100_000_000  # width x height; larger pictures are refused by default
-_LARGE = 50_000_000       # larger ones are decoded one at a time, and shrunk
+_LARGE = 50_000_000  # larger ones are decoded one at a time, and shrunk
 _ALONE = threading.Lock()
 if hasattr(os, "register_at_fork"):  # a child must not inherit a lock that nobody opens
-    os.register_at_fork(before=_ALONE.acquire, after_in_parent=_ALONE.release,
-                        after_in_child=_ALONE.release)
+    os.register_at_fork(
+        before=_ALONE.acquire,
+        after_in_parent=_ALONE.release,
+        after_in_child=_ALONE.release,
+    )
 
 
 @contextmanager
@@ -203,7 +232,8 @@ def _count_pixels(image: Image.Image, name: str, max_pixels: int) -> int:
         raise ValueError(
             f"{name}: {width:,} x {height:,} are {width * height:,} pixels, more than "
             f"max_pixels={max_pixels:,}. If you trust it, pass a higher max_pixels "
-            "to ImageSet.from_folder, or --max-pixels to a command")
+            "to ImageSet.from_folder, or --max-pixels to a command"
+        )
     return width * height
 
 # %% ../../nbs/engine/pictures.ipynb #cell-22
@@ -239,9 +269,10 @@ def _shrinking(image: Image.Image) -> int:
 
 # %% ../../nbs/engine/pictures.ipynb #cell-24
 _HIDDEN = set(
-    "\u00ad\u200b\u200e\u200f\u2060\ufeff"                      # take no room
-    "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"   # turn text around
-    "\u2028\u2029")                                             # end a line
+    "\u00ad\u200b\u200e\u200f\u2060\ufeff"  # take no room
+    "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # turn text around
+    "\u2028\u2029"
+)  # end a line
 
 
 def printable(text: str | bytes | os.PathLike) -> str:
@@ -300,8 +331,10 @@ def _read_path(path: str | os.PathLike, max_pixels: int) -> Image.Image:
     name = name if len(name) <= 500 else name[:200] + "..."
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
-            raise ValueError("it is a folder or a device, not a file; folders are for "
-                             "ImageSet.from_folder")
+            raise ValueError(
+                "it is a folder or a device, not a file; folders are for "
+                "ImageSet.from_folder"
+            )
         file = open(path, "rb")
     except FileNotFoundError:
         download = "; download it first" if "://" in name else ""
@@ -335,8 +368,10 @@ def _read_file(file: BinaryIO, max_pixels: int) -> Image.Image:
     name = getattr(file, "name", None)
     name = printable(name) if isinstance(name, str) else "an open file"
     if isinstance(file, io.TextIOBase):
-        raise ValueError(f"{name}: cannot be read as an image (it is open as text; "
-                         'open it with the mode "rb")')
+        raise ValueError(
+            f"{name}: cannot be read as an image (it is open as text; "
+            'open it with the mode "rb")'
+        )
     return _decode(file, name, max_pixels)
 
 
@@ -345,8 +380,10 @@ def _read_pillow(image: Image.Image, max_pixels: int) -> Image.Image:
     waiting = isinstance(image, ImageFile.ImageFile) and bool(image.tile)
     if waiting or isinstance(image, ImageFile.StubImageFile):
         if image.format not in {*IMAGE_KINDS, "MPO"}:
-            raise ValueError(f"a Pillow image of the format {image.format} is not "
-                             "decoded here; if you trust it, call its load() first")
+            raise ValueError(
+                f"a Pillow image of the format {image.format} is not "
+                "decoded here; if you trust it, call its load() first"
+            )
         _count_pixels(image, "a Pillow image", max_pixels)
     with _naming("a Pillow image"):
         return to_rgb(image)
@@ -361,8 +398,10 @@ def _to_array(item) -> np.ndarray:
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     if not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)):
-        raise ValueError("an image array must be [H, W] or [H, W, 3] (a tensor "
-                         f"[3, H, W] or [H, W]), this one has shape {shape}")
+        raise ValueError(
+            "an image array must be [H, W] or [H, W, 3] (a tensor "
+            f"[3, H, W] or [H, W]), this one has shape {shape}"
+        )
     if not array.size:
         raise ValueError(f"an image of shape {shape} has no pixels")
     if array.dtype == np.uint8:
@@ -372,7 +411,8 @@ def _to_array(item) -> np.ndarray:
     if not (0 <= array.min() and array.max() <= highest):
         raise ValueError(
             f"{array.dtype} images must lie in 0-{highest} (before any normalisation), "
-            f"these values run from {array.min():.3g} to {array.max():.3g}")
+            f"these values run from {array.min():.3g} to {array.max():.3g}"
+        )
     result = np.empty(array.shape, np.uint8)
     for row, values in zip(result, array):  # row by row: no copy of the whole in floats
         row[...] = (values / highest * 255).round()
@@ -393,4 +433,5 @@ def _numbers(item) -> np.ndarray:
         pass
     raise ValueError(
         f"{reprlib.repr(item):.80} is no image: give a path, a Pillow image, an array "
-        "[H, W] or [H, W, 3], a tensor [3, H, W], or the bytes of an image file")
+        "[H, W] or [H, W, 3], a tensor [3, H, W], or the bytes of an image file"
+    )

@@ -7,16 +7,13 @@ from __future__ import annotations
 
 import csv
 import math
-import numpy as np
 import os
 import random
 import re
 import reprlib
 import threading
-import torch
 import unicodedata
 import warnings
-from PIL import Image
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,10 +21,20 @@ from contextlib import contextmanager
 from functools import partial
 from numbers import Real
 from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
 from tqdm.auto import tqdm
 
 from .datasets import read_hub, read_torchvision
-from .pictures import IMAGE_KINDS, MAX_PIXELS, _open, printable, read_image
+from clipadapt.images.pictures import (
+    IMAGE_KINDS,
+    MAX_PIXELS,
+    _open,
+    printable,
+    read_image,
+)
 
 # %% auto #0
 __all__ = ['DIGIT_NAMES', 'check_classnames', 'check_labels', 'check_count', 'check_number', 'seeded', 'ImageSet', 'as_imageset',
@@ -64,11 +71,14 @@ def _in_order(classnames) -> Iterable:
             "; pass list(names.values()) if its keys count 0, 1, 2, ..."
         )
     if isinstance(classnames, (set, frozenset)):
-        raise ValueError("class names are a list in the order of their labels; a set "
-                         "has another order in every run: pass sorted(names)")
+        raise ValueError(
+            "class names are a list in the order of their labels; a set "
+            "has another order in every run: pass sorted(names)"
+        )
     if isinstance(classnames, bytes) or not hasattr(classnames, "__iter__"):
-        raise ValueError("class names are a list of text, not "
-                         f"{reprlib.repr(classnames):.80}")
+        raise ValueError(
+            f"class names are a list of text, not {reprlib.repr(classnames):.80}"
+        )
     return classnames
 
 
@@ -79,8 +89,10 @@ def _check_name(name, position: int) -> str:
     if not name:
         raise ValueError(f"class {position} has an empty name")
     if not name.isprintable() and printable(name) != name:
-        raise ValueError(f"class {position} holds characters that cannot be seen: "
-                         f"{printable(name)[:200]}")
+        raise ValueError(
+            f"class {position} holds characters that cannot be seen: "
+            f"{printable(name)[:200]}"
+        )
     return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 # %% ../../nbs/engine/sets.ipynb #cell-12
@@ -107,7 +119,8 @@ def _read_classnames(path: Path) -> list[str]:
     if table or numbered or "\t" in lines[0]:
         raise ValueError(
             f"class list {path} has several columns, and its first line calls none of "
-            "them name, class or label; add such a line, or write one name a line")
+            "them name, class or label; add such a line, or write one name a line"
+        )
     return lines
 
 # %% ../../nbs/engine/sets.ipynb #cell-13
@@ -117,7 +130,8 @@ def _read_text(path: Path) -> str:
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
             f"there is no class list {printable(path)[:80]!r} to read; give a list of "
-            "names, or a text file with one name a line") from error
+            "names, or a text file with one name a line"
+        ) from error
     try:
         utf16 = content[:2] in (b"\xff\xfe", b"\xfe\xff")
         return content.decode("utf-16" if utf16 else "utf-8-sig")
@@ -137,7 +151,9 @@ def _name_column(path: Path, header: list[str], rows: list[list[str]]) -> list[s
     raise ValueError(f"class list {path} has only numbers where its names should be")
 
 # %% ../../nbs/engine/sets.ipynb #cell-15
-def check_labels(labels: Sequence[int] | None, count: int, num_classes: int) -> np.ndarray:
+def check_labels(
+    labels: Sequence[int] | None, count: int, num_classes: int
+) -> np.ndarray:
     """Return labels as int64 [count], `-1` meaning unlabelled; None gives all `-1`.
 
     labels: whole numbers [count] that count the classes from 0, in a list, an array or
@@ -152,18 +168,26 @@ def check_labels(labels: Sequence[int] | None, count: int, num_classes: int) -> 
         return np.full(count, -1, np.int64)
     array = _label_array(labels)
     if array.shape != (count,):
-        raise ValueError(f"{count} images need labels of shape ({count},), these have shape {array.shape}")
+        raise ValueError(
+            f"{count} images need labels of shape ({count},), these have shape {array.shape}"
+        )
     if not count:
         return np.empty(0, np.int64)
     if array.dtype.kind not in "iu":
         odd = [label for label in array.tolist() if type(label) is not int] or array
-        raise ValueError(f"labels must be integers, these are {array.dtype}, for "
-                         f"example {reprlib.repr(odd[0]):.80}; -1 means unlabelled")
+        raise ValueError(
+            f"labels must be integers, these are {array.dtype}, for "
+            f"example {reprlib.repr(odd[0]):.80}; -1 means unlabelled"
+        )
     if not num_classes and (array >= 0).any():
-        raise ValueError("labels count classes, so they need class names: pass classnames, too")
+        raise ValueError(
+            "labels count classes, so they need class names: pass classnames, too"
+        )
     outside = np.unique(array[(array < -1) | (array >= num_classes)])
     if len(outside):
-        raise ValueError(f"labels must lie in 0 ... {num_classes - 1} (or be -1 for unlabelled), found {outside[:5].tolist()}")
+        raise ValueError(
+            f"labels must lie in 0 ... {num_classes - 1} (or be -1 for unlabelled), found {outside[:5].tolist()}"
+        )
     return array.astype(np.int64)
 
 
@@ -172,14 +196,21 @@ def _label_array(labels) -> np.ndarray:
         labels = labels.detach().cpu() if isinstance(labels, torch.Tensor) else labels
         return np.asarray(labels)
     except Exception:  # rows of different lengths, tensors of a kind that NumPy lacks
-        raise ValueError("labels must be one integer an image, not "
-                         f"{reprlib.repr(labels):.80}") from None
+        raise ValueError(
+            f"labels must be one integer an image, not {reprlib.repr(labels):.80}"
+        ) from None
 
 # %% ../../nbs/engine/sets.ipynb #cell-16
 def check_count(value: int, name: str, lowest: int = 1) -> int:
     """Return a whole number as int. Raises ValueError, calling it `name`, for anything else (booleans, floats) and below `lowest`."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < lowest:
-        raise ValueError(f"{name} must be a {'positive ' if lowest == 1 else ''}whole number{f' from {lowest}' if lowest not in (0, 1) else ''}, got {value!r}")
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, np.integer))
+        or value < lowest
+    ):
+        raise ValueError(
+            f"{name} must be a {'positive ' if lowest == 1 else ''}whole number{f' from {lowest}' if lowest not in (0, 1) else ''}, got {value!r}"
+        )
     return int(value)
 
 
@@ -241,9 +272,16 @@ class ImageSet(torch.utils.data.Dataset):
     is no sequence, and as `check_classnames` and `check_labels` do.
     """
 
-    def __init__(self, images: Sequence, classnames: Sequence[str] = (),
-                 labels: Sequence[int] | None = None, *, skipped: Sequence = (),
-                 ignored: Sequence = (), max_pixels: int = MAX_PIXELS):
+    def __init__(
+        self,
+        images: Sequence,
+        classnames: Sequence[str] = (),
+        labels: Sequence[int] | None = None,
+        *,
+        skipped: Sequence = (),
+        ignored: Sequence = (),
+        max_pixels: int = MAX_PIXELS,
+    ):
         self.images = _check_sequence(images)
         self.classnames = check_classnames(classnames)
         self.labels = check_labels(labels, len(images), len(self.classnames))
@@ -264,14 +302,20 @@ class ImageSet(torch.utils.data.Dataset):
 
     def subset(self, indices: Sequence[int]) -> ImageSet:
         """The images at `indices` (integers, or a boolean mask [N]), in that order, with their labels."""
-        indices = np.arange(len(self))[np.asarray(indices, dtype=None if len(indices) else int)]
+        indices = np.arange(len(self))[
+            np.asarray(indices, dtype=None if len(indices) else int)
+        ]
         return self._with(_Selection(self.images, indices), self.labels[indices])
 
     def unlabelled(self) -> ImageSet:
         """The same images with every label forgotten."""
         return self._with(self.images, np.full(len(self), -1, np.int64))
 
-    def view(self, transform: Callable[[Image.Image, np.random.Generator], Image.Image], seed: int = 0) -> ImageSet:
+    def view(
+        self,
+        transform: Callable[[Image.Image, np.random.Generator], Image.Image],
+        seed: int = 0,
+    ) -> ImageSet:
         """The same images seen through `transform(image, rng)`; image i of this set gets a generator made from (`seed`, i) alone."""
         images = _View(self.images, transform, seed, self.max_pixels)
         return self._with(images, self.labels)
@@ -283,19 +327,27 @@ class ImageSet(torch.utils.data.Dataset):
         return other
 
     @classmethod
-    def from_folder(cls, root: str | Path,
-                    classnames: Sequence[str] | str | Path | None = None,
-                    on_error: str = "skip", max_pixels: int = MAX_PIXELS) -> ImageSet:
+    def from_folder(
+        cls,
+        root: str | Path,
+        classnames: Sequence[str] | str | Path | None = None,
+        on_error: str = "skip",
+        max_pixels: int = MAX_PIXELS,
+    ) -> ImageSet:
         """Images of a folder: see `read_folder`."""
         return read_folder(root, classnames, on_error, max_pixels)
 
     @classmethod
-    def from_arrays(cls, images, labels: Sequence[int] | None = None, classnames: Sequence[str] = ()) -> ImageSet:
+    def from_arrays(
+        cls, images, labels: Sequence[int] | None = None, classnames: Sequence[str] = ()
+    ) -> ImageSet:
         """Images from an array [N, H, W] or [N, H, W, 3], a tensor [N, 3, H, W], or a list of images."""
         return cls(as_imageset(images).images, classnames, labels)
 
     @classmethod
-    def from_torchvision(cls, name: str, root: str | Path, split: str = "train", download: bool = True) -> ImageSet:
+    def from_torchvision(
+        cls, name: str, root: str | Path, split: str = "train", download: bool = True
+    ) -> ImageSet:
         """One split of a torchvision data set: see `read_torchvision`."""
         return cls(*read_torchvision(name, root, split, download))
 
@@ -324,8 +376,13 @@ class _Selection(Sequence):
 class _View(Sequence):
     """Images seen through a random transform whose numbers depend on the seed and the position only."""
 
-    def __init__(self, items: Sequence, transform: Callable, seed: int,
-                 max_pixels: int = MAX_PIXELS):
+    def __init__(
+        self,
+        items: Sequence,
+        transform: Callable,
+        seed: int,
+        max_pixels: int = MAX_PIXELS,
+    ):
         self.items, self.transform, self.seed = items, transform, seed
         self.max_pixels = max_pixels
 
@@ -358,9 +415,13 @@ def as_imageset(images) -> ImageSet:
         return images
     if isinstance(images, (np.ndarray, torch.Tensor)):
         if images.ndim != 4 and (images.ndim != 3 or isinstance(images, torch.Tensor)):
-            raise ValueError(f"images must be a batch, [N, 3, H, W] or [N, H, W(, 3)]; these have shape {tuple(images.shape)}")
+            raise ValueError(
+                f"images must be a batch, [N, 3, H, W] or [N, H, W(, 3)]; these have shape {tuple(images.shape)}"
+            )
     elif not isinstance(images, (Sequence, os.PathLike, Image.Image, Mapping)):
-        raise ValueError(f"images must be an ImageSet, a list of paths or Pillow images, or a tensor [N, 3, H, W], not {type(images).__name__}")
+        raise ValueError(
+            f"images must be an ImageSet, a list of paths or Pillow images, or a tensor [N, 3, H, W], not {type(images).__name__}"
+        )
     return ImageSet(images)
 
 
@@ -371,15 +432,25 @@ def _check_sequence(images) -> Sequence:
             "a list, or use ImageSet.from_folder for a folder"
         )
     if not (hasattr(images, "__len__") and hasattr(images, "__getitem__")):
-        raise ValueError("images must be a list or another sequence, not "
-                         f"{type(images).__name__}")
+        raise ValueError(
+            f"images must be a list or another sequence, not {type(images).__name__}"
+        )
     return images
 
 # %% ../../nbs/engine/sets.ipynb #cell-32
 _ENDINGS = {ending for endings in IMAGE_KINDS.values() for ending in endings}
-_LITTER = {"thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "__macosx",
-           "lost+found", "#recycle", "@recycle", "$recycle.bin",
-           "system volume information"}
+_LITTER = {
+    "thumbs.db",
+    "ehthumbs.db",
+    "desktop.ini",
+    "@eadir",
+    "__macosx",
+    "lost+found",
+    "#recycle",
+    "@recycle",
+    "$recycle.bin",
+    "system volume information",
+}
 _HIDDEN_KIND = "hidden or of the system"
 
 
@@ -462,8 +533,12 @@ def _enter(walk: _Walk, top: Path):
             walk.take(Path(folder, name))
 
 # %% ../../nbs/engine/sets.ipynb #cell-36
-def read_folder(root: str | Path, classnames: Sequence[str] | str | Path | None = None,
-                on_error: str = "skip", max_pixels: int = MAX_PIXELS) -> ImageSet:
+def read_folder(
+    root: str | Path,
+    classnames: Sequence[str] | str | Path | None = None,
+    on_error: str = "skip",
+    max_pixels: int = MAX_PIXELS,
+) -> ImageSet:
     """Images of a folder, sorted by path; each is read once, to see that it can be.
 
     root: the folder. Images that lie directly in it are unlabelled. Those in a
@@ -495,24 +570,35 @@ def read_folder(root: str | Path, classnames: Sequence[str] | str | Path | None 
     labels = _folder_labels(walk.root, folders, names, classnames)
     if notes := _notes(walk, names):
         warnings.warn(f"{printable(root)}: " + "; ".join(notes), stacklevel=3)
-    images = ImageSet(walk.paths, classnames, labels if classnames else None,
-                      skipped=walk.skipped, ignored=walk.ignored, max_pixels=max_pixels)
+    images = ImageSet(
+        walk.paths,
+        classnames,
+        labels if classnames else None,
+        skipped=walk.skipped,
+        ignored=walk.ignored,
+        max_pixels=max_pixels,
+    )
     return _without_damaged(images, on_error)
 
 # %% ../../nbs/engine/sets.ipynb #cell-37
-def _folder_labels(root: Path, folders: list, names: dict[str, str],
-                   classnames: list[str]) -> list[int]:
+def _folder_labels(
+    root: Path, folders: list, names: dict[str, str], classnames: list[str]
+) -> list[int]:
     """The label of each image by its folder; `names` are class names by folder."""
     index = {}
     for label, name in enumerate(classnames):
         first = index.setdefault(_as_name(name), label)
         if first != label:
-            raise ValueError(f"the class names {classnames[first]!r} and {name!r} mean "
-                             "one sub-folder")
+            raise ValueError(
+                f"the class names {classnames[first]!r} and {name!r} mean "
+                "one sub-folder"
+            )
     unknown = [printable(folder) for folder, name in names.items() if name not in index]
     if unknown:
-        raise ValueError(f"{printable(root)}: sub-folders that are not among the class "
-                         f"names: {', '.join(unknown[:10])}")
+        raise ValueError(
+            f"{printable(root)}: sub-folders that are not among the class "
+            f"names: {', '.join(unknown[:10])}"
+        )
     return [-1 if folder is None else index[names[folder]] for folder in folders]
 
 # %% ../../nbs/engine/sets.ipynb #cell-38
@@ -525,11 +611,14 @@ def _notes(walk: _Walk, names: dict[str, str]) -> list[str]:
         plural = "s" if len(empty) > 1 else ""
         notes.append(f"no images in the sub-folder{plural} {', '.join(empty[:10])}")
     for group in _alike(names, names.get):
-        notes.append(f"the sub-folders {_in_words(group)} are one class, "
-                     f"{names[group[0]]!r}")
+        notes.append(
+            f"the sub-folders {_in_words(group)} are one class, {names[group[0]]!r}"
+        )
     for group in _alike(set(names.values()), str.casefold):
-        notes.append(f"the classes {_in_words(group)} differ in capital letters only, "
-                     "which CLIP does not see")
+        notes.append(
+            f"the classes {_in_words(group)} differ in capital letters only, "
+            "which CLIP does not see"
+        )
     return notes
 
 
@@ -569,7 +658,9 @@ def _without_damaged(images: ImageSet, on_error: str) -> ImageSet:
     skipped = images.skipped + damaged
     if not skipped:
         return images
-    named = "\n  ".join(reason for _, reason in skipped[:5]) + ("\n  ..." if len(skipped) > 5 else "")
+    named = "\n  ".join(reason for _, reason in skipped[:5]) + (
+        "\n  ..." if len(skipped) > 5 else ""
+    )
     count = f"{len(damaged)} of {len(images)} images"
     if images.skipped:
         count = f"{len(images.skipped)} folders cannot be opened, {count}"
@@ -590,7 +681,18 @@ def _damage(path: Path, max_pixels: int) -> str | None:
         return str(error)
 
 # %% ../../nbs/engine/sets.ipynb #cell-45
-DIGIT_NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+DIGIT_NAMES = [
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+]
 
 
 def digits(split: str = "train") -> ImageSet:
@@ -605,14 +707,23 @@ def digits(split: str = "train") -> ImageSet:
     if split not in ("train", "test"):
         raise ValueError(f"split must be 'train' or 'test', not {split!r}")
     scans, labels = load_digits(return_X_y=True)
-    halves = train_test_split(np.arange(len(labels)), test_size=899, stratify=labels, random_state=0)
+    halves = train_test_split(
+        np.arange(len(labels)), test_size=899, stratify=labels, random_state=0
+    )
     indices = halves[0] if split == "train" else halves[1]
     pixels = (scans[indices] * 255 / 16).round().astype(np.uint8).reshape(-1, 8, 8)
-    images = np.stack([np.asarray(Image.fromarray(scan).resize((32, 32), Image.Resampling.BICUBIC)) for scan in pixels])
+    images = np.stack(
+        [
+            np.asarray(Image.fromarray(scan).resize((32, 32), Image.Resampling.BICUBIC))
+            for scan in pixels
+        ]
+    )
     return ImageSet(images, DIGIT_NAMES, labels[indices].astype(np.int64))
 
 # %% ../../nbs/engine/sets.ipynb #cell-49
-def show_images(images: Sequence, titles: Sequence[str] = (), columns: int = 8, size: float = 1.1):
+def show_images(
+    images: Sequence, titles: Sequence[str] = (), columns: int = 8, size: float = 1.1
+):
     """Draw images (anything `read_image` reads) in a grid, with titles above the first ones; returns the matplotlib figure."""
     import matplotlib.pyplot as plt
 
@@ -621,7 +732,13 @@ def show_images(images: Sequence, titles: Sequence[str] = (), columns: int = 8, 
         raise ValueError("there are no images to show")
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(columns * size, rows * size + 0.25), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        rows,
+        columns,
+        figsize=(columns * size, rows * size + 0.25),
+        squeeze=False,
+        layout="constrained",
+    )
     for axis in axes.flat:
         axis.set_axis_off()
     for axis, image in zip(axes.flat, images):

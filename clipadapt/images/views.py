@@ -5,10 +5,11 @@
 # %% ../../nbs/engine/views.ipynb #cell-4
 from __future__ import annotations
 
-import numpy as np
-from PIL import Image, ImageEnhance, ImageOps
 from collections.abc import Callable
 from functools import partial
+
+import numpy as np
+from PIL import Image, ImageEnhance, ImageOps
 
 # %% auto #0
 __all__ = ['View', 'DISTORTIONS', 'weak_view', 'centre_view', 'strong_view']
@@ -44,7 +45,6 @@ def _weak(
     box = (left, top, min(left + width, right), min(top + height, bottom))
     image = image.resize((size, size), Image.Resampling.BICUBIC, box=box)
     return ImageOps.mirror(image) if flip and rng.random() < 0.5 else image
-
 
 # %% ../../nbs/engine/views.ipynb #cell-6
 def centre_view(size: int, squash: bool = False) -> View:
@@ -85,10 +85,11 @@ def _middle_part(side: int, size: int, shorter: int) -> tuple[float, float]:
     start = round((scaled - size) / 2)
     return start * side / scaled, min(side, (start + size) * side / scaled)
 
-
 # %% ../../nbs/engine/views.ipynb #cell-11
 def _shift(image: Image.Image, matrix: tuple) -> Image.Image:
-    return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
+    return image.transform(
+        image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR
+    )
 
 
 DISTORTIONS = {  # name: (image, strength from -1 to 1) -> image
@@ -96,21 +97,34 @@ DISTORTIONS = {  # name: (image, strength from -1 to 1) -> image
     "auto-contrast": lambda image, s: ImageOps.autocontrast(image),
     "equalise": lambda image, s: ImageOps.equalize(image),
     "rotate": lambda image, s: image.rotate(30 * s, Image.Resampling.BILINEAR),
-    "shear x": lambda image, s: _shift(image, (1, 0.3 * s, -0.15 * s * image.height, 0, 1, 0)),
-    "shear y": lambda image, s: _shift(image, (1, 0, 0, 0.3 * s, 1, -0.15 * s * image.width)),
-    "translate x": lambda image, s: _shift(image, (1, 0, 0.45 * s * image.width, 0, 1, 0)),
-    "translate y": lambda image, s: _shift(image, (1, 0, 0, 0, 1, 0.45 * s * image.height)),
+    "shear x": lambda image, s: _shift(
+        image, (1, 0.3 * s, -0.15 * s * image.height, 0, 1, 0)
+    ),
+    "shear y": lambda image, s: _shift(
+        image, (1, 0, 0, 0.3 * s, 1, -0.15 * s * image.width)
+    ),
+    "translate x": lambda image, s: _shift(
+        image, (1, 0, 0.45 * s * image.width, 0, 1, 0)
+    ),
+    "translate y": lambda image, s: _shift(
+        image, (1, 0, 0, 0, 1, 0.45 * s * image.height)
+    ),
     "posterise": lambda image, s: ImageOps.posterize(image, 8 - round(4 * abs(s))),
     "solarise": lambda image, s: ImageOps.solarize(image, round(255 * (1 - abs(s)))),
     "colour": lambda image, s: ImageEnhance.Color(image).enhance(1 + 0.9 * s),
     "contrast": lambda image, s: ImageEnhance.Contrast(image).enhance(1 + 0.9 * s),
     "brightness": lambda image, s: ImageEnhance.Brightness(image).enhance(1 + 0.9 * s),
-    "sharpness": lambda image, s: ImageEnhance.Sharpness(image).enhance(1 + 0.9 * s)}
+    "sharpness": lambda image, s: ImageEnhance.Sharpness(image).enhance(1 + 0.9 * s),
+}
 
 # %% ../../nbs/engine/views.ipynb #cell-14
 def strong_view(
-    size: int, flip: bool = True, operations: int = 2, magnitude: float = 9,
-    cutout: float = 0.5, squash: bool = False,
+    size: int,
+    flip: bool = True,
+    operations: int = 2,
+    magnitude: float = 9,
+    cutout: float = 0.5,
+    squash: bool = False,
 ) -> View:
     """A harsh random transform, `transform(image, rng)`: a weak view, RandAugment, then Cutout.
 
@@ -123,16 +137,29 @@ def strong_view(
     Raises ValueError for values outside these ranges.
     """
     if not (0 <= magnitude <= 30 and 0 <= cutout <= 1 and operations >= 0):
-        raise ValueError(f"magnitude must lie in 0-30, cutout in 0-1, operations from 0; got {magnitude}, {cutout}, {operations}")
+        raise ValueError(
+            f"magnitude must lie in 0-30, cutout in 0-1, operations from 0; got {magnitude}, {cutout}, {operations}"
+        )
     return partial(
-        _strong, size=size, flip=flip, squash=squash, operations=operations,
-        magnitude=magnitude, cutout=cutout,
+        _strong,
+        size=size,
+        flip=flip,
+        squash=squash,
+        operations=operations,
+        magnitude=magnitude,
+        cutout=cutout,
     )
 
 
 def _strong(
-    image: Image.Image, rng: np.random.Generator, size: int, flip: bool, squash: bool,
-    operations: int, magnitude: float, cutout: float,
+    image: Image.Image,
+    rng: np.random.Generator,
+    size: int,
+    flip: bool,
+    squash: bool,
+    operations: int,
+    magnitude: float,
+    cutout: float,
 ) -> Image.Image:
     image = _weak(image, rng, size, flip, squash)
     for name in rng.choice(list(DISTORTIONS), operations):
@@ -141,4 +168,3 @@ def _strong(
     left, top = rng.integers(0, size - side + 1, 2).tolist()
     image.paste((127, 127, 127), (left, top, left + side, top + side))
     return image
-

@@ -6,10 +6,7 @@
 from __future__ import annotations
 
 import json
-import numpy as np
-import pandas as pd
 import re
-import seaborn as sns
 import tempfile
 import time
 import warnings
@@ -17,18 +14,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
-from matplotlib.axes import Axes
 from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
 from sklearn.base import clone
 from tqdm.auto import tqdm
 
-from . import plots
-from ..learning import metrics
 from ..clip.features import FeatureStore, StoredCLIP, fit_facts, hash_images
 from ..images.corruptions import CORRUPTIONS, Corrupted
 from ..images.files import Array, blaming, check_arrays, hash_parts
 from ..images.sets import ImageSet, check_classnames, check_count, check_number
+from . import plots
 from .plots import label_text, label_texts
+from ..learning import metrics
 from ..learning.adapter import Adapter
 from ..learning.training import Checkpoint
 from ..methods.zeroshot import ZeroShot
@@ -183,10 +184,18 @@ def run_all(
     other parameters; OSError when the disk of `folder` is full.
     """
     named = _named(methods)
-    todo = [(name, method, check_count(seed, "a seed", 0)) for name, method in named.items() for seed in seeds]
+    todo = [
+        (name, method, check_count(seed, "a seed", 0))
+        for name, method in named.items()
+        for seed in seeds
+    ]
     if not todo or not len(test):
         raise ValueError("give at least one seed and one test image")
-    make = run_method if folder is None else partial(_kept_run, folder=Path(folder), test_hash=hash_images(test))
+    make = (
+        run_method
+        if folder is None
+        else partial(_kept_run, folder=Path(folder), test_hash=hash_images(test))
+    )
     runs = []
     for name, method, seed in tqdm(todo, "comparing", unit="fit", delay=2, leave=False):
         run = make(name, method, train, test, seed)
@@ -238,31 +247,66 @@ def tabulate(runs: Sequence[Run], test: ImageSet) -> pd.DataFrame:
     Columns: method, accuracy, gain, mean_class_accuracy, worst_class_accuracy, ece (all 0-1), seconds (to fit); with several seeds also accuracy_std (their
     sample standard deviation) and seeds (how many); when a run failed also error. Raises ValueError when a test image has no label.
     """
-    figures = pd.DataFrame([{"method": run.name, **_figures(run, test)} for run in _succeeded(runs, test)])
-    grouped, names = figures.groupby("method"), list(dict.fromkeys(run.name for run in runs))
+    figures = pd.DataFrame(
+        [{"method": run.name, **_figures(run, test)} for run in _succeeded(runs, test)]
+    )
+    grouped, names = (
+        figures.groupby("method"),
+        list(dict.fromkeys(run.name for run in runs)),
+    )
     table = grouped.mean().reindex(names).rename_axis("method").reset_index()
-    table["gain"] = table["accuracy"] - table["accuracy"].where(table["method"] == _baseline(runs)).max()
+    table["gain"] = (
+        table["accuracy"]
+        - table["accuracy"].where(table["method"] == _baseline(runs)).max()
+    )
     if len({run.seed for run in runs}) > 1:
-        table["accuracy_std"], table["seeds"] = (values.reindex(names).to_numpy() for values in (grouped["accuracy"].std(), grouped.size()))
+        table["accuracy_std"], table["seeds"] = (
+            values.reindex(names).to_numpy()
+            for values in (grouped["accuracy"].std(), grouped.size())
+        )
     if any(run.error for run in runs):
-        table["error"] = ["; ".join(dict.fromkeys(run.error for run in runs if run.name == name and run.error)) for name in names]
+        table["error"] = [
+            "; ".join(
+                dict.fromkeys(
+                    run.error for run in runs if run.name == name and run.error
+                )
+            )
+            for name in names
+        ]
     return table
 
 
 def _figures(run: Run, test: ImageSet) -> dict[str, float]:
     """The figures of one run, in the order of the columns."""
-    labels, predictions, classnames = run.method.true_labels(test), run.probabilities.argmax(1), check_classnames(run.method.classnames)
-    return {"accuracy": metrics.accuracy(labels, predictions), "gain": np.nan,
-            "mean_class_accuracy": metrics.mean_class_accuracy(labels, predictions, len(classnames)),
-            "worst_class_accuracy": metrics.worst_class(labels, predictions, classnames)[1],
-            "ece": metrics.expected_calibration_error(labels, run.probabilities), "seconds": run.seconds}
+    labels, predictions, classnames = (
+        run.method.true_labels(test),
+        run.probabilities.argmax(1),
+        check_classnames(run.method.classnames),
+    )
+    return {
+        "accuracy": metrics.accuracy(labels, predictions),
+        "gain": np.nan,
+        "mean_class_accuracy": metrics.mean_class_accuracy(
+            labels, predictions, len(classnames)
+        ),
+        "worst_class_accuracy": metrics.worst_class(labels, predictions, classnames)[1],
+        "ece": metrics.expected_calibration_error(labels, run.probabilities),
+        "seconds": run.seconds,
+    }
 
 
 def _check_labelled(test: ImageSet) -> None:
     """ValueError unless every image of `test` has a label."""
     if not isinstance(test, ImageSet) or (test.labels < 0).any():
-        raise ValueError("every test image needs a label" + (f", {(test.labels < 0).sum()} of {len(test)} have none" if isinstance(test, ImageSet) else ": pass an ImageSet")
-                         + " (clipadapt.judge.selection scores methods without labels)")
+        raise ValueError(
+            "every test image needs a label"
+            + (
+                f", {(test.labels < 0).sum()} of {len(test)} have none"
+                if isinstance(test, ImageSet)
+                else ": pass an ImageSet"
+            )
+            + " (clipadapt.judge.selection scores methods without labels)"
+        )
 
 # %% ../../nbs/15_compare.ipynb #cell-22
 def check_runs(runs: Sequence[Run]) -> None:
@@ -287,11 +331,19 @@ def _succeeded(runs: Sequence[Run], test: ImageSet) -> list[Run]:
 
 def _baseline(runs: Sequence[Run]) -> str | None:
     """The name of the first ZeroShot that did not fail."""
-    return next((run.name for run in runs if type(run.method) is ZeroShot and not run.error), None)
+    return next(
+        (run.name for run in runs if type(run.method) is ZeroShot and not run.error),
+        None,
+    )
 
 
-def compare(methods: Mapping[str, Adapter] | Sequence[Adapter], train: ImageSet, test: ImageSet, seeds: Sequence[int] = (0,),
-            folder: str | Path | None = None) -> pd.DataFrame:
+def compare(
+    methods: Mapping[str, Adapter] | Sequence[Adapter],
+    train: ImageSet,
+    test: ImageSet,
+    seeds: Sequence[int] = (0,),
+    folder: str | Path | None = None,
+) -> pd.DataFrame:
     """Fit every method on `train` (labels unread) with every seed and score it on `test`; return the table of `tabulate`.
 
     `methods` is a dict from names to methods, or a list of methods (named by their class). `folder` keeps what is done: see `run_all`.
@@ -301,12 +353,18 @@ def compare(methods: Mapping[str, Adapter] | Sequence[Adapter], train: ImageSet,
     return tabulate(run_all(methods, train, test, seeds, folder), test)
 
 # %% ../../nbs/15_compare.ipynb #cell-26
-def plot_accuracies(runs: Sequence[Run], test: ImageSet, axes: Axes | None = None) -> Axes:
+def plot_accuracies(
+    runs: Sequence[Run], test: ImageSet, axes: Axes | None = None
+) -> Axes:
     """Dot plot of the accuracy of every run, best method on top, its mean as a bar, that of zero-shot dashed; the title gives the lead of the best.
 
     Returns the matplotlib Axes. Raises ValueError as `tabulate` does.
     """
-    table = tabulate(runs, test).dropna(subset="accuracy").sort_values("accuracy", ascending=False, kind="stable")
+    table = (
+        tabulate(runs, test)
+        .dropna(subset="accuracy")
+        .sort_values("accuracy", ascending=False, kind="stable")
+    )
     names = dict(zip(table["method"], label_texts(table["method"])))
     dots = pd.DataFrame(
         [
@@ -329,10 +387,23 @@ def plot_accuracies(runs: Sequence[Run], test: ImageSet, axes: Axes | None = Non
         jitter=False,
         ax=axes,
     )
-    axes.vlines(100 * table["accuracy"], np.arange(len(table)) - 0.3, np.arange(len(table)) + 0.3, color="black")
+    axes.vlines(
+        100 * table["accuracy"],
+        np.arange(len(table)) - 0.3,
+        np.arange(len(table)) + 0.3,
+        color="black",
+    )
     if _baseline(runs):
-        axes.axvline(100 * table.set_index("method")["accuracy"][_baseline(runs)], color="grey", linestyle="--", zorder=0)
-    axes.set(xlabel=f"accuracy on {len(test)} test images (%); dots: seeds, bar: mean, dashed: zero-shot", ylabel="")
+        axes.axvline(
+            100 * table.set_index("method")["accuracy"][_baseline(runs)],
+            color="grey",
+            linestyle="--",
+            zorder=0,
+        )
+    axes.set(
+        xlabel=f"accuracy on {len(test)} test images (%); dots: seeds, bar: mean, dashed: zero-shot",
+        ylabel="",
+    )
     plots._set_title(axes, _lead(table))
     return axes
 
@@ -347,12 +418,10 @@ def _lead(table: pd.DataFrame) -> str:
     return f"{label_text(best['method'])}: {100 * best['accuracy']:.1f} %{lead}"
 
 # %% ../../nbs/15_compare.ipynb #cell-31
-_MANY, _FEW = 40, 30        # of more classes than that, so many are drawn
+_MANY, _FEW = 40, 30  # of more classes than that, so many are drawn
 
 
-def plot_classes(
-    runs: Sequence[Run], test: ImageSet, axes: Axes | None = None
-) -> Axes:
+def plot_classes(runs: Sequence[Run], test: ImageSet, axes: Axes | None = None) -> Axes:
     """Heat map of the accuracy of every class (columns) with every method (rows).
 
     runs: as `run_all` gives them; a cell is the mean over the seeds.
@@ -372,12 +441,18 @@ def plot_classes(
     row, column = np.unravel_index(np.nanargmin(cells), cells.shape)
     method, name = label_text(shares.index[row]), label_text(shares.columns[column])
     drawn = pd.DataFrame(cells, label_texts(shares.index), label_texts(shares.columns))
-    upright = 0.08 * max(0, max(map(len, drawn.columns)) - 8)      # long names stand
+    upright = 0.08 * max(0, max(map(len, drawn.columns)) - 8)  # long names stand
     size = max(5, 0.62 * cells.shape[1] + 2.5), 0.36 * len(cells) + 1.6 + upright
     axes = plots._axes(axes, size)
     sns.heatmap(
-        drawn, annot=cells.shape[1] <= 20, fmt=".0f", vmin=0, vmax=100, cmap="viridis",
-        cbar_kws={"label": "accuracy (%)"}, ax=axes,
+        drawn,
+        annot=cells.shape[1] <= 20,
+        fmt=".0f",
+        vmin=0,
+        vmax=100,
+        cmap="viridis",
+        cbar_kws={"label": "accuracy (%)"},
+        ax=axes,
     )
     axes.set(xlabel=f"class{which}", ylabel="")
     right = f"{cells[row, column]:.0f} %"
@@ -393,14 +468,21 @@ def _class_shares(runs: Sequence[Run], test: ImageSet) -> pd.DataFrame:
     for name, shares in runs:
         seeds.setdefault(name, []).append([shares.get(c, np.nan) for c in classes])
     means = [pd.DataFrame(rows).mean() for rows in seeds.values()]
-    columns = pd.Index(classes, dtype=object)       # pandas' own texts must be UTF-8
+    columns = pd.Index(classes, dtype=object)  # pandas' own texts must be UTF-8
     return pd.DataFrame(100 * np.array(means), list(seeds), columns)
 
 
 def _per_class(run: Run, test: ImageSet) -> dict[str, float]:
     """Accuracy 0-1 of one run by class name, NaN where there is no image."""
     names = check_classnames(run.method.classnames)
-    return dict(zip(names, metrics.per_class_accuracy(run.method.true_labels(test), run.probabilities.argmax(1), len(names))))
+    return dict(
+        zip(
+            names,
+            metrics.per_class_accuracy(
+                run.method.true_labels(test), run.probabilities.argmax(1), len(names)
+            ),
+        )
+    )
 
 # %% ../../nbs/15_compare.ipynb #cell-35
 def changes(runs: Sequence[Run], test: ImageSet) -> pd.DataFrame:
@@ -410,7 +492,9 @@ def changes(runs: Sequence[Run], test: ImageSet) -> pd.DataFrame:
     """
     succeeded, baseline = _succeeded(runs, test), _baseline(runs)
     if baseline is None:
-        raise ValueError("there is no ZeroShot among these runs to hold the others against: add one")
+        raise ValueError(
+            "there is no ZeroShot among these runs to hold the others against: add one"
+        )
     right = {
         (run.name, run.seed): (
             run.probabilities.argmax(1) == run.method.true_labels(test)
@@ -418,9 +502,20 @@ def changes(runs: Sequence[Run], test: ImageSet) -> pd.DataFrame:
         for run in succeeded
     }
     before = {seed: hits for (name, seed), hits in right.items() if name == baseline}
-    rows = [{"method": name, "mended": (hits & ~before[seed]).mean(), "broken": (~hits & before[seed]).mean()}
-            for (name, seed), hits in right.items() if name != baseline and seed in before]
-    return pd.DataFrame(rows, columns=["method", "mended", "broken"]).groupby("method", sort=False).mean()
+    rows = [
+        {
+            "method": name,
+            "mended": (hits & ~before[seed]).mean(),
+            "broken": (~hits & before[seed]).mean(),
+        }
+        for (name, seed), hits in right.items()
+        if name != baseline and seed in before
+    ]
+    return (
+        pd.DataFrame(rows, columns=["method", "mended", "broken"])
+        .groupby("method", sort=False)
+        .mean()
+    )
 
 # %% ../../nbs/15_compare.ipynb #cell-36
 def plot_changes(runs: Sequence[Run], test: ImageSet, axes: Axes | None = None) -> Axes:
@@ -429,7 +524,11 @@ def plot_changes(runs: Sequence[Run], test: ImageSet, axes: Axes | None = None) 
     Returns the matplotlib Axes. Raises ValueError as `changes` does.
     """
     shares = 100 * changes(runs, test)
-    shares = shares.loc[(shares["mended"] - shares["broken"]).sort_values(ascending=False, kind="stable").index]
+    shares = shares.loc[
+        (shares["mended"] - shares["broken"])
+        .sort_values(ascending=False, kind="stable")
+        .index
+    ]
     axes = plots._axes(axes, (7, 0.36 * len(shares) + 1.6))
     names = label_texts(shares.index)
     axes.barh(
@@ -448,7 +547,12 @@ def plot_changes(runs: Sequence[Run], test: ImageSet, axes: Axes | None = None) 
     axes.xaxis.set_major_formatter(lambda value, _: f"{abs(value):g}")
     axes.invert_yaxis()
     axes.set(xlabel=f"share of {len(test)} test images (%)")
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.35 if len(shares) < 5 else -0.14), ncols=2, frameon=False)
+    axes.legend(
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.35 if len(shares) < 5 else -0.14),
+        ncols=2,
+        frameon=False,
+    )
     if len(shares):
         careful = shares["broken"].idxmin()
         broken, mended = shares.loc[careful, ["broken", "mended"]]
@@ -480,57 +584,104 @@ def plot_cost(runs: Sequence[Run], test: ImageSet, axes: Axes | None = None) -> 
         )
     axes.set_xscale("log")
     axes.margins(x=0.15, y=0.1)
-    axes.set(xlabel="seconds to fit (logarithmic)", ylabel=f"accuracy on {len(test)} test images (%)")
+    axes.set(
+        xlabel="seconds to fit (logarithmic)",
+        ylabel=f"accuracy on {len(test)} test images (%)",
+    )
     names = ", ".join(label_texts(front["method"]))
     plots._set_title(axes, f"Nothing is both quicker and better than {names}")
     return axes
 
 # %% ../../nbs/15_compare.ipynb #cell-44
-def redraw(runs: Sequence[Run], test: ImageSet, draws: int = 1000, seed: int = 0) -> pd.DataFrame:
+def redraw(
+    runs: Sequence[Run], test: ImageSet, draws: int = 1000, seed: int = 0
+) -> pd.DataFrame:
     """Accuracies (0-1) in `draws` bootstrap samples of the test images and of each method's seeds: a row a draw, a column a method.
 
     All methods share the images of a draw. Source: Efron 1979, "Bootstrap Methods: Another Look at the Jackknife". Raises ValueError as `tabulate` does.
     """
     rng, right = np.random.default_rng(seed), {}
     for run in _succeeded(runs, test):
-        right.setdefault(run.name, []).append(run.probabilities.argmax(1) == run.method.true_labels(test))
+        right.setdefault(run.name, []).append(
+            run.probabilities.argmax(1) == run.method.true_labels(test)
+        )
     right = {name: np.array(hits, np.float64) for name, hits in right.items()}
     rows = []
     for _ in range(check_count(draws, "draws")):
-        images = rng.multinomial(len(test), np.full(len(test), 1 / len(test))) / len(test)
-        rows.append({name: (hits @ images)[rng.integers(len(hits), size=len(hits))].mean() for name, hits in right.items()})
+        images = rng.multinomial(len(test), np.full(len(test), 1 / len(test))) / len(
+            test
+        )
+        rows.append(
+            {
+                name: (hits @ images)[rng.integers(len(hits), size=len(hits))].mean()
+                for name, hits in right.items()
+            }
+        )
     return pd.DataFrame(rows)
 
 
-def recommend(runs: Sequence[Run], test: ImageSet, draws: int = 1000, seed: int = 0) -> str:
+def recommend(
+    runs: Sequence[Run], test: ImageSet, draws: int = 1000, seed: int = 0
+) -> str:
     """Which method to use here and how sure that is, in a few sentences, from the measurements alone.
 
     A method counts as beaten when the most accurate one is ahead of it in at least 95 % of the samples of `redraw`; among the others the quickest to fit is recommended.
     """
-    table, samples = tabulate(runs, test).dropna(subset="accuracy").set_index("method"), redraw(runs, test, draws, seed)
+    table, samples = (
+        tabulate(runs, test).dropna(subset="accuracy").set_index("method"),
+        redraw(runs, test, draws, seed),
+    )
     best = table["accuracy"].idxmax()
-    ahead = {name: (samples[best] > samples[name]).mean() for name in table.index if name != best}
+    ahead = {
+        name: (samples[best] > samples[name]).mean()
+        for name in table.index
+        if name != best
+    }
     equals = [name for name, share in ahead.items() if share < 0.95]
     chosen = table.loc[[best, *equals], "seconds"].idxmin()
-    return " ".join([_choice(table, best, equals, chosen, ahead), *_reservations(table, chosen, test)])
+    return " ".join(
+        [
+            _choice(table, best, equals, chosen, ahead),
+            *_reservations(table, chosen, test),
+        ]
+    )
 
 
-def _choice(table: pd.DataFrame, best: str, equals: list[str], chosen: str, ahead: dict[str, float]) -> str:
+def _choice(
+    table: pd.DataFrame,
+    best: str,
+    equals: list[str],
+    chosen: str,
+    ahead: dict[str, float],
+) -> str:
     """The sentences that name the method, and how often it stays ahead when images and seeds are drawn again."""
     accuracy = f"{100 * table.loc[chosen, 'accuracy']:.1f} % right"
     if len(table) == 1:
         return f"Only {chosen} was measured: {accuracy}."
     if not equals:
         rival = table["accuracy"].drop(best).idxmax()
-        return (f"Use {best}: {accuracy}, {100 * (table.loc[best, 'accuracy'] - table.loc[rival, 'accuracy']):.1f} points ahead of {rival}. "
-                f"With test images and seeds drawn again it stays ahead of all others in {_share(min(ahead.values()))}.")
-    group = ", ".join(f"{name} ({100 * table.loc[name, 'accuracy']:.1f} %, behind in {_share(ahead[name])})" for name in equals)
-    return (f"Use {chosen}: {accuracy}. The highest mean is that of {best} ({100 * table.loc[best, 'accuracy']:.1f} %), but these cannot be told apart from it: "
-            f"{group}. Of all these, {chosen} is the quickest to fit ({table.loc[chosen, 'seconds']:.2g} s).")
+        return (
+            f"Use {best}: {accuracy}, {100 * (table.loc[best, 'accuracy'] - table.loc[rival, 'accuracy']):.1f} points ahead of {rival}. "
+            f"With test images and seeds drawn again it stays ahead of all others in {_share(min(ahead.values()))}."
+        )
+    group = ", ".join(
+        f"{name} ({100 * table.loc[name, 'accuracy']:.1f} %, behind in {_share(ahead[name])})"
+        for name in equals
+    )
+    return (
+        f"Use {chosen}: {accuracy}. The highest mean is that of {best} ({100 * table.loc[best, 'accuracy']:.1f} %), but these cannot be told apart from it: "
+        f"{group}. Of all these, {chosen} is the quickest to fit ({table.loc[chosen, 'seconds']:.2g} s)."
+    )
 
 
 def _share(fraction: float) -> str:
-    return "every draw" if fraction == 1 else "more than 99 % of the draws" if fraction > 0.99 else f"{100 * fraction:.0f} % of the draws"
+    return (
+        "every draw"
+        if fraction == 1
+        else "more than 99 % of the draws"
+        if fraction > 0.99
+        else f"{100 * fraction:.0f} % of the draws"
+    )
 
 
 def _reservations(table: pd.DataFrame, chosen: str, test: ImageSet) -> list[str]:
@@ -538,20 +689,29 @@ def _reservations(table: pd.DataFrame, chosen: str, test: ImageSet) -> list[str]
     row, notes = table.loc[chosen], []
     constant = np.bincount(test.labels).max() / len(test)
     if row["accuracy"] <= constant:
-        notes.append(f"Giving every image the most frequent class would be right in {100 * constant:.0f} % too: look at the class names and the model before you use it.")
+        notes.append(
+            f"Giving every image the most frequent class would be right in {100 * constant:.0f} % too: look at the class names and the model before you use it."
+        )
     if row["gain"] == 0:
         notes.append("No method is surely better than zero-shot here.")
     if row["worst_class_accuracy"] < 0.5 * row["accuracy"]:
         worst = 100 * row["worst_class_accuracy"]
-        notes.append(f"Mind its worst class: it is right in only {worst:.0f} % of those images.")
+        notes.append(
+            f"Mind its worst class: it is right in only {worst:.0f} % of those images."
+        )
     if row["ece"] > 0.1:
-        notes.append(f"Do not trust its confidence, which is off by {100 * row['ece']:.0f} points on average; repair it with a temperature (chapter 2).")
+        notes.append(
+            f"Do not trust its confidence, which is off by {100 * row['ece']:.0f} points on average; repair it with a temperature (chapter 2)."
+        )
     if "seeds" not in table:
         notes.append("One seed says nothing of the spread over seeds; run three.")
-    return [*notes, f"The {len(test)} test images have chosen, so expect slightly less on new ones."]
+    return [
+        *notes,
+        f"The {len(test)} test images have chosen, so expect slightly less on new ones.",
+    ]
 
 # %% ../../nbs/15_compare.ipynb #cell-53
-_PIXELS = 50_000_000        # of corrupted images are held at a time: 150 MB
+_PIXELS = 50_000_000  # of corrupted images are held at a time: 150 MB
 
 
 def _blocks(images: ImageSet) -> Iterator[ImageSet]:
@@ -562,7 +722,9 @@ def _blocks(images: ImageSet) -> Iterator[ImageSet]:
         pixels += image.width * image.height
         if pixels >= _PIXELS or end == len(images):
             yield ImageSet(
-                held, images.classnames, images.labels[start:end],
+                held,
+                images.classnames,
+                images.labels[start:end],
                 max_pixels=images.max_pixels,
             )
             held, pixels, start = [], 0, end
@@ -592,9 +754,7 @@ def corruption_accuracies(
         for name in tqdm(
             CORRUPTIONS, "corrupting", unit="corruption", delay=2, leave=False
         ):
-            spoilt = Corrupted(
-                test, name, severity, size=size, squash=stored.squashes
-            )
+            spoilt = Corrupted(test, name, severity, size=size, squash=stored.squashes)
             for block in _blocks(spoilt):
                 for key, method in methods.items():
                     right.loc[key, name] += round(method.score(block) * len(block))

@@ -5,17 +5,30 @@
 # %% ../../nbs/engine/plots.ipynb #cell-2
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Sequence
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-import textwrap
-from collections.abc import Sequence
 from matplotlib.axes import Axes
 
 from ..images.pictures import printable
 from ..images.sets import check_classnames, check_count
-from ..learning.metrics import _check_pair, _confidence, _losses, _scores_of_both, _threshold, calibration_bins, confusion, detection, harmonic_mean, per_class_accuracy, risk_coverage
+from clipadapt.learning.metrics import (
+    _check_pair,
+    _confidence,
+    _losses,
+    _scores_of_both,
+    _threshold,
+    calibration_bins,
+    confusion,
+    detection,
+    harmonic_mean,
+    per_class_accuracy,
+    risk_coverage,
+)
 
 # %% auto #0
 __all__ = ['one_line', 'label_text', 'label_texts', 'title_text', 'plot_confusion', 'plot_per_class', 'plot_harmonic_mean',
@@ -47,7 +60,7 @@ def _shortened(name: str, most: int, end: str = "") -> str:
     if len(name) + len(end) <= most:
         return name + end
     room = most - len(end)
-    return f"{name[:room // 2]}…{name[len(name) - (room - room // 2 - 1):]}{end}"
+    return f"{name[: room // 2]}…{name[len(name) - (room - room // 2 - 1) :]}{end}"
 
 
 def _literal(name: str) -> str:
@@ -84,10 +97,12 @@ def title_text(axes: Axes) -> str:
     return one_line(axes.get_title().replace(r"\$", "$"))
 
 # %% ../../nbs/engine/plots.ipynb #cell-6
-_MANY, _FEW = 100, 30       # of more classes than that, so many are drawn
+_MANY, _FEW = 100, 30  # of more classes than that, so many are drawn
 
 
-def _legible(classnames: Sequence[str], most: int = 40) -> tuple[np.ndarray, Sequence[str]]:
+def _legible(
+    classnames: Sequence[str], most: int = 40
+) -> tuple[np.ndarray, Sequence[str]]:
     """Positions and names of the classes to write at an axis: all, or every n-th so that there are at most `most`."""
     step = -(-len(classnames) // most)
     return np.arange(len(classnames))[::step], classnames[::step]
@@ -118,7 +133,15 @@ def _confusion_title(
 # %% ../../nbs/engine/plots.ipynb #cell-8
 def _cell_texts(shares: np.ndarray) -> np.ndarray:
     """What to write into the cells of a row-normalised confusion matrix: per cent without a sign."""
-    return np.array([["" if not share > 0 else "<1" if share < 0.005 else f"{100 * share:.0f}" for share in row] for row in shares])
+    return np.array(
+        [
+            [
+                "" if not share > 0 else "<1" if share < 0.005 else f"{100 * share:.0f}"
+                for share in row
+            ]
+            for row in shares
+        ]
+    )
 
 # %% ../../nbs/engine/plots.ipynb #cell-9
 def _most_confused(
@@ -185,11 +208,20 @@ def _heat(axes: Axes, shares: np.ndarray, names: list[str]) -> None:
     texts = _cell_texts(shares) if len(names) <= 20 else None
     scale = {"label": "images of the true class (%)"}
     sns.heatmap(
-        100 * shares, annot=texts, fmt="", cmap="Blues", vmin=0, vmax=100, square=True,
-        cbar_kws=scale, ax=axes,
+        100 * shares,
+        annot=texts,
+        fmt="",
+        cmap="Blues",
+        vmin=0,
+        vmax=100,
+        square=True,
+        cbar_kws=scale,
+        ax=axes,
     )
     places, names = _legible(names)
-    axes.set_xticks(places + 0.5, names, rotation=0 if sum(map(len, names)) <= 30 else 90)
+    axes.set_xticks(
+        places + 0.5, names, rotation=0 if sum(map(len, names)) <= 30 else 90
+    )
     axes.set_yticks(places + 0.5, names, rotation=0)
 
 # %% ../../nbs/engine/plots.ipynb #cell-12
@@ -224,15 +256,19 @@ def plot_per_class(
     classnames = check_classnames(classnames)
     accuracies = per_class_accuracy(labels, predictions, len(classnames))
     mean, known = float(np.nanmean(accuracies)), int(np.isfinite(accuracies).sum())
-    order, which = np.argsort(-accuracies, kind="stable"), ""      # nan sorts last
+    order, which = np.argsort(-accuracies, kind="stable"), ""  # nan sorts last
     if len(order) > _MANY:
-        order = order[max(0, known - _FEW):known]
+        order = order[max(0, known - _FEW) : known]
         which = f" (the {len(order)} lowest of {len(classnames):,})"
     height = float(np.clip(0.32 * len(order) + 1.3, 2.6, 16))
     axes = _axes(axes, (7, height))
     sns.barplot(
-        x=100 * accuracies[order], y=np.arange(len(order)), orient="h", color="#4c72b0",
-        saturation=1, ax=axes,
+        x=100 * accuracies[order],
+        y=np.arange(len(order)),
+        orient="h",
+        color="#4c72b0",
+        saturation=1,
+        ax=axes,
     )
     axes.patches[min(known, len(order)) - 1].set_facecolor("#c44e52")
     axes.axvline(100 * mean, color="black", linestyle="--")
@@ -247,7 +283,13 @@ def _harmonic_title(seen: float, unseen: float) -> str:
     """The sentence that gives both accuracies, their harmonic mean, and what the imbalance costs."""
     harmonic = harmonic_mean(seen, unseen)
     points = round(100 * ((seen + unseen) / 2 - harmonic))
-    cost = "as high as" if not points else "1 point below" if points == 1 else f"{points} points below"
+    cost = (
+        "as high as"
+        if not points
+        else "1 point below"
+        if points == 1
+        else f"{points} points below"
+    )
     return f"Seen {_percent(seen)}, unseen {_percent(unseen)}: harmonic mean {_percent(harmonic)}, {cost} the ordinary mean"
 
 # %% ../../nbs/engine/plots.ipynb #cell-15
@@ -257,13 +299,27 @@ def plot_harmonic_mean(seen: float, unseen: float, axes: Axes | None = None) -> 
     seen, unseen: numbers in [0, 1]. The title says how far the harmonic mean falls below the ordinary one.
     Returns the matplotlib Axes. Raises ValueError as `harmonic_mean` does.
     """
-    names, values = ["seen", "unseen", "harmonic mean"], [seen, unseen, harmonic_mean(seen, unseen)]
+    names, values = (
+        ["seen", "unseen", "harmonic mean"],
+        [seen, unseen, harmonic_mean(seen, unseen)],
+    )
     ordinary = (seen + unseen) / 2
     axes = _axes(axes, (7, 2.6))
-    sns.barplot(x=[100 * value for value in values], y=names, hue=names, palette=["#4c72b0", "#4c72b0", "#dd8452"], saturation=1,
-                legend=False, ax=axes)
+    sns.barplot(
+        x=[100 * value for value in values],
+        y=names,
+        hue=names,
+        palette=["#4c72b0", "#4c72b0", "#dd8452"],
+        saturation=1,
+        legend=False,
+        ax=axes,
+    )
     axes.axvline(100 * ordinary, color="black", linestyle="--")
-    axes.set(xlabel=f"accuracy (%); dashed: ordinary mean, {_percent(ordinary)}", ylabel="", xlim=(0, 100))
+    axes.set(
+        xlabel=f"accuracy (%); dashed: ordinary mean, {_percent(ordinary)}",
+        ylabel="",
+        xlim=(0, 100),
+    )
     _set_title(axes, _harmonic_title(seen, unseen))
     return axes
 
@@ -271,14 +327,27 @@ def plot_harmonic_mean(seen: float, unseen: float, axes: Axes | None = None) -> 
 def _reliability_title(table: pd.DataFrame) -> str:
     """The sentence that says over- or under-confident, by how much, and the ECE."""
     weights = table["count"]
-    sure, right = (float(np.average(table[column], weights=weights)) for column in ("confidence", "accuracy"))
+    sure, right = (
+        float(np.average(table[column], weights=weights))
+        for column in ("confidence", "accuracy")
+    )
     ece = float(np.average((table.accuracy - table.confidence).abs(), weights=weights))
-    verdict = "Over-confident" if sure > right + 0.01 else "Under-confident" if sure < right - 0.01 else "About as sure as right"
+    verdict = (
+        "Over-confident"
+        if sure > right + 0.01
+        else "Under-confident"
+        if sure < right - 0.01
+        else "About as sure as right"
+    )
     return f"{verdict}: {_percent(sure)} sure, {_percent(right)} right, ECE {_percent(ece, 1)}"
 
 # %% ../../nbs/engine/plots.ipynb #cell-17
-def plot_reliability(labels: Sequence[int] | np.ndarray, probabilities: Sequence[Sequence[float]] | np.ndarray,
-                     bins: int = 15, axes: Axes | None = None) -> Axes:
+def plot_reliability(
+    labels: Sequence[int] | np.ndarray,
+    probabilities: Sequence[Sequence[float]] | np.ndarray,
+    bins: int = 15,
+    axes: Axes | None = None,
+) -> Axes:
     """Reliability diagram (Guo et al. 2017, Figure 1): accuracy against confidence, one point per bin, larger for more images.
 
     labels: integers [N]; probabilities: floats [N, C], rows summing to one. The title gives the expected calibration error, and calls a
@@ -286,14 +355,37 @@ def plot_reliability(labels: Sequence[int] | np.ndarray, probabilities: Sequence
     Returns the matplotlib Axes. Raises ValueError as `calibration_bins` does.
     """
     table = calibration_bins(labels, probabilities, bins).dropna()
-    percent = table.assign(confidence=100 * table.confidence, accuracy=100 * table.accuracy).rename(columns={"count": "images"})
+    percent = table.assign(
+        confidence=100 * table.confidence, accuracy=100 * table.accuracy
+    ).rename(columns={"count": "images"})
     axes = _axes(axes, (5.6, 5))
     axes.plot([0, 100], [0, 100], color="black", linestyle="--", label="calibrated")
-    axes.vlines(percent.confidence, percent.accuracy, percent.confidence, color="grey", label="gap")
-    sns.scatterplot(percent, x="confidence", y="accuracy", size="images", sizes=(30, 300), color="#4c72b0", zorder=3, ax=axes)
-    axes.set(xlabel="confidence (%)", ylabel="accuracy (%)", xlim=(0, 103), ylim=(-3, 103))
+    axes.vlines(
+        percent.confidence,
+        percent.accuracy,
+        percent.confidence,
+        color="grey",
+        label="gap",
+    )
+    sns.scatterplot(
+        percent,
+        x="confidence",
+        y="accuracy",
+        size="images",
+        sizes=(30, 300),
+        color="#4c72b0",
+        zorder=3,
+        ax=axes,
+    )
+    axes.set(
+        xlabel="confidence (%)", ylabel="accuracy (%)", xlim=(0, 103), ylim=(-3, 103)
+    )
     handles, names = axes.get_legend_handles_labels()
-    axes.legend(handles, [f"{name} images" if name.isdigit() else name for name in names], loc="upper left")
+    axes.legend(
+        handles,
+        [f"{name} images" if name.isdigit() else name for name in names],
+        loc="upper left",
+    )
     _set_title(axes, _reliability_title(table))
     return axes
 
@@ -304,12 +396,18 @@ def _confidence_title(confidence: np.ndarray, right: np.ndarray) -> str:
         return f"No wrong answer; {_percent(confidence.mean())} confidence on average"
     if not right.any():
         return f"No right answer; {_percent(confidence.mean())} confidence on average"
-    return (f"Wrong answers carry {_percent(confidence[~right].mean())} confidence on average, "
-            f"right ones {_percent(confidence[right].mean())}")
+    return (
+        f"Wrong answers carry {_percent(confidence[~right].mean())} confidence on average, "
+        f"right ones {_percent(confidence[right].mean())}"
+    )
 
 # %% ../../nbs/engine/plots.ipynb #cell-19
-def plot_confidence(labels: Sequence[int] | np.ndarray, probabilities: Sequence[Sequence[float]] | np.ndarray,
-                    bins: int = 15, axes: Axes | None = None) -> Axes:
+def plot_confidence(
+    labels: Sequence[int] | np.ndarray,
+    probabilities: Sequence[Sequence[float]] | np.ndarray,
+    bins: int = 15,
+    axes: Axes | None = None,
+) -> Axes:
     """Histograms of confidence (the largest probability) for right and for wrong answers, each in per cent of its kind.
 
     labels: integers [N]; probabilities: floats [N, C], rows summing to one. The title gives the mean confidence of both.
@@ -318,10 +416,21 @@ def plot_confidence(labels: Sequence[int] | np.ndarray, probabilities: Sequence[
     check_count(bins, "bins")
     confidence, right = _confidence(labels, probabilities)
     axes = _axes(axes, (7, 3.6))
-    for name, chosen, colour in [("right", right, "#4c72b0"), ("wrong", ~right, "#c44e52")]:
+    for name, chosen, colour in [
+        ("right", right, "#4c72b0"),
+        ("wrong", ~right, "#c44e52"),
+    ]:
         if chosen.any():
-            sns.histplot(x=np.minimum(100 * confidence[chosen], 100), bins=np.linspace(0, 100, bins + 1), stat="percent", color=colour,
-                         alpha=0.5, edgecolor="white", label=f"{name} ({chosen.sum()} images)", ax=axes)
+            sns.histplot(
+                x=np.minimum(100 * confidence[chosen], 100),
+                bins=np.linspace(0, 100, bins + 1),
+                stat="percent",
+                color=colour,
+                alpha=0.5,
+                edgecolor="white",
+                label=f"{name} ({chosen.sum()} images)",
+                ax=axes,
+            )
     axes.set(xlabel="confidence (%)", ylabel="answers of that kind (%)", xlim=(0, 100))
     axes.legend(loc="upper left")
     _set_title(axes, _confidence_title(confidence, right))
@@ -332,13 +441,16 @@ def _likelihood_title(losses: np.ndarray) -> str:
     """The sentence that gives the mean loss and how much of it the worst tenth of the images carries."""
     if not losses.any():
         return "NLL 0.00 nats: every true class has probability 1"
-    share = np.sort(losses)[-max(1, len(losses) // 10):].sum() / losses.sum()
+    share = np.sort(losses)[-max(1, len(losses) // 10) :].sum() / losses.sum()
     worst = "10 % of the images carry" if len(losses) >= 10 else "image carries"
     return f"NLL {losses.mean():.2f} nats: the worst {worst} {_percent(share)} of it"
 
 # %% ../../nbs/engine/plots.ipynb #cell-21
-def plot_likelihood(labels: Sequence[int] | np.ndarray, probabilities: Sequence[Sequence[float]] | np.ndarray,
-                    axes: Axes | None = None) -> Axes:
+def plot_likelihood(
+    labels: Sequence[int] | np.ndarray,
+    probabilities: Sequence[Sequence[float]] | np.ndarray,
+    axes: Axes | None = None,
+) -> Axes:
     """Histograms over -ln(probability of the true class): of the images, and of what they add to the negative log-likelihood.
 
     labels: integers [N]; probabilities: floats [N, C], rows summing to one. Dotted: the loss of a blind guess, ln C. The title gives the
@@ -346,42 +458,82 @@ def plot_likelihood(labels: Sequence[int] | np.ndarray, probabilities: Sequence[
     """
     losses = _losses(labels, probabilities)
     blind = float(np.log(np.shape(probabilities)[1]))
-    kinds = [("images", None, "#4c72b0"), ("what they add to the NLL", losses, "#c44e52")]
+    kinds = [
+        ("images", None, "#4c72b0"),
+        ("what they add to the NLL", losses, "#c44e52"),
+    ]
     axes = _axes(axes, (7, 3.6))
     for name, weights, colour in kinds if losses.any() else kinds[:1]:
-        sns.histplot(x=losses, weights=weights, bins=30, binrange=(0, max(losses.max(), blind, 1)), stat="percent", color=colour,
-                     alpha=0.5, edgecolor="white", label=name, ax=axes)
-    axes.axvline(blind, color="black", linestyle=":", label=f"blind guess ({blind:.2f} nats)")
+        sns.histplot(
+            x=losses,
+            weights=weights,
+            bins=30,
+            binrange=(0, max(losses.max(), blind, 1)),
+            stat="percent",
+            color=colour,
+            alpha=0.5,
+            edgecolor="white",
+            label=name,
+            ax=axes,
+        )
+    axes.axvline(
+        blind, color="black", linestyle=":", label=f"blind guess ({blind:.2f} nats)"
+    )
     axes.set(xlabel="-ln p(true class) (nats)", ylabel="share (%)", xlim=(0, None))
     axes.legend(loc="upper right")
     _set_title(axes, _likelihood_title(losses))
     return axes
 
 # %% ../../nbs/engine/plots.ipynb #cell-22
-def plot_detection(inside: Sequence[float] | np.ndarray, outside: Sequence[float] | np.ndarray, name: str = "outside",
-                   axes: Axes | None = None) -> Axes:
+def plot_detection(
+    inside: Sequence[float] | np.ndarray,
+    outside: Sequence[float] | np.ndarray,
+    name: str = "outside",
+    axes: Axes | None = None,
+) -> Axes:
     """Histograms of a score for images of known classes and for others, each in per cent of its kind; dashed: where 95 % of the known pass.
 
     inside, outside: finite scores [N], [M]; `name` says what the others are. The title gives AUROC and FPR95. Returns the matplotlib Axes.
     Raises ValueError as `detection` does.
     """
-    figures, (truth, scores) = detection(inside, outside), _scores_of_both(inside, outside)
+    figures, (truth, scores) = (
+        detection(inside, outside),
+        _scores_of_both(inside, outside),
+    )
     axes, name = _axes(axes, (7, 3.6)), label_text(name)
     edges = np.linspace(scores.min(), scores.max(), 31)
-    if not (np.diff(edges) > 0).all():                                          # all scores alike
+    if not (np.diff(edges) > 0).all():  # all scores alike
         edges = scores[0] + max(1, abs(scores[0])) * np.linspace(-0.5, 0.5, 31)
-    for label, values, colour in [("known classes", scores[truth == 1], "#4c72b0"), (name, scores[truth == 0], "#c44e52")]:
-        sns.histplot(x=values, bins=edges, stat="percent", color=colour, alpha=0.5, edgecolor="white", label=f"{label} ({len(values)} images)", ax=axes)
+    for label, values, colour in [
+        ("known classes", scores[truth == 1], "#4c72b0"),
+        (name, scores[truth == 0], "#c44e52"),
+    ]:
+        sns.histplot(
+            x=values,
+            bins=edges,
+            stat="percent",
+            color=colour,
+            alpha=0.5,
+            edgecolor="white",
+            label=f"{label} ({len(values)} images)",
+            ax=axes,
+        )
     axes.axvline(_threshold(truth, scores)[0], color="black", linestyle="--")
     axes.set(xlabel="score", ylabel="images of that kind (%)")
     axes.legend()
-    _set_title(axes, f"{_percent(figures['fpr95'])} of “{name}” pass where 95 % of the known do; AUROC {figures['auroc']:.2f}")
+    _set_title(
+        axes,
+        f"{_percent(figures['fpr95'])} of “{name}” pass where 95 % of the known do; AUROC {figures['auroc']:.2f}",
+    )
     return axes
 
 # %% ../../nbs/engine/plots.ipynb #cell-23
 def _risk_title(table: pd.DataFrame) -> str:
     """The sentence that says at which coverage the risk is half of what it is for all images."""
-    risk, half = table["risk"].iloc[-1], table["coverage"][table["risk"] <= table["risk"].iloc[-1] / 2 + 1e-12]
+    risk, half = (
+        table["risk"].iloc[-1],
+        table["coverage"][table["risk"] <= table["risk"].iloc[-1] / 2 + 1e-12],
+    )
     if not risk:
         return "No answer is wrong"
     if half.empty:
@@ -389,7 +541,11 @@ def _risk_title(table: pd.DataFrame) -> str:
     return f"Answering the surest {_percent(half.iloc[-1], 0 if half.iloc[-1] >= 0.01 else 2)} halves the risk of {_percent(risk)}"
 
 # %% ../../nbs/engine/plots.ipynb #cell-24
-def plot_risk_coverage(labels: Sequence[int] | np.ndarray, probabilities: Sequence[Sequence[float]] | np.ndarray, axes: Axes | None = None) -> Axes:
+def plot_risk_coverage(
+    labels: Sequence[int] | np.ndarray,
+    probabilities: Sequence[Sequence[float]] | np.ndarray,
+    axes: Axes | None = None,
+) -> Axes:
     """Risk against coverage; dashed: the best order there could be (all errors last), dotted: a random order.
 
     labels: integers [N]; probabilities: floats [N, C]. The title says how many images can be answered with half the risk, if any. Returns the
@@ -398,10 +554,29 @@ def plot_risk_coverage(labels: Sequence[int] | np.ndarray, probabilities: Sequen
     table = 100 * risk_coverage(labels, probabilities)
     wrong = np.sort(~_confidence(labels, probabilities)[1])
     axes = _axes(axes, (7, 3.6))
-    axes.plot(table["coverage"], table["risk"], color="#4c72b0", linewidth=2.5, label="most confident first")
-    axes.plot(table["coverage"], 100 * np.cumsum(wrong) / np.arange(1, len(wrong) + 1), color="black", linestyle="--", label="errors last")
-    axes.axhline(table["risk"].iloc[-1], color="grey", linestyle=":", label="random order")
-    axes.set(xlabel="coverage: images answered (%)", ylabel="risk: wrong among these (%)", xlim=(0, 100), ylim=(0, None))
+    axes.plot(
+        table["coverage"],
+        table["risk"],
+        color="#4c72b0",
+        linewidth=2.5,
+        label="most confident first",
+    )
+    axes.plot(
+        table["coverage"],
+        100 * np.cumsum(wrong) / np.arange(1, len(wrong) + 1),
+        color="black",
+        linestyle="--",
+        label="errors last",
+    )
+    axes.axhline(
+        table["risk"].iloc[-1], color="grey", linestyle=":", label="random order"
+    )
+    axes.set(
+        xlabel="coverage: images answered (%)",
+        ylabel="risk: wrong among these (%)",
+        xlim=(0, 100),
+        ylim=(0, None),
+    )
     axes.legend(loc="upper left", bbox_to_anchor=(0.06, 0.93))
     _set_title(axes, _risk_title(table / 100))
     return axes

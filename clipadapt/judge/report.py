@@ -7,26 +7,51 @@ from __future__ import annotations
 
 import base64
 import io
-import matplotlib.pyplot as plt
-import numpy as np
-import pandas as pd
 import time
 from collections.abc import Sequence
 from importlib.metadata import version
 from importlib.resources import files
-from matplotlib.axes import Axes
 from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
 
 from ..images.files import whole_file
 from ..images.sets import ImageSet, check_classnames, show_images
-from .compare import Run, _baseline, _per_class, _succeeded, plot_accuracies, plot_changes, plot_classes, plot_cost, recommend, tabulate
-from .plots import label_text, plot_confidence, plot_confusion, plot_per_class, plot_reliability, title_text
+from clipadapt.judge.compare import (
+    Run,
+    _baseline,
+    _per_class,
+    _succeeded,
+    plot_accuracies,
+    plot_changes,
+    plot_classes,
+    plot_cost,
+    recommend,
+    tabulate,
+)
+from clipadapt.judge.plots import (
+    label_text,
+    plot_confidence,
+    plot_confusion,
+    plot_per_class,
+    plot_reliability,
+    title_text,
+)
 
 # %% auto #0
 __all__ = ['KNOWN_COLUMNS', 'report']
 
 # %% ../../nbs/engine/report.ipynb #cell-4
-def report(runs: Sequence[Run], train: ImageSet, test: ImageSet, path: str | Path, table: pd.DataFrame | None = None) -> Path:
+def report(
+    runs: Sequence[Run],
+    train: ImageSet,
+    test: ImageSet,
+    path: str | Path,
+    table: pd.DataFrame | None = None,
+) -> Path:
     """Write a self-contained HTML report of `runs` to `path`, whole or not at all.
 
     runs: as `run_all` gives them.
@@ -39,39 +64,86 @@ def report(runs: Sequence[Run], train: ImageSet, test: ImageSet, path: str | Pat
     from jinja2 import Environment
 
     table = tabulate(runs, test) if table is None else table
-    first = list({run.name: run for run in reversed(_succeeded(runs, test))}.values())[::-1]
-    template = Environment(autoescape=True).from_string((files("clipadapt") / "report.html").read_text(encoding="utf-8"))
+    first = list({run.name: run for run in reversed(_succeeded(runs, test))}.values())[
+        ::-1
+    ]
+    template = Environment(autoescape=True).from_string(
+        (files("clipadapt") / "report.html").read_text(encoding="utf-8")
+    )
     page = template.render(
-        rows=table.to_dict("records"), best=table["accuracy"].max(), recommendation=recommend(runs, test), overview=_overview(runs, test),
-        extra=[name for name in table.columns if name not in KNOWN_COLUMNS], sections=[_section(run, test) for run in first],
-        captions=_captions(runs), examples=_picture(_examples(test)), train=len(train), test=len(test), seeds=sorted({run.seed for run in runs}), classnames=test.classnames,
-        clip=runs[0].method.clip, fingerprint=runs[0].method.clip.fingerprint, date=time.strftime("%Y-%m-%d %H:%M"),
-        versions={name: version(name) for name in ("clipadapt", "torch", "open_clip_torch", "numpy")})
+        rows=table.to_dict("records"),
+        best=table["accuracy"].max(),
+        recommendation=recommend(runs, test),
+        overview=_overview(runs, test),
+        extra=[name for name in table.columns if name not in KNOWN_COLUMNS],
+        sections=[_section(run, test) for run in first],
+        captions=_captions(runs),
+        examples=_picture(_examples(test)),
+        train=len(train),
+        test=len(test),
+        seeds=sorted({run.seed for run in runs}),
+        classnames=test.classnames,
+        clip=runs[0].method.clip,
+        fingerprint=runs[0].method.clip.fingerprint,
+        date=time.strftime("%Y-%m-%d %H:%M"),
+        versions={
+            name: version(name)
+            for name in ("clipadapt", "torch", "open_clip_torch", "numpy")
+        },
+    )
     with whole_file(path) as draft:
         draft.write_text(page, encoding="utf-8", errors="backslashreplace")
     return Path(path)
 
 
-KNOWN_COLUMNS = ("method", "accuracy", "gain", "mean_class_accuracy", "worst_class_accuracy", "ece", "seconds", "accuracy_std", "seeds", "error")
+KNOWN_COLUMNS = (
+    "method",
+    "accuracy",
+    "gain",
+    "mean_class_accuracy",
+    "worst_class_accuracy",
+    "ece",
+    "seconds",
+    "accuracy_std",
+    "seeds",
+    "error",
+)
 
 # %% ../../nbs/engine/report.ipynb #cell-6
 def _overview(runs: Sequence[Run], test: ImageSet) -> list[tuple[str, str]]:
     """The pictures that compare the methods, with their titles."""
-    plots = [plot_accuracies, plot_classes, plot_cost] + ([plot_changes] if _baseline(runs) and len({run.name for run in runs}) > 1 else [])
+    plots = [plot_accuracies, plot_classes, plot_cost] + (
+        [plot_changes]
+        if _baseline(runs) and len({run.name for run in runs}) > 1
+        else []
+    )
     return [_with_title(plot(runs, test)) for plot in plots]
 
 
 def _section(run: Run, test: ImageSet) -> dict:
     """What the template shows of one run: its name, its parameters, the accuracy per class, and four plots."""
-    labels, predictions, names = run.method.true_labels(test), run.probabilities.argmax(1), check_classnames(run.method.classnames)
+    labels, predictions, names = (
+        run.method.true_labels(test),
+        run.probabilities.argmax(1),
+        check_classnames(run.method.classnames),
+    )
     plots = {
         "per class": plot_per_class(labels, predictions, names),
         "confusion matrix": plot_confusion(labels, predictions, names),
         "reliability": plot_reliability(labels, run.probabilities),
-        "confidence": plot_confidence(labels, run.probabilities)}
-    params = {name: value for name, value in run.method.get_params(deep=False).items() if name not in run.method.unsaved}
-    return {"name": run.name, "params": params, "accuracies": _per_class(run, test),
-            "plots": {name: _with_title(axes) for name, axes in plots.items()}}
+        "confidence": plot_confidence(labels, run.probabilities),
+    }
+    params = {
+        name: value
+        for name, value in run.method.get_params(deep=False).items()
+        if name not in run.method.unsaved
+    }
+    return {
+        "name": run.name,
+        "params": params,
+        "accuracies": _per_class(run, test),
+        "plots": {name: _with_title(axes) for name, axes in plots.items()},
+    }
 
 
 def _captions(runs: Sequence[Run]) -> str:
@@ -81,7 +153,8 @@ def _captions(runs: Sequence[Run]) -> str:
         if "captioner" in run.method.get_params(deep=False):
             captioner = run.method.captioner
             said[run.name] = (
-                f"{run.name} learned from captions by {captioner.name}" if captioner
+                f"{run.name} learned from captions by {captioner.name}"
+                if captioner
                 else f"{run.name} had no captioner: it learned from class descriptions"
                 " alone"
             )

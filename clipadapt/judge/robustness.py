@@ -5,26 +5,38 @@
 # %% ../../nbs/14_robustness.ipynb #cell-7
 from __future__ import annotations
 
+import warnings
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-import warnings
-from PIL import Image, ImageOps
-from collections.abc import Mapping, Sequence
-from functools import cache
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from pathlib import Path
+from PIL import Image, ImageOps
 from scipy.special import softmax
 from tqdm.auto import tqdm
 
-from . import plots
-from ..learning import metrics
 from ..clip.features import hash_each
-from ..images.corruptions import CORRUPTIONS, Corrupted, SEVERITIES, check_corruption
-from ..images.sets import ImageSet, as_imageset, check_classnames, check_count, check_labels
+from clipadapt.images.corruptions import (
+    CORRUPTIONS,
+    SEVERITIES,
+    Corrupted,
+    check_corruption,
+)
+from clipadapt.images.sets import (
+    ImageSet,
+    as_imageset,
+    check_classnames,
+    check_count,
+    check_labels,
+)
+from . import plots
 from .plots import label_text, label_texts
+from ..learning import metrics
 from ..learning.adapter import Adapter
 
 # %% auto #0
@@ -45,26 +57,49 @@ def _answer(method: Adapter, images: ImageSet) -> tuple[np.ndarray, np.ndarray |
     return softmax(logits.astype(np.float64), axis=1), logits
 
 
-def _closed_set(labels: np.ndarray, probabilities: np.ndarray) -> list[tuple[str, str, float]]:
+def _closed_set(
+    labels: np.ndarray, probabilities: np.ndarray
+) -> list[tuple[str, str, float]]:
     """(score, metric, value) of answers to images whose class is known."""
-    measures = {"ece": metrics.expected_calibration_error, "adaptive_ece": metrics.adaptive_calibration_error,
-                "nll": metrics.negative_log_likelihood, "brier": metrics.brier_score}
+    measures = {
+        "ece": metrics.expected_calibration_error,
+        "adaptive_ece": metrics.adaptive_calibration_error,
+        "nll": metrics.negative_log_likelihood,
+        "brier": metrics.brier_score,
+    }
     rows = [("", "accuracy", metrics.accuracy(labels, probabilities.argmax(1)))]
-    return rows + [("", name, measure(labels, probabilities)) for name, measure in measures.items()]
+    return rows + [
+        ("", name, measure(labels, probabilities)) for name, measure in measures.items()
+    ]
 
 
-def detection_scores(probabilities: np.ndarray, logits: np.ndarray | None = None) -> dict[str, np.ndarray]:
+def detection_scores(
+    probabilities: np.ndarray, logits: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
     """How much each image seems to belong to a class, float [N], higher for "inside": by name of the score.
 
     "max probability" and "entropy" (with the sign changed) of probabilities [N, C]; "energy" (sign changed as well) of logits [N, C], left out without them.
     """
-    scores = {"max probability": metrics.max_probability(probabilities), "entropy": metrics.negative_entropy(probabilities)}
-    return scores if logits is None else {**scores, "energy": metrics.negative_energy(logits)}
+    scores = {
+        "max probability": metrics.max_probability(probabilities),
+        "entropy": metrics.negative_entropy(probabilities),
+    }
+    return (
+        scores
+        if logits is None
+        else {**scores, "energy": metrics.negative_energy(logits)}
+    )
 
 
-def _open_set(inside: dict[str, np.ndarray], outside: dict[str, np.ndarray]) -> list[tuple[str, str, float]]:
+def _open_set(
+    inside: dict[str, np.ndarray], outside: dict[str, np.ndarray]
+) -> list[tuple[str, str, float]]:
     """(score, metric, value): how well each score tells the images inside from those outside."""
-    return [(score, metric, value) for score, values in inside.items() for metric, value in metrics.detection(values, outside[score]).items()]
+    return [
+        (score, metric, value)
+        for score, values in inside.items()
+        for metric, value in metrics.detection(values, outside[score]).items()
+    ]
 
 # %% ../../nbs/14_robustness.ipynb #cell-10
 def _check_method(method: Adapter) -> None:
@@ -76,28 +111,45 @@ def _plain(name: str) -> str:
     return "".join(name.split()).casefold()
 
 
-def warn_of_overlap(method: Adapter, test: ImageSet, outside: Mapping[str, ImageSet]) -> None:
+def warn_of_overlap(
+    method: Adapter, test: ImageSet, outside: Mapping[str, ImageSet]
+) -> None:
     """Warn of sets in `outside` that are not outside: labelled images with a class name of the method (case and blanks ignored), or images that `test` has, too.
 
     Images are compared by the content of their file or array (`hash_each`): the same picture saved in two formats is not noticed.
     """
     _check_method(method)
     if not isinstance(outside, Mapping):
-        raise ValueError(f"outside must be a dict of image sets by name, not {type(outside).__name__}")
+        raise ValueError(
+            f"outside must be a dict of image sets by name, not {type(outside).__name__}"
+        )
     outside = {name: as_imageset(images) for name, images in outside.items()}
     test = as_imageset(test)
     known, seen = {_plain(name) for name in method.classnames_}, set(hash_each(test))
     for name, images in outside.items():
-        common = sorted({images.classnames[label] for label in images.labels[images.labels >= 0]} & {n for n in images.classnames if _plain(n) in known})
+        common = sorted(
+            {images.classnames[label] for label in images.labels[images.labels >= 0]}
+            & {n for n in images.classnames if _plain(n) in known}
+        )
         same = sum(digest in seen for digest in hash_each(images))
         if common:
-            warnings.warn(f"the outside set {name!r} has images of {', '.join(common[:5])}: classes that the method knows, so they are not outside")
+            warnings.warn(
+                f"the outside set {name!r} has images of {', '.join(common[:5])}: classes that the method knows, so they are not outside"
+            )
         if same:
-            warnings.warn(f"{same} images of the outside set {name!r} are test images, too")
+            warnings.warn(
+                f"{same} images of the outside set {name!r} are test images, too"
+            )
 
 # %% ../../nbs/14_robustness.ipynb #cell-11
-def _checked(method: Adapter, test, y: Sequence[int] | None, corruptions: Sequence[str], severities: Sequence[int],
-             outside: Mapping[str, ImageSet] | None) -> tuple[ImageSet, np.ndarray, dict[str, ImageSet]]:
+def _checked(
+    method: Adapter,
+    test,
+    y: Sequence[int] | None,
+    corruptions: Sequence[str],
+    severities: Sequence[int],
+    outside: Mapping[str, ImageSet] | None,
+) -> tuple[ImageSet, np.ndarray, dict[str, ImageSet]]:
     """The test images, their labels int64 [N], and the outside sets; ValueError for whatever `evaluate` cannot work with."""
     _check_method(method)
     for name in corruptions:
@@ -108,9 +160,13 @@ def _checked(method: Adapter, test, y: Sequence[int] | None, corruptions: Sequen
     if not len(labels):
         raise ValueError("there are no images to test on")
     if (labels < 0).any():
-        raise ValueError(f"every test image needs a label, {(labels < 0).sum()} of {len(labels)} have none")
+        raise ValueError(
+            f"every test image needs a label, {(labels < 0).sum()} of {len(labels)} have none"
+        )
     if not isinstance(outside or {}, Mapping):
-        raise ValueError(f"outside must be a dict of image sets by name, not {type(outside).__name__}")
+        raise ValueError(
+            f"outside must be a dict of image sets by name, not {type(outside).__name__}"
+        )
     outside = {name: as_imageset(some) for name, some in (outside or {}).items()}
     empty = [name for name, some in outside.items() if not len(some)]
     if empty:
@@ -118,8 +174,17 @@ def _checked(method: Adapter, test, y: Sequence[int] | None, corruptions: Sequen
     return images, labels, outside
 
 # %% ../../nbs/14_robustness.ipynb #cell-13
-def evaluate(method: Adapter, test, y: Sequence[int] | None = None, *, corruptions: Sequence[str] = tuple(CORRUPTIONS), severities: Sequence[int] = SEVERITIES,
-             outside: Mapping[str, ImageSet] | None = None, seed: int = 0, name: str | None = None) -> pd.DataFrame:
+def evaluate(
+    method: Adapter,
+    test,
+    y: Sequence[int] | None = None,
+    *,
+    corruptions: Sequence[str] = tuple(CORRUPTIONS),
+    severities: Sequence[int] = SEVERITIES,
+    outside: Mapping[str, ImageSet] | None = None,
+    seed: int = 0,
+    name: str | None = None,
+) -> pd.DataFrame:
     """Everything about a fitted method beyond its accuracy, a row a number: method, kind, set, severity, score, metric, value.
 
     kind "test": the images as they are. "corruption": `Corrupted(test, set, severity, seed)`, for each of `corruptions` and `severities`, larger images in the size that the CLIP reads. Metrics of both: accuracy, ece and
@@ -130,10 +195,22 @@ def evaluate(method: Adapter, test, y: Sequence[int] | None = None, *, corruptio
     set is encoded once; with a `StoredCLIP`, once for all methods that leave the image tower as it is. Warns of outside sets that are not (see `warn_of_overlap`).
     Raises NotFittedError before `fit`, ValueError for missing or unknown labels, an empty set, and as `check_corruption` does.
     """
-    corruptions, severities = [corruptions] if isinstance(corruptions, str) else list(corruptions), list(np.atleast_1d(severities).tolist())
-    images, labels, outside = _checked(method, test, y, corruptions, severities, outside)
-    name, rows, steps = name or type(method).__name__, [], 1 + len(corruptions) * len(severities) + len(outside)
-    with tqdm(total=steps, desc=f"evaluating {name}", unit=" sets", delay=2) as progress:
+    corruptions, severities = (
+        [corruptions] if isinstance(corruptions, str) else list(corruptions),
+        list(np.atleast_1d(severities).tolist()),
+    )
+    images, labels, outside = _checked(
+        method, test, y, corruptions, severities, outside
+    )
+    name, rows, steps = (
+        name or type(method).__name__,
+        [],
+        1 + len(corruptions) * len(severities) + len(outside),
+    )
+    with tqdm(
+        total=steps, desc=f"evaluating {name}", unit=" sets", delay=2
+    ) as progress:
+
         def ask(which: ImageSet):
             answer = _answer(method, which)
             progress.update()
@@ -150,7 +227,10 @@ def evaluate(method: Adapter, test, y: Sequence[int] | None = None, *, corruptio
                 rows += [("corruption", corruption, severity, *row) for row in found]
         inside = detection_scores(*answer)
         for other, foreign in outside.items():
-            rows += [("outside", other, 0, *row) for row in _open_set(inside, detection_scores(*ask(foreign)))]
+            rows += [
+                ("outside", other, 0, *row)
+                for row in _open_set(inside, detection_scores(*ask(foreign)))
+            ]
     return pd.DataFrame([(name, *row) for row in rows], columns=COLUMNS)
 
 # %% ../../nbs/14_robustness.ipynb #cell-14
@@ -170,7 +250,9 @@ def _corruption_accuracies(table: pd.DataFrame) -> pd.Series:
     """Accuracy by corruption, the mean of the severities in the table; ValueError unless there are corruptions, and one method."""
     _check_results(table)
     if table.method.nunique() > 1:
-        raise ValueError(f"the table holds {table.method.nunique()} methods; pass the rows of one, table[table.method == {table.method.iloc[0]!r}], or use summarise")
+        raise ValueError(
+            f"the table holds {table.method.nunique()} methods; pass the rows of one, table[table.method == {table.method.iloc[0]!r}], or use summarise"
+        )
     rows = table[(table.kind == "corruption") & (table.metric == "accuracy")]
     if rows.empty:
         raise ValueError("the table holds no corruptions; evaluate with some")
@@ -200,22 +282,52 @@ def summarise(table: pd.DataFrame, score: str = "max probability") -> pd.DataFra
         clean = part[part.kind == "test"].groupby("metric").value.mean()
         corrupted = (part.kind == "corruption").any()
         worst = worst_corruption(part) if corrupted else ("", np.nan)
-        aurocs = part[(part.kind == "outside") & (part.score == score) & (part.metric == "auroc")].value
-        rows.append({"method": name, "accuracy": clean.get("accuracy", np.nan), "ece": clean.get("ece", np.nan),
-                     "mean_corruption_accuracy": mean_corruption_accuracy(part) if corrupted else np.nan,
-                     "worst_corruption": worst[0], "worst_corruption_accuracy": worst[1], "mean_auroc": aurocs.mean()})
+        aurocs = part[
+            (part.kind == "outside") & (part.score == score) & (part.metric == "auroc")
+        ].value
+        rows.append(
+            {
+                "method": name,
+                "accuracy": clean.get("accuracy", np.nan),
+                "ece": clean.get("ece", np.nan),
+                "mean_corruption_accuracy": mean_corruption_accuracy(part)
+                if corrupted
+                else np.nan,
+                "worst_corruption": worst[0],
+                "worst_corruption_accuracy": worst[1],
+                "mean_auroc": aurocs.mean(),
+            }
+        )
     return pd.DataFrame(rows)
 
 # %% ../../nbs/14_robustness.ipynb #cell-22
-LETTERS = "acefhkmnpruvwx"      # left out, in both cases: b, d, g, i, j, l, o, q, s, t, y, z, which can be read as digits
-SHAPES = ("square", "triangle", "pentagon", "star", "cross", "heart")       # left out: circle and diamond, which can be read as a zero
-FONTS = ("DejaVuSans", "DejaVuSerif-Italic", "STIXGeneralItalic", "cmss10", "cmti10")        # the last one comes with matplotlib from 3.11 on
+LETTERS = "acefhkmnpruvwx"  # left out, in both cases: b, d, g, i, j, l, o, q, s, t, y, z, which can be read as digits
+SHAPES = (
+    "square",
+    "triangle",
+    "pentagon",
+    "star",
+    "cross",
+    "heart",
+)  # left out: circle and diamond, which can be read as a zero
+FONTS = (
+    "DejaVuSans",
+    "DejaVuSerif-Italic",
+    "STIXGeneralItalic",
+    "cmss10",
+    "cmti10",
+)  # the last one comes with matplotlib from 3.11 on
 
 
 def _scan(small: np.ndarray) -> np.ndarray:
     """What the handwriting went through: ink [n, 8, 8] in 0 ... 1 in sixteen steps, enlarged to uint8 [n, 32, 32]."""
     grey = ((16 * small.clip(0, 1)).round() * 255 / 16).round().astype(np.uint8)
-    return np.stack([np.asarray(Image.fromarray(scan).resize((32, 32), Image.Resampling.BICUBIC)) for scan in grey])
+    return np.stack(
+        [
+            np.asarray(Image.fromarray(scan).resize((32, 32), Image.Resampling.BICUBIC))
+            for scan in grey
+        ]
+    )
 
 
 @cache
@@ -224,21 +336,30 @@ def _bank(kind: str, names: tuple[str, ...]):
     from clipadapt.clip import glyphs
 
     files, fonts = glyphs.font_files(), FONTS if kind == "letter" else FONTS[:1]
-    return glyphs.make_bank({font: files[font] for font in fonts if font in files}).select(lambda glyph: glyph.kind == kind and glyph.name in names)
+    return glyphs.make_bank(
+        {font: files[font] for font in fonts if font in files}
+    ).select(lambda glyph: glyph.kind == kind and glyph.name in names)
 
 
 def _glyphs(kind: str, names: Sequence[str], count: int, seed: int) -> ImageSet:
     """`count` glyphs of a kind, drawn with a pen on the page of the digits; their class is "kind name"."""
     from clipadapt.clip import glyphs
 
-    bank, rng = _bank(kind, tuple(names)), np.random.default_rng(
-        check_count(seed, "seed", 0)
+    bank, rng = (
+        _bank(kind, tuple(names)),
+        np.random.default_rng(check_count(seed, "seed", 0)),
     )
     index = rng.integers(len(bank), size=check_count(count, "count"))
-    ink, _ = glyphs.draw_ink(bank, index, rng, glyphs.Style(pen=1, half_width=(1.3, 2.6), height=(12, 15)))
+    ink, _ = glyphs.draw_ink(
+        bank, index, rng, glyphs.Style(pen=1, half_width=(1.3, 2.6), height=(12, 15))
+    )
     reduce = glyphs.resizing(32, 8, Image.Resampling.BOX)
     names = list(names)
-    return ImageSet(_scan(reduce @ ink @ reduce.T), [f"{kind} {name}" for name in names], [names.index(bank.glyphs[i].name) for i in index])
+    return ImageSet(
+        _scan(reduce @ ink @ reduce.T),
+        [f"{kind} {name}" for name in names],
+        [names.index(bank.glyphs[i].name) for i in index],
+    )
 
 
 def letters(count: int, seed: int = 0) -> ImageSet:
@@ -274,7 +395,12 @@ def outside_sets(test, seed: int = 0) -> dict[str, ImageSet]:
     photographs, other photographs are outside, which only you can choose.
     """
     test = as_imageset(test)
-    return {"letters": letters(len(test), seed), "shapes": shapes(len(test), seed), "noise": noise(len(test), seed), "inverted": inverted(test)}
+    return {
+        "letters": letters(len(test), seed),
+        "shapes": shapes(len(test), seed),
+        "noise": noise(len(test), seed),
+        "inverted": inverted(test),
+    }
 
 # %% ../../nbs/14_robustness.ipynb #cell-36
 def plot_severity(table: pd.DataFrame, axes: Axes | None = None) -> Axes:
@@ -288,8 +414,16 @@ def plot_severity(table: pd.DataFrame, axes: Axes | None = None) -> Axes:
     rows = table[table.kind.isin(["test", "corruption"]) & (table.metric == "accuracy")]
     if not (rows.kind == "corruption").any():
         raise ValueError("the table holds no corruptions; evaluate with some")
-    means = (100 * rows.groupby(["method", "severity"], sort=False).value.mean()).rename("accuracy").reset_index()
-    last = means[means.severity == means.severity.max()].set_index("method").accuracy.sort_values(ascending=False, kind="stable")
+    means = (
+        (100 * rows.groupby(["method", "severity"], sort=False).value.mean())
+        .rename("accuracy")
+        .reset_index()
+    )
+    last = (
+        means[means.severity == means.severity.max()]
+        .set_index("method")
+        .accuracy.sort_values(ascending=False, kind="stable")
+    )
     best, worst = last.index[0], last.index[-1]
     names = dict(zip(last.index, label_texts(last.index)))
     means["method"] = means["method"].map(names)
@@ -317,7 +451,11 @@ def plot_severity(table: pd.DataFrame, axes: Axes | None = None) -> Axes:
         title if best == worst else f"{title}, {names[worst]} in {last[worst]:.0f} %",
     )
     sns.move_legend(axes, "upper left", bbox_to_anchor=(1, 1), frameon=False)
-    axes.set(xlabel=f"severity (0: clean; mean of {rows[rows.kind == 'corruption'].set.nunique()} corruptions)", ylabel="accuracy (%)", xticks=sorted(means.severity.unique()))
+    axes.set(
+        xlabel=f"severity (0: clean; mean of {rows[rows.kind == 'corruption'].set.nunique()} corruptions)",
+        ylabel="accuracy (%)",
+        xticks=sorted(means.severity.unique()),
+    )
     return axes
 
 # %% ../../nbs/14_robustness.ipynb #cell-47
@@ -334,7 +472,9 @@ def _check_latent(features) -> np.ndarray:
     return features
 
 
-def neighbour_purity(features: np.ndarray, labels: np.ndarray, neighbours: int = 10) -> float:
+def neighbour_purity(
+    features: np.ndarray, labels: np.ndarray, neighbours: int = 10
+) -> float:
     """Share (0-1) of the nearest neighbours of each row of `features` [N, D] (Euclidean, itself left out) that have its label, int [N]; mean of all rows.
 
     Raises ValueError for features that do not fit the labels, and without `neighbours` + 1 rows.
@@ -346,8 +486,14 @@ def neighbour_purity(features: np.ndarray, labels: np.ndarray, neighbours: int =
     if (labels < 0).any():
         raise ValueError(f"every row needs a label, {(labels < 0).sum()} have none")
     if len(labels) <= check_count(neighbours, "neighbours"):
-        raise ValueError(f"features must be [N, D], with N labels, N above {neighbours}; got {features.shape} and {labels.shape}")
-    found = NearestNeighbors(n_neighbors=neighbours).fit(features).kneighbors(return_distance=False)
+        raise ValueError(
+            f"features must be [N, D], with N labels, N above {neighbours}; got {features.shape} and {labels.shape}"
+        )
+    found = (
+        NearestNeighbors(n_neighbors=neighbours)
+        .fit(features)
+        .kneighbors(return_distance=False)
+    )
     return float((labels[found] == labels[:, None]).mean())
 
 # %% ../../nbs/14_robustness.ipynb #cell-48
@@ -375,7 +521,9 @@ def plot_latent(
     labels = check_labels(labels, count, len(names))
     if (labels < 0).any():
         raise ValueError(f"every row needs a label, {(labels < 0).sum()} have none")
-    purities = {name: neighbour_purity(features, labels) for name, features in spaces.items()}
+    purities = {
+        name: neighbour_purity(features, labels) for name, features in spaces.items()
+    }
     with sns.axes_style("white"):
         figure, panels = plt.subplots(
             1,
@@ -388,18 +536,29 @@ def plot_latent(
     for axes, (name, features) in zip(panels[0], spaces.items()):
         flat = _on_a_map(features, seed)
         sns.scatterplot(
-            x=flat[:, 0], y=flat[:, 1], hue=hues, hue_order=names, s=12, linewidth=0,
+            x=flat[:, 0],
+            y=flat[:, 1],
+            hue=hues,
+            hue_order=names,
+            s=12,
+            linewidth=0,
             palette="tab10" if len(names) <= 10 else "husl",
-            legend=len(names) <= 40 and axes is panels[0, -1], ax=axes,
+            legend=len(names) <= 40 and axes is panels[0, -1],
+            ax=axes,
         )
-        axes.set(xticks=[], yticks=[], xlabel="t-SNE 1 (no unit)", ylabel="t-SNE 2 (no unit)")
+        axes.set(
+            xticks=[], yticks=[], xlabel="t-SNE 1 (no unit)", ylabel="t-SNE 2 (no unit)"
+        )
         share = (
             f"{100 * purities[name]:.1f} % of ten nearest neighbours share the class"
         )
         plots._set_title(axes, f"{label_text(name)}: {share}")
     if panels[0, -1].get_legend():
         sns.move_legend(
-            panels[0, -1], "center left", bbox_to_anchor=(1, 0.5), frameon=False,
+            panels[0, -1],
+            "center left",
+            bbox_to_anchor=(1, 0.5),
+            frameon=False,
             ncols=-(-len(names) // 20),
         )
     return figure
@@ -419,11 +578,16 @@ def imagenet_names() -> list[str]:
     from open_clip import IMAGENET_CLASSNAMES
 
     names = list(IMAGENET_CLASSNAMES)
-    names[744], names[837] = "projectile", "dark glasses"       # there they are "missile" as 657 is, and "sunglasses" as 836 is
+    names[744], names[837] = (
+        "projectile",
+        "dark glasses",
+    )  # there they are "missile" as 657 is, and "sunglasses" as 836 is
     return check_classnames(names)
 
 
-def read_imagenet(root: str | Path, wnids: Sequence[str] | str | Path | None = None) -> ImageSet:
+def read_imagenet(
+    root: str | Path, wnids: Sequence[str] | str | Path | None = None
+) -> ImageSet:
     """ImageNet, or a shifted version of it (V2, R, A, Sketch), from a folder with one sub-folder a class, labelled; only the classes that have images are its class names.
 
     Sub-folders are called by WordNet id (n01440764, ...), or, as in V2, by number (0 ... 999). Ids are turned into classes by their rank among all 1,000 sorted `wnids`: a list,
@@ -434,18 +598,33 @@ def read_imagenet(root: str | Path, wnids: Sequence[str] | str | Path | None = N
     images = ImageSet.from_folder(root)
     folders = images.classnames
     if not folders or (images.labels < 0).any():
-        raise ValueError(f"{root} must hold one folder a class, called by WordNet id (n01440764) or by number; some images lie outside of such folders")
+        raise ValueError(
+            f"{root} must hold one folder a class, called by WordNet id (n01440764) or by number; some images lie outside of such folders"
+        )
     if all(folder.isdigit() for folder in folders):
         known = {str(number): number for number in range(1000)}
     else:
-        wnids = folders if wnids is None else [path.name for path in Path(wnids).iterdir() if path.is_dir()] if isinstance(wnids, (str, Path)) else wnids
+        wnids = (
+            folders
+            if wnids is None
+            else [path.name for path in Path(wnids).iterdir() if path.is_dir()]
+            if isinstance(wnids, (str, Path))
+            else wnids
+        )
         if len(set(wnids)) != 1000:
-            raise ValueError(f"ImageNet has 1,000 WordNet ids, got {len(set(wnids))}; a part of it needs the list of all, for instance wnids='imagenet/val'")
+            raise ValueError(
+                f"ImageNet has 1,000 WordNet ids, got {len(set(wnids))}; a part of it needs the list of all, for instance wnids='imagenet/val'"
+            )
         known = {wnid: number for number, wnid in enumerate(sorted(wnids))}
     unknown = [folder for folder in folders if folder not in known]
     if unknown:
-        raise ValueError(f"{root} has folders that are no class of ImageNet: {', '.join(unknown[:5])}")
-    order, names = sorted(range(len(folders)), key=lambda label: known[folders[label]]), imagenet_names()
+        raise ValueError(
+            f"{root} has folders that are no class of ImageNet: {', '.join(unknown[:5])}"
+        )
+    order, names = (
+        sorted(range(len(folders)), key=lambda label: known[folders[label]]),
+        imagenet_names(),
+    )
     return ImageSet(
         images.images,
         [names[known[folders[label]]] for label in order],
@@ -471,13 +650,17 @@ class Restricted(Adapter):
             if name not in method.classnames_
         ]
         if unknown:
-            raise ValueError(f"the method does not know these classes: {', '.join(unknown[:5])}")
+            raise ValueError(
+                f"the method does not know these classes: {', '.join(unknown[:5])}"
+            )
         self.method, self.classnames_ = method, check_classnames(classnames)
         self.columns = [method.classnames_.index(name) for name in self.classnames_]
 
     def fit(self, X, y: Sequence[int] | None = None) -> Restricted:
         """Raises ValueError: there is nothing to fit."""
-        raise ValueError("a restricted method is fitted already: fit the method in it, and restrict it again")
+        raise ValueError(
+            "a restricted method is fitted already: fit the method in it, and restrict it again"
+        )
 
     def _predict_logits(self, images: ImageSet) -> np.ndarray:
         return self.method.predict_logits(images)[:, self.columns]

@@ -5,18 +5,23 @@
 # %% ../../nbs/16_selection.ipynb #cell-8
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from collections.abc import Sequence
 from matplotlib.axes import Axes
 
-from . import plots
-from ..learning import metrics
 from ..images.sets import ImageSet, as_imageset
+from . import plots
 from .compare import Run, check_runs
 from .plots import label_texts
-from ..learning.metrics import apply_temperature, fit_temperature, negative_entropy
+from ..learning import metrics
+from clipadapt.learning.metrics import (
+    apply_temperature,
+    fit_temperature,
+    negative_entropy,
+)
 
 # %% auto #0
 __all__ = ['SCORES', 'agreement', 'label_free', 'rank_quality', 'plot_score', 'recommend_without_labels']
@@ -44,14 +49,26 @@ def agreement(runs: Sequence[Run]) -> pd.DataFrame:
     Disagreement", Section 2. Raises ValueError when the runs are on different images.
     """
     votes = _votes(runs)
-    stack, seeds = np.stack(list(votes.values())), np.array([sum(run.name == name and not run.error for run in runs) for name in votes])
+    stack, seeds = (
+        np.stack(list(votes.values())),
+        np.array(
+            [sum(run.name == name and not run.error for run in runs) for name in votes]
+        ),
+    )
     together = np.einsum("anc, bnc -> ab", stack, stack) / stack.shape[1]
     with np.errstate(invalid="ignore"):
         np.fill_diagonal(together, (seeds * np.diag(together) - 1) / (seeds - 1))
     return pd.DataFrame(together, votes, votes)
 
 # %% ../../nbs/16_selection.ipynb #cell-12
-SCORES = ("agreement", "stability", "confidence", "calibrated_confidence", "information", "silhouette")
+SCORES = (
+    "agreement",
+    "stability",
+    "confidence",
+    "calibrated_confidence",
+    "information",
+    "silhouette",
+)
 
 
 def label_free(runs: Sequence[Run], images: ImageSet | None = None) -> pd.DataFrame:
@@ -67,11 +84,21 @@ def label_free(runs: Sequence[Run], images: ImageSet | None = None) -> pd.DataFr
         else runs[0].method.clip.encode_image(as_imageset(images).unlabelled()).numpy()
     )
     for name in votes:
-        probabilities = np.concatenate([run.probabilities for run in runs if run.name == name and not run.error]).astype(np.float64)
+        probabilities = np.concatenate(
+            [run.probabilities for run in runs if run.name == name and not run.error]
+        ).astype(np.float64)
         others = [vote for other, vote in votes.items() if other != name]
-        rows.append({"method": name, "agreement": table.loc[name].drop(name).mean(), "stability": table.loc[name, name],
-                     "confidence": probabilities.max(axis=1).mean(), "calibrated_confidence": _calibrated(probabilities, others),
-                     "information": _information(probabilities), "silhouette": _silhouette(votes[name].argmax(1), features)})
+        rows.append(
+            {
+                "method": name,
+                "agreement": table.loc[name].drop(name).mean(),
+                "stability": table.loc[name, name],
+                "confidence": probabilities.max(axis=1).mean(),
+                "calibrated_confidence": _calibrated(probabilities, others),
+                "information": _information(probabilities),
+                "silhouette": _silhouette(votes[name].argmax(1), features),
+            }
+        )
     return pd.DataFrame(rows, columns=["method", *SCORES])
 
 
@@ -81,8 +108,10 @@ def _calibrated(probabilities: np.ndarray, others: list[np.ndarray]) -> float:
         return np.nan
     try:
         consensus = np.sum(others, axis=0).argmax(1)
-        temperature = fit_temperature(np.tile(consensus, len(probabilities) // len(consensus)), probabilities)
-    except ValueError:          # they agree in everything, or in nothing
+        temperature = fit_temperature(
+            np.tile(consensus, len(probabilities) // len(consensus)), probabilities
+        )
+    except ValueError:  # they agree in everything, or in nothing
         return np.nan
     return apply_temperature(probabilities, temperature).max(axis=1).mean()
 
@@ -93,16 +122,28 @@ def _information(probabilities: np.ndarray) -> float:
     if classes == 1:
         return np.nan
     of_the_mean = -negative_entropy(probabilities.mean(axis=0, keepdims=True))[0]
-    return float((of_the_mean + negative_entropy(probabilities).mean()) / np.log(classes))
+    return float(
+        (of_the_mean + negative_entropy(probabilities).mean()) / np.log(classes)
+    )
 
 # %% ../../nbs/16_selection.ipynb #cell-14
-def _silhouette(answers: np.ndarray, features: np.ndarray | None, most: int = 2000) -> float:
+def _silhouette(
+    answers: np.ndarray, features: np.ndarray | None, most: int = 2000
+) -> float:
     """Silhouette of the answers as clusters of the frozen image features [N, D], by cosine distance, over at most `most` images; NaN for a single cluster."""
     from sklearn.metrics import silhouette_score
 
     if features is None or not 1 < len(np.unique(answers)) < len(answers):
         return np.nan
-    return float(silhouette_score(features, answers, metric="cosine", sample_size=min(most, len(answers)), random_state=0))
+    return float(
+        silhouette_score(
+            features,
+            answers,
+            metric="cosine",
+            sample_size=min(most, len(answers)),
+            random_state=0,
+        )
+    )
 
 # %% ../../nbs/16_selection.ipynb #cell-20
 def rank_quality(table: pd.DataFrame) -> pd.DataFrame:
@@ -122,14 +163,37 @@ def rank_quality(table: pd.DataFrame) -> pd.DataFrame:
     for score in SCORES:
         known = [group.dropna(subset=score) for _, group in table.groupby("set")]
         known = [group for group in known if len(group) > 1]
-        correlations = [group[score].corr(group["accuracy"], method="spearman") for group in known]
-        regrets = [100 * (group["accuracy"].max() - group.loc[group[score].idxmax(), "accuracy"]) for group in known]
-        rows.append({"score": score, "spearman": np.mean(correlations), "worst": np.min(correlations, initial=1), "regret": np.mean(regrets), "sets": len(known)} if known
-                    else {"score": score, "spearman": np.nan, "worst": np.nan, "regret": np.nan, "sets": 0})
+        correlations = [
+            group[score].corr(group["accuracy"], method="spearman") for group in known
+        ]
+        regrets = [
+            100
+            * (group["accuracy"].max() - group.loc[group[score].idxmax(), "accuracy"])
+            for group in known
+        ]
+        rows.append(
+            {
+                "score": score,
+                "spearman": np.mean(correlations),
+                "worst": np.min(correlations, initial=1),
+                "regret": np.mean(regrets),
+                "sets": len(known),
+            }
+            if known
+            else {
+                "score": score,
+                "spearman": np.nan,
+                "worst": np.nan,
+                "regret": np.nan,
+                "sets": 0,
+            }
+        )
     return pd.DataFrame(rows).set_index("score")
 
 # %% ../../nbs/16_selection.ipynb #cell-21
-def plot_score(table: pd.DataFrame, score: str = "agreement", axes: Axes | None = None) -> Axes:
+def plot_score(
+    table: pd.DataFrame, score: str = "agreement", axes: Axes | None = None
+) -> Axes:
     """True accuracy against one score, a point a method and set, a colour a set; the title gives the rank correlation within the sets.
 
     `table` is that of `rank_quality`. Returns the matplotlib Axes. Raises ValueError for an unknown score.
@@ -145,11 +209,15 @@ def plot_score(table: pd.DataFrame, score: str = "agreement", axes: Axes | None 
     if axes.get_legend():
         sns.move_legend(axes, "center left", bbox_to_anchor=(1, 0.5), frameon=False)
     axes.set(xlabel=score.replace("_", " "), ylabel="true accuracy (%)")
-    axes.set_title(f"{score.replace('_', ' ').capitalize()} ranks methods with correlation {quality['spearman']:.2f}, at worst {quality['worst']:.2f}")
+    axes.set_title(
+        f"{score.replace('_', ' ').capitalize()} ranks methods with correlation {quality['spearman']:.2f}, at worst {quality['worst']:.2f}"
+    )
     return axes
 
 # %% ../../nbs/16_selection.ipynb #cell-29
-def recommend_without_labels(runs: Sequence[Run], images: ImageSet | None = None) -> str:
+def recommend_without_labels(
+    runs: Sequence[Run], images: ImageSet | None = None
+) -> str:
     """Which method the label-free scores speak for, in a few sentences: the first by silhouette, or by confidence when there are no `images`.
 
     A method that gives every image the same answer is never chosen, however sure it is.
@@ -157,14 +225,37 @@ def recommend_without_labels(runs: Sequence[Run], images: ImageSet | None = None
     table = label_free(runs, images).set_index("method")
     if len(table) == 1:
         return f"Only {table.index[0]} was run: there is nothing to choose between."
-    stuck = [name for name, vote in _votes(runs).items() if len(np.unique(vote.argmax(1))) == 1]
+    stuck = [
+        name
+        for name, vote in _votes(runs).items()
+        if len(np.unique(vote.argmax(1))) == 1
+    ]
     if len(stuck) == len(table):
         return "Every method gives all images one and the same answer: there is nothing to choose between. Look at the class names and the model first."
     firsts = table.drop(stuck).dropna(axis="columns", how="all").idxmax()
     chosen = firsts.get("silhouette", firsts["confidence"])
-    backing = [score.replace("_", " ") for score, method in firsts.items() if method == chosen]
-    against = {method: [score.replace("_", " ") for score, other in firsts.items() if other == method] for method in dict.fromkeys(firsts) if method != chosen}
-    rest = "; ".join(f"{method} by {', '.join(scores)}" for method, scores in against.items())
-    return (f"Without labels, take {chosen}: first by {', '.join(backing)}." + (f" Others are first elsewhere: {rest}." if rest else "")
-            + (f" Left out, because all their answers are the same: {', '.join(stuck)}." if stuck else "")
-            + " These scores do not know the truth: label a hundred images and compare before you rely on it.")
+    backing = [
+        score.replace("_", " ") for score, method in firsts.items() if method == chosen
+    ]
+    against = {
+        method: [
+            score.replace("_", " ")
+            for score, other in firsts.items()
+            if other == method
+        ]
+        for method in dict.fromkeys(firsts)
+        if method != chosen
+    }
+    rest = "; ".join(
+        f"{method} by {', '.join(scores)}" for method, scores in against.items()
+    )
+    return (
+        f"Without labels, take {chosen}: first by {', '.join(backing)}."
+        + (f" Others are first elsewhere: {rest}." if rest else "")
+        + (
+            f" Left out, because all their answers are the same: {', '.join(stuck)}."
+            if stuck
+            else ""
+        )
+        + " These scores do not know the truth: label a hundred images and compare before you rely on it."
+    )

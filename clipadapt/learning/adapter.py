@@ -6,17 +6,34 @@
 from __future__ import annotations
 
 import json
-import numpy as np
-import torch
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from pydantic import ConfigDict, JsonValue, PydanticUserError, TypeAdapter, ValidationError
-from sklearn.base import BaseEstimator
-from sklearn.exceptions import NotFittedError
 from typing import Any, ClassVar, get_type_hints
 
+import numpy as np
+import torch
+from pydantic import (
+    ConfigDict,
+    JsonValue,
+    PydanticUserError,
+    TypeAdapter,
+    ValidationError,
+)
+from sklearn.base import BaseEstimator
+from sklearn.exceptions import NotFittedError
+
 from ..clip.model import CLIP, is_known, load_clip
-from ..images.files import Array, REMEDY, Record, _first_complaint, blaming, check_arrays, own_file, read_own_file, write_arrays
+from clipadapt.images.files import (
+    REMEDY,
+    Array,
+    Record,
+    _first_complaint,
+    blaming,
+    check_arrays,
+    own_file,
+    read_own_file,
+    write_arrays,
+)
 from ..images.sets import ImageSet, as_imageset, check_classnames, check_labels
 
 # %% auto #0
@@ -72,7 +89,8 @@ class Declared(BaseEstimator):
         }
         arrays = {
             name: np.asarray(value, order="C")
-            for name, value in fitted.items() if isinstance(value, np.ndarray)
+            for name, value in fitted.items()
+            if isinstance(value, np.ndarray)
         }
         plain = {name: value for name, value in fitted.items() if name not in arrays}
         params = self.get_params(deep=False).items()
@@ -134,7 +152,7 @@ class Saved(Declared):
 
 # %% ../../nbs/engine/adapter.ipynb #cell-17
 _JSON = TypeAdapter(JsonValue)
-_EARLIER = "adapter.json"       # what clipadapt 0.1 wrote beside the arrays
+_EARLIER = "adapter.json"  # what clipadapt 0.1 wrote beside the arrays
 
 
 def _as_json(values: Mapping[str, Any]) -> dict[str, JsonValue]:
@@ -200,7 +218,7 @@ def _check_params(
     """ValueError unless `params` are those of the class, of the annotated types."""
     try:
         hints = get_type_hints(kind.__init__)
-    except NameError:       # types that exist for type checkers only
+    except NameError:  # types that exist for type checkers only
         hints = {}
     names = set(kind._get_param_names()) - set(kind.unsaved)
     declared = {name: hints.get(name, Any) for name in names}
@@ -217,7 +235,8 @@ def _check_state(
     """ValueError unless fitted arrays and plain values are what the class declares."""
     kind, found = type(method), set(arrays) | set(values)
     declared = {
-        name: what for name, what in kind.fitted.items()
+        name: what
+        for name, what in kind.fitted.items()
         if name in found or name not in kind.optional
     }
     declared["classnames_"] = list[str]
@@ -235,7 +254,8 @@ def _any_numbers(arrays: Mapping[str, np.ndarray]) -> dict[str, Array]:
     """Declarations that take these arrays as they are, if they hold finite numbers."""
     return {
         name: Array(str(array.dtype), *array.shape)
-        for name, array in arrays.items() if array.dtype.kind in "biuf"
+        for name, array in arrays.items()
+        if array.dtype.kind in "biuf"
     }
 
 
@@ -330,12 +350,16 @@ def translate_labels(
     ours, theirs = check_classnames(classnames), check_classnames(images.classnames)
     if y is not None:
         if theirs and theirs != ours:
-            raise ValueError("these images count their classes in another order than this method; pass y=method.true_labels(images)")
+            raise ValueError(
+                "these images count their classes in another order than this method; pass y=method.true_labels(images)"
+            )
         return check_labels(y, len(images), len(ours))
     numbers = {name: number for number, name in enumerate(ours)}
     unknown = [name for name in theirs if name not in numbers]
     if unknown:
-        raise ValueError(f"the images have classes that this method does not know: {', '.join(unknown[:5])}")
+        raise ValueError(
+            f"the images have classes that this method does not know: {', '.join(unknown[:5])}"
+        )
     return np.array([*(numbers[name] for name in theirs), -1])[images.labels]
 
 # %% ../../nbs/engine/adapter.ipynb #cell-31
@@ -370,7 +394,11 @@ class Adapter(Saved):
             raise ValueError("a classifier needs at least one class name")
         if not len(images):
             raise ValueError("there are no images to fit on")
-        labels = check_labels(None, len(images), 0) if y is None else self.true_labels(images, y)
+        labels = (
+            check_labels(None, len(images), 0)
+            if y is None
+            else self.true_labels(images, y)
+        )
         self.classnames_ = classnames
         try:
             self._fit(images.unlabelled(), labels)
@@ -408,10 +436,14 @@ class Adapter(Saved):
         labels = self.true_labels(images, y)
         known = labels >= 0
         if not known.any():
-            raise ValueError("none of these images has a label, so there is nothing to score against")
+            raise ValueError(
+                "none of these images has a label, so there is nothing to score against"
+            )
         return float((self.predict(images.subset(known)) == labels[known]).mean())
 
-    def true_labels(self, images: ImageSet, y: Sequence[int] | None = None) -> np.ndarray:
+    def true_labels(
+        self, images: ImageSet, y: Sequence[int] | None = None
+    ) -> np.ndarray:
         """Labels int64 [N], counted by this method's classes: `y`, or those of `images` (see `translate_labels`)."""
         return translate_labels(images, y, check_classnames(self.classnames))
 
@@ -431,11 +463,15 @@ class Adapter(Saved):
         return answers
 
     def _predict_logits(self, images: ImageSet) -> torch.Tensor:
-        raise ValueError(f"this {type(self).__name__} has no logits, only probabilities: use predict_proba")
+        raise ValueError(
+            f"this {type(self).__name__} has no logits, only probabilities: use predict_proba"
+        )
 
     def _predict_proba(self, images: ImageSet) -> torch.Tensor:
         return self._predict_logits(images).softmax(1)
 
     def _check_fitted(self) -> None:
         if not hasattr(self, "classnames_"):
-            raise NotFittedError(f"this {type(self).__name__} is not fitted yet: call fit(images) first")
+            raise NotFittedError(
+                f"this {type(self).__name__} is not fitted yet: call fit(images) first"
+            )

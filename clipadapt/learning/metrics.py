@@ -5,11 +5,12 @@
 # %% ../../nbs/02_metrics.ipynb #cell-13
 from __future__ import annotations
 
+from collections.abc import Sequence
+from numbers import Real
+
 import numpy as np
 import pandas as pd
 import torch
-from collections.abc import Sequence
-from numbers import Real
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, logsumexp
 from scipy.stats import entropy
@@ -46,20 +47,28 @@ def _check_num_classes(value: int) -> int:
     return int(value)
 
 # %% ../../nbs/02_metrics.ipynb #cell-20
-def _check_classes(values, num_classes: int | None = None, name: str = "labels") -> np.ndarray:
+def _check_classes(
+    values, num_classes: int | None = None, name: str = "labels"
+) -> np.ndarray:
     """`values` as int64 [N], all in [0, num_classes), or a ValueError that says what is wrong."""
     values = _array(values)
     if values.ndim != 1 or not len(values):
-        raise ValueError(f"{name} must be one-dimensional and not empty, got shape {values.shape}")
+        raise ValueError(
+            f"{name} must be one-dimensional and not empty, got shape {values.shape}"
+        )
     if values.dtype.kind not in "iu":
         raise ValueError(f"{name} must be integers (class numbers), got {values.dtype}")
     unlabelled = int((values == -1).sum())
     if unlabelled:
-        raise ValueError(f"{unlabelled} of {len(values)} {name} are -1 (unlabelled): score only the others, labels >= 0")
+        raise ValueError(
+            f"{unlabelled} of {len(values)} {name} are -1 (unlabelled): score only the others, labels >= 0"
+        )
     limit = np.inf if num_classes is None else num_classes
     outside = values[(values < 0) | (values >= limit)]
     if len(outside):
-        raise ValueError(f"{len(outside)} of {len(values)} {name} lie outside 0 .. {limit - 1}, for instance {outside[0]}")
+        raise ValueError(
+            f"{len(outside)} of {len(values)} {name} lie outside 0 .. {limit - 1}, for instance {outside[0]}"
+        )
     return values.astype(np.int64)
 
 # %% ../../nbs/02_metrics.ipynb #cell-23
@@ -110,7 +119,9 @@ def check_probabilities(
     return table
 
 # %% ../../nbs/02_metrics.ipynb #cell-24
-def _check_pair(labels, predictions=None, probabilities=None, num_classes: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+def _check_pair(
+    labels, predictions=None, probabilities=None, num_classes: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Labels [N] with their predictions [N] or probabilities [N, C], checked and as NumPy arrays."""
     if probabilities is not None:
         partner, name = check_probabilities(probabilities), "probabilities"
@@ -118,14 +129,21 @@ def _check_pair(labels, predictions=None, probabilities=None, num_classes: int |
     else:
         if num_classes is not None:
             _check_num_classes(num_classes)
-        partner, name = _check_classes(predictions, num_classes, "predictions"), "predictions"
+        partner, name = (
+            _check_classes(predictions, num_classes, "predictions"),
+            "predictions",
+        )
     labels = _check_classes(labels, num_classes)
     if len(labels) != len(partner):
-        raise ValueError(f"{len(labels)} labels but {len(partner)} {name}: pass one of each per image")
+        raise ValueError(
+            f"{len(labels)} labels but {len(partner)} {name}: pass one of each per image"
+        )
     return labels, partner
 
 # %% ../../nbs/02_metrics.ipynb #cell-27
-def accuracy(labels: Sequence[int] | np.ndarray, predictions: Sequence[int] | np.ndarray) -> float:
+def accuracy(
+    labels: Sequence[int] | np.ndarray, predictions: Sequence[int] | np.ndarray
+) -> float:
     """Fraction of images whose predicted class is the true one.
 
     labels, predictions: integers [N], at least 0. Returns a float in [0, 1].
@@ -135,7 +153,11 @@ def accuracy(labels: Sequence[int] | np.ndarray, predictions: Sequence[int] | np
     return float((labels == predictions).mean())
 
 # %% ../../nbs/02_metrics.ipynb #cell-32
-def confusion(labels: Sequence[int] | np.ndarray, predictions: Sequence[int] | np.ndarray, num_classes: int) -> np.ndarray:
+def confusion(
+    labels: Sequence[int] | np.ndarray,
+    predictions: Sequence[int] | np.ndarray,
+    num_classes: int,
+) -> np.ndarray:
     """Confusion matrix: how many images of each true class (rows) got each predicted class (columns).
 
     labels, predictions: integers [N] in [0, num_classes). Returns int64 counts [num_classes, num_classes].
@@ -147,7 +169,11 @@ def confusion(labels: Sequence[int] | np.ndarray, predictions: Sequence[int] | n
     return cells.reshape(num_classes, num_classes)
 
 # %% ../../nbs/02_metrics.ipynb #cell-46
-def per_class_accuracy(labels: Sequence[int] | np.ndarray, predictions: Sequence[int] | np.ndarray, num_classes: int) -> np.ndarray:
+def per_class_accuracy(
+    labels: Sequence[int] | np.ndarray,
+    predictions: Sequence[int] | np.ndarray,
+    num_classes: int,
+) -> np.ndarray:
     """Accuracy of each class: of the images that belong to it, the fraction that is predicted so.
 
     labels, predictions: integers [N] in [0, num_classes). Returns float64 [num_classes] in [0, 1], nan for a class without an image.
@@ -160,7 +186,11 @@ def per_class_accuracy(labels: Sequence[int] | np.ndarray, predictions: Sequence
     return np.where(totals > 0, right / np.maximum(totals, 1), np.nan)
 
 # %% ../../nbs/02_metrics.ipynb #cell-49
-def mean_class_accuracy(labels: Sequence[int] | np.ndarray, predictions: Sequence[int] | np.ndarray, num_classes: int) -> float:
+def mean_class_accuracy(
+    labels: Sequence[int] | np.ndarray,
+    predictions: Sequence[int] | np.ndarray,
+    num_classes: int,
+) -> float:
     """Mean of the per-class accuracies, every class weighing the same however many images it has.
 
     labels, predictions: integers [N] in [0, num_classes). Returns a float in [0, 1]; classes without an image are left out.
@@ -169,8 +199,11 @@ def mean_class_accuracy(labels: Sequence[int] | np.ndarray, predictions: Sequenc
     return float(np.nanmean(per_class_accuracy(labels, predictions, num_classes)))
 
 # %% ../../nbs/02_metrics.ipynb #cell-52
-def worst_class(labels: Sequence[int] | np.ndarray, predictions: Sequence[int] | np.ndarray,
-                classnames: Sequence[str]) -> tuple[str, float]:
+def worst_class(
+    labels: Sequence[int] | np.ndarray,
+    predictions: Sequence[int] | np.ndarray,
+    classnames: Sequence[str],
+) -> tuple[str, float]:
     """The class with the lowest accuracy, as a pair (name, accuracy); the first if several are equally low.
 
     labels, predictions: integers [N] in [0, C); classnames: C distinct names. Classes without an image are left out.
@@ -203,8 +236,11 @@ def _confidence(labels, probabilities) -> tuple[np.ndarray, np.ndarray]:
     return probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
 
 # %% ../../nbs/02_metrics.ipynb #cell-69
-def calibration_bins(labels: Sequence[int] | np.ndarray, probabilities: Sequence[Sequence[float]] | np.ndarray,
-                     bins: int = 15) -> pd.DataFrame:
+def calibration_bins(
+    labels: Sequence[int] | np.ndarray,
+    probabilities: Sequence[Sequence[float]] | np.ndarray,
+    bins: int = 15,
+) -> pd.DataFrame:
     """Table of the reliability diagram: images sorted into `bins` intervals (lower, upper] of confidence.
 
     labels: integers [N]; probabilities: floats [N, C], rows summing to one. Returns a DataFrame with the columns lower, upper,
@@ -243,14 +279,27 @@ def bin_scores(scores: np.ndarray, right: np.ndarray, bins: int = 10) -> pd.Data
         )
     edges = np.linspace(0, 1, bins + 1)
     index = np.digitize(scores, edges[1:-1], right=True)
-    count, total, correct = (np.bincount(index, weights=weights, minlength=bins) for weights in (None, scores, right))
+    count, total, correct = (
+        np.bincount(index, weights=weights, minlength=bins)
+        for weights in (None, scores, right)
+    )
     divisor = np.where(count > 0, count, np.nan)
-    return pd.DataFrame({"lower": edges[:-1], "upper": edges[1:], "count": count,
-                         "confidence": total / divisor, "accuracy": correct / divisor})
+    return pd.DataFrame(
+        {
+            "lower": edges[:-1],
+            "upper": edges[1:],
+            "count": count,
+            "confidence": total / divisor,
+            "accuracy": correct / divisor,
+        }
+    )
 
 # %% ../../nbs/02_metrics.ipynb #cell-75
-def expected_calibration_error(labels: Sequence[int] | np.ndarray, probabilities: Sequence[Sequence[float]] | np.ndarray,
-                               bins: int = 15) -> float:
+def expected_calibration_error(
+    labels: Sequence[int] | np.ndarray,
+    probabilities: Sequence[Sequence[float]] | np.ndarray,
+    bins: int = 15,
+) -> float:
     """Mean gap between confidence and accuracy over `bins` equal bins of confidence, weighted by their images.
 
     labels: integers [N]; probabilities: floats [N, C], rows summing to one. Returns a float in [0, 1], best 0.
@@ -267,10 +316,15 @@ def _losses(labels, probabilities) -> np.ndarray:
     """-ln(probability of the true class) of each image, float64 [N], checked."""
     labels, probabilities = _check_pair(labels, probabilities=probabilities)
     of_the_truth = probabilities[np.arange(len(labels)), labels]
-    return -np.log(np.clip(of_the_truth, np.finfo(np.float64).eps, 1)) + 0.0          # + 0.0: no minus zero
+    return (
+        -np.log(np.clip(of_the_truth, np.finfo(np.float64).eps, 1)) + 0.0
+    )  # + 0.0: no minus zero
 
 # %% ../../nbs/02_metrics.ipynb #cell-93
-def negative_log_likelihood(labels: Sequence[int] | np.ndarray, probabilities: Sequence[Sequence[float]] | np.ndarray) -> float:
+def negative_log_likelihood(
+    labels: Sequence[int] | np.ndarray,
+    probabilities: Sequence[Sequence[float]] | np.ndarray,
+) -> float:
     """Mean of -ln(probability of the true class), in nats: 0 is perfect, ln C is a blind guess among C classes.
 
     labels: integers [N]; probabilities: floats [N, C], rows summing to one, clipped to [2.2e-16, 1] so that a certain error costs 36 nats.
@@ -288,8 +342,11 @@ def _sorted_hits(labels, probabilities) -> tuple[np.ndarray, np.ndarray]:
     return -values[order], mean[order]
 
 # %% ../../nbs/02_metrics.ipynb #cell-104
-def adaptive_calibration_error(labels: Sequence[int] | np.ndarray, probabilities: Sequence[Sequence[float]] | np.ndarray,
-                               bins: int = 15) -> float:
+def adaptive_calibration_error(
+    labels: Sequence[int] | np.ndarray,
+    probabilities: Sequence[Sequence[float]] | np.ndarray,
+    bins: int = 15,
+) -> float:
     """Mean gap between confidence and accuracy over `bins` bins of equally many images (give or take one), weighted by their images.
 
     labels: integers [N]; probabilities: floats [N, C], rows summing to one. Only the largest probability of an image counts (its confidence). Images
@@ -301,10 +358,15 @@ def adaptive_calibration_error(labels: Sequence[int] | np.ndarray, probabilities
     check_count(bins, "bins")
     confidence, right = _sorted_hits(labels, probabilities)
     parts = np.array_split(np.arange(len(right)), min(bins, len(right)))
-    return float(sum(abs((confidence[part] - right[part]).sum()) for part in parts) / len(right))
+    return float(
+        sum(abs((confidence[part] - right[part]).sum()) for part in parts) / len(right)
+    )
 
 # %% ../../nbs/02_metrics.ipynb #cell-107
-def brier_score(labels: Sequence[int] | np.ndarray, probabilities: Sequence[Sequence[float]] | np.ndarray) -> float:
+def brier_score(
+    labels: Sequence[int] | np.ndarray,
+    probabilities: Sequence[Sequence[float]] | np.ndarray,
+) -> float:
     """Mean over the images of the sum over the classes of (probability - truth)², 0 (perfect) to 2 (certain and never right).
 
     labels: integers [N]; probabilities: floats [N, C], rows summing to one. Raises ValueError as `negative_log_likelihood` does.
@@ -322,12 +384,21 @@ def _log(probabilities: np.ndarray) -> np.ndarray:
 
 def _check_positive(value: float, name: str, most: float = np.inf) -> float:
     """`value` as a float if it is a finite number above 0 and at most `most`, or a ValueError."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value <= most or value == np.inf:
-        raise ValueError(f"{name} must be a finite number above 0{'' if most == np.inf else f' and at most {most}'}, got {value!r}")
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, Real)
+        or not 0 < value <= most
+        or value == np.inf
+    ):
+        raise ValueError(
+            f"{name} must be a finite number above 0{'' if most == np.inf else f' and at most {most}'}, got {value!r}"
+        )
     return float(value)
 
 
-def apply_temperature(probabilities: Sequence[Sequence[float]] | np.ndarray, temperature: float) -> np.ndarray:
+def apply_temperature(
+    probabilities: Sequence[Sequence[float]] | np.ndarray, temperature: float
+) -> np.ndarray:
     """Probabilities softmax(ln(probabilities) / temperature), float64 [N, C]: flatter above 1, sharper below; no answer changes.
 
     probabilities: floats [N, C], rows summing to one; below 1e-38 they count as 1e-38. Apart from that, equal to the softmax of the logits divided by
@@ -340,7 +411,10 @@ def apply_temperature(probabilities: Sequence[Sequence[float]] | np.ndarray, tem
     )
 
 # %% ../../nbs/02_metrics.ipynb #cell-111
-def fit_temperature(labels: Sequence[int] | np.ndarray, probabilities: Sequence[Sequence[float]] | np.ndarray) -> float:
+def fit_temperature(
+    labels: Sequence[int] | np.ndarray,
+    probabilities: Sequence[Sequence[float]] | np.ndarray,
+) -> float:
     """The temperature in 0.01 ... 100 with the lowest NLL of `apply_temperature(probabilities, temperature)`.
 
     labels: integers [N], true ones or pseudolabels of another classifier or view; probabilities: floats [N, C]. Returns a float. Raises ValueError when
@@ -356,32 +430,48 @@ def fit_temperature(labels: Sequence[int] | np.ndarray, probabilities: Sequence[
         scaled = logits / np.exp(log_temperature)
         return float((logsumexp(scaled, axis=1) - scaled[truth]).mean())
 
-    found = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-6}).x
+    found = minimize_scalar(
+        loss, bounds=bounds, method="bounded", options={"xatol": 1e-6}
+    ).x
     agreed, problem = (probabilities.argmax(axis=1) == labels).mean(), ""
     if not np.ptp(logits, axis=1).any():
         problem = "in every image all classes are equally probable, and stay so at any temperature"
     elif agreed == 1 or found - bounds[0] < 1e-2:
-        problem = (f"{agreed:.0%} of the answers agree with the labels, which asks for certainty. A classifier's own answers cannot serve as its "
-                   "labels: take true ones, or pseudolabels of another view or another method")
+        problem = (
+            f"{agreed:.0%} of the answers agree with the labels, which asks for certainty. A classifier's own answers cannot serve as its "
+            "labels: take true ones, or pseudolabels of another view or another method"
+        )
     elif bounds[1] - found < 1e-2:
         problem = f"only {agreed:.0%} of the answers agree with the labels, hardly more than by chance, which asks for complete doubt: take better labels"
     if problem:
-        raise ValueError(f"there is no best temperature between 0.01 and 100: {problem}")
+        raise ValueError(
+            f"there is no best temperature between 0.01 and 100: {problem}"
+        )
     return float(np.exp(found))
 
 # %% ../../nbs/02_metrics.ipynb #cell-114
 def _check_numbers(values, name: str, shape: str) -> np.ndarray:
     """`values` as float64, finite, not empty and with as many axes as `shape` names, or a ValueError."""
     values = _array(values)
-    if values.ndim != len(shape.split(",")) or not values.size or values.dtype.kind not in "fiub":
-        raise ValueError(f"{name} must be numbers of shape {shape} and not empty, got {values.dtype} of shape {values.shape}")
+    if (
+        values.ndim != len(shape.split(","))
+        or not values.size
+        or values.dtype.kind not in "fiub"
+    ):
+        raise ValueError(
+            f"{name} must be numbers of shape {shape} and not empty, got {values.dtype} of shape {values.shape}"
+        )
     infinite = ~np.isfinite(values)
     if infinite.any():
-        raise ValueError(f"{name} must be finite, but {infinite.sum()} of {values.size} are not, for instance {values[infinite][0]}")
+        raise ValueError(
+            f"{name} must be finite, but {infinite.sum()} of {values.size} are not, for instance {values[infinite][0]}"
+        )
     return values.astype(np.float64)
 
 
-def max_probability(probabilities: Sequence[Sequence[float]] | np.ndarray) -> np.ndarray:
+def max_probability(
+    probabilities: Sequence[Sequence[float]] | np.ndarray,
+) -> np.ndarray:
     """The largest probability of each image, float64 [N], in 1/C ... 1. Raises ValueError for rows that are not probabilities.
 
     Source: Hendrycks and Gimpel 2017, "A Baseline for Detecting Misclassified and Out-of-Distribution Examples in Neural Networks".
@@ -389,26 +479,37 @@ def max_probability(probabilities: Sequence[Sequence[float]] | np.ndarray) -> np
     return check_probabilities(probabilities).max(axis=1)
 
 
-def negative_entropy(probabilities: Sequence[Sequence[float]] | np.ndarray) -> np.ndarray:
+def negative_entropy(
+    probabilities: Sequence[Sequence[float]] | np.ndarray,
+) -> np.ndarray:
     """Sum of p ln p of each image, in nats, float64 [N], in -ln C (no idea) ... 0 (certain), rows scaled to a sum of exactly one.
 
     probabilities: floats [N, C]. Raises ValueError for rows that are not probabilities.
     """
     probabilities = check_probabilities(probabilities)
-    return 0.0 - entropy(probabilities, axis=1)     # 0.0 -: no minus zero
+    return 0.0 - entropy(probabilities, axis=1)  # 0.0 -: no minus zero
 
 
-def negative_energy(logits: Sequence[Sequence[float]] | np.ndarray, temperature: float = 1.0) -> np.ndarray:
+def negative_energy(
+    logits: Sequence[Sequence[float]] | np.ndarray, temperature: float = 1.0
+) -> np.ndarray:
     """temperature * ln(sum of exp(logits / temperature)) of each image, float64 [N]: large when some logit is.
 
     logits: floats [N, C]. Raises ValueError for logits that are not finite numbers [N, C], and for a temperature that is not a finite number above 0.
     Source: Liu et al. 2020, "Energy-based Out-of-distribution Detection", Eq. 4 (theirs has the other sign).
     """
-    logits, temperature = _check_numbers(logits, "logits", "[images, classes]"), _check_positive(temperature, "temperature")
+    logits, temperature = (
+        _check_numbers(logits, "logits", "[images, classes]"),
+        _check_positive(temperature, "temperature"),
+    )
     return temperature * logsumexp(logits / temperature, axis=1)
 
 # %% ../../nbs/02_metrics.ipynb #cell-117
-def detection(inside: Sequence[float] | np.ndarray, outside: Sequence[float] | np.ndarray, rate: float = 0.95) -> dict[str, float]:
+def detection(
+    inside: Sequence[float] | np.ndarray,
+    outside: Sequence[float] | np.ndarray,
+    rate: float = 0.95,
+) -> dict[str, float]:
     """How well a score tells images of known classes from others: a dict of auroc, aupr and fpr95, all in 0-1.
 
     inside, outside: finite scores [N], [M], meant to be higher inside, which is the positive class. fpr95 is the share of `outside` at or above the
@@ -418,24 +519,39 @@ def detection(inside: Sequence[float] | np.ndarray, outside: Sequence[float] | n
     al. 2018, "Enhancing the Reliability of Out-of-distribution Image Detection in Neural Networks", Section 3.3 (FPR at 95 % TPR).
     """
     truth, scores = _scores_of_both(inside, outside)
-    return {"auroc": float(roc_auc_score(truth, scores)), "aupr": float(average_precision_score(truth, scores)),
-            "fpr95": _threshold(truth, scores, rate)[1]}
+    return {
+        "auroc": float(roc_auc_score(truth, scores)),
+        "aupr": float(average_precision_score(truth, scores)),
+        "fpr95": _threshold(truth, scores, rate)[1],
+    }
 
 
 def _scores_of_both(inside, outside) -> tuple[np.ndarray, np.ndarray]:
     """1 for every score inside and 0 for every one outside, int64 [N + M], and the scores, float64 [N + M], checked."""
-    inside, outside = _check_numbers(inside, "inside", "[images]"), _check_numbers(outside, "outside", "[images]")
-    return np.repeat([1, 0], [len(inside), len(outside)]), np.concatenate([inside, outside])
+    inside, outside = (
+        _check_numbers(inside, "inside", "[images]"),
+        _check_numbers(outside, "outside", "[images]"),
+    )
+    return np.repeat([1, 0], [len(inside), len(outside)]), np.concatenate(
+        [inside, outside]
+    )
 
 
-def _threshold(truth: np.ndarray, scores: np.ndarray, rate: float = 0.95) -> tuple[float, float]:
+def _threshold(
+    truth: np.ndarray, scores: np.ndarray, rate: float = 0.95
+) -> tuple[float, float]:
     """The highest threshold that at least `rate` of the scores inside reach, and the share of those outside that reach it, too."""
-    false_positive, true_positive, thresholds = roc_curve(truth, scores, drop_intermediate=False)
+    false_positive, true_positive, thresholds = roc_curve(
+        truth, scores, drop_intermediate=False
+    )
     first = (true_positive >= _check_positive(rate, "rate", 1) - 1e-12).argmax()
     return float(thresholds[first]), float(false_positive[first])
 
 # %% ../../nbs/02_metrics.ipynb #cell-124
-def risk_coverage(labels: Sequence[int] | np.ndarray, probabilities: Sequence[Sequence[float]] | np.ndarray) -> pd.DataFrame:
+def risk_coverage(
+    labels: Sequence[int] | np.ndarray,
+    probabilities: Sequence[Sequence[float]] | np.ndarray,
+) -> pd.DataFrame:
     """The share of wrong answers (risk) among the most confident k of N images, for k = 1 ... N: columns coverage (k / N) and risk, 0-1.
 
     labels: integers [N]; probabilities: floats [N, C]. Images of equal confidence share their mean accuracy, so that their order does not matter.
@@ -444,10 +560,15 @@ def risk_coverage(labels: Sequence[int] | np.ndarray, probabilities: Sequence[Se
     """
     _, right = _sorted_hits(labels, probabilities)
     count = np.arange(1, len(right) + 1)
-    return pd.DataFrame({"coverage": count / len(right), "risk": np.cumsum(1 - right) / count})
+    return pd.DataFrame(
+        {"coverage": count / len(right), "risk": np.cumsum(1 - right) / count}
+    )
 
 
-def area_under_risk_coverage(labels: Sequence[int] | np.ndarray, probabilities: Sequence[Sequence[float]] | np.ndarray) -> float:
+def area_under_risk_coverage(
+    labels: Sequence[int] | np.ndarray,
+    probabilities: Sequence[Sequence[float]] | np.ndarray,
+) -> float:
     """Mean risk over all coverages, 0-1, best 0: low when few answers are wrong and the wrong ones come last. Raises ValueError as `risk_coverage` does.
 
     Source: Geifman et al. 2019, "Bias-Reduced Uncertainty Estimation for Deep Neural Classifiers", Section 3 (AURC).
@@ -472,7 +593,18 @@ def epistemic_uncertainty(probabilities: Sequence | np.ndarray) -> pd.DataFrame:
     models = [_array(model) for model in probabilities]
     shapes = sorted({model.shape for model in models})
     if len(shapes) != 1 or len(shapes[0]) != 2:
-        raise ValueError(f"probabilities must be [models, images, classes], every model's of one shape; got models of the shapes {shapes}")
+        raise ValueError(
+            f"probabilities must be [models, images, classes], every model's of one shape; got models of the shapes {shapes}"
+        )
     models = [check_probabilities(model) for model in models]
-    total, aleatoric = entropy(np.mean(models, axis=0), axis=1), np.mean([entropy(model, axis=1) for model in models], axis=0)
-    return pd.DataFrame({"total": total, "aleatoric": aleatoric, "epistemic": np.maximum(total - aleatoric, 0)})
+    total, aleatoric = (
+        entropy(np.mean(models, axis=0), axis=1),
+        np.mean([entropy(model, axis=1) for model in models], axis=0),
+    )
+    return pd.DataFrame(
+        {
+            "total": total,
+            "aleatoric": aleatoric,
+            "epistemic": np.maximum(total - aleatoric, 0),
+        }
+    )

@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+
 import numpy as np
 import open_clip
 import psutil
 import torch
 import torch.nn.functional as F
-from collections.abc import Callable, Sequence
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import nn
 from torch.overrides import TorchFunctionMode
@@ -25,23 +26,40 @@ __all__ = ['DEVICE_SHARE', 'TextTower', 'text_ends', 'read_out', 'free_memory', 
            'TextualPrompt', 'VisualPrompt', 'own_draws', 'MultimodalPrompt']
 
 # %% ../../nbs/06_prompts.ipynb #cell-9
-def _causal_block(block: ResidualAttentionBlock, shared: torch.Tensor, own: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _causal_block(
+    block: ResidualAttentionBlock, shared: torch.Tensor, own: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """One causal block for texts that begin alike: `shared` [1, P, W] is computed once, `own` [C, S, W] sees it and itself."""
     attention = block.attn
 
     def heads(x):
-        projected = F.linear(block.ln_1(x), attention.in_proj_weight, attention.in_proj_bias)
-        return [part.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for part in projected.chunk(3, -1)]
+        projected = F.linear(
+            block.ln_1(x), attention.in_proj_weight, attention.in_proj_bias
+        )
+        return [
+            part.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
+            for part in projected.chunk(3, -1)
+        ]
 
     def rest(x, attended):
         x = x + block.ls_1(attention.out_proj(attended.transpose(1, 2).flatten(2)))
         return x + block.ls_2(block.mlp(block.ln_2(x)))
 
     (query, key, value), (own_query, own_key, own_value) = heads(shared), heads(own)
-    keys, values = (torch.cat([first.expand(len(own), -1, -1, -1), then], 2) for first, then in ((key, own_key), (value, own_value)))
-    visible = torch.ones(own.shape[1], keys.shape[2], dtype=torch.bool, device=own.device).tril(shared.shape[1])
-    return (rest(shared, F.scaled_dot_product_attention(query, key, value, is_causal=True)),
-            rest(own, F.scaled_dot_product_attention(own_query, keys, values, attn_mask=visible)))
+    keys, values = (
+        torch.cat([first.expand(len(own), -1, -1, -1), then], 2)
+        for first, then in ((key, own_key), (value, own_value))
+    )
+    visible = torch.ones(
+        own.shape[1], keys.shape[2], dtype=torch.bool, device=own.device
+    ).tril(shared.shape[1])
+    return (
+        rest(shared, F.scaled_dot_product_attention(query, key, value, is_causal=True)),
+        rest(
+            own,
+            F.scaled_dot_product_attention(own_query, keys, values, attn_mask=visible),
+        ),
+    )
 
 # %% ../../nbs/06_prompts.ipynb #cell-11
 class TextTower(nn.Module):
@@ -60,7 +78,9 @@ class TextTower(nn.Module):
         with torch.no_grad():
             embedded = tower.token_embedding(tokens[:, : int(ends.max()) + 1]).float()
         self.start, self.names, self.ends = embedded[:1, :1], embedded[:, 1:], ends - 1
-        self._tower = [tower]               # in a list: not a part of this module, so neither trained nor saved with it
+        self._tower = [
+            tower
+        ]  # in a list: not a part of this module, so neither trained nor saved with it
 
     def forward(self, prefix: torch.Tensor) -> torch.Tensor:
         """Unit class embeddings, float32 [C, D], for a prefix [P, W]."""
@@ -68,12 +88,17 @@ class TextTower(nn.Module):
         shared = torch.cat([self.start, prefix[None]], 1)
         split, last = shared.shape[1], shared.shape[1] + self.names.shape[1]
         shared, own = shared + positions[:split], self.names + positions[split:last]
-        if all(type(block) is ResidualAttentionBlock for block in tower.transformer.resblocks):
+        if all(
+            type(block) is ResidualAttentionBlock
+            for block in tower.transformer.resblocks
+        ):
             for block in tower.transformer.resblocks:
                 shared, own = _causal_block(block, shared, own)
         else:
             whole = torch.cat([shared.expand(len(own), -1, -1), own], 1)
-            own = tower.transformer(whole, attn_mask=tower.attn_mask[:last, :last])[:, split:]
+            own = tower.transformer(whole, attn_mask=tower.attn_mask[:last, :last])[
+                :, split:
+            ]
         return read_out(tower, own, self.ends)
 
 
@@ -82,30 +107,58 @@ def text_ends(clip: CLIP, tower: nn.Module, tokens: torch.Tensor) -> torch.Tenso
 
     `tokens` are int64 [C, L]. Raises ValueError for a text encoder that is not causal, or reads its feature elsewhere.
     """
-    pooling, end = (getattr(tower, name, getattr(tower, f"text_{name}", None)) for name in ("pool_type", "eos_id"))
-    if getattr(tower, "attn_mask", None) is None or pooling not in ("argmax", "eos") or getattr(tower, "cls_emb", None) is not None:
-        raise ValueError(f"the text encoder of {clip} is not causal up to an end token, so textual prompts do not fit in front of a class name")
+    pooling, end = (
+        getattr(tower, name, getattr(tower, f"text_{name}", None))
+        for name in ("pool_type", "eos_id")
+    )
+    if (
+        getattr(tower, "attn_mask", None) is None
+        or pooling not in ("argmax", "eos")
+        or getattr(tower, "cls_emb", None) is not None
+    ):
+        raise ValueError(
+            f"the text encoder of {clip} is not causal up to an end token, so textual prompts do not fit in front of a class name"
+        )
     return (tokens == end).int().argmax(1) if pooling == "eos" else tokens.argmax(1)
 
 
-def read_out(tower: nn.Module, hidden: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+def read_out(
+    tower: nn.Module, hidden: torch.Tensor, ends: torch.Tensor
+) -> torch.Tensor:
     """Unit text features, float32 [C, D], from a text tower's last hidden states [C, S, W] at the positions `ends` (int64 [C])."""
-    features, projection = tower.ln_final(hidden[torch.arange(len(hidden)), ends]), tower.text_projection
-    features = features if projection is None else projection(features) if isinstance(projection, nn.Module) else features @ projection
+    features, projection = (
+        tower.ln_final(hidden[torch.arange(len(hidden)), ends]),
+        tower.text_projection,
+    )
+    features = (
+        features
+        if projection is None
+        else projection(features)
+        if isinstance(projection, nn.Module)
+        else features @ projection
+    )
     return F.normalize(features.float(), dim=-1)
 
 
-def _check_length(clip: CLIP, classnames: Sequence[str], ends: torch.Tensor, room: int) -> None:
+def _check_length(
+    clip: CLIP, classnames: Sequence[str], ends: torch.Tensor, room: int
+) -> None:
     """Raise ValueError when a class name, cut by the tokenizer or not, leaves less than `room` positions for a prefix."""
     context = clip.tokenizer.context_length
-    lengths = [len(clip.tokenizer.encode(name)) + 2 for name in classnames] if hasattr(clip.tokenizer, "encode") else (ends + 1).tolist()
+    lengths = (
+        [len(clip.tokenizer.encode(name)) + 2 for name in classnames]
+        if hasattr(clip.tokenizer, "encode")
+        else (ends + 1).tolist()
+    )
     longest = int(np.argmax(lengths))
     if lengths[longest] + room > context:
-        raise ValueError(f"a prompt of {room} vectors does not fit before the class name {classnames[longest]!r}: together with start and end they take "
-                         f"{lengths[longest] + room} positions, {lengths[longest] + room - context} more than the {context} of this model")
+        raise ValueError(
+            f"a prompt of {room} vectors does not fit before the class name {classnames[longest]!r}: together with start and end they take "
+            f"{lengths[longest] + room} positions, {lengths[longest] + room - context} more than the {context} of this model"
+        )
 
 # %% ../../nbs/06_prompts.ipynb #cell-14
-DEVICE_SHARE = 0.5      # of a GPU's free memory, for the patches; training needs the rest
+DEVICE_SHARE = 0.5  # of a GPU's free memory, for the patches; training needs the rest
 
 
 def free_memory(device: torch.device) -> int:
@@ -156,9 +209,15 @@ class ImageTower(nn.Module):
     def __init__(self, clip: CLIP):
         super().__init__()
         visual = clip.model.visual
-        if not isinstance(visual, VisionTransformer) or visual.attn_pool is not None or visual.pool_type != "tok":
-            raise ValueError(f"visual prompts need OpenCLIP's vision transformer with a class token, the image encoder of {clip} is a "
-                             f"{type(visual).__name__}; textual prompts work with any image encoder")
+        if (
+            not isinstance(visual, VisionTransformer)
+            or visual.attn_pool is not None
+            or visual.pool_type != "tok"
+        ):
+            raise ValueError(
+                f"visual prompts need OpenCLIP's vision transformer with a class token, the image encoder of {clip} is a "
+                f"{type(visual).__name__}; textual prompts work with any image encoder"
+            )
         self._clip = [clip]
 
     @torch.no_grad()
@@ -182,7 +241,9 @@ class ImageTower(nn.Module):
         start = 0
         for pixels in clip.pixel_batches(images, batch_size):
             patches = visual.conv1(pixels).flatten(2).transpose(1, 2)
-            tokens = torch.cat([visual.class_embedding.expand(len(pixels), 1, -1), patches], 1)
+            tokens = torch.cat(
+                [visual.class_embedding.expand(len(pixels), 1, -1), patches], 1
+            )
             embedded[start : start + len(pixels)] = tokens + visual.positional_embedding
             start += len(pixels)
         return embedded
@@ -193,17 +254,31 @@ class ImageTower(nn.Module):
         deep, count = prompts.ndim == 3, prompts.shape[-2]
         first, rest = (prompts[0], prompts[1:]) if deep else (prompts, ())
         x = embedded.to(first.device).to(first.dtype)
-        x = visual.ln_pre(torch.cat([x[:, :1], first.expand(len(x), -1, -1), x[:, 1:]], 1))
+        x = visual.ln_pre(
+            torch.cat([x[:, :1], first.expand(len(x), -1, -1), x[:, 1:]], 1)
+        )
         for layer, block in enumerate(visual.transformer.resblocks):
             if layer and layer <= len(rest):
-                x = torch.cat([x[:, :1], rest[layer - 1].expand(len(x), -1, -1).to(x.dtype), x[:, 1 + count :]], 1)
+                x = torch.cat(
+                    [
+                        x[:, :1],
+                        rest[layer - 1].expand(len(x), -1, -1).to(x.dtype),
+                        x[:, 1 + count :],
+                    ],
+                    1,
+                )
             x = block(x)
         features = visual.ln_post(x[:, 0])
-        return F.normalize((features if visual.proj is None else features @ visual.proj).float(), dim=-1)
+        return F.normalize(
+            (features if visual.proj is None else features @ visual.proj).float(),
+            dim=-1,
+        )
 
     def plain(self, embedded: torch.Tensor) -> torch.Tensor:
         """Unit features, float32 [B, D], of embedded images without any prompt: those of `CLIP.encode_image`."""
-        return self(embedded, torch.empty(0, embedded.shape[2], device=self._clip[0].device))
+        return self(
+            embedded, torch.empty(0, embedded.shape[2], device=self._clip[0].device)
+        )
 
 # %% ../../nbs/06_prompts.ipynb #cell-20
 class Prompt(nn.Module):
@@ -231,24 +306,49 @@ class Prompt(nn.Module):
         return self.score(inputs, batch_size=batch_size).softmax(-1)
 
     @torch.no_grad()
-    def score(self, inputs: torch.Tensor, rows: torch.Tensor | None = None, batch_size: int = 256) -> torch.Tensor:
+    def score(
+        self,
+        inputs: torch.Tensor,
+        rows: torch.Tensor | None = None,
+        batch_size: int = 256,
+    ) -> torch.Tensor:
         """Logits, float32 [N, C] on the CPU, of prepared images (or of `rows` of them, int64 [N]), in batches and without gradients."""
         with self._clip[0].autocast():
-            return self._compare(self.embed_images, inputs, rows, self.embed_classes(), batch_size)
+            return self._compare(
+                self.embed_images, inputs, rows, self.embed_classes(), batch_size
+            )
 
     @torch.no_grad()
-    def score_without(self, classes: torch.Tensor, inputs: torch.Tensor, rows: torch.Tensor | None = None, batch_size: int = 256) -> torch.Tensor:
+    def score_without(
+        self,
+        classes: torch.Tensor,
+        inputs: torch.Tensor,
+        rows: torch.Tensor | None = None,
+        batch_size: int = 256,
+    ) -> torch.Tensor:
         """As `score`, of the CLIP without any prompt, for class embeddings [C, D]; images are not encoded again."""
         with self._clip[0].autocast():
             return self._compare(self.plain_features, inputs, rows, classes, batch_size)
 
-    def _compare(self, embed, inputs: torch.Tensor, rows: torch.Tensor | None, classes: torch.Tensor, batch_size: int) -> torch.Tensor:
+    def _compare(
+        self,
+        embed,
+        inputs: torch.Tensor,
+        rows: torch.Tensor | None,
+        classes: torch.Tensor,
+        batch_size: int,
+    ) -> torch.Tensor:
         rows = torch.arange(len(inputs)) if rows is None else rows
         features = [
             embed(_take(inputs, batch, self._clip[0].device)).float()
-            for batch in rows.split(batch_size) if len(batch)
+            for batch in rows.split(batch_size)
+            if len(batch)
         ]
-        return self.scale * torch.cat(features or [classes[:0].float()]).cpu() @ classes.float().cpu().T
+        return (
+            self.scale
+            * torch.cat(features or [classes[:0].float()]).cpu()
+            @ classes.float().cpu().T
+        )
 
 
 def _take(
@@ -258,8 +358,10 @@ def _take(
     rows = rows.to(inputs.device)
     if not _is_elsewhere(inputs, device):
         return inputs[rows]
-    batch = torch.empty(    # pinned: a GPU reads nothing else as fast
-        len(rows), *inputs.shape[1:], dtype=inputs.dtype,
+    batch = torch.empty(  # pinned: a GPU reads nothing else as fast
+        len(rows),
+        *inputs.shape[1:],
+        dtype=inputs.dtype,
         pin_memory=device.type == "cuda",
     )
     torch.index_select(inputs, 0, rows, out=batch)
@@ -272,7 +374,11 @@ def _is_elsewhere(inputs: torch.Tensor, device: torch.device) -> bool:
 
 def _noise(shape: tuple, std: float, seed: int, device) -> nn.Parameter:
     """A float32 parameter of normal noise; its generator is its own, so the same seed gives the same start on every device."""
-    return nn.Parameter((std * torch.randn(shape, generator=torch.Generator().manual_seed(seed))).to(device))
+    return nn.Parameter(
+        (std * torch.randn(shape, generator=torch.Generator().manual_seed(seed))).to(
+            device
+        )
+    )
 
 # %% ../../nbs/06_prompts.ipynb #cell-22
 class TextualPrompt(Prompt):
@@ -281,11 +387,25 @@ class TextualPrompt(Prompt):
     It starts as normal noise (standard deviation 0.02), or as the embeddings of `words`, whose number of tokens is then the length.
     """
 
-    def __init__(self, clip: CLIP, classnames: Sequence[str], *, length: int = 16, words: str | None = None, seed: int = 0):
+    def __init__(
+        self,
+        clip: CLIP,
+        classnames: Sequence[str],
+        *,
+        length: int = 16,
+        words: str | None = None,
+        seed: int = 0,
+    ):
         super().__init__(clip, classnames)
         start = _word_embeddings(clip, words) if words else None
-        self.tower = TextTower(clip, self.classnames, length if start is None else len(start))
-        self.prefix = _noise((length, self.tower.names.shape[2]), 0.02, seed, clip.device) if start is None else nn.Parameter(start)
+        self.tower = TextTower(
+            clip, self.classnames, length if start is None else len(start)
+        )
+        self.prefix = (
+            _noise((length, self.tower.names.shape[2]), 0.02, seed, clip.device)
+            if start is None
+            else nn.Parameter(start)
+        )
 
     def prepare(self, images) -> torch.Tensor:
         """Image features, float32 [N, D], on the CLIP's device."""
@@ -303,8 +423,15 @@ class TextualPrompt(Prompt):
 
 def _word_embeddings(clip: CLIP, words: str) -> torch.Tensor:
     """Token embeddings of some words, float32 [tokens, W], a copy."""
-    tower, tokens = getattr(clip.model, "text", clip.model), clip.tokenizer([words]).to(clip.device)
-    return tower.token_embedding(tokens[0, 1 : int(text_ends(clip, tower, tokens))]).detach().float()
+    tower, tokens = (
+        getattr(clip.model, "text", clip.model),
+        clip.tokenizer([words]).to(clip.device),
+    )
+    return (
+        tower.token_embedding(tokens[0, 1 : int(text_ends(clip, tower, tokens))])
+        .detach()
+        .float()
+    )
 
 # %% ../../nbs/06_prompts.ipynb #cell-25
 class VisualPrompt(Prompt):
@@ -314,13 +441,32 @@ class VisualPrompt(Prompt):
     encoder's width. Classes are encoded with `templates`, once.
     """
 
-    def __init__(self, clip: CLIP, classnames: Sequence[str], *, length: int = 16, deep: bool = False, templates: str | Sequence[str] = "single", seed: int = 0):
+    def __init__(
+        self,
+        clip: CLIP,
+        classnames: Sequence[str],
+        *,
+        length: int = 16,
+        deep: bool = False,
+        templates: str | Sequence[str] = "single",
+        seed: int = 0,
+    ):
         super().__init__(clip, classnames)
         self.tower = ImageTower(clip)
-        width, layers = clip.model.visual.conv1.out_channels, len(clip.model.visual.transformer.resblocks)
+        width, layers = (
+            clip.model.visual.conv1.out_channels,
+            len(clip.model.visual.transformer.resblocks),
+        )
         check_count(length, "length", 0)
-        self.vectors = _noise((layers, length, width) if deep else (length, width), width**-0.5, seed, clip.device)
-        self._classes = average_prompts(encode_prompts(clip, self.classnames, templates)).to(clip.device)
+        self.vectors = _noise(
+            (layers, length, width) if deep else (length, width),
+            width**-0.5,
+            seed,
+            clip.device,
+        )
+        self._classes = average_prompts(
+            encode_prompts(clip, self.classnames, templates)
+        ).to(clip.device)
 
     def prepare(self, images) -> torch.Tensor:
         """Embedded images, [N, 1 + patches, W]: see `ImageTower.embed`."""
@@ -336,8 +482,16 @@ class VisualPrompt(Prompt):
         return self._classes
 
 # %% ../../nbs/06_prompts.ipynb #cell-28
-_DRAWS = {"rand", "randn", "randint", "randperm", "uniform_", "normal_", "kaiming_uniform_",
-          "kaiming_normal_"}
+_DRAWS = {
+    "rand",
+    "randn",
+    "randint",
+    "randperm",
+    "uniform_",
+    "normal_",
+    "kaiming_uniform_",
+    "kaiming_normal_",
+}
 
 
 class own_draws(TorchFunctionMode):
@@ -356,7 +510,10 @@ class own_draws(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
-        if getattr(function, "__name__", "") in _DRAWS and kwargs.get("generator") is None:
+        if (
+            getattr(function, "__name__", "") in _DRAWS
+            and kwargs.get("generator") is None
+        ):
             kwargs["generator"] = self.generator
         return function(*args, **kwargs)
 
@@ -369,29 +526,63 @@ class MultimodalPrompt(Prompt):
     Raises ValueError for another attention.
     """
 
-    def __init__(self, clip: CLIP, classnames: Sequence[str], *, length: int = 4, width: int = 128, attention: str = "sequence", seed: int = 0):
+    def __init__(
+        self,
+        clip: CLIP,
+        classnames: Sequence[str],
+        *,
+        length: int = 4,
+        width: int = 128,
+        attention: str = "sequence",
+        seed: int = 0,
+    ):
         super().__init__(clip, classnames)
         if attention not in ("sequence", "pairs"):
-            raise ValueError(f"attention must be 'sequence' or 'pairs', not {attention!r}")
+            raise ValueError(
+                f"attention must be 'sequence' or 'pairs', not {attention!r}"
+            )
         check_count(width, "width")
-        self.attention, self.image_tower, self.text_tower = attention, ImageTower(clip), TextTower(clip, self.classnames, length)
+        self.attention, self.image_tower, self.text_tower = (
+            attention,
+            ImageTower(clip),
+            TextTower(clip, self.classnames, length),
+        )
         visual, text_width = clip.model.visual, self.text_tower.names.shape[2]
         image_width = visual.conv1.out_channels
-        bound = (6 / (3 * visual.patch_size[0] * visual.patch_size[1] + image_width)) ** 0.5
+        bound = (
+            6 / (3 * visual.patch_size[0] * visual.patch_size[1] + image_width)
+        ) ** 0.5
         self.text_vectors = _noise((length, text_width), 0.02, seed, clip.device)
-        uniform = torch.rand(length, image_width, generator=torch.Generator().manual_seed(seed + 1))
+        uniform = torch.rand(
+            length, image_width, generator=torch.Generator().manual_seed(seed + 1)
+        )
         self.image_vectors = nn.Parameter(((2 * uniform - 1) * bound).to(clip.device))
         with own_draws(seed):
-            self.enter = nn.ModuleList([nn.Linear(text_width, width), nn.Linear(image_width, width)])
-            self.block = ResidualAttentionBlock(width, 1, act_layer=open_clip.transformer.QuickGELU)
-            self.leave = nn.ModuleList([nn.Linear(width, text_width), nn.Linear(width, image_width)])
+            self.enter = nn.ModuleList(
+                [nn.Linear(text_width, width), nn.Linear(image_width, width)]
+            )
+            self.block = ResidualAttentionBlock(
+                width, 1, act_layer=open_clip.transformer.QuickGELU
+            )
+            self.leave = nn.ModuleList(
+                [nn.Linear(width, text_width), nn.Linear(width, image_width)]
+            )
         self.to(clip.device)
 
     def join(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The prompts for the two encoders, [length, W_text] and [length, W_image]."""
-        both = torch.stack([enter(vectors) for enter, vectors in zip(self.enter, (self.text_vectors, self.image_vectors))])
+        both = torch.stack(
+            [
+                enter(vectors)
+                for enter, vectors in zip(
+                    self.enter, (self.text_vectors, self.image_vectors)
+                )
+            ]
+        )
         if self.attention == "sequence":
-            joined = self.block(both.flatten(0, 1)[None])[0].unflatten(0, both.shape[:2])
+            joined = self.block(both.flatten(0, 1)[None])[0].unflatten(
+                0, both.shape[:2]
+            )
         else:
             joined = self.block(both.transpose(0, 1)).transpose(0, 1)
         return self.leave[0](joined[0]), self.leave[1](joined[1])

@@ -6,16 +6,22 @@
 from __future__ import annotations
 
 import math
-import numpy as np
-import pandas as pd
-import torch
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
-from ..images.sets import check_classnames, check_count, check_labels, check_number
+from clipadapt.images.sets import (
+    check_classnames,
+    check_count,
+    check_labels,
+    check_number,
+)
 
 # %% auto #0
 __all__ = ['POLICIES', 'Pseudolabels', 'conventional', 'purity', 'coverage', 'effective_classes', 'quality', 'top_k',
@@ -27,9 +33,9 @@ __all__ = ['POLICIES', 'Pseudolabels', 'conventional', 'purity', 'coverage', 'ef
 class Pseudolabels:
     """M chosen pairs (image, class), sorted by class, then descending score, then image. No pair occurs twice."""
 
-    images: np.ndarray   # int64 [M], positions in the image set
+    images: np.ndarray  # int64 [M], positions in the image set
     classes: np.ndarray  # int64 [M], the pseudolabels
-    scores: np.ndarray   # float32 [M], the score of each pair
+    scores: np.ndarray  # float32 [M], the score of each pair
 
     def __len__(self) -> int:
         return len(self.images)
@@ -38,7 +44,9 @@ class Pseudolabels:
         """Pseudolabels of each class, int64 [num_classes]. Raises ValueError when a class lies outside."""
         num_classes = check_count(num_classes, "num_classes", 0)
         if len(self) and self.classes.max() >= num_classes:
-            raise ValueError(f"there are pseudolabels of class {self.classes.max()}, so num_classes={num_classes} is too small")
+            raise ValueError(
+                f"there are pseudolabels of class {self.classes.max()}, so num_classes={num_classes} is too small"
+            )
         return np.bincount(self.classes, minlength=num_classes).astype(np.int64)
 
     def labels(self, count: int) -> np.ndarray:
@@ -48,21 +56,29 @@ class Pseudolabels:
         """
         count = check_count(count, "count", 0)
         if len(self) and self.images.max() >= count:
-            raise ValueError(f"image {self.images.max()} has a pseudolabel, so count={count} is too small")
+            raise ValueError(
+                f"image {self.images.max()} has a pseudolabel, so count={count} is too small"
+            )
         times = np.bincount(self.images, minlength=count)
         if (times > 1).any():
-            raise ValueError(f"{(times > 1).sum()} images have more than one class, the first is image {(times > 1).argmax()}; "
-                             "select with policy='argmax' or 'one-class' to get one label per image")
+            raise ValueError(
+                f"{(times > 1).sum()} images have more than one class, the first is image {(times > 1).argmax()}; "
+                "select with policy='argmax' or 'one-class' to get one label per image"
+            )
         labels = np.full(count, -1, np.int64)
         labels[self.images] = self.classes
         return labels
 
 # %% ../../nbs/03_pseudolabels.ipynb #cell-9
-def _collect(scores: np.ndarray, images: np.ndarray, classes: np.ndarray) -> Pseudolabels:
+def _collect(
+    scores: np.ndarray, images: np.ndarray, classes: np.ndarray
+) -> Pseudolabels:
     """The pairs in the order that `Pseudolabels` promises."""
     chosen = scores[images, classes].astype(np.float32)
     order = np.lexsort((images, -chosen, classes))
-    return Pseudolabels(images[order].astype(np.int64), classes[order].astype(np.int64), chosen[order])
+    return Pseudolabels(
+        images[order].astype(np.int64), classes[order].astype(np.int64), chosen[order]
+    )
 
 # %% ../../nbs/03_pseudolabels.ipynb #cell-13
 _BLOCK = 2**20  # scores looked at together
@@ -74,7 +90,9 @@ def _blocks(count: int, width: int) -> Iterator[slice]:
     return (slice(start, min(start + rows, count)) for start in range(0, count, rows))
 
 
-def _check_scores(scores, name: str = "scores", shape: str = "[N, C]", hint: str = "") -> np.ndarray:
+def _check_scores(
+    scores, name: str = "scores", shape: str = "[N, C]", hint: str = ""
+) -> np.ndarray:
     """`scores` as a NumPy array of their own precision, finite and of the given shape, or a ValueError."""
     if isinstance(scores, torch.Tensor):
         scores = scores.detach().cpu()
@@ -85,11 +103,21 @@ def _check_scores(scores, name: str = "scores", shape: str = "[N, C]", hint: str
         raise ValueError(
             f"{name} cannot be read as an array {shape} ({error})"
         ) from error
-    if scores.ndim != shape.count(",") + 1 or scores.dtype.kind != "f" or (scores.ndim > 1 and not scores.shape[-1]):
-        raise ValueError(f"{name} must be floating-point numbers of shape {shape}, got {scores.dtype} of shape {scores.shape}")
-    bad = _not_finite(scores.reshape(len(scores), -1) if len(scores) else scores.reshape(0, 1))
+    if (
+        scores.ndim != shape.count(",") + 1
+        or scores.dtype.kind != "f"
+        or (scores.ndim > 1 and not scores.shape[-1])
+    ):
+        raise ValueError(
+            f"{name} must be floating-point numbers of shape {shape}, got {scores.dtype} of shape {scores.shape}"
+        )
+    bad = _not_finite(
+        scores.reshape(len(scores), -1) if len(scores) else scores.reshape(0, 1)
+    )
     if bad.any():
-        raise ValueError(f"{name} of {bad.sum()} images are NaN or infinite, the first is image {bad.argmax()}{hint}")
+        raise ValueError(
+            f"{name} of {bad.sum()} images are NaN or infinite, the first is image {bad.argmax()}{hint}"
+        )
     return scores
 
 
@@ -143,14 +171,20 @@ def _as_labels(labels) -> np.ndarray:
     return labels
 
 
-def _right(pseudolabels: Pseudolabels, labels: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+def _right(
+    pseudolabels: Pseudolabels, labels: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray]:
     """Of the pairs whose image has a label: which they are [M] and whether they are right, among those."""
     _check_pseudolabels(pseudolabels)
     labels = _as_labels(labels)
-    num_classes = int(max(labels.max(initial=0), pseudolabels.classes.max(initial=0))) + 1
+    num_classes = (
+        int(max(labels.max(initial=0), pseudolabels.classes.max(initial=0))) + 1
+    )
     labels = check_labels(labels, len(labels), num_classes)
     if len(pseudolabels) and pseudolabels.images.max() >= len(labels):
-        raise ValueError(f"image {pseudolabels.images.max()} has a pseudolabel, but there are labels for {len(labels)} images only")
+        raise ValueError(
+            f"image {pseudolabels.images.max()} has a pseudolabel, but there are labels for {len(labels)} images only"
+        )
     truth = labels[pseudolabels.images]
     return truth >= 0, (truth == pseudolabels.classes)[truth >= 0]
 
@@ -175,10 +209,16 @@ def effective_classes(pseudolabels: Pseudolabels, num_classes: int) -> float:
     """How many classes of equal size would be as evenly spread: exp(entropy of the counts); 0 for an empty selection."""
     _check_pseudolabels(pseudolabels)
     shares = pseudolabels.counts(num_classes) / max(1, len(pseudolabels))
-    return float(np.exp(-(shares * np.log(np.where(shares > 0, shares, 1))).sum())) if len(pseudolabels) else 0.0
+    return (
+        float(np.exp(-(shares * np.log(np.where(shares > 0, shares, 1))).sum()))
+        if len(pseudolabels)
+        else 0.0
+    )
 
 
-def quality(pseudolabels: Pseudolabels, labels: Sequence[int], classnames: Sequence[str]) -> pd.DataFrame:
+def quality(
+    pseudolabels: Pseudolabels, labels: Sequence[int], classnames: Sequence[str]
+) -> pd.DataFrame:
     """One row per class, also for those without a pseudolabel: count, found (share of the class's images that got its label), purity.
 
     labels: true classes, int [N], -1 = unknown; unknown images count in `count` only. `purity` is nan where there is no
@@ -188,10 +228,16 @@ def quality(pseudolabels: Pseudolabels, labels: Sequence[int], classnames: Seque
     labels = _as_labels(labels)
     labels = check_labels(labels, len(labels), len(classnames))
     known, right = _right(pseudolabels, labels)
-    count, judged = pseudolabels.counts(len(classnames)), np.bincount(pseudolabels.classes[known], minlength=len(classnames))
+    count, judged = (
+        pseudolabels.counts(len(classnames)),
+        np.bincount(pseudolabels.classes[known], minlength=len(classnames)),
+    )
     correct = np.bincount(pseudolabels.classes[known][right], minlength=len(classnames))
     exist = np.bincount(labels[labels >= 0], minlength=len(classnames))
-    shares = {name: correct / np.where(of > 0, of, np.nan) for name, of in {"found": exist, "purity": judged}.items()}
+    shares = {
+        name: correct / np.where(of > 0, of, np.nan)
+        for name, of in {"found": exist, "purity": judged}.items()
+    }
     index = pd.Index(classnames, name="class", dtype=object)
     return pd.DataFrame({"count": count, **shares}, index)
 
@@ -201,7 +247,10 @@ class _Ties:
 
     def __init__(self, scores: np.ndarray):
         self.scores, self.known = scores, np.zeros(len(scores), bool)
-        self.top, self.hashes = np.empty((2, len(scores)), _wide(scores[:0]).dtype), np.empty(len(scores), np.uint64)
+        self.top, self.hashes = (
+            np.empty((2, len(scores)), _wide(scores[:0]).dtype),
+            np.empty(len(scores), np.uint64),
+        )
 
     def keys(self, images: np.ndarray) -> list[np.ndarray]:
         """Four arrays [len(images)]: the highest score of each, the second-highest (or the only one), a hash of the row, the position."""
@@ -210,11 +259,18 @@ class _Ties:
 
     def _learn(self, images: np.ndarray) -> None:
         width = self.scores.shape[1]
-        factors = np.random.default_rng(0).integers(2**63, size=width, dtype=np.uint64) * 2 + 1
+        factors = (
+            np.random.default_rng(0).integers(2**63, size=width, dtype=np.uint64) * 2
+            + 1
+        )
         for block in _blocks(len(images), width):
             some, rows = images[block], _wide(self.scores[images[block]])
-            self.top[:, some] = np.partition(rows, (-min(2, width), -1), axis=1)[:, [-1, -min(2, width)]].T
-            bits = (rows.astype(np.float64) + 0.0).view(np.uint64)      # + 0.0: minus zero is zero
+            self.top[:, some] = np.partition(rows, (-min(2, width), -1), axis=1)[
+                :, [-1, -min(2, width)]
+            ].T
+            bits = (rows.astype(np.float64) + 0.0).view(
+                np.uint64
+            )  # + 0.0: minus zero is zero
             self.hashes[some] = ((bits ^ (bits >> 32)) * factors).sum(axis=1)
         self.known[images] = True
 
@@ -235,7 +291,9 @@ def _best(images: np.ndarray, values: np.ndarray, k: int, ties: _Ties) -> np.nda
     limit = np.partition(values, -k)[-k]
     best, tied = values > limit, np.flatnonzero(values == limit)
     places = k - np.count_nonzero(best)
-    best[tied if len(tied) == places else tied[ties.settle(images[tied], places)]] = True
+    best[tied if len(tied) == places else tied[ties.settle(images[tied], places)]] = (
+        True
+    )
     return best
 
 # %% ../../nbs/03_pseudolabels.ipynb #cell-35
@@ -253,10 +311,16 @@ def top_k(scores, k: int, policy: str = "per-class") -> Pseudolabels:
     Raises ValueError for k below 1, another policy, another shape, and NaN or infinite scores.
     """
     if not isinstance(policy, str) or policy not in POLICIES:
-        raise ValueError(f"policy must be one of {', '.join(map(repr, POLICIES))}, not {policy!r}")
+        raise ValueError(
+            f"policy must be one of {', '.join(map(repr, POLICIES))}, not {policy!r}"
+        )
     scores, k = _check_scores(scores), check_count(k, "k")
     chosen = list(POLICIES[policy](scores, min(k, max(1, len(scores))), _Ties(scores)))
-    return _collect(scores, np.concatenate(chosen), np.repeat(np.arange(len(chosen)), [*map(len, chosen)]))
+    return _collect(
+        scores,
+        np.concatenate(chosen),
+        np.repeat(np.arange(len(chosen)), [*map(len, chosen)]),
+    )
 
 
 def _per_class(scores: np.ndarray, k: int, ties: _Ties) -> Iterator[np.ndarray]:
@@ -275,20 +339,37 @@ def _argmax_only(scores: np.ndarray, k: int, ties: _Ties) -> Iterator[np.ndarray
 
 def _groups(classes: np.ndarray, num_classes: int) -> list[np.ndarray]:
     """The images of each class, in ascending order."""
-    return np.split(np.argsort(classes, kind="stable"), np.cumsum(np.bincount(classes, minlength=num_classes))[:-1])
+    return np.split(
+        np.argsort(classes, kind="stable"),
+        np.cumsum(np.bincount(classes, minlength=num_classes))[:-1],
+    )
 
 # %% ../../nbs/03_pseudolabels.ipynb #cell-37
-def _next_class(scores: np.ndarray, images: np.ndarray, bars: np.ndarray, last: np.ndarray,
-                refused_by: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _next_class(
+    scores: np.ndarray,
+    images: np.ndarray,
+    bars: np.ndarray,
+    last: np.ndarray,
+    refused_by: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
     """Where each image applies next: its best class (-1 = none left) and the score.
 
     Classes whose bar it does not reach are left out, and so are those up to the last application: score `last`, class `refused_by`.
     """
-    classes, values = np.empty(len(images), np.int64), np.empty(len(images), scores.dtype)
+    classes, values = (
+        np.empty(len(images), np.int64),
+        np.empty(len(images), scores.dtype),
+    )
     numbers = np.arange(scores.shape[1])
     for block in _blocks(len(images), scores.shape[1]):
-        rows, before, by = scores[images[block]], last[block, None], refused_by[block, None]
-        rows[(rows < bars) | (rows > before) | ((rows == before) & (numbers <= by))] = -np.inf
+        rows, before, by = (
+            scores[images[block]],
+            last[block, None],
+            refused_by[block, None],
+        )
+        rows[
+            (rows < bars) | (rows > before) | ((rows == before) & (numbers <= by))
+        ] = -np.inf
         classes[block] = rows.argmax(axis=1)
         values[block] = rows.max(axis=1)
     classes[values == -np.inf] = -1
@@ -299,11 +380,18 @@ def _one_class(scores: np.ndarray, k: int, ties: _Ties) -> list[np.ndarray]:
     """The images of each class, every image in one at most: deferred acceptance, images applying."""
     count, width = scores.shape
     bars, applicants = _first_bars(scores, k)
-    last, refused_by = np.full(count, np.inf, scores.dtype), np.full(count, -1, np.int64)
+    last, refused_by = (
+        np.full(count, np.inf, scores.dtype),
+        np.full(count, -1, np.int64),
+    )
     held = [np.empty(0, np.int64)] * width
     while len(applicants):
-        classes, values = _next_class(scores, applicants, bars, last[applicants], refused_by[applicants])
-        applicants, classes, values = (array[classes >= 0] for array in (applicants, classes, values))
+        classes, values = _next_class(
+            scores, applicants, bars, last[applicants], refused_by[applicants]
+        )
+        applicants, classes, values = (
+            array[classes >= 0] for array in (applicants, classes, values)
+        )
         last[applicants], refused_by[applicants] = values, classes
         refused = []
         for c in np.unique(classes):
@@ -361,12 +449,20 @@ def class_balanced(scores, share: float) -> Pseudolabels:
     classes, values = _argmax(scores)
     ties, chosen = _Ties(scores), []
     for images in _groups(classes, scores.shape[1]):
-        chosen.append(images[_best(images, values[images], math.ceil(share * len(images) - 1e-9), ties)])
+        chosen.append(
+            images[
+                _best(
+                    images, values[images], math.ceil(share * len(images) - 1e-9), ties
+                )
+            ]
+        )
     chosen = np.concatenate(chosen)
     return _collect(scores, chosen, classes[chosen])
 
 # %% ../../nbs/03_pseudolabels.ipynb #cell-61
-def score_calibration(pseudolabels: Pseudolabels, labels: Sequence[int], bins: int = 10) -> pd.DataFrame:
+def score_calibration(
+    pseudolabels: Pseudolabels, labels: Sequence[int], bins: int = 10
+) -> pd.DataFrame:
     """Reliability of the scores of the pairs whose image has a label: one row for each of `bins` intervals (lower, upper].
 
     labels: true classes, int [N], -1 = unknown. Columns: lower, upper, count (pairs), score (their mean) and purity; the last two
@@ -378,15 +474,26 @@ def score_calibration(pseudolabels: Pseudolabels, labels: Sequence[int], bins: i
     known, right = _right(pseudolabels, labels)
     scores = pseudolabels.scores[known]
     if len(scores) and not 0 <= scores.min() <= scores.max() <= 1:
-        raise ValueError(f"only probabilities can be calibrated, these scores run from {scores.min():.3g} to {scores.max():.3g}")
-    return bin_scores(scores, right, bins).rename(columns={"confidence": "score", "accuracy": "purity"})
+        raise ValueError(
+            f"only probabilities can be calibrated, these scores run from {scores.min():.3g} to {scores.max():.3g}"
+        )
+    return bin_scores(scores, right, bins).rename(
+        columns={"confidence": "score", "accuracy": "purity"}
+    )
 
 # %% ../../nbs/03_pseudolabels.ipynb #cell-67
 class DegenerateMixtureWarning(UserWarning):
     """Two Gaussians could not tell clean from noisy losses; the median was used instead."""
 
 
-def clean_posterior(losses, *, max_iter: int = 10, tol: float = 1e-2, reg_covar: float = 5e-4, seed: int = 0) -> np.ndarray:
+def clean_posterior(
+    losses,
+    *,
+    max_iter: int = 10,
+    tol: float = 1e-2,
+    reg_covar: float = 5e-4,
+    seed: int = 0,
+) -> np.ndarray:
     """Probability that each image's label is clean, float32 [N]: the posterior of the lower of two Gaussians fitted to the losses.
 
     losses: floats [N], array or tensor. They are scaled to [0, 1]; `max_iter`, `tol` and `reg_covar` are scikit-learn's, with the
@@ -395,33 +502,50 @@ def clean_posterior(losses, *, max_iter: int = 10, tol: float = 1e-2, reg_covar:
     Warns with DegenerateMixtureWarning when there are fewer than two losses, all are equal, a component holds fewer than two
     images, or both means agree. Then losses up to the median get 1 and the others 0. Raises ValueError for NaN or infinite losses.
     """
-    losses = _check_scores(losses, "losses", "[N]", "; clamp probabilities before you take their logarithm").astype(np.float64)
+    losses = _check_scores(
+        losses, "losses", "[N]", "; clamp probabilities before you take their logarithm"
+    ).astype(np.float64)
     if len(losses) < 2:
-        return _split_at_median(losses, f"{len(losses)} losses are too few for a mixture")
+        return _split_at_median(
+            losses, f"{len(losses)} losses are too few for a mixture"
+        )
     order = np.argsort(losses, kind="stable")
     lowest, highest = losses[order[[0, -1]]]
     if lowest == highest:
         return _split_at_median(losses, f"all {len(losses)} losses are {lowest:.4g}")
-    means, clean = _two_gaussians((losses[order] - lowest) / (highest - lowest), max_iter, tol, reg_covar, seed)
+    means, clean = _two_gaussians(
+        (losses[order] - lowest) / (highest - lowest), max_iter, tol, reg_covar, seed
+    )
     sizes = [(clean > 0.5).sum(), (clean <= 0.5).sum()]
     if min(sizes) < 2:
-        return _split_at_median(losses, f"one component holds {min(sizes)} of {len(losses)} images")
+        return _split_at_median(
+            losses, f"one component holds {min(sizes)} of {len(losses)} images"
+        )
     if means[1] - means[0] < 1e-3:
-        return _split_at_median(losses, f"the means of both components agree ({means[0]:.4f} on a scale from 0 to 1)")
+        return _split_at_median(
+            losses,
+            f"the means of both components agree ({means[0]:.4f} on a scale from 0 to 1)",
+        )
     posterior = np.empty(len(losses), np.float32)
     posterior[order] = clean
     return posterior
 
 
-def _two_gaussians(values: np.ndarray, max_iter: int, tol: float, reg_covar: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _two_gaussians(
+    values: np.ndarray, max_iter: int, tol: float, reg_covar: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Means [2] in ascending order of a mixture fitted to ascending `values` [N], and the posterior [N] of the lower component.
 
     Where one Gaussian is much wider than the other, Bayes' rule calls the lowest losses noisy, or the highest clean. So the
     posterior is held constant up to the lower mean, and never rises after it.
     """
-    mixture = GaussianMixture(2, max_iter=max_iter, tol=tol, reg_covar=reg_covar, random_state=seed)
+    mixture = GaussianMixture(
+        2, max_iter=max_iter, tol=tol, reg_covar=reg_covar, random_state=seed
+    )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)     # ten iterations are enough to split, seldom to converge
+        warnings.simplefilter(
+            "ignore", ConvergenceWarning
+        )  # ten iterations are enough to split, seldom to converge
         posterior = mixture.fit(values[:, None]).predict_proba(values[:, None])
     means = mixture.means_[:, 0]
     clean, below = posterior[:, means.argmin()], values < means.min()
@@ -431,8 +555,16 @@ def _two_gaussians(values: np.ndarray, max_iter: int, tol: float, reg_covar: flo
 
 
 def _split_at_median(losses: np.ndarray, reason: str) -> np.ndarray:
-    warnings.warn(f"degenerate mixture: {reason}; losses up to the median count as clean", DegenerateMixtureWarning, stacklevel=3)
-    return (losses <= np.median(losses)).astype(np.float32) if len(losses) else np.empty(0, np.float32)
+    warnings.warn(
+        f"degenerate mixture: {reason}; losses up to the median count as clean",
+        DegenerateMixtureWarning,
+        stacklevel=3,
+    )
+    return (
+        (losses <= np.median(losses)).astype(np.float32)
+        if len(losses)
+        else np.empty(0, np.float32)
+    )
 
 # %% ../../nbs/03_pseudolabels.ipynb #cell-76
 def union_candidates(probabilities) -> np.ndarray:
@@ -444,9 +576,14 @@ def union_candidates(probabilities) -> np.ndarray:
         raise ValueError(
             f"probabilities must be [T, N, C], not {type(probabilities).__name__}"
         )
-    tables = [_check_scores(table, "probabilities of each template") for table in probabilities]
+    tables = [
+        _check_scores(table, "probabilities of each template")
+        for table in probabilities
+    ]
     if not tables or len({table.shape for table in tables}) > 1:
-        raise ValueError(f"probabilities must be [T, N, C] with at least one template, got tables of {[table.shape for table in tables]}")
+        raise ValueError(
+            f"probabilities must be [T, N, C] with at least one template, got tables of {[table.shape for table in tables]}"
+        )
     candidates = np.zeros(tables[0].shape, bool)
     for table in tables:
         candidates[np.arange(len(table)), _argmax(table)[0]] = True
@@ -459,11 +596,16 @@ def top_k_candidates(probabilities, k: int) -> np.ndarray:
     probabilities: floats [N, C]. Raises ValueError for k below 1, another shape, and NaN.
     """
     scores = _check_scores(probabilities, "probabilities")
-    k, candidates = min(check_count(k, "k"), scores.shape[1]), np.empty(scores.shape, bool)
+    k, candidates = (
+        min(check_count(k, "k"), scores.shape[1]),
+        np.empty(scores.shape, bool),
+    )
     for block in _blocks(*scores.shape):
         limit = np.partition(scores[block], -k, axis=1)[:, -k, None]
         above, tied = scores[block] > limit, scores[block] == limit
-        candidates[block] = above | (tied & (tied.cumsum(1) <= k - above.sum(1, keepdims=True)))
+        candidates[block] = above | (
+            tied & (tied.cumsum(1) <= k - above.sum(1, keepdims=True))
+        )
     return candidates
 
 # %% ../../nbs/03_pseudolabels.ipynb #cell-77
@@ -476,7 +618,9 @@ def ratio_candidates(probabilities, ratio: float) -> np.ndarray:
         raise ValueError(f"ratio must lie in (0, 1], got {ratio!r}")
     scores = _check_scores(probabilities, "probabilities")
     if scores.min(initial=0) < 0:
-        raise ValueError(f"probabilities must not be negative, the lowest is {scores.min():.3g} (logits? take the softmax first)")
+        raise ValueError(
+            f"probabilities must not be negative, the lowest is {scores.min():.3g} (logits? take the softmax first)"
+        )
     candidates = np.empty(scores.shape, bool)
     for block in _blocks(*scores.shape):
         rows = _wide(scores[block])
@@ -484,7 +628,9 @@ def ratio_candidates(probabilities, ratio: float) -> np.ndarray:
     return candidates
 
 
-def candidate_quality(candidates: np.ndarray, labels: Sequence[int] | None = None) -> dict[str, float]:
+def candidate_quality(
+    candidates: np.ndarray, labels: Sequence[int] | None = None
+) -> dict[str, float]:
     """`size`, the average number of candidates, and `single`, the share of images with one only; with labels also `coverage`.
 
     candidates: bool [N, C]; labels: int [N], -1 = unknown. `coverage` is how often the true class is a candidate, among the
@@ -497,8 +643,13 @@ def candidate_quality(candidates: np.ndarray, labels: Sequence[int] | None = Non
     except (ValueError, TypeError) as error:  # rows of different lengths, for example
         raise ValueError(f"candidates must be bool [N, C] ({error})") from error
     if candidates.ndim != 2 or candidates.dtype != bool:
-        raise ValueError(f"candidates must be bool [N, C], got {candidates.dtype} of shape {candidates.shape}")
-    sizes, average = candidates.sum(axis=1), lambda values: float(values.mean()) if len(values) else float("nan")
+        raise ValueError(
+            f"candidates must be bool [N, C], got {candidates.dtype} of shape {candidates.shape}"
+        )
+    sizes, average = (
+        candidates.sum(axis=1),
+        lambda values: float(values.mean()) if len(values) else float("nan"),
+    )
     report = {"size": average(sizes), "single": average(sizes == 1)}
     if labels is not None:
         labels = check_labels(labels, *candidates.shape)

@@ -7,22 +7,29 @@ from __future__ import annotations
 
 import io
 import math
-import numpy as np
 import os
-import torch
-import torch.nn.functional as F
-from PIL import Image, ImageOps
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from torch import Tensor, nn
 from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+from torch import Tensor, nn
 
 from ..clip.model import CLIP
 from ..clip.templates import average_prompts, encode_prompts
 from ..images.pictures import _open
 from ..images.sets import ImageSet
-from ..images.views import DISTORTIONS, View, centre_view, strong_view, weak_view
+from clipadapt.images.views import (
+    DISTORTIONS,
+    View,
+    centre_view,
+    strong_view,
+    weak_view,
+)
 
 # %% auto #0
 __all__ = ['AUGMENTATIONS', 'Views', 'EXPORTERS', 'as_inputs', 'SmallResNet', 'student_size', 'student_shape', 'PromptedHead',
@@ -33,7 +40,11 @@ __all__ = ['AUGMENTATIONS', 'Views', 'EXPORTERS', 'as_inputs', 'SmallResNet', 's
 def as_inputs(stored: Tensor, device: torch.device) -> Tensor:
     """What a student reads, on `device`: pixels float32 [B, 3, S, S] between 0 and 1 from uint8 [B, S, S, 3]; features as they are."""
     stored = stored.to(device)
-    return stored.permute(0, 3, 1, 2).contiguous().float() / 255 if stored.dtype == torch.uint8 else stored
+    return (
+        stored.permute(0, 3, 1, 2).contiguous().float() / 255
+        if stored.dtype == torch.uint8
+        else stored
+    )
 
 # %% ../../nbs/engine/students.ipynb #cell-6
 class SmallResNet(nn.Module):
@@ -74,7 +85,8 @@ class SmallResNet(nn.Module):
         self.body = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
         self.head = nn.Linear(channels, num_classes)
         self.projection = nn.Sequential(
-            nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, embedding))
+            nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, embedding)
+        )
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         hidden = self.body(images)
@@ -87,14 +99,27 @@ class _Block(nn.Module):
     def __init__(self, before: int, after: int, stride: int):
         super().__init__()
         self.path = nn.Sequential(
-            nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU(),
-            nn.Conv2d(after, after, 3, 1, 1, bias=False), nn.BatchNorm2d(after))
+            nn.Conv2d(before, after, 3, stride, 1, bias=False),
+            nn.BatchNorm2d(after),
+            nn.ReLU(),
+            nn.Conv2d(after, after, 3, 1, 1, bias=False),
+            nn.BatchNorm2d(after),
+        )
         changed = before != after or stride != 1
-        self.stride = stride            # taken by slicing: oneDNN crashes in the gradient of a strided 1x1 convolution (channels last, torch 2.14)
-        self.around = nn.Sequential(nn.Conv2d(before, after, 1, bias=False), nn.BatchNorm2d(after)) if changed else nn.Identity()
+        self.stride = stride  # taken by slicing: oneDNN crashes in the gradient of a strided 1x1 convolution (channels last, torch 2.14)
+        self.around = (
+            nn.Sequential(
+                nn.Conv2d(before, after, 1, bias=False), nn.BatchNorm2d(after)
+            )
+            if changed
+            else nn.Identity()
+        )
 
     def forward(self, images: Tensor) -> Tensor:
-        return F.relu(self.path(images) + self.around(images[:, :, :: self.stride, :: self.stride]))
+        return F.relu(
+            self.path(images)
+            + self.around(images[:, :, :: self.stride, :: self.stride])
+        )
 
 
 class _PreBlock(nn.Module):
@@ -105,11 +130,15 @@ class _PreBlock(nn.Module):
         self.ready = nn.Sequential(nn.BatchNorm2d(before), nn.ReLU())
         self.path = nn.Sequential(
             nn.Conv2d(before, after, 3, stride, 1, bias=False),
-            nn.BatchNorm2d(after), nn.ReLU(),
-            nn.Conv2d(after, after, 3, 1, 1, bias=False))
+            nn.BatchNorm2d(after),
+            nn.ReLU(),
+            nn.Conv2d(after, after, 3, 1, 1, bias=False),
+        )
         changed = before != after or stride != 1
         self.stride = stride
-        self.around = nn.Conv2d(before, after, 1, bias=False) if changed else nn.Identity()
+        self.around = (
+            nn.Conv2d(before, after, 1, bias=False) if changed else nn.Identity()
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         ready = self.ready(images)
@@ -117,7 +146,7 @@ class _PreBlock(nn.Module):
         return self.path(ready) + around
 
 # %% ../../nbs/engine/students.ipynb #cell-8
-_SMALLEST, _USUAL, _LARGE = 8, 32, 64      # sides of the students' images in pixels
+_SMALLEST, _USUAL, _LARGE = 8, 32, 64  # sides of the students' images in pixels
 
 
 def _shorter_side(images: ImageSet, index: int) -> int:
@@ -130,7 +159,7 @@ def _shorter_side(images: ImageSet, index: int) -> int:
         if isinstance(item, Image.Image):
             return min(item.size)
     except (OSError, ValueError):
-        pass            # reading the image says what is wrong with it
+        pass  # reading the image says what is wrong with it
     return min(images[index][0].size)
 
 
@@ -160,16 +189,27 @@ def student_shape(size: int) -> dict:
 class PromptedHead(nn.Module):
     """A linear head that starts as the zero-shot classifier (plus a little noise), and a projection, on unit features [B, D] or a tower."""
 
-    def __init__(self, clip: CLIP, classnames: Sequence[str], templates: str | Sequence[str], tower: nn.Module | None = None, embedding: int = 128):
+    def __init__(
+        self,
+        clip: CLIP,
+        classnames: Sequence[str],
+        templates: str | Sequence[str],
+        tower: nn.Module | None = None,
+        embedding: int = 128,
+    ):
         super().__init__()
         text = average_prompts(encode_prompts(clip, classnames, templates))
         self.tower, self.scale = tower or nn.Identity(), clip.logit_scale
-        self.weight = nn.Parameter(F.normalize(text + 0.1 * F.normalize(torch.randn(text.shape), dim=1), dim=1))
+        self.weight = nn.Parameter(
+            F.normalize(text + 0.1 * F.normalize(torch.randn(text.shape), dim=1), dim=1)
+        )
         self.projection = nn.Linear(text.shape[1], embedding)
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         features = F.normalize(self.tower(inputs), dim=1)
-        return self.scale * F.linear(features, self.weight), F.normalize(self.projection(features), dim=1)
+        return self.scale * F.linear(features, self.weight), F.normalize(
+            self.projection(features), dim=1
+        )
 
 
 class Student(nn.Module):
@@ -182,12 +222,18 @@ class Student(nn.Module):
     def __init__(self, network: nn.Module, mean: Tensor, std: Tensor):
         super().__init__()
         self.network = network
-        self.register_buffer("mean", mean.view(1, -1, *[1] * (2 if len(mean) == 3 else 0)))
+        self.register_buffer(
+            "mean", mean.view(1, -1, *[1] * (2 if len(mean) == 3 else 0))
+        )
         self.register_buffer("std", std.view(self.mean.shape))
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         answer = self.network((inputs - self.mean) / self.std)
-        return answer if isinstance(answer, tuple) else (answer, F.normalize(answer, dim=1))
+        return (
+            answer
+            if isinstance(answer, tuple)
+            else (answer, F.normalize(answer, dim=1))
+        )
 
 # %% ../../nbs/engine/students.ipynb #cell-14
 def padded_view(size: int, flip: bool = True, squash: bool = False) -> View:
@@ -235,10 +281,10 @@ def _distorted(
     return _covered(image, rng, size * rng.uniform(0, 0.5), (125, 123, 114))
 
 
-_DULLER = (-19 / 18, -1 / 18)       # factors from 0.05 to 0.95
+_DULLER = (-19 / 18, -1 / 18)  # factors from 0.05 to 0.95
 _STRENGTHS = {
     **dict.fromkeys(("colour", "contrast", "brightness", "sharpness"), _DULLER),
-    **dict.fromkeys(("translate x", "translate y"), (-2 / 3, 2 / 3)),    # 30 %
+    **dict.fromkeys(("translate x", "translate y"), (-2 / 3, 2 / 3)),  # 30 %
 }
 
 # %% ../../nbs/engine/students.ipynb #cell-15
@@ -269,7 +315,7 @@ def _covered(
     return image
 
 
-AUGMENTATIONS = {       # weak and strong views; "crops" is ours (the notebook on image sets)
+AUGMENTATIONS = {  # weak and strong views; "crops" is ours (the notebook on image sets)
     "crops": (weak_view, strong_view),
     "published": (padded_view, distorted_view),
     "cutout": (padded_view, covered_view),
@@ -339,7 +385,9 @@ def pixel_rows(
 class _Seen(Sequence):
     """Rows of images one after the other, as `pixel_rows` has them, but undecoded."""
 
-    def __init__(self, images: ImageSet, makers: Sequence[Maker], rows: Tensor, indices: Tensor):
+    def __init__(
+        self, images: ImageSet, makers: Sequence[Maker], rows: Tensor, indices: Tensor
+    ):
         self.images, self.makers = images, makers
         self.rows, self.indices = rows.flatten().tolist(), indices.tolist()
 
@@ -415,7 +463,10 @@ Views = StoredViews | DrawnViews
 
 def draw_views(views: int, count: int, rng: np.random.Generator) -> Tensor:
     """Two weak and two strong views for each of `count` images, different ones where there are two: int64 [4, count], rows of `pixel_rows`."""
-    drawn = [np.resize(rng.random((views, count)).argsort(0)[:2], (2, count)) for _ in range(2)]
+    drawn = [
+        np.resize(rng.random((views, count)).argsort(0)[:2], (2, count))
+        for _ in range(2)
+    ]
     return torch.from_numpy(np.concatenate([1 + drawn[0], 1 + views + drawn[1]]))
 
 # %% ../../nbs/engine/students.ipynb #cell-21
@@ -431,7 +482,7 @@ class _Answer(nn.Module):
 
 
 def _to_torchscript(answer: nn.Module, example: Tensor) -> bytes:
-    content = io.BytesIO()          # on a full disk PyTorch would end the process
+    content = io.BytesIO()  # on a full disk PyTorch would end the process
     torch.jit.save(torch.jit.trace(answer, example), content)
     return content.getvalue()
 
@@ -441,29 +492,47 @@ def _to_onnx(answer: nn.Module, example: Tensor) -> bytes:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise ImportError("writing ONNX needs two packages more: pip install onnx onnxscript") from error
+        raise ImportError(
+            "writing ONNX needs two packages more: pip install onnx onnxscript"
+        ) from error
     program = torch.onnx.export(
-        answer, (example,), input_names=["input"], output_names=["probabilities"],
-        dynamo=True, dynamic_shapes=({0: torch.export.Dim("batch")},), verbose=False)
+        answer,
+        (example,),
+        input_names=["input"],
+        output_names=["probabilities"],
+        dynamo=True,
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        verbose=False,
+    )
     return program.model_proto.SerializeToString()
 
 
 EXPORTERS = {"torchscript": _to_torchscript, "onnx": _to_onnx}
 
 # %% ../../nbs/engine/students.ipynb #cell-22
-def _check_student(student: Student, inputs: Tensor, num_classes: int) -> tuple[int, int]:
+def _check_student(
+    student: Student, inputs: Tensor, num_classes: int
+) -> tuple[int, int]:
     """The length of the embeddings and the number of classes, or a ValueError when a student does not fit."""
     try:
         with torch.no_grad():
             logits, embeddings = student.eval()(inputs)
-    except Exception as error:      # whatever foreign code makes of it
-        raise ValueError(f"the student must give logits [B, C], or a pair of logits and embeddings [B, E], for inputs of shape {tuple(inputs.shape)}; it fails with "
-                         f"{type(error).__name__}: {error}") from error
+    except Exception as error:  # whatever foreign code makes of it
+        raise ValueError(
+            f"the student must give logits [B, C], or a pair of logits and embeddings [B, E], for inputs of shape {tuple(inputs.shape)}; it fails with "
+            f"{type(error).__name__}: {error}"
+        ) from error
     if logits.shape != (len(inputs), num_classes):
-        raise ValueError(f"the student gives logits of shape {tuple(logits.shape)} for {len(inputs)} images; with {num_classes} classes they must be {(len(inputs), num_classes)}")
+        raise ValueError(
+            f"the student gives logits of shape {tuple(logits.shape)} for {len(inputs)} images; with {num_classes} classes they must be {(len(inputs), num_classes)}"
+        )
     return embeddings.shape[1], num_classes
 
 # %% ../../nbs/engine/students.ipynb #cell-23
 def _count_numbers(module: nn.Module) -> int:
     """How many numbers `module_numbers` gives of a module."""
-    return sum(tensor.numel() for tensor in module.state_dict().values() if tensor.is_floating_point())
+    return sum(
+        tensor.numel()
+        for tensor in module.state_dict().values()
+        if tensor.is_floating_point()
+    )

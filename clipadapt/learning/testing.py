@@ -5,15 +5,16 @@
 # %% ../../nbs/engine/testing.ipynb #cell-6
 from __future__ import annotations
 
-import numpy as np
 import random
 import tempfile
 import time
-import torch
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+
+import numpy as np
+import torch
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
@@ -48,23 +49,52 @@ def _raises(kind: type[Exception], call: Callable, what: str) -> None:
     except kind:
         return
     except Exception as error:
-        raise AssertionError(f"{what} should raise {kind.__name__}, it raised {type(error).__name__}") from error
+        raise AssertionError(
+            f"{what} should raise {kind.__name__}, it raised {type(error).__name__}"
+        ) from error
     raise AssertionError(f"{what} should raise {kind.__name__}")
 
 
-def _same(first: np.ndarray, second: np.ndarray, message: str, tolerance: float = 1e-5) -> None:
+def _same(
+    first: np.ndarray, second: np.ndarray, message: str, tolerance: float = 1e-5
+) -> None:
     difference = np.abs(first - second).max(initial=0)
-    _require(first.shape == second.shape and difference <= tolerance, f"{message} (largest difference {difference:.2g})")
+    _require(
+        first.shape == second.shape and difference <= tolerance,
+        f"{message} (largest difference {difference:.2g})",
+    )
 
 # %% ../../nbs/engine/testing.ipynb #cell-10
 def check_outputs(case: Case) -> None:
     """probabilities float32 [N, C] summing to one, predictions int64 [N] their argmax, score their accuracy"""
-    probabilities, predictions = case.fitted.predict_proba(case.test), case.fitted.predict(case.test)
-    _require(probabilities.dtype == np.float32 and probabilities.shape == (len(case.test), len(case.test.classnames)), "predict_proba: shape or dtype")
-    _require(np.isfinite(probabilities).all() and (probabilities >= 0).all(), "predict_proba: negative or non-finite values")
-    _same(probabilities.sum(1), np.ones(len(case.test)), "probabilities do not sum to one", 1e-4)
-    _require(predictions.dtype == np.int64 and np.array_equal(predictions, probabilities.argmax(1)), "predict is not the argmax of predict_proba")
-    _require(case.fitted.score(case.test) == (predictions == case.test.labels).mean(), "score is not the accuracy of predict")
+    probabilities, predictions = (
+        case.fitted.predict_proba(case.test),
+        case.fitted.predict(case.test),
+    )
+    _require(
+        probabilities.dtype == np.float32
+        and probabilities.shape == (len(case.test), len(case.test.classnames)),
+        "predict_proba: shape or dtype",
+    )
+    _require(
+        np.isfinite(probabilities).all() and (probabilities >= 0).all(),
+        "predict_proba: negative or non-finite values",
+    )
+    _same(
+        probabilities.sum(1),
+        np.ones(len(case.test)),
+        "probabilities do not sum to one",
+        1e-4,
+    )
+    _require(
+        predictions.dtype == np.int64
+        and np.array_equal(predictions, probabilities.argmax(1)),
+        "predict is not the argmax of predict_proba",
+    )
+    _require(
+        case.fitted.score(case.test) == (predictions == case.test.labels).mean(),
+        "score is not the accuracy of predict",
+    )
 
 
 def check_logits(case: Case) -> None:
@@ -74,38 +104,86 @@ def check_logits(case: Case) -> None:
     except ValueError:
         return
     _require(logits.dtype == np.float32, "predict_logits: dtype")
-    _same(torch.from_numpy(logits).softmax(1).numpy(), case.fitted.predict_proba(case.test), "the softmax of predict_logits is not predict_proba")
+    _same(
+        torch.from_numpy(logits).softmax(1).numpy(),
+        case.fitted.predict_proba(case.test),
+        "the softmax of predict_logits is not predict_proba",
+    )
 
 # %% ../../nbs/engine/testing.ipynb #cell-12
 def check_order_and_subset(case: Case) -> None:
     """an answer depends neither on the order of the images nor on which others are asked for"""
-    together, order = case.fitted.predict_proba(case.test), np.random.default_rng(0).permutation(len(case.test))
-    _same(case.fitted.predict_proba(case.test.subset(order)), together[order], "predictions depend on the order of the images")
-    _same(case.fitted.predict_proba(case.test.subset(range(7))), together[:7], "predictions depend on the other images")
+    together, order = (
+        case.fitted.predict_proba(case.test),
+        np.random.default_rng(0).permutation(len(case.test)),
+    )
+    _same(
+        case.fitted.predict_proba(case.test.subset(order)),
+        together[order],
+        "predictions depend on the order of the images",
+    )
+    _same(
+        case.fitted.predict_proba(case.test.subset(range(7))),
+        together[:7],
+        "predictions depend on the other images",
+    )
 
 
 def check_batch_size(case: Case) -> None:
     """one image at a time gives what all at once gives, to 1e-5"""
-    alone = np.concatenate([case.fitted.predict_proba(case.test.subset([i])) for i in range(len(case.test))])
-    _same(alone, case.fitted.predict_proba(case.test), "predictions depend on the batch size")
+    alone = np.concatenate(
+        [
+            case.fitted.predict_proba(case.test.subset([i]))
+            for i in range(len(case.test))
+        ]
+    )
+    _same(
+        alone,
+        case.fitted.predict_proba(case.test),
+        "predictions depend on the batch size",
+    )
 
 # %% ../../nbs/engine/testing.ipynb #cell-14
 def check_input_kinds(case: Case) -> None:
     """an ImageSet, a list of Pillow images, a list of paths and a tensor of the same images give the same answers"""
-    expected, pictures = case.fitted.predict_proba(case.test), [image for image, _ in case.test]
-    tensor = torch.stack([torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1) for image in pictures])
-    _same(case.fitted.predict_proba(pictures), expected, "a list of Pillow images gives other answers than an ImageSet")
-    _same(case.fitted.predict_proba(tensor), expected, "a tensor gives other answers than an ImageSet")
+    expected, pictures = (
+        case.fitted.predict_proba(case.test),
+        [image for image, _ in case.test],
+    )
+    tensor = torch.stack(
+        [
+            torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)
+            for image in pictures
+        ]
+    )
+    _same(
+        case.fitted.predict_proba(pictures),
+        expected,
+        "a list of Pillow images gives other answers than an ImageSet",
+    )
+    _same(
+        case.fitted.predict_proba(tensor),
+        expected,
+        "a tensor gives other answers than an ImageSet",
+    )
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder) / f"{i}.png" for i in range(len(pictures))]
         for path, picture in zip(paths, pictures):
             picture.save(path)
-        _same(case.fitted.predict_proba(paths), expected, "paths give other answers than an ImageSet")
+        _same(
+            case.fitted.predict_proba(paths),
+            expected,
+            "paths give other answers than an ImageSet",
+        )
 
 
 def check_empty_input(case: Case) -> None:
     """no image in, no row out; nothing to fit on is a ValueError, and one image is enough or a ValueError"""
-    _require(case.fitted.predict_proba([]).shape == (0, len(case.test.classnames)) and case.fitted.predict([]).shape == (0,), "empty input")
+    _require(
+        case.fitted.predict_proba([]).shape == (0, len(case.test.classnames))
+        and case.fitted.predict([]).shape == (0,),
+        "empty input",
+    )
     _raises(ValueError, lambda: case.make().fit([]), "fit on an empty set")
     try:
         case.make().fit(case.train.subset([0])).predict(case.test)
@@ -115,17 +193,35 @@ def check_empty_input(case: Case) -> None:
 
 def check_unfitted(case: Case) -> None:
     """predicting or saving before fit raises NotFittedError"""
-    _raises(NotFittedError, lambda: case.make().predict(case.test), "predict before fit")
+    _raises(
+        NotFittedError, lambda: case.make().predict(case.test), "predict before fit"
+    )
     with tempfile.TemporaryDirectory() as folder:
-        _raises(NotFittedError, lambda: case.make().save(Path(folder) / "model"), "save before fit")
+        _raises(
+            NotFittedError,
+            lambda: case.make().save(Path(folder) / "model"),
+            "save before fit",
+        )
 
 
 def check_bad_labels(case: Case) -> None:
     """labels of the wrong length, range or type, and repeated class names, raise ValueError"""
     count, num_classes = len(case.train), len(case.train.classnames)
-    for labels, what in [([0], "one label for many images"), ([num_classes] * count, "a label outside the classes"), ([0.5] * count, "labels that are no integers")]:
-        _raises(ValueError, lambda labels=labels: case.make().fit(case.train, labels), what)
-    _raises(ValueError, lambda: case.make().set_params(classnames=["same"] * num_classes).fit(case.train), "repeated class names")
+    for labels, what in [
+        ([0], "one label for many images"),
+        ([num_classes] * count, "a label outside the classes"),
+        ([0.5] * count, "labels that are no integers"),
+    ]:
+        _raises(
+            ValueError, lambda labels=labels: case.make().fit(case.train, labels), what
+        )
+    _raises(
+        ValueError,
+        lambda: (
+            case.make().set_params(classnames=["same"] * num_classes).fit(case.train)
+        ),
+        "repeated class names",
+    )
 
 # %% ../../nbs/engine/testing.ipynb #cell-16
 def check_same_seed(case: Case) -> None:
@@ -133,20 +229,45 @@ def check_same_seed(case: Case) -> None:
     expected = case.fitted.predict_proba(case.test)
     with seeded(1):
         again = case.make().fit(case.train)
-    _same(again.predict_proba(case.test), expected, "the same seed gives another result", 1e-6)
-    _same(again.fit(case.train).predict_proba(case.test), expected, "a second fit remembers the first", 1e-6)
+    _same(
+        again.predict_proba(case.test),
+        expected,
+        "the same seed gives another result",
+        1e-6,
+    )
+    _same(
+        again.fit(case.train).predict_proba(case.test),
+        expected,
+        "a second fit remembers the first",
+        1e-6,
+    )
 
 
 def check_parameters(case: Case) -> None:
     """the constructor stores parameters untouched; get_params, set_params and clone work; fit changes no parameter"""
     method = case.make()
     params = method.get_params(deep=False)
-    _require({"clip", "classnames", "seed"} <= set(params), "every method has the parameters clip, classnames and seed")
+    _require(
+        {"clip", "classnames", "seed"} <= set(params),
+        "every method has the parameters clip, classnames and seed",
+    )
     twin = clone(method.set_params(seed=3))
-    _require(twin is not method and twin.seed == 3 and twin.clip is method.clip, "clone or set_params")
+    _require(
+        twin is not method and twin.seed == 3 and twin.clip is method.clip,
+        "clone or set_params",
+    )
     _require(not hasattr(clone(case.fitted), "classnames_"), "a clone must be unfitted")
-    before, after = case.make().get_params(deep=False), case.fitted.get_params(deep=False)
-    _require(all(after[name] is value or after[name] == value for name, value in before.items()), "fit changed a parameter")
+    before, after = (
+        case.make().get_params(deep=False),
+        case.fitted.get_params(deep=False),
+    )
+    _require(
+        all(
+            after[name] is value or after[name] == value
+            for name, value in before.items()
+        ),
+        "fit changed a parameter",
+    )
 
 
 def check_declaration(case: Case) -> None:
@@ -164,12 +285,29 @@ def check_save_and_load(case: Case) -> None:
         case.fitted.save(Path(folder) / "model")
         case.fitted.save(Path(folder) / "model")
         loaded = type(case.fitted).load(Path(folder) / "model", case.fitted.clip)
-        _same(loaded.predict_proba(case.test), case.fitted.predict_proba(case.test), "the loaded method gives other probabilities", 1e-6)
-        params, expected = (method.get_params(deep=False) for method in (loaded, case.fitted))
-        changed = [name for name in expected if name not in case.fitted.unsaved and params[name] != expected[name]]
-        _require(not changed, f"the loaded method has other parameters: {', '.join(changed)}")
+        _same(
+            loaded.predict_proba(case.test),
+            case.fitted.predict_proba(case.test),
+            "the loaded method gives other probabilities",
+            1e-6,
+        )
+        params, expected = (
+            method.get_params(deep=False) for method in (loaded, case.fitted)
+        )
+        changed = [
+            name
+            for name in expected
+            if name not in case.fitted.unsaved and params[name] != expected[name]
+        ]
+        _require(
+            not changed, f"the loaded method has other parameters: {', '.join(changed)}"
+        )
         other = CLIP(torch.nn.Linear(2, 2), None, None)
-        _raises(ValueError, lambda: type(case.fitted).load(Path(folder) / "model", other), "loading with another CLIP")
+        _raises(
+            ValueError,
+            lambda: type(case.fitted).load(Path(folder) / "model", other),
+            "loading with another CLIP",
+        )
 
 # %% ../../nbs/engine/testing.ipynb #cell-19
 def check_nothing_touched(case: Case) -> None:
@@ -177,30 +315,55 @@ def check_nothing_touched(case: Case) -> None:
     labels, model = np.full(len(case.train), -1), case.fitted.clip.model
 
     def state() -> dict:
-        return {"the images": b"".join(np.asarray(image).tobytes() for image, _ in case.train),
-                "the array y": labels.tobytes(), "the labels of the set": case.train.labels.tobytes(),
-                "the CLIP's weights": hash_weights(case.fitted.clip.model),
-                "Python's random state": random.getstate(), "NumPy's random state": np.random.get_state()[1].tobytes(),
-                "PyTorch's random state": torch.get_rng_state().numpy().tobytes()}
+        return {
+            "the images": b"".join(
+                np.asarray(image).tobytes() for image, _ in case.train
+            ),
+            "the array y": labels.tobytes(),
+            "the labels of the set": case.train.labels.tobytes(),
+            "the CLIP's weights": hash_weights(case.fitted.clip.model),
+            "Python's random state": random.getstate(),
+            "NumPy's random state": np.random.get_state()[1].tobytes(),
+            "PyTorch's random state": torch.get_rng_state().numpy().tobytes(),
+        }
 
     before = state()
     case.make().fit(case.train, labels).predict(case.test)
     after = state()
     changed = [name for name in before if before[name] != after[name]]
     _require(not changed, f"fit or predict changed {', '.join(changed)}")
-    awake = any(module.training for module in model.modules()) or any(parameter.requires_grad for parameter in model.parameters())
-    _require(not awake, "fit or predict left the CLIP in training mode, or with gradients on")
+    awake = any(module.training for module in model.modules()) or any(
+        parameter.requires_grad for parameter in model.parameters()
+    )
+    _require(
+        not awake, "fit or predict left the CLIP in training mode, or with gradients on"
+    )
 
 
 def check_labels_unread(case: Case) -> None:
     """the label-shuffle guard: fit(X) and predict(X) give the same result whatever X.labels holds"""
+
     def shuffled(images: ImageSet) -> ImageSet:
-        return ImageSet(images.images, images.classnames, np.random.default_rng(0).permutation(images.labels))
+        return ImageSet(
+            images.images,
+            images.classnames,
+            np.random.default_rng(0).permutation(images.labels),
+        )
 
     expected = case.fitted.predict_proba(case.test)
     for images in (shuffled(case.train), case.train.unlabelled()):
-        _same(case.make().fit(images).predict_proba(case.test), expected, "fit(X) reads X.labels", 1e-6)
-    _same(case.fitted.predict_proba(shuffled(case.test)), expected, "predict(X) reads X.labels", 1e-6)
+        _same(
+            case.make().fit(images).predict_proba(case.test),
+            expected,
+            "fit(X) reads X.labels",
+            1e-6,
+        )
+    _same(
+        case.fitted.predict_proba(shuffled(case.test)),
+        expected,
+        "predict(X) reads X.labels",
+        1e-6,
+    )
 
 # %% ../../nbs/engine/testing.ipynb #cell-21
 CHECKS = [
@@ -230,14 +393,27 @@ def check_adapter(method: type[Adapter], clip: CLIP | None = None, **params):
     """
     import pandas as pd
 
-    train, test = (digits(split).subset(range(count)) for split, count in (("train", 60), ("test", 20)))
-    make = partial(method, clip or load_clip(precision="float32"), train.classnames, **params)
+    train, test = (
+        digits(split).subset(range(count))
+        for split, count in (("train", 60), ("test", 20))
+    )
+    make = partial(
+        method, clip or load_clip(precision="float32"), train.classnames, **params
+    )
     case, rows = Case(make, make().fit(train), train, test), []
     for check in CHECKS:
         start = time.perf_counter()
         try:
             check(case)
         except Exception as error:
-            raise AssertionError(f"{method.__name__} fails {check.__name__}: {error}") from error
-        rows.append({"check": check.__name__, "promise": check.__doc__, "seconds": round(time.perf_counter() - start, 2)})
+            raise AssertionError(
+                f"{method.__name__} fails {check.__name__}: {error}"
+            ) from error
+        rows.append(
+            {
+                "check": check.__name__,
+                "promise": check.__doc__,
+                "seconds": round(time.perf_counter() - start, 2),
+            }
+        )
     return pd.DataFrame(rows)

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Annotated
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageEnhance, ImageOps
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pydantic import Field
 from torch import Tensor
-from typing import Annotated
 
 from ..clip.model import CLIP, _warn_when_cut
 from ..clip.templates import average_prompts, check_templates
@@ -24,14 +25,26 @@ from ..images.sets import ImageSet
 from ..images.views import View
 from .adapter import Adapter
 from .prompts import read_out, text_ends
-from .training import Recipe, module_numbers, restore_training, set_module_numbers, train_epoch, training_state
+from clipadapt.learning.training import (
+    Recipe,
+    module_numbers,
+    restore_training,
+    set_module_numbers,
+    train_epoch,
+    training_state,
+)
 
 # %% auto #0
 __all__ = ['CROPS', 'AREA', 'PROPORTIONS', 'SMALL', 'contrastive_loss', 'TextTable', 'trainable_copy', 'finetuning_view',
            'TowerTraining', 'check_numbers', 'check_share', 'interpolate_weights', 'FineTuned']
 
 # %% ../../nbs/engine/towers.ipynb #cell-8
-def contrastive_loss(image_features: Tensor, text_features: Tensor, logit_scale: float | Tensor, classes: Tensor | None = None) -> Tensor:
+def contrastive_loss(
+    image_features: Tensor,
+    text_features: Tensor,
+    logit_scale: float | Tensor,
+    classes: Tensor | None = None,
+) -> Tensor:
     """CLIP's symmetric cross-entropy between unit rows [B, D] of images and of their texts; a float32 scalar.
 
     Targets are the diagonal (Radford et al. 2021, figure 3; Goyal et al. 2023, section 3), or, with `classes` int64 [B], all rows of the
@@ -57,7 +70,9 @@ class TextTable:
         _warn_when_cut(list(places), clip.tokenizer)
         self.tokens = clip.tokenizer(list(places)).to(clip.device)
         try:
-            self.ends = text_ends(clip, getattr(clip.model, "text", clip.model), self.tokens)
+            self.ends = text_ends(
+                clip, getattr(clip.model, "text", clip.model), self.tokens
+            )
         except ValueError:
             self.ends = None
 
@@ -67,29 +82,48 @@ class TextTable:
         distinct = distinct.to(self.tokens.device)
         with clip.autocast():
             if self.ends is None:
-                features = F.normalize(clip.model.encode_text(self.tokens[distinct]).float(), dim=-1)
+                features = F.normalize(
+                    clip.model.encode_text(self.tokens[distinct]).float(), dim=-1
+                )
             else:
-                features = self._encode_cut(getattr(clip.model, "text", clip.model), self.tokens[distinct], self.ends[distinct])
+                features = self._encode_cut(
+                    getattr(clip.model, "text", clip.model),
+                    self.tokens[distinct],
+                    self.ends[distinct],
+                )
         return features[place.to(features.device)]
 
     @staticmethod
     def _encode_cut(tower: torch.nn.Module, tokens: Tensor, ends: Tensor) -> Tensor:
         length = int(ends.max()) + 1
-        hidden = tower.token_embedding(tokens[:, :length]) + tower.positional_embedding[:length]
-        return read_out(tower, tower.transformer(hidden, attn_mask=tower.attn_mask[:length, :length]), ends)
+        hidden = (
+            tower.token_embedding(tokens[:, :length])
+            + tower.positional_embedding[:length]
+        )
+        return read_out(
+            tower,
+            tower.transformer(hidden, attn_mask=tower.attn_mask[:length, :length]),
+            ends,
+        )
 
 # %% ../../nbs/engine/towers.ipynb #cell-14
 def trainable_copy(clip: CLIP) -> CLIP:
     """A copy of `clip` in float32 whose weights can be trained; it shares the preprocessing and the tokenizer."""
-    tuned = CLIP(copy.deepcopy(clip.model).float(), clip.preprocess, clip.tokenizer, name=clip.name, pretrained=clip.pretrained,
-                 device=clip.device, precision=clip.precision)
+    tuned = CLIP(
+        copy.deepcopy(clip.model).float(),
+        clip.preprocess,
+        clip.tokenizer,
+        name=clip.name,
+        pretrained=clip.pretrained,
+        device=clip.device,
+        precision=clip.precision,
+    )
     tuned.model.requires_grad_(True)
     return tuned
 
-
 # %% ../../nbs/engine/towers.ipynb #cell-15
 CROPS = ("redrawn", "cut")
-AREA, PROPORTIONS = (0.9, 1), (3 / 4, 4 / 3)        # RandomResizedCrop, as LatteCLIP has it
+AREA, PROPORTIONS = (0.9, 1), (3 / 4, 4 / 3)  # RandomResizedCrop, as LatteCLIP has it
 _Box = tuple[float, float, float, float]
 
 
@@ -115,7 +149,9 @@ def finetuning_view(
     another `crop`.
     """
     if crop not in CROPS:
-        raise ValueError(f"crop must be one of {', '.join(map(repr, CROPS))}, not {crop!r}")
+        raise ValueError(
+            f"crop must be one of {', '.join(map(repr, CROPS))}, not {crop!r}"
+        )
     return partial(_finetuning_view, size=size, colour=colour, squash=squash, crop=crop)
 
 
@@ -126,7 +162,9 @@ def _draw_sides(
     lowest, highest = PROPORTIONS
     area = rng.uniform(*AREA)
     ratio = math.exp(rng.uniform(math.log(lowest), math.log(highest)))
-    return (area * width * height * ratio) ** 0.5, (area * width * height / ratio) ** 0.5
+    return (area * width * height * ratio) ** 0.5, (
+        area * width * height / ratio
+    ) ** 0.5
 
 
 def _place(
@@ -134,7 +172,6 @@ def _place(
 ) -> _Box:
     left, top = rng.uniform(0, width - sides[0]), rng.uniform(0, height - sides[1])
     return left, top, left + sides[0], top + sides[1]
-
 
 # %% ../../nbs/engine/towers.ipynb #cell-16
 def _cut_box(width: float, height: float, rng: np.random.Generator) -> _Box:
@@ -159,7 +196,11 @@ def _redrawn_box(width: float, height: float, rng: np.random.Generator) -> _Box:
 
 
 def _finetuning_view(
-    image: Image.Image, rng: np.random.Generator, size: int, colour: bool, squash: bool,
+    image: Image.Image,
+    rng: np.random.Generator,
+    size: int,
+    colour: bool,
+    squash: bool,
     crop: str,
 ) -> Image.Image:
     draw = _redrawn_box if crop == "redrawn" else _cut_box
@@ -174,7 +215,11 @@ def _finetuning_view(
 def _recolour(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     """LatteCLIP's random changes of colour."""
     if rng.random() < 0.8:
-        for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+        for enhance in (
+            ImageEnhance.Brightness,
+            ImageEnhance.Contrast,
+            ImageEnhance.Color,
+        ):
             image = enhance(image).enhance(rng.uniform(0.5, 1.5))
         hue, saturation, value = image.convert("HSV").split()
         shift = int(rng.integers(-25, 26))
@@ -182,9 +227,17 @@ def _recolour(image: Image.Image, rng: np.random.Generator) -> Image.Image:
         image = Image.merge("HSV", (turned, saturation, value)).convert("RGB")
     return ImageOps.grayscale(image).convert("RGB") if rng.random() < 0.2 else image
 
-
 # %% ../../nbs/engine/towers.ipynb #cell-21
-SMALL = {"epochs": 10, "batch_size": 64, "learning_rate": 1e-4, "momentum": 0.9, "weight_decay": 0.2, "warmup": 1, "method": "adamw", "per_step": True}
+SMALL = {
+    "epochs": 10,
+    "batch_size": 64,
+    "learning_rate": 1e-4,
+    "momentum": 0.9,
+    "weight_decay": 0.2,
+    "warmup": 1,
+    "method": "adamw",
+    "per_step": True,
+}
 
 
 def _even_size(count: int, batch_size: int | None) -> int:
@@ -204,8 +257,14 @@ class TowerTraining:
     """
 
     def __init__(
-        self, clip: CLIP, images: ImageSet, recipe: Recipe, *, view: View | None = None,
-        train_text: bool = True, seed: int = 0,
+        self,
+        clip: CLIP,
+        images: ImageSet,
+        recipe: Recipe,
+        *,
+        view: View | None = None,
+        train_text: bool = True,
+        seed: int = 0,
     ):
         self.clip, self.images, self.recipe = trainable_copy(clip), images, recipe
         self.view, self.seed = view, seed
@@ -213,8 +272,16 @@ class TowerTraining:
         self.batch_size = _even_size(len(images), recipe.batch_size)
         if not train_text:
             for name, parameter in self.clip.model.named_parameters():
-                parameter.requires_grad_(name.startswith("visual.") or name == "logit_scale")
-        self.optimiser = recipe.optimiser([parameter for parameter in self.clip.model.parameters() if parameter.requires_grad])
+                parameter.requires_grad_(
+                    name.startswith("visual.") or name == "logit_scale"
+                )
+        self.optimiser = recipe.optimiser(
+            [
+                parameter
+                for parameter in self.clip.model.parameters()
+                if parameter.requires_grad
+            ]
+        )
 
     def logit_scale(self) -> Tensor:
         """The trained factor on cosine similarities.
@@ -232,7 +299,9 @@ class TowerTraining:
         batches = math.ceil(len(self.images) / self.batch_size)
         return math.ceil(self.recipe.length(batches))
 
-    def epoch(self, number: int, batch_loss: Callable[[Tensor, Tensor], Tensor]) -> float:
+    def epoch(
+        self, number: int, batch_loss: Callable[[Tensor, Tensor], Tensor]
+    ) -> float:
         """Train for one epoch; return the mean loss.
 
         `batch_loss(batch, features)` gets the images' indices, int64 [B] on the CPU, and the unit features [B, D] of their views, with
@@ -241,11 +310,18 @@ class TowerTraining:
         """
         rng, count = np.random.default_rng((self.seed, number)), len(self.images)
         order = torch.from_numpy(rng.permutation(count))
-        seen = self.images if self.view is None else self.images.view(self.view, seed=int(rng.integers(2**31)))
+        seen = (
+            self.images
+            if self.view is None
+            else self.images.view(self.view, seed=int(rng.integers(2**31)))
+        )
         features = self._features(seen.subset(order), self.batch_size)
         return train_epoch(
-            self.optimiser, lambda batch: batch_loss(batch, next(features)),
-            order.split(self.batch_size), self.recipe, number,
+            self.optimiser,
+            lambda batch: batch_loss(batch, next(features)),
+            order.split(self.batch_size),
+            self.recipe,
+            number,
         )
 
     def _features(self, images: ImageSet, batch_size: int) -> Iterator[Tensor]:
@@ -265,9 +341,15 @@ class TowerTraining:
 # %% ../../nbs/engine/towers.ipynb #cell-24
 def check_numbers(name: str, numbers: np.ndarray, module: torch.nn.Module) -> None:
     """ValueError, calling them `name`, unless `numbers` [P] are as many as `module_numbers` gives of `module`."""
-    wanted = sum(tensor.numel() for tensor in module.state_dict().values() if tensor.is_floating_point())
+    wanted = sum(
+        tensor.numel()
+        for tensor in module.state_dict().values()
+        if tensor.is_floating_point()
+    )
     if len(numbers) != wanted:
-        raise ValueError(f"{name} has {len(numbers)} numbers, and this network has {wanted}")
+        raise ValueError(
+            f"{name} has {len(numbers)} numbers, and this network has {wanted}"
+        )
 
 
 def check_share(name: str, value: float) -> None:
@@ -294,9 +376,11 @@ def interpolate_weights(
     if alpha == 1:
         return tuned
     between = trainable_copy(tuned)
-    modules = [clip.model if text else clip.model.visual for clip in (original, between)]
+    modules = [
+        clip.model if text else clip.model.visual for clip in (original, between)
+    ]
     before, after = (module.state_dict() for module in modules)
-    for name, tensor in after.items():      # one by one: a flat copy would be a whole model
+    for name, tensor in after.items():  # one by one: a flat copy would be a whole model
         if tensor.is_floating_point():
             start = before[name].float()
             tensor.copy_(start + alpha * (tensor - start))
@@ -329,8 +413,8 @@ class FineTuned(Adapter):
 
     def _interpolated(self, tuned: CLIP, alpha: float, text: bool = True) -> CLIP:
         """`interpolate_weights` after an epoch, with no more in memory than it takes."""
-        vars(self).pop("_tuned", None)                  # the mixture of the last epoch
-        tuned.model.zero_grad(set_to_none=True)         # a second model's worth of memory
+        vars(self).pop("_tuned", None)  # the mixture of the last epoch
+        tuned.model.zero_grad(set_to_none=True)  # a second model's worth of memory
         return interpolate_weights(self.clip, tuned, alpha, text)
 
     def _keep(self, tuned: CLIP, class_features: Tensor) -> None:
@@ -349,15 +433,32 @@ class FineTuned(Adapter):
         return self._tuned
 
     def _predict_logits(self, images: ImageSet) -> Tensor:
-        return self.logit_scale_ * self.tuned_clip().encode_image(images) @ torch.from_numpy(self.class_features_).T
+        return (
+            self.logit_scale_
+            * self.tuned_clip().encode_image(images)
+            @ torch.from_numpy(self.class_features_).T
+        )
 
 # %% ../../nbs/engine/towers.ipynb #cell-33
-def _fill_templates(templates: str | Sequence[str], classnames: Sequence[str]) -> list[str]:
+def _fill_templates(
+    templates: str | Sequence[str], classnames: Sequence[str]
+) -> list[str]:
     """The prompts of all classes for the first template, then for the second, and so on."""
-    return [template.replace("{}", name) for template in check_templates(templates) for name in classnames]
+    return [
+        template.replace("{}", name)
+        for template in check_templates(templates)
+        for name in classnames
+    ]
 
 
 def _classifier(clip: CLIP, table: TextTable, num_classes: int) -> Tensor:
     """Class features, unit rows [C, D]: what `clip` makes of the prompts in `table`, averaged over the templates; no gradients."""
     with torch.no_grad():
-        return average_prompts(torch.stack([table(clip, rows) for rows in torch.arange(len(table.rows)).split(num_classes)]))
+        return average_prompts(
+            torch.stack(
+                [
+                    table(clip, rows)
+                    for rows in torch.arange(len(table.rows)).split(num_classes)
+                ]
+            )
+        )

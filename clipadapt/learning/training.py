@@ -7,20 +7,29 @@ from __future__ import annotations
 
 import json
 import math
-import numpy as np
 import os
 import shutil
-import torch
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from pydantic import ConfigDict, JsonValue
-from tqdm.auto import tqdm
 from typing import Any
 
-from ..images.files import Array, Record, check_arrays, parse_record, read_arrays, whole_file, write_arrays
+import numpy as np
+import torch
+from pydantic import ConfigDict, JsonValue
+from tqdm.auto import tqdm
+
+from clipadapt.images.files import (
+    Array,
+    Record,
+    check_arrays,
+    parse_record,
+    read_arrays,
+    whole_file,
+    write_arrays,
+)
 from ..images.sets import check_count
 from .adapter import check_declared
 
@@ -64,9 +73,16 @@ class Recipe:
         check_count(self.epochs, "epochs")
         check_count(1 if self.batch_size is None else self.batch_size, "batch_size")
         check_count(1 if self.iterations is None else self.iterations, "iterations")
-        for name, highest in (("learning_rate", math.inf), ("momentum", 1), ("weight_decay", math.inf), ("warmup", math.inf)):
+        for name, highest in (
+            ("learning_rate", math.inf),
+            ("momentum", 1),
+            ("weight_decay", math.inf),
+            ("warmup", math.inf),
+        ):
             if not 0 <= getattr(self, name) < highest:
-                raise ValueError(f"{name} must be at least 0{' and below 1' if highest == 1 else ''}, got {getattr(self, name)!r}")
+                raise ValueError(
+                    f"{name} must be at least 0{' and below 1' if highest == 1 else ''}, got {getattr(self, name)!r}"
+                )
         if self.method not in ("sgd", "adamw"):
             raise ValueError(f"method must be 'sgd' or 'adamw', not {self.method!r}")
 
@@ -89,18 +105,45 @@ class Recipe:
         done = (epoch - self.warmup) / fall
         return self.learning_rate * (1 + math.cos(math.pi * done)) / 2
 
-    def optimiser(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    def optimiser(
+        self, parameters: Iterable[torch.nn.Parameter]
+    ) -> torch.optim.Optimizer:
         """SGD or AdamW over `parameters` with these numbers."""
         if self.method == "sgd":
-            return torch.optim.SGD(parameters, self.learning_rate, momentum=self.momentum, weight_decay=self.weight_decay)
+            return torch.optim.SGD(
+                parameters,
+                self.learning_rate,
+                momentum=self.momentum,
+                weight_decay=self.weight_decay,
+            )
         parameters = list(parameters)
-        groups = [{"params": [parameter for parameter in parameters if (parameter.ndim > 1) == decays], "weight_decay": self.weight_decay * decays}
-                  for decays in (True, False)]
-        return torch.optim.AdamW([group for group in groups if group["params"]], self.learning_rate, betas=(self.momentum, 0.98), eps=1e-6)
+        groups = [
+            {
+                "params": [
+                    parameter
+                    for parameter in parameters
+                    if (parameter.ndim > 1) == decays
+                ],
+                "weight_decay": self.weight_decay * decays,
+            }
+            for decays in (True, False)
+        ]
+        return torch.optim.AdamW(
+            [group for group in groups if group["params"]],
+            self.learning_rate,
+            betas=(self.momentum, 0.98),
+            eps=1e-6,
+        )
 
 # %% ../../nbs/engine/training.ipynb #cell-13
-def minimise(parameters: Iterable[torch.nn.Parameter], batch_loss: Callable[[torch.Tensor], torch.Tensor], count: int, recipe: Recipe,
-             seed: int | tuple = 0, description: str = "training") -> list[float]:
+def minimise(
+    parameters: Iterable[torch.nn.Parameter],
+    batch_loss: Callable[[torch.Tensor], torch.Tensor],
+    count: int,
+    recipe: Recipe,
+    seed: int | tuple = 0,
+    description: str = "training",
+) -> list[float]:
     """Minimise `batch_loss(indices)` over batches of `count` examples; return the mean loss of every epoch.
 
     `batch_loss` gets int64 indices [B] on the CPU and returns a scalar. `seed` (or several numbers) decides the order of the
@@ -109,20 +152,31 @@ def minimise(parameters: Iterable[torch.nn.Parameter], batch_loss: Callable[[tor
     """
     parameters = [parameter for parameter in parameters if parameter.requires_grad]
     if not count or not parameters:
-        raise ValueError("there are no examples to train on" if parameters else "there are no parameters to train")
+        raise ValueError(
+            "there are no examples to train on"
+            if parameters
+            else "there are no parameters to train"
+        )
     optimiser = recipe.optimiser(parameters)
     order, history = np.random.default_rng(seed), []
     epochs = math.ceil(recipe.length(math.ceil(count / (recipe.batch_size or count))))
     with progress_bar(range(epochs), description) as progress:
         for epoch in progress:
-            batches = torch.from_numpy(order.permutation(count)).split(recipe.batch_size or count)
+            batches = torch.from_numpy(order.permutation(count)).split(
+                recipe.batch_size or count
+            )
             history.append(train_epoch(optimiser, batch_loss, batches, recipe, epoch))
             progress.set_postfix(loss=f"{history[-1]:.3f}", refresh=False)
     return history
 
 
-def train_epoch(optimiser: torch.optim.Optimizer, batch_loss: Callable[[torch.Tensor], torch.Tensor], batches: Sequence[torch.Tensor],
-                recipe: Recipe, epoch: int) -> float:
+def train_epoch(
+    optimiser: torch.optim.Optimizer,
+    batch_loss: Callable[[torch.Tensor], torch.Tensor],
+    batches: Sequence[torch.Tensor],
+    recipe: Recipe,
+    epoch: int,
+) -> float:
     """One step for each batch of indices, at the learning rate of `epoch` (from 0); return the mean loss of the examples.
 
     For methods that do more between two epochs than `minimise` does. `batches` are all of the epoch; those beyond the
@@ -132,7 +186,9 @@ def train_epoch(optimiser: torch.optim.Optimizer, batch_loss: Callable[[torch.Te
     total, unit, end = 0.0, 1 / len(batches), recipe.length(len(batches))
     if recipe.iterations is not None:
         if epoch >= end:
-            raise ValueError(f"this run ends after {recipe.iterations} iterations, before epoch {epoch} (from 0)")
+            raise ValueError(
+                f"this run ends after {recipe.iterations} iterations, before epoch {epoch} (from 0)"
+            )
         batches = batches[: recipe.iterations - epoch * len(batches)]
     for step, batch in enumerate(batches):
         moment, width = (epoch + step * unit, unit) if recipe.per_step else (epoch, 1)
@@ -140,26 +196,38 @@ def train_epoch(optimiser: torch.optim.Optimizer, batch_loss: Callable[[torch.Te
         for group in optimiser.param_groups:
             group["lr"] = rate
         total += _step(optimiser, batch_loss, batch) * len(batch)
-    if not all(parameter.isfinite().all() for group in optimiser.param_groups for parameter in group["params"]):
-        raise ValueError(f"the last step left parameters that are not finite: lower the learning rate (it is {recipe.learning_rate:g})")
+    if not all(
+        parameter.isfinite().all()
+        for group in optimiser.param_groups
+        for parameter in group["params"]
+    ):
+        raise ValueError(
+            f"the last step left parameters that are not finite: lower the learning rate (it is {recipe.learning_rate:g})"
+        )
     return total / sum(map(len, batches))
 
 # %% ../../nbs/engine/training.ipynb #cell-14
 @contextmanager
 def progress_bar(epochs: Iterable[int], description: str) -> Iterator[tqdm]:
     """A bar over epochs that shows when they take long, and leaves nothing behind: not even when an error ends them."""
-    with tqdm(epochs, desc=description, unit=" epochs", delay=2, leave=False) as progress:
+    with tqdm(
+        epochs, desc=description, unit=" epochs", delay=2, leave=False
+    ) as progress:
         try:
             yield progress
         except BaseException:
-            progress.disable = True     # a bar that is shown stays where it is
+            progress.disable = True  # a bar that is shown stays where it is
             raise
 
 
-def _step(optimiser: torch.optim.Optimizer, batch_loss: Callable, batch: torch.Tensor) -> float:
+def _step(
+    optimiser: torch.optim.Optimizer, batch_loss: Callable, batch: torch.Tensor
+) -> float:
     loss = batch_loss(batch)
     if not loss.isfinite():
-        raise ValueError(f"the loss is {loss.item()}: lower the learning rate (it is {optimiser.param_groups[0]['lr']:g} in this step)")
+        raise ValueError(
+            f"the loss is {loss.item()}: lower the learning rate (it is {optimiser.param_groups[0]['lr']:g} in this step)"
+        )
     optimiser.zero_grad(set_to_none=True)
     loss.backward()
     optimiser.step()
@@ -173,7 +241,9 @@ def note(record: dict, extra: dict | None, callback: str) -> None:
     """
     extra = _plain(extra or {}, f"what {callback} returns")
     if not isinstance(extra, dict) or set(extra) & set(record):
-        raise ValueError(f"{callback} must return a dict without {', '.join(record)}, or None; it returned {extra!r:.80}")
+        raise ValueError(
+            f"{callback} must return a dict without {', '.join(record)}, or None; it returned {extra!r:.80}"
+        )
     record.update(extra)
 
 # %% ../../nbs/engine/training.ipynb #cell-15
@@ -190,7 +260,13 @@ def _plain(values: Any, what: str) -> JsonValue:
 # %% ../../nbs/engine/training.ipynb #cell-23
 def module_numbers(module: torch.nn.Module) -> np.ndarray:
     """All floating-point numbers of a module, parameters and buffers, as one array: float32 [P]."""
-    return torch.cat([tensor.flatten().float().cpu() for tensor in module.state_dict().values() if tensor.is_floating_point()]).numpy()
+    return torch.cat(
+        [
+            tensor.flatten().float().cpu()
+            for tensor in module.state_dict().values()
+            if tensor.is_floating_point()
+        ]
+    ).numpy()
 
 
 def set_module_numbers(module: torch.nn.Module, numbers: np.ndarray) -> None:
@@ -200,7 +276,11 @@ def set_module_numbers(module: torch.nn.Module, numbers: np.ndarray) -> None:
 
     Raises ValueError for another shape or type, and for numbers that are not finite.
     """
-    state = {name: tensor for name, tensor in module.state_dict().items() if tensor.is_floating_point()}
+    state = {
+        name: tensor
+        for name, tensor in module.state_dict().items()
+        if tensor.is_floating_point()
+    }
     sizes = [tensor.numel() for tensor in state.values()]
     check_arrays(
         {"their array": np.asarray(numbers)},
@@ -210,14 +290,31 @@ def set_module_numbers(module: torch.nn.Module, numbers: np.ndarray) -> None:
         "it belongs to another one",
     )
     parts = torch.from_numpy(np.array(numbers)).split(sizes)
-    module.load_state_dict({name: part.view(tensor.shape) for (name, tensor), part in zip(state.items(), parts)}, strict=False)
+    module.load_state_dict(
+        {
+            name: part.view(tensor.shape)
+            for (name, tensor), part in zip(state.items(), parts)
+        },
+        strict=False,
+    )
 
 
-def training_state(module: torch.nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, np.ndarray]:
+def training_state(
+    module: torch.nn.Module, optimiser: torch.optim.Optimizer
+) -> dict[str, np.ndarray]:
     """A module and what its optimiser remembers, as arrays by name."""
-    remembered = {f"{index}.{name}": value for index, values in optimiser.state_dict()["state"].items() for name, value in values.items() if value is not None}
+    remembered = {
+        f"{index}.{name}": value
+        for index, values in optimiser.state_dict()["state"].items()
+        for name, value in values.items()
+        if value is not None
+    }
     parts = {"module": module.state_dict(), "optimiser": remembered}
-    return {f"{part}.{name}": torch.as_tensor(tensor).detach().cpu().numpy() for part, tensors in parts.items() for name, tensor in tensors.items()}
+    return {
+        f"{part}.{name}": torch.as_tensor(tensor).detach().cpu().numpy()
+        for part, tensors in parts.items()
+        for name, tensor in tensors.items()
+    }
 
 # %% ../../nbs/engine/training.ipynb #cell-24
 _SLOTS = {
@@ -264,7 +361,8 @@ def restore_training(
     are not finite.
     """
     own = {
-        name: array for name, array in arrays.items()
+        name: array
+        for name, array in arrays.items()
         if name.startswith(("module.", "optimiser."))
     }
     state_part(own, _training_arrays(module, optimiser, own), exact=True)
@@ -272,10 +370,13 @@ def restore_training(
     for name in (name for name in own if name.startswith("optimiser.")):
         _, index, slot = name.split(".")
         remembered.setdefault(int(index), {})[slot] = torch.from_numpy(own[name])
-    module.load_state_dict({
-        name.removeprefix("module."): torch.from_numpy(array)
-        for name, array in own.items() if name.startswith("module.")
-    })
+    module.load_state_dict(
+        {
+            name.removeprefix("module."): torch.from_numpy(array)
+            for name, array in own.items()
+            if name.startswith("module.")
+        }
+    )
     optimiser.load_state_dict({**optimiser.state_dict(), "state": remembered})
 
 # %% ../../nbs/engine/training.ipynb #cell-26
@@ -299,7 +400,8 @@ def state_part(
     """
     found = {
         name.removeprefix(prefix): array
-        for name, array in arrays.items() if name.startswith(prefix)
+        for name, array in arrays.items()
+        if name.startswith(prefix)
     }
     part = {name: found[name] for name in found if exact or name in declared}
     check_arrays(
@@ -329,7 +431,7 @@ class _Generations:
         parse_record(
             run.model_dump_json(), SavedRun, "this checkpoint", "make it simpler"
         )
-        if self._sound and self.path.is_file():     # a damaged one replaces no good one
+        if self._sound and self.path.is_file():  # a damaged one replaces no good one
             with whole_file(self.previous) as draft:
                 _duplicate(self.path, draft)
         write_arrays(self.path, arrays, run)
@@ -348,7 +450,9 @@ class _Generations:
                 raise damage from None
             warnings.warn(
                 f"the checkpoint {self.path} is damaged; this run goes on from the one "
-                f"before it, {self.previous.name}", stacklevel=4)
+                f"before it, {self.previous.name}",
+                stacklevel=4,
+            )
         return found
 
 # %% ../../nbs/engine/training.ipynb #cell-31
@@ -365,6 +469,7 @@ def _changed(
     before: Mapping[str, JsonValue], now: Mapping[str, JsonValue]
 ) -> list[str]:
     """The names of facts that differ; one that is None counts as absent."""
+
     def same(name: str) -> bool:
         first, second = before.get(name), now.get(name)
         return first == second or json.dumps(first) == json.dumps(second)  # NaN, too
@@ -420,8 +525,10 @@ class Checkpoint:
         found, run = self._files.read()
         changed = _changed(run.facts, self.facts)
         if changed:
-            raise ValueError(f"the checkpoint {self.path} belongs to another run: {', '.join(changed)} changed. "
-                             "Choose another file, or delete it to start anew")
+            raise ValueError(
+                f"the checkpoint {self.path} belongs to another run: {', '.join(changed)} changed. "
+                "Choose another file, or delete it to start anew"
+            )
         remedy = "delete it to start anew"
         if record is not None:
             check_declared({}, run.record, record, {}, self.path, remedy)
@@ -461,7 +568,9 @@ def train_epochs(method, run, epochs: int, checkpoint: Checkpoint) -> None:
                 f"the checkpoint {checkpoint.path} does not fit: {error}"
             ) from error
         method._show(run)
-    with progress_bar(range(len(method.history_), epochs), type(method).__name__) as progress:
+    with progress_bar(
+        range(len(method.history_), epochs), type(method).__name__
+    ) as progress:
         for number in progress:
             method.history_.append(run.epoch(number))
             method._show(run)

@@ -9,30 +9,84 @@ import copy
 import hashlib
 import itertools
 import json
-import numpy as np
-import open_clip
 import random
 import threading
-import torch
-import torch.nn.functional as F
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from torch import Tensor, nn
 from typing import NamedTuple
+
+import numpy as np
+import open_clip
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from ..clip.features import fit_facts
 from ..clip.model import CLIP
-from ..clip.templates import NEUTRAL_TEMPLATES, average_prompts, check_templates, encode_prompts
+from clipadapt.clip.templates import (
+    NEUTRAL_TEMPLATES,
+    average_prompts,
+    check_templates,
+    encode_prompts,
+)
 from ..images.files import Array, whole_file
-from ..images.sets import ImageSet, check_classnames, check_count, check_labels, check_number, seeded
+from clipadapt.images.sets import (
+    ImageSet,
+    check_classnames,
+    check_count,
+    check_labels,
+    check_number,
+    seeded,
+)
 from ..learning.adapter import Adapter
 from ..learning.prompts import own_draws
-from ..learning.pseudolabels import DegenerateMixtureWarning, clean_posterior, ratio_candidates, top_k_candidates, union_candidates
-from ..learning.students import AUGMENTATIONS, DrawnViews, EXPORTERS, Maker, PromptedHead, SmallResNet, StoredViews, Student, Views, _Answer, _LARGE, _SMALLEST, _USUAL, _check_student, _count_numbers, all_features, all_rows, as_inputs, draw_views, feature_rows, pixel_rows, student_shape, student_size, view_makers
-from ..learning.training import Checkpoint, Recipe, module_numbers, restore_training, set_module_numbers, state_part, train_epoch, train_epochs, training_state
+from clipadapt.learning.pseudolabels import (
+    DegenerateMixtureWarning,
+    clean_posterior,
+    ratio_candidates,
+    top_k_candidates,
+    union_candidates,
+)
+from clipadapt.learning.students import (
+    _LARGE,
+    _SMALLEST,
+    _USUAL,
+    AUGMENTATIONS,
+    EXPORTERS,
+    DrawnViews,
+    Maker,
+    PromptedHead,
+    SmallResNet,
+    StoredViews,
+    Student,
+    Views,
+    _Answer,
+    _check_student,
+    _count_numbers,
+    all_features,
+    all_rows,
+    as_inputs,
+    draw_views,
+    feature_rows,
+    pixel_rows,
+    student_shape,
+    student_size,
+    view_makers,
+)
+from clipadapt.learning.training import (
+    Checkpoint,
+    Recipe,
+    module_numbers,
+    restore_training,
+    set_module_numbers,
+    state_part,
+    train_epoch,
+    train_epochs,
+    training_state,
+)
 from .prototypes import iterate_prototypes
 
 # %% auto #0
@@ -128,10 +182,14 @@ def complete_annotation(annotation: np.ndarray, labels: np.ndarray) -> np.ndarra
     """
     annotation = np.array(annotation, np.float32)
     annotation[~annotation.any(1)] = 1
-    annotation[labels >= 0] = np.eye(annotation.shape[1], dtype=np.float32)[labels[labels >= 0]]
+    annotation[labels >= 0] = np.eye(annotation.shape[1], dtype=np.float32)[
+        labels[labels >= 0]
+    ]
     if annotation.shape[1] > 1 and (annotation == 1).all():
-        raise ValueError("every class is a candidate for every image, so there is nothing to learn from; "
-                         "take fewer candidates (k, ratio, templates, or your own candidates)")
+        raise ValueError(
+            "every class is a candidate for every image, so there is nothing to learn from; "
+            "take fewer candidates (k, ratio, templates, or your own candidates)"
+        )
     return annotation
 
 
@@ -139,9 +197,13 @@ def check_candidates(candidates, count: int, num_classes: int) -> np.ndarray:
     """Your own candidates as bool [count, num_classes]. Raises ValueError for another shape, and for values that are not 0 or 1."""
     candidates = np.asarray(candidates)
     if candidates.shape != (count, num_classes):
-        raise ValueError(f"candidates must be [N, C] for {count} images and {num_classes} classes, these have shape {candidates.shape}")
+        raise ValueError(
+            f"candidates must be [N, C] for {count} images and {num_classes} classes, these have shape {candidates.shape}"
+        )
     if not np.isin(candidates, (0, 1)).all():
-        raise ValueError("candidates must be 0 or 1 (or False and True); probabilities become candidates by top_k_candidates or ratio_candidates")
+        raise ValueError(
+            "candidates must be 0 or 1 (or False and True); probabilities become candidates by top_k_candidates or ratio_candidates"
+        )
     return candidates.astype(bool)
 
 # %% ../../nbs/08_coreg.ipynb #cell-20
@@ -173,7 +235,9 @@ def best_candidate_loss(probabilities: Tensor, candidates: Tensor) -> Tensor:
     return -(probabilities.float() * candidates).amax(1).clamp(min=1e-7).log()
 
 
-def align_distribution(probabilities: Tensor, mean: Tensor, prior: Tensor | None = None) -> Tensor:
+def align_distribution(
+    probabilities: Tensor, mean: Tensor, prior: Tensor | None = None
+) -> Tensor:
     """Divide probabilities [B, C] by mean / prior (each [C]) and normalise: float32 [B, C].
 
     `mean` is how often the classes are predicted, `prior` how often they should be (None: equally). Berthelot et al. 2020
@@ -194,7 +258,9 @@ def mix_up(values: Tensor, weight: float, partners: Tensor) -> Tensor:
     return weight * values + (1 - weight) * values[partners]
 
 
-def self_training_losses(logits: Tensor, targets: Tensor, clean: Tensor) -> tuple[Tensor, Tensor]:
+def self_training_losses(
+    logits: Tensor, targets: Tensor, clean: Tensor
+) -> tuple[Tensor, Tensor]:
     """Cross-entropy against soft targets over the clean images, and mean squared error of the probabilities over the others.
 
     logits and targets: float [B, C]; clean: bool [B]. Two float32 scalars, 0 for an empty side. MixMatch, equations 3 and 4.
@@ -205,7 +271,9 @@ def self_training_losses(logits: Tensor, targets: Tensor, clean: Tensor) -> tupl
     return mean_over(supervised, clean), mean_over(unlabelled, ~clean)
 
 # %% ../../nbs/08_coreg.ipynb #cell-33
-def update_prototype_bank(bank: Tensor, embeddings: Tensor, classes: Tensor, momentum: float = 0.999) -> Tensor:
+def update_prototype_bank(
+    bank: Tensor, embeddings: Tensor, classes: Tensor, momentum: float = 0.999
+) -> Tensor:
     """Move each class's prototype towards its embeddings, one after the other, and normalise at the end: float32 [C, E].
 
     bank: [C, E]; embeddings: [B, E]; classes: int64 [B]. For n embeddings of a class, mu <- m mu + (1 - m) z for each in turn is
@@ -215,14 +283,25 @@ def update_prototype_bank(bank: Tensor, embeddings: Tensor, classes: Tensor, mom
     counts = torch.bincount(classes, minlength=len(bank))
     order = classes.argsort(stable=True)
     place = torch.empty_like(order)
-    place[order] = torch.arange(len(order), device=order.device) - (counts.cumsum(0) - counts)[classes[order]]
+    place[order] = (
+        torch.arange(len(order), device=order.device)
+        - (counts.cumsum(0) - counts)[classes[order]]
+    )
     weights = (1 - momentum) * momentum ** (counts[classes] - 1 - place).float()
     moved = (momentum ** counts.float())[:, None] * bank
-    moved = F.normalize(moved.index_add(0, classes, weights[:, None] * embeddings.float()), dim=1)
+    moved = F.normalize(
+        moved.index_add(0, classes, weights[:, None] * embeddings.float()), dim=1
+    )
     return torch.where(counts[:, None] > 0, moved, bank)
 
 
-def prototype_alignment(embeddings: Tensor, prototypes: Tensor, targets: Tensor, clean: Tensor, temperature: float = 0.3) -> Tensor:
+def prototype_alignment(
+    embeddings: Tensor,
+    prototypes: Tensor,
+    targets: Tensor,
+    clean: Tensor,
+    temperature: float = 0.3,
+) -> Tensor:
     """How far the similarities to the prototypes are from the targets: KL divergence over clean images plus mean squared error over the others.
 
     embeddings: unit rows [B, E]; prototypes: [C, E]; targets: float [B, C]; clean: bool [B]. Similarities are
@@ -242,12 +321,14 @@ class Queue(NamedTuple):
     """Embeddings that a contrast is made against, with what they are taken for: the newest first."""
 
     embeddings: Tensor  # float32 [M, E], unit rows
-    classes: Tensor     # int64 [M], pseudolabels
-    clean: Tensor       # bool [M]
+    classes: Tensor  # int64 [M], pseudolabels
+    clean: Tensor  # bool [M]
 
     def push(self, newer: Queue, size: int) -> Queue:
         """`newer` in front of these; the oldest fall out beyond `size`."""
-        return Queue(*(torch.cat([front, back])[:size] for front, back in zip(newer, self)))
+        return Queue(
+            *(torch.cat([front, back])[:size] for front, back in zip(newer, self))
+        )
 
 
 def _pairs(keys: Queue, queue: Queue, mode: str) -> tuple[Tensor, Tensor]:
@@ -263,8 +344,8 @@ def _pairs(keys: Queue, queue: Queue, mode: str) -> tuple[Tensor, Tensor]:
     positive = same & keys.clean[:, None] & clean
     if mode in ("supervised", "unsupervised"):
         positive = same.clone() if mode == "supervised" else torch.zeros_like(same)
-    positive.fill_diagonal_(False)                      # the anchor itself
-    positive[:, count:].fill_diagonal_(True)            # its own key
+    positive.fill_diagonal_(False)  # the anchor itself
+    positive[:, count:].fill_diagonal_(True)  # its own key
     left_out = torch.zeros_like(same)
     if mode == "modified":
         left_out = same & ~positive
@@ -309,13 +390,13 @@ def noisy_contrastive(
 
 # %% ../../nbs/08_coreg.ipynb #cell-42
 WINDOW = 5
-_WARNING_FILTERS = threading.Lock()     # there is one list of filters for all threads
+_WARNING_FILTERS = threading.Lock()  # there is one list of filters for all threads
 
 
 class Split(NamedTuple):
     """What one network says of all N images: who is clean, and the pseudolabels."""
 
-    clean: Tensor          # float32 [N], probability that the best candidate is right
+    clean: Tensor  # float32 [N], probability that the best candidate is right
     probabilities: Tensor  # float32 [N, C], aligned, among the candidates
 
 
@@ -335,17 +416,38 @@ class _PublishedRecipe(Recipe):
 class _Network:
     """One of the two networks: student, momentum copy, optimiser, queue, and what it said of all images in the last five epochs."""
 
-    def __init__(self, student: Student, recipe: Recipe, count: int, num_classes: int, dim: int):
-        self.student, self.key = student, copy.deepcopy(student).requires_grad_(False).train()      # batch statistics, as the student in training
-        self.optimiser = recipe.optimiser([parameter for parameter in student.parameters() if parameter.requires_grad])
+    def __init__(
+        self, student: Student, recipe: Recipe, count: int, num_classes: int, dim: int
+    ):
+        self.student, self.key = (
+            student,
+            copy.deepcopy(student).requires_grad_(False).train(),
+        )  # batch statistics, as the student in training
+        self.optimiser = recipe.optimiser(
+            [parameter for parameter in student.parameters() if parameter.requires_grad]
+        )
         device = next(student.parameters()).device
-        self.queue = Queue(torch.empty(0, dim, device=device), torch.empty(0, dtype=torch.int64, device=device), torch.empty(0, dtype=torch.bool, device=device))
-        self.probabilities, self.losses = torch.empty(count, num_classes), torch.empty(0, count)
+        self.queue = Queue(
+            torch.empty(0, dim, device=device),
+            torch.empty(0, dtype=torch.int64, device=device),
+            torch.empty(0, dtype=torch.bool, device=device),
+        )
+        self.probabilities, self.losses = (
+            torch.empty(count, num_classes),
+            torch.empty(0, count),
+        )
 
     def state(self) -> dict[str, np.ndarray]:
         """All that an epoch hands to the next. The momentum copy starts anew in every epoch."""
-        said = {**self.queue._asdict(), "probabilities": self.probabilities, "losses": self.losses}
-        return {**training_state(self.student, self.optimiser), **{f"said.{name}": tensor.cpu().numpy() for name, tensor in said.items()}}
+        said = {
+            **self.queue._asdict(),
+            "probabilities": self.probabilities,
+            "losses": self.losses,
+        }
+        return {
+            **training_state(self.student, self.optimiser),
+            **{f"said.{name}": tensor.cpu().numpy() for name, tensor in said.items()},
+        }
 
     def restore(self, state: dict[str, np.ndarray]) -> None:
         """Take over what `state` returned, or raise ValueError for the state of another run."""
@@ -360,7 +462,9 @@ class _Network:
         }
         arrays = state_part(state, declared, prefix="said.", exact=True)
         said = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        self.queue = Queue(*(said[name].to(self.queue.embeddings.device) for name in Queue._fields))
+        self.queue = Queue(
+            *(said[name].to(self.queue.embeddings.device) for name in Queue._fields)
+        )
         self.probabilities, self.losses = said["probabilities"], said["losses"]
 
     @torch.no_grad()
@@ -375,9 +479,15 @@ def _random_state(device: torch.device) -> tuple:
     tensors = [torch.get_rng_state()]
     if device.type == "cuda":
         tensors.append(torch.cuda.get_rng_state(device))
-    numpy_state = [part if isinstance(part, (str, int, float)) else part.tobytes()
-                   for part in np.random.get_state()]
-    return random.getstate(), *numpy_state, *(tensor.numpy().tobytes() for tensor in tensors)
+    numpy_state = [
+        part if isinstance(part, (str, int, float)) else part.tobytes()
+        for part in np.random.get_state()
+    ]
+    return (
+        random.getstate(),
+        *numpy_state,
+        *(tensor.numpy().tobytes() for tensor in tensors),
+    )
 
 
 def _draws(network: nn.Module, inputs: Tensor) -> bool:
@@ -408,66 +518,140 @@ class _Losses:
             logits, embeddings = network(inputs)
         return logits.float(), F.normalize(embeddings.float(), dim=1)
 
-    def warm_up(self, network: _Network, views: Views, drawn: Tensor) -> Callable[[Tensor], Tensor]:
+    def warm_up(
+        self, network: _Network, views: Views, drawn: Tensor
+    ) -> Callable[[Tensor], Tensor]:
         """The loss of a batch while the networks learn on their own: that of the annotation, on one strong view, and the confidence penalty."""
+
         def loss(batch: Tensor) -> Tensor:
             annotation = self.annotation[batch].to(self.device)
             inputs = as_inputs(views.take(drawn[2, batch], batch), self.device)
             logits = self.answer(network.student, inputs)[0]
             probabilities = logits.softmax(1)
-            fit = F.cross_entropy(logits, annotation) if self.soft else partial_cross_entropy(probabilities, annotation > 0)
-            return fit + self.method.confidence_penalty * confidence_penalty(probabilities)
+            fit = (
+                F.cross_entropy(logits, annotation)
+                if self.soft
+                else partial_cross_entropy(probabilities, annotation > 0)
+            )
+            return fit + self.method.confidence_penalty * confidence_penalty(
+                probabilities
+            )
+
         return loss
 
     @torch.no_grad()
-    def pseudolabels(self, network: _Network, partner: _Network, split: Split, weak: Tensor, batch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def pseudolabels(
+        self,
+        network: _Network,
+        partner: _Network,
+        split: Split,
+        weak: Tensor,
+        batch: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Targets [B, C], whether they are clean bool [B], and embeddings of the first weak view [B, E]; `weak` holds both views, [2B, ...]."""
         logits, embeddings = self.answer(network.student, weak)
         own = logits.softmax(1).view(2, len(batch), -1).mean(0)
         guess = own
         if self.method.co_pseudolabels:
-            guess = (own + self.answer(partner.student, weak)[0].softmax(1).view(2, *own.shape).mean(0)) / 2
+            guess = (
+                own
+                + self.answer(partner.student, weak)[0]
+                .softmax(1)
+                .view(2, *own.shape)
+                .mean(0)
+            ) / 2
         weight, said = (part[batch].to(self.device) for part in split)
         clean, weight = weight > 0.5, weight[:, None]
         targets = torch.where(clean[:, None], weight * said + (1 - weight) * own, guess)
         return sharpen(targets, self.method.sharpening), clean, embeddings[: len(batch)]
 
     def self_training(
-        self, network: _Network, partner: _Network, split: Split, views: Views,
-        drawn: Tensor, number: int, rng: np.random.Generator,
+        self,
+        network: _Network,
+        partner: _Network,
+        split: Split,
+        views: Views,
+        drawn: Tensor,
+        number: int,
+        rng: np.random.Generator,
     ) -> Callable[[Tensor], Tensor]:
         """The loss of a batch after the warm-up: self-training on mixed strong views, and after a delay prototypes and contrast."""
         method, since = self.method, number - self.method.warmup_epochs
         ramp, late = min(1.0, since / max(1, method.ramp)), since >= method.delay
 
         def loss(batch: Tensor) -> Tensor:
-            seen = as_inputs(views.take(drawn[:, batch], batch).flatten(0, 1), self.device)
+            seen = as_inputs(
+                views.take(drawn[:, batch], batch).flatten(0, 1), self.device
+            )
             weak, strong = seen.split(2 * len(batch))
-            targets, clean, embeddings = self.pseudolabels(network, partner, split, weak, batch)
-            classes, both, both_clean = targets.argmax(1), targets.repeat(2, 1), clean.repeat(2)
+            targets, clean, embeddings = self.pseudolabels(
+                network, partner, split, weak, batch
+            )
+            classes, both, both_clean = (
+                targets.argmax(1),
+                targets.repeat(2, 1),
+                clean.repeat(2),
+            )
             if method.prototypes:
-                self.bank = update_prototype_bank(self.bank, embeddings[clean], classes[clean], method.prototype_momentum)
+                self.bank = update_prototype_bank(
+                    self.bank,
+                    embeddings[clean],
+                    classes[clean],
+                    method.prototype_momentum,
+                )
             weight = rng.beta(method.mixup, method.mixup) if method.mixup else 1.0
-            weight, partners = max(weight, 1 - weight), torch.from_numpy(rng.permutation(len(strong))).to(self.device)
-            mixed, contrast = mix_up(strong, weight, partners), late and method.contrast > 0
-            logits, embeddings = self.answer(network.student, torch.cat([mixed, strong[: len(batch)]]) if contrast else mixed)
-            queries, logits, embeddings = embeddings[len(mixed):], logits[: len(mixed)], embeddings[: len(mixed)]
-            supervised, unlabelled = self_training_losses(logits, mix_up(both, weight, partners), both_clean)
+            weight, partners = (
+                max(weight, 1 - weight),
+                torch.from_numpy(rng.permutation(len(strong))).to(self.device),
+            )
+            mixed, contrast = (
+                mix_up(strong, weight, partners),
+                late and method.contrast > 0,
+            )
+            logits, embeddings = self.answer(
+                network.student,
+                torch.cat([mixed, strong[: len(batch)]]) if contrast else mixed,
+            )
+            queries, logits, embeddings = (
+                embeddings[len(mixed) :],
+                logits[: len(mixed)],
+                embeddings[: len(mixed)],
+            )
+            supervised, unlabelled = self_training_losses(
+                logits, mix_up(both, weight, partners), both_clean
+            )
             total = supervised + method.unlabelled_weight * ramp * unlabelled
             if late and method.prototypes:
-                aligned = [prototype_alignment(embeddings, self.bank, target, both_clean) for target in (both, both[partners])]
-                total = total + method.prototypes * (weight * aligned[0] + (1 - weight) * aligned[1])
+                aligned = [
+                    prototype_alignment(embeddings, self.bank, target, both_clean)
+                    for target in (both, both[partners])
+                ]
+                total = total + method.prototypes * (
+                    weight * aligned[0] + (1 - weight) * aligned[1]
+                )
             if contrast:
-                total = total + method.contrast * self._contrast(network, queries, strong[len(batch):], classes, clean)
+                total = total + method.contrast * self._contrast(
+                    network, queries, strong[len(batch) :], classes, clean
+                )
             return total
+
         return loss
 
-    def _contrast(self, network: _Network, queries: Tensor, images: Tensor, classes: Tensor, clean: Tensor) -> Tensor:
+    def _contrast(
+        self,
+        network: _Network,
+        queries: Tensor,
+        images: Tensor,
+        classes: Tensor,
+        clean: Tensor,
+    ) -> Tensor:
         """The contrastive loss of a batch, against the momentum copy's embeddings of other views and the queue, which takes them in."""
         network.follow(self.method.key_momentum)
         with torch.no_grad():
             keys = Queue(self.answer(network.key, images)[1], classes, clean)
-        loss = noisy_contrastive(queries, keys, network.queue, mode=self.method.contrast_mode)
+        loss = noisy_contrastive(
+            queries, keys, network.queue, mode=self.method.contrast_mode
+        )
         network.queue = network.queue.push(keys, self.method.queue)
         return loss
 
@@ -475,16 +659,27 @@ class _Losses:
 class _Run(_Losses):
     """One fit: the images as the students see them, what they are annotated with, and the two networks."""
 
-    def __init__(self, method: CoReg, images: ImageSet, labels: np.ndarray, candidates: np.ndarray | None):
+    def __init__(
+        self,
+        method: CoReg,
+        images: ImageSet,
+        labels: np.ndarray,
+        candidates: np.ndarray | None,
+    ):
         self.method, self.images, self.count = method, images, len(images)
         self.device, self.recipe = method.clip.device, method._recipe()
         self.labelled = torch.from_numpy(labels >= 0)
         self._annotate(labels, candidates)
         self.views, self.plain = method._kept_views(images)
         students = method._new_students(self._colours())
-        inputs = as_inputs(self.as_they_are(torch.arange(min(2, self.count))), self.device)
+        inputs = as_inputs(
+            self.as_they_are(torch.arange(min(2, self.count))), self.device
+        )
         dim, num_classes = _check_student(students[0], inputs, len(method.classnames_))
-        self.networks = [_Network(student, self.recipe, self.count, num_classes, dim) for student in students]
+        self.networks = [
+            _Network(student, self.recipe, self.count, num_classes, dim)
+            for student in students
+        ]
         built_in = method.student in ("resnet", "head")
         self.draws = not built_in and _draws(self.networks[0].key, inputs)
         self.bank = torch.zeros(num_classes, dim, device=self.device)
@@ -495,7 +690,9 @@ class _Run(_Losses):
         method, num_classes = self.method, len(self.method.classnames_)
         self.soft = candidates is None and method.annotation == "mean"
         estimate = isinstance(method.prior, str)
-        says = method._annotator(self.images) if candidates is None or estimate else None
+        says = (
+            method._annotator(self.images) if candidates is None or estimate else None
+        )
         if candidates is None:
             annotation = says(method.annotation)
         else:
@@ -517,39 +714,69 @@ class _Run(_Losses):
         if self.method.student in ("head", "clip"):
             return None
         most = max(1, 2**24 // self.method.image_size_**2)
-        return self.as_they_are(torch.from_numpy(
-            np.unique(np.linspace(0, self.count - 1, most).astype(int))))
+        return self.as_they_are(
+            torch.from_numpy(
+                np.unique(np.linspace(0, self.count - 1, most).astype(int))
+            )
+        )
 
     def epoch(self, number: int) -> dict:
         """Train both networks for one epoch, look at all images, split them anew; return what happened."""
         method, ready = self.method, number >= self.method.warmup_epochs
         clean, losses, looks = None, [], []
         if ready:
-            clean = float(torch.stack([split.clean > 0.5 for split in self.splits]).float().mean())
+            clean = float(
+                torch.stack([split.clean > 0.5 for split in self.splits]).float().mean()
+            )
         for index, network in enumerate(self.networks):
             rng = np.random.default_rng((method.seed, number, index))
             seed = int(rng.integers(2**31))
             views, drawn = self._draw(rng, 2 * number + index)
-            looks.append((views, drawn[0]) if method.split_views == "weak" else (self.plain, torch.zeros(self.count, dtype=torch.int64)))
+            looks.append(
+                (views, drawn[0])
+                if method.split_views == "weak"
+                else (self.plain, torch.zeros(self.count, dtype=torch.int64))
+            )
             if ready:
                 split = self.splits[1 - index if method.co_pseudolabels else index]
-                loss = self.self_training(network, self.networks[1 - index], split, views, drawn, number, rng)
+                loss = self.self_training(
+                    network, self.networks[1 - index], split, views, drawn, number, rng
+                )
             else:
                 loss = self.warm_up(network, views, drawn)
             loss = _seeding(loss, seed) if self.draws else loss
-            losses.append(self._train(network, self.networks[1 - index], loss, rng, number))
-        self.splits = [self.look(network, *look, WINDOW if ready else 1) for network, look in zip(self.networks, looks)]
+            losses.append(
+                self._train(network, self.networks[1 - index], loss, rng, number)
+            )
+        self.splits = [
+            self.look(network, *look, WINDOW if ready else 1)
+            for network, look in zip(self.networks, looks)
+        ]
         first, second = (network.probabilities for network in self.networks)
         left = candidates_left((first + second) / 2, self.annotation > 0)
-        return {"phase": "self-training" if ready else "warm-up", "loss": sum(losses) / 2, "clean": clean, "candidates": float(left.mean()),
-                "agreement": float((first.argmax(1) == second.argmax(1)).float().mean())}
+        return {
+            "phase": "self-training" if ready else "warm-up",
+            "loss": sum(losses) / 2,
+            "clean": clean,
+            "candidates": float(left.mean()),
+            "agreement": float((first.argmax(1) == second.argmax(1)).float().mean()),
+        }
 
-    def _train(self, network: _Network, partner: _Network, loss: Callable, rng: np.random.Generator, number: int) -> float:
+    def _train(
+        self,
+        network: _Network,
+        partner: _Network,
+        loss: Callable,
+        rng: np.random.Generator,
+        number: int,
+    ) -> float:
         """One epoch of one network, the other at rest; the mean loss."""
         size = self.method.batch_size
         if number < self.method.warmup_epochs:
             size = self.method.warmup_batch_size or size
-        batches = torch.from_numpy(rng.permutation(self.count)).tensor_split(-(-self.count // size))
+        batches = torch.from_numpy(rng.permutation(self.count)).tensor_split(
+            -(-self.count // size)
+        )
         network.student.train()
         partner.student.eval()
         network.key.load_state_dict(network.student.state_dict())
@@ -560,12 +787,16 @@ class _Run(_Losses):
         method, views = self.method, self.method.views
         if views is None:
             first = 2 * (2 * method.epochs * method.seed + number)
-            new = method._new_views(self.images, 2, first, keep=method.student == "head")
+            new = method._new_views(
+                self.images, 2, first, keep=method.student == "head"
+            )
             return new, draw_views(2, self.count, rng)
         return self.views, draw_views(views, self.count, rng)
 
     @torch.no_grad()
-    def look(self, network: _Network, views: Views, rows: Tensor, keep: int = WINDOW) -> Split:
+    def look(
+        self, network: _Network, views: Views, rows: Tensor, keep: int = WINDOW
+    ) -> Split:
         """What a network says of all images: note it beside that of the last epochs, `keep` in all, and split the images.
 
         rows: int64 [N], which of the `views` of each image it looks at.
@@ -576,9 +807,16 @@ class _Run(_Losses):
             inputs = as_inputs(views.take(rows[block], block), self.device)
             said.append(self.answer(network.student, inputs)[0].softmax(1).cpu())
         said = torch.cat(said)
-        network.probabilities = align_distribution(said, said.mean(0), self.prior) if self.method.alignment else said
-        losses = (-(self.annotation * network.probabilities.clamp(min=1e-7).log()).sum(1) if self.soft
-                  else best_candidate_loss(network.probabilities, self.annotation > 0))
+        network.probabilities = (
+            align_distribution(said, said.mean(0), self.prior)
+            if self.method.alignment
+            else said
+        )
+        losses = (
+            -(self.annotation * network.probabilities.clamp(min=1e-7).log()).sum(1)
+            if self.soft
+            else best_candidate_loss(network.probabilities, self.annotation > 0)
+        )
         scaled = (losses - losses.min()) / (losses.max() - losses.min()).clamp(min=1e-7)
         network.losses = torch.cat([network.losses, scaled[None]])[-keep:]
         return self.split(network)
@@ -588,11 +826,18 @@ class _Run(_Losses):
         with _WARNING_FILTERS, warnings.catch_warnings():
             warnings.simplefilter("ignore", DegenerateMixtureWarning)
             clean = torch.from_numpy(clean_posterior(network.losses.mean(0)))
-        return Split(torch.where(self.labelled, 1.0, clean), F.normalize(network.probabilities * self.annotation, p=1, dim=1))
+        return Split(
+            torch.where(self.labelled, 1.0, clean),
+            F.normalize(network.probabilities * self.annotation, p=1, dim=1),
+        )
 
     def state(self) -> dict[str, np.ndarray]:
         """All that an epoch hands to the next, by name."""
-        states = {f"{i}.{name}": array for i, network in enumerate(self.networks) for name, array in network.state().items()}
+        states = {
+            f"{i}.{name}": array
+            for i, network in enumerate(self.networks)
+            for name, array in network.state().items()
+        }
         return {**states, "bank": self.bank.cpu().numpy()}
 
     def restore(self, arrays: dict[str, np.ndarray]) -> None:
@@ -600,13 +845,21 @@ class _Run(_Losses):
         own = state_part(arrays, {"bank": Array("float32", *self.bank.shape)})
         self.bank = torch.from_numpy(own["bank"]).to(self.device)
         for i, network in enumerate(self.networks):
-            network.restore({name[2:]: array for name, array in arrays.items() if name.startswith(f"{i}.")})
+            network.restore(
+                {
+                    name[2:]: array
+                    for name, array in arrays.items()
+                    if name.startswith(f"{i}.")
+                }
+            )
         self.splits = [self.split(network) for network in self.networks]
 
 # %% ../../nbs/08_coreg.ipynb #cell-49
 STUDENTS = ("resnet", "head", "clip")
 SMALL = {
-    "templates": [f"{template}." for template in NEUTRAL_TEMPLATES],     # its CLIP has read captions that end in a full stop
+    "templates": [
+        f"{template}." for template in NEUTRAL_TEMPLATES
+    ],  # its CLIP has read captions that end in a full stop
     "image_size": 16,
     "flip": False,
     "options": {"width": 8, "depth": [1, 1, 1]},
@@ -634,11 +887,16 @@ _RELEASED_LARGE = {
     "image_size": 64,
     "epochs": 100,
 }
-PUBLISHED = {       # by data set: what Co-Reg's released code sets
+PUBLISHED = {  # by data set: what Co-Reg's released code sets
     "CIFAR10": _RELEASED,
     "CIFAR100": {**_RELEASED, "warmup_epochs": 100},
     "SVHN": {**_RELEASED, "flip": False},
-    "FashionMNIST": {**_RELEASED, "image_size": 28, "augmentation": "cutout", "epochs": 100},
+    "FashionMNIST": {
+        **_RELEASED,
+        "image_size": 28,
+        "augmentation": "cutout",
+        "epochs": 100,
+    },
     "EuroSAT": _RELEASED_LARGE,
     "FER2013": {**_RELEASED_LARGE, "augmentation": "cutout"},
     "GTSRB": {**_RELEASED_LARGE, "flip": False},
@@ -660,7 +918,9 @@ class _Reading(Adapter):
         return self.student in ("head", "clip") and self.clip.squashes
 
     def _makers(self, views: int = 0, first: int = 0) -> list[Maker]:
-        return view_makers(self.image_size_, views, first, self.flip, self._squash, self.augmentation)
+        return view_makers(
+            self.image_size_, views, first, self.flip, self._squash, self.augmentation
+        )
 
     def _inputs(self, images: ImageSet) -> Iterator[Tensor]:
         """What students read of the images as they are, 256 at a time."""
@@ -673,10 +933,16 @@ class _Reading(Adapter):
 
     def _bytes(self, images: ImageSet, views: int) -> int:
         """The memory that the images as they are and `views` views of each kind take."""
-        each = 4 * self.clip.embed_dim if self.student == "head" else 3 * self.image_size_**2
+        each = (
+            4 * self.clip.embed_dim
+            if self.student == "head"
+            else 3 * self.image_size_**2
+        )
         return len(images) * (1 + 2 * views) * each
 
-    def _new_views(self, images: ImageSet, views: int = 0, first: int = 0, keep: bool = True) -> Views:
+    def _new_views(
+        self, images: ImageSet, views: int = 0, first: int = 0, keep: bool = True
+    ) -> Views:
         """The images as they are and views of them; stored if `keep`, and if there is room."""
         makers = self._makers(views, first)
         features = self.student == "head"
@@ -685,7 +951,9 @@ class _Reading(Adapter):
             return DrawnViews(partial(read, images, makers))
         if features:
             return StoredViews(all_features(self.clip, images, makers))
-        return StoredViews(pixel_rows(images, makers, *all_rows(len(makers), len(images))))
+        return StoredViews(
+            pixel_rows(images, makers, *all_rows(len(makers), len(images)))
+        )
 
     def _kept_views(self, images: ImageSet) -> tuple[Views, Views]:
         """The views of a whole fit, and the images as they are."""
@@ -693,11 +961,15 @@ class _Reading(Adapter):
         views = self._new_views(images, count, self.seed * count)
         if isinstance(views, StoredViews):
             return views, views
-        what = f"{len(images):,} images" + f" in {1 + 2 * count} versions each" * bool(count)
+        what = f"{len(images):,} images" + f" in {1 + 2 * count} versions each" * bool(
+            count
+        )
         warnings.warn(
             f"{what} would take {self._bytes(images, count) / 1e9:.3g} GB, more than"
             f" view_memory ({self.view_memory / 1e9:.3g} GB): they are made anew for each"
-            " batch instead, which takes longer", stacklevel=6)
+            " batch instead, which takes longer",
+            stacklevel=6,
+        )
         return views, self._new_views(images) if count else views
 
 # %% ../../nbs/08_coreg.ipynb #cell-51
@@ -710,7 +982,9 @@ class _Students(_Reading):
         pixels: images whose mean colour is subtracted, uint8 [M, S, S, 3]; None where
         weights will come, and for students that bring their own.
         """
-        channels_last = self.student == "resnet" or self.clip.device.type == "cuda"     # for other networks the crash that _Block avoids
+        channels_last = (
+            self.student == "resnet" or self.clip.device.type == "cuda"
+        )  # for other networks the crash that _Block avoids
         layout = torch.channels_last if channels_last else torch.contiguous_format
         students = []
         for index in range(2):
@@ -726,13 +1000,18 @@ class _Students(_Reading):
         if self.student == "clip":
             settings = open_clip.get_model_preprocess_cfg(self.clip.model)
             return torch.tensor(settings["mean"]), torch.tensor(settings["std"])
-        colours = torch.zeros(1, 3) if pixels is None else pixels.flatten(0, 2).float() / 255
+        colours = (
+            torch.zeros(1, 3) if pixels is None else pixels.flatten(0, 2).float() / 255
+        )
         return colours.mean(0), colours.std(0, correction=0).clamp(min=0.01)
 
     def _new_network(self, seed: int) -> nn.Module:
         """A network whose start is drawn from `seed`."""
         if callable(self.student):
-            with seeded(seed), own_draws(seed):     # others' networks may draw from anywhere
+            with (
+                seeded(seed),
+                own_draws(seed),
+            ):  # others' networks may draw from anywhere
                 return self.student(len(self.classnames_))
         with own_draws(seed):
             return self._built_in_network()
@@ -745,7 +1024,9 @@ class _Students(_Reading):
         tower = None
         if self.student == "clip":
             tower = copy.deepcopy(self.clip.model.visual).float().requires_grad_(True)
-        return PromptedHead(self.clip, self.classnames_, self.templates, tower, **options)
+        return PromptedHead(
+            self.clip, self.classnames_, self.templates, tower, **options
+        )
 
     def _fitted_students(self) -> list[Student]:
         """Both networks, ready to answer; after `load` they are made again from their numbers."""
@@ -761,7 +1042,9 @@ class _Students(_Reading):
         with torch.no_grad(), self.clip.autocast():
             for batch in self._inputs(images):
                 inputs = as_inputs(batch, self.clip.device)
-                logits.append(sum(student(inputs)[0].float() for student in students) / 2)
+                logits.append(
+                    sum(student(inputs)[0].float() for student in students) / 2
+                )
         return torch.cat(logits).cpu()
 
 # %% ../../nbs/08_coreg.ipynb #cell-52
@@ -928,7 +1211,14 @@ class CoReg(_Students):
         self.key_momentum, self.queue, self.delay = key_momentum, queue, delay
         self.checkpoint = checkpoint
 
-    def fit(self, X, y: Sequence[int] | None = None, *, candidates: np.ndarray | None = None, on_epoch: Callable[[CoReg], dict] | None = None):
+    def fit(
+        self,
+        X,
+        y: Sequence[int] | None = None,
+        *,
+        candidates: np.ndarray | None = None,
+        on_epoch: Callable[[CoReg], dict] | None = None,
+    ):
         """Learn from the images `X` and return self: see `Adapter.fit`.
 
         `candidates`, bool [N, C], replaces the CLIP's annotation by your own. An image without any is treated as if all classes were. `on_epoch(method)` is
@@ -945,36 +1235,73 @@ class CoReg(_Students):
     def _fit(self, images: ImageSet, labels: np.ndarray) -> None:
         self._check_parameters()
         self.image_size_ = self._size(images)
-        checkpoint = Checkpoint(self.checkpoint, self._facts(images, labels) if self.checkpoint else {})
+        checkpoint = Checkpoint(
+            self.checkpoint, self._facts(images, labels) if self.checkpoint else {}
+        )
         run = _Run(self, images, labels, self._candidates)
         self.candidates_ = (run.annotation > 0).numpy()
         train_epochs(self, run, self.epochs, checkpoint)
 
     def _recipe(self) -> Recipe:
         kind = _PublishedRecipe if self.schedule == "published" else Recipe
-        return kind(self.epochs, self.batch_size, self.learning_rate, self.momentum, self.weight_decay, warmup=0)
+        return kind(
+            self.epochs,
+            self.batch_size,
+            self.learning_rate,
+            self.momentum,
+            self.weight_decay,
+            warmup=0,
+        )
 
     def _show(self, run: _Run) -> None:
         """Put the state of a run where `predict` and users find it."""
         self._students = [network.student for network in run.networks]
-        vars(self).pop("weights_", None)                # those of the last epoch
+        vars(self).pop("weights_", None)  # those of the last epoch
         self.weights_ = np.empty((2, _count_numbers(self._students[0])), np.float32)
         for row, student in zip(self.weights_, self._students):
-            student.zero_grad(set_to_none=True)         # a second network's worth of memory
+            student.zero_grad(set_to_none=True)  # a second network's worth of memory
             row[:] = module_numbers(student)
-        self.losses_ = np.stack([network.losses.mean(0).numpy() for network in run.networks])
-        self.clean_ = np.stack([split.clean.numpy() for split in run.splits]) if run.splits else np.zeros_like(self.losses_)
+        self.losses_ = np.stack(
+            [network.losses.mean(0).numpy() for network in run.networks]
+        )
+        self.clean_ = (
+            np.stack([split.clean.numpy() for split in run.splits])
+            if run.splits
+            else np.zeros_like(self.losses_)
+        )
 
     def _annotator(self, images: ImageSet) -> Callable[[str], np.ndarray]:
         """What the CLIP says of the images: a function of the kind of annotation."""
         prompts = encode_prompts(self.clip, self.classnames_, self.templates)
         features = self.clip.encode_image(images)
-        return partial(partial_labels, features, prompts, self.clip.logit_scale, k=self.k, ratio=self.ratio, threshold=self.threshold)
+        return partial(
+            partial_labels,
+            features,
+            prompts,
+            self.clip.logit_scale,
+            k=self.k,
+            ratio=self.ratio,
+            threshold=self.threshold,
+        )
 
     def _facts(self, images: ImageSet, labels: np.ndarray) -> dict:
         """What a checkpoint belongs to; a student that is a function goes by its name."""
-        facts = fit_facts(self, images, labels=labels, candidates=np.empty(0) if self._candidates is None else np.asarray(self._candidates))
-        return {**facts, "student": f"{self.student.__module__}.{self.student.__qualname__}"} if callable(self.student) else facts
+        facts = fit_facts(
+            self,
+            images,
+            labels=labels,
+            candidates=np.empty(0)
+            if self._candidates is None
+            else np.asarray(self._candidates),
+        )
+        return (
+            {
+                **facts,
+                "student": f"{self.student.__module__}.{self.student.__qualname__}",
+            }
+            if callable(self.student)
+            else facts
+        )
 
     def _check_parameters(self) -> None:
         """Raise ValueError for the first parameter out of range."""
@@ -985,7 +1312,9 @@ class CoReg(_Students):
         if not isinstance(self.prior, str):
             _check_prior(self.prior, len(check_classnames(self.classnames)))
         elif self.prior != "clip":
-            raise ValueError(f"prior must be a number for each class, 'clip' or None, not {self.prior!r:.80}")
+            raise ValueError(
+                f"prior must be a number for each class, 'clip' or None, not {self.prior!r:.80}"
+            )
         if not callable(self.student):
             _check_options(self.student, self.options or {})
         self._recipe()
@@ -997,7 +1326,9 @@ class CoReg(_Students):
             fixed = self.clip.image_size
         possible = (fixed,) if fixed else (*range(_SMALLEST, _USUAL + 1), _LARGE)
         if size not in possible:
-            raise ValueError(f"image_size_ is {size}, which does not fit the parameters")
+            raise ValueError(
+                f"image_size_ is {size}, which does not fit the parameters"
+            )
         if not callable(self.student):
             self._check_weights()
 
@@ -1007,20 +1338,38 @@ class CoReg(_Students):
         try:
             if self.student == "resnet":
                 with torch.device("meta"):
-                    network, inputs = self._built_in_network(), torch.empty(2, 3, size, size)
-                wanted = 6 + _count_numbers(network)        # 6: the colours' mean and deviation
+                    network, inputs = (
+                        self._built_in_network(),
+                        torch.empty(2, 3, size, size),
+                    )
+                wanted = 6 + _count_numbers(
+                    network
+                )  # 6: the colours' mean and deviation
                 network(inputs)
             else:
-                tower = _count_numbers(self.clip.model.visual) if self.student == "clip" else 0
+                tower = (
+                    _count_numbers(self.clip.model.visual)
+                    if self.student == "clip"
+                    else 0
+                )
                 embedding = (self.options or {}).get("embedding", 128)
                 colours = 6 if self.student == "clip" else 2
-                wanted = colours + tower + len(self.classnames_) * embed_dim + (embed_dim + 1) * embedding
-        except Exception as error:      # whatever a stranger's options make of it
+                wanted = (
+                    colours
+                    + tower
+                    + len(self.classnames_) * embed_dim
+                    + (embed_dim + 1) * embedding
+                )
+        except Exception as error:  # whatever a stranger's options make of it
             raise ValueError(f"the options make no student: {error}") from error
         if self.weights_.shape[1] != wanted:
-            raise ValueError(f"weights_ has {self.weights_.shape[1]} numbers for each student, they have {wanted}")
+            raise ValueError(
+                f"weights_ has {self.weights_.shape[1]} numbers for each student, they have {wanted}"
+            )
 
-    def export(self, path: str | Path, format: str = "torchscript", network: int = 0) -> Path:
+    def export(
+        self, path: str | Path, format: str = "torchscript", network: int = 0
+    ) -> Path:
         """Write one student to `path`, and what it reads and answers to a file of the same name ending in .json; return `path`.
 
         Each of the two files is written whole or not at all, the description last. It holds the SHA-256 of the
@@ -1032,16 +1381,32 @@ class CoReg(_Students):
         """
         self._check_fitted()
         if format not in EXPORTERS or network not in (0, 1):
-            raise ValueError(f"format must be one of {', '.join(map(repr, EXPORTERS))} and network 0 or 1, not {format!r} and {network!r}")
-        path, student = Path(path), copy.deepcopy(self._fitted_students()[network]).cpu().to(memory_format=torch.contiguous_format)
-        shape = (self.clip.embed_dim,) if self.student == "head" else (3, self.image_size_, self.image_size_)
+            raise ValueError(
+                f"format must be one of {', '.join(map(repr, EXPORTERS))} and network 0 or 1, not {format!r} and {network!r}"
+            )
+        path, student = (
+            Path(path),
+            copy.deepcopy(self._fitted_students()[network])
+            .cpu()
+            .to(memory_format=torch.contiguous_format),
+        )
+        shape = (
+            (self.clip.embed_dim,)
+            if self.student == "head"
+            else (3, self.image_size_, self.image_size_)
+        )
         example = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
         with torch.no_grad(), _WARNING_FILTERS, warnings.catch_warnings():
-            warnings.simplefilter("ignore")     # tracing is deprecated, but what it writes is read by every PyTorch there is
+            warnings.simplefilter(
+                "ignore"
+            )  # tracing is deprecated, but what it writes is read by every PyTorch there is
             content = EXPORTERS[format](_Answer(student).eval(), example)
         with whole_file(path) as draft:
             draft.write_bytes(content)
-        description = {**self._description(format), "sha256": hashlib.sha256(content).hexdigest()}
+        description = {
+            **self._description(format),
+            "sha256": hashlib.sha256(content).hexdigest(),
+        }
         with whole_file(path.with_suffix(".json")) as draft:
             draft.write_text(json.dumps(description, indent=1), encoding="utf-8")
         return path
@@ -1053,39 +1418,80 @@ class CoReg(_Students):
         part = f"resize the shorter side to {size} pixels (bicubic), cut {square} out of the middle"
         if self._squash:
             part = f"resize the whole image to {square} (bicubic)"
-        pixels = {"kind": "RGB pixels", "shape": ["batch", 3, size, size], "dtype": "float32", "range": [0, 1],
-                  "preprocessing": f"{part}, divide by 255; colours are normalised inside"}
-        features = {"kind": "CLIP image features of unit length", "shape": ["batch", self.clip.embed_dim], "dtype": "float32",
-                    "clip": {"name": self.clip.name, "pretrained": self.clip.pretrained, "fingerprint": self.clip.fingerprint}}
-        return {"format": format, "input": features if self.student == "head" else pixels, "classnames": self.classnames_,
-                "output": {"kind": "class probabilities", "shape": ["batch", len(self.classnames_)], "dtype": "float32"}}
+        pixels = {
+            "kind": "RGB pixels",
+            "shape": ["batch", 3, size, size],
+            "dtype": "float32",
+            "range": [0, 1],
+            "preprocessing": f"{part}, divide by 255; colours are normalised inside",
+        }
+        features = {
+            "kind": "CLIP image features of unit length",
+            "shape": ["batch", self.clip.embed_dim],
+            "dtype": "float32",
+            "clip": {
+                "name": self.clip.name,
+                "pretrained": self.clip.pretrained,
+                "fingerprint": self.clip.fingerprint,
+            },
+        }
+        return {
+            "format": format,
+            "input": features if self.student == "head" else pixels,
+            "classnames": self.classnames_,
+            "output": {
+                "kind": "class probabilities",
+                "shape": ["batch", len(self.classnames_)],
+                "dtype": "float32",
+            },
+        }
 
 # %% ../../nbs/08_coreg.ipynb #cell-53
 def _check_prior(prior: Sequence[float] | None, num_classes: int) -> Tensor | None:
     if prior is None:
         return None
     prior = torch.tensor(prior, dtype=torch.float32)
-    if prior.shape != (num_classes,) or not (prior > 0).all() or not prior.sum().isfinite():
-        raise ValueError(f"prior must be {num_classes} positive numbers, one for each class, got {prior.tolist()!r:.80}")
+    if (
+        prior.shape != (num_classes,)
+        or not (prior > 0).all()
+        or not prior.sum().isfinite()
+    ):
+        raise ValueError(
+            f"prior must be {num_classes} positive numbers, one for each class, got {prior.tolist()!r:.80}"
+        )
     return prior / prior.sum()
 
 
-_OPTIONS = {"resnet": ("width", "depth", "stride", "embedding", "preactivation"), "head": ("embedding",), "clip": ("embedding",)}
-_DEEPEST, _LARGEST = 1000, 2048         # blocks in all, and pixels a side
+_OPTIONS = {
+    "resnet": ("width", "depth", "stride", "embedding", "preactivation"),
+    "head": ("embedding",),
+    "clip": ("embedding",),
+}
+_DEEPEST, _LARGEST = 1000, 2048  # blocks in all, and pixels a side
 
 
 def _check_options(student: str, options: dict) -> None:
     """ValueError unless `options` are parameters of a student that is built in."""
     known = _OPTIONS[student]
     if not isinstance(options, dict) or not set(options) <= set(known):
-        raise ValueError(f"options must be a dict with some of {', '.join(map(repr, known))}, not {options!r:.80}")
+        raise ValueError(
+            f"options must be a dict with some of {', '.join(map(repr, known))}, not {options!r:.80}"
+        )
     for name in set(options) - {"depth", "preactivation"}:
         check_count(options[name], name)
     if not isinstance(options.get("preactivation", False), bool):
-        raise ValueError(f"preactivation must be True or False, not {options['preactivation']!r:.80}")
+        raise ValueError(
+            f"preactivation must be True or False, not {options['preactivation']!r:.80}"
+        )
     depth = options.get("depth", [1])
-    if not isinstance(depth, (list, tuple)) or not depth or sum(check_count(blocks, "depth") for blocks in depth) > _DEEPEST:
-        raise ValueError(f"depth must be a list of numbers of blocks, {_DEEPEST} in all at most, not {depth!r:.80}")
+    if (
+        not isinstance(depth, (list, tuple))
+        or not depth
+        or sum(check_count(blocks, "depth") for blocks in depth) > _DEEPEST
+    ):
+        raise ValueError(
+            f"depth must be a list of numbers of blocks, {_DEEPEST} in all at most, not {depth!r:.80}"
+        )
 
 # %% ../../nbs/08_coreg.ipynb #cell-54
 _NAMES = {
@@ -1096,45 +1502,84 @@ _NAMES = {
     "contrast_mode": CONTRASTS,
 }
 _LOWEST = {
-    "epochs": 1, "warmup_epochs": 1, "batch_size": 1, "warmup_batch_size": 1, "views": 1,
-    "image_size": _SMALLEST, "queue": 0, "ramp": 0, "delay": 0}
+    "epochs": 1,
+    "warmup_epochs": 1,
+    "batch_size": 1,
+    "warmup_batch_size": 1,
+    "views": 1,
+    "image_size": _SMALLEST,
+    "queue": 0,
+    "ramp": 0,
+    "delay": 0,
+}
 
 
 def _check_numbers(method: CoReg) -> None:
     """ValueError for the first parameter out of range."""
     if isinstance(method.student, nn.Module):
-        raise ValueError("two students of the same kind are wanted: pass a function of the number of classes that makes a module, not a module")
+        raise ValueError(
+            "two students of the same kind are wanted: pass a function of the number of classes that makes a module, not a module"
+        )
     if not callable(method.student) and method.student not in STUDENTS:
-        raise ValueError(f"student must be one of {', '.join(map(repr, STUDENTS))}, or a function of the number of classes, not {method.student!r}")
+        raise ValueError(
+            f"student must be one of {', '.join(map(repr, STUDENTS))}, or a function of the number of classes, not {method.student!r}"
+        )
     for name, lowest in _LOWEST.items():
         optional = name in ("views", "image_size", "warmup_batch_size")
         if not optional or getattr(method, name) is not None:
             check_count(getattr(method, name), name, lowest)
     if (method.image_size or 0) > _LARGEST:
-        raise ValueError(f"image_size must be at most {_LARGEST} pixels, got {method.image_size}")
+        raise ValueError(
+            f"image_size must be at most {_LARGEST} pixels, got {method.image_size}"
+        )
     check_number(method.view_memory, "view_memory", 0)
     check_number(method.threshold, "threshold", 0, 1)
-    for name in ("confidence_penalty", "mixup", "unlabelled_weight", "prototypes", "contrast"):
+    for name in (
+        "confidence_penalty",
+        "mixup",
+        "unlabelled_weight",
+        "prototypes",
+        "contrast",
+    ):
         if not 0 <= getattr(method, name) < float("inf"):
-            raise ValueError(f"{name} must be a number from 0, not {getattr(method, name)!r}")
+            raise ValueError(
+                f"{name} must be a number from 0, not {getattr(method, name)!r}"
+            )
     for name in ("prototype_momentum", "key_momentum"):
         if not 0 <= getattr(method, name) <= 1:
-            raise ValueError(f"{name} must lie in 0 ... 1, not {getattr(method, name)!r}")
+            raise ValueError(
+                f"{name} must lie in 0 ... 1, not {getattr(method, name)!r}"
+            )
     if not method.sharpening > 0:
         raise ValueError(f"sharpening must be above 0, not {method.sharpening!r}")
 
 # %% ../../nbs/08_coreg.ipynb #cell-71
-def synthetic_candidates(labels: Sequence[int], num_classes: int, ambiguity: float, noise: float, seed: int = 0) -> np.ndarray:
+def synthetic_candidates(
+    labels: Sequence[int],
+    num_classes: int,
+    ambiguity: float,
+    noise: float,
+    seed: int = 0,
+) -> np.ndarray:
     """Partial labels with chosen faults, bool [N, C]: every wrong class is a candidate with probability `ambiguity`, all by themselves.
 
     With probability `noise` the true class is taken out of an image's set, and another one, drawn at random, is put in. labels: true
     classes, int [N]. Raises ValueError for probabilities outside 0 ... 1, unknown labels, and noise among one class.
     """
     labels = check_labels(labels, len(labels), num_classes)
-    if not (0 <= ambiguity <= 1 and 0 <= noise <= 1) or (noise and num_classes < 2) or (labels < 0).any():
-        raise ValueError(f"ambiguity and noise must lie in 0 ... 1 (and be 0 for one class), and every label be known; got {ambiguity}, {noise}, {(labels < 0).sum()} unknown labels")
+    if (
+        not (0 <= ambiguity <= 1 and 0 <= noise <= 1)
+        or (noise and num_classes < 2)
+        or (labels < 0).any()
+    ):
+        raise ValueError(
+            f"ambiguity and noise must lie in 0 ... 1 (and be 0 for one class), and every label be known; got {ambiguity}, {noise}, {(labels < 0).sum()} unknown labels"
+        )
     rng, rows = np.random.default_rng(seed), np.arange(len(labels))
-    candidates, wrong = rng.random((len(labels), num_classes)) < ambiguity, rng.random(len(labels)) < noise
+    candidates, wrong = (
+        rng.random((len(labels), num_classes)) < ambiguity,
+        rng.random(len(labels)) < noise,
+    )
     candidates[rows, labels] = ~wrong
     other = (labels + rng.integers(1, max(2, num_classes), len(labels))) % num_classes
     candidates[rows[wrong], other[wrong]] = True

@@ -5,9 +5,10 @@
 # %% ../../nbs/12_flyp.ipynb #cell-4
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 import torch
-from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from ..clip.features import fit_facts
@@ -16,7 +17,17 @@ from ..clip.templates import check_templates
 from ..images.files import Array
 from ..images.sets import ImageSet
 from ..images.views import View
-from ..learning.towers import CROPS, FineTuned, TextTable, TowerTraining, _classifier, _fill_templates, check_share, contrastive_loss, finetuning_view
+from clipadapt.learning.towers import (
+    CROPS,
+    FineTuned,
+    TextTable,
+    TowerTraining,
+    _classifier,
+    _fill_templates,
+    check_share,
+    contrastive_loss,
+    finetuning_view,
+)
 from ..learning.training import Checkpoint, Recipe, state_part, train_epochs
 
 # %% auto #0
@@ -26,8 +37,12 @@ __all__ = ['REFRESH', 'VIEWS', 'SMALL', 'FLYP']
 REFRESH = ("step", "epoch", "never")
 VIEWS = ("crop", "colour", None)
 SMALL = {
-    "refresh": "epoch", "view": "crop", "crop": "cut",
-    "epochs": 5, "batch_size": 64, "learning_rate": 1e-4,
+    "refresh": "epoch",
+    "view": "crop",
+    "crop": "cut",
+    "epochs": 5,
+    "batch_size": 64,
+    "learning_rate": 1e-4,
 }
 
 
@@ -40,8 +55,12 @@ class _FlypRun:
         self.training = TowerTraining(
             method.clip, images, method._recipe(), view=method._view(), seed=method.seed
         )
-        self.table = TextTable(self.training.clip, _fill_templates(method.templates, method.classnames_))
-        self.zero_shot = self.label(method.clip.encode_image(images), torch.arange(len(images)))
+        self.table = TextTable(
+            self.training.clip, _fill_templates(method.templates, method.classnames_)
+        )
+        self.zero_shot = self.label(
+            method.clip.encode_image(images), torch.arange(len(images))
+        )
         self.used = self.zero_shot.clone()
 
     def label(self, features: Tensor, batch: Tensor) -> Tensor:
@@ -52,17 +71,30 @@ class _FlypRun:
 
     def epoch(self, number: int) -> dict:
         """Train both towers for one epoch; return what happened."""
-        templates = torch.from_numpy(np.random.default_rng((self.method.seed, number, 1)).integers(0, len(self.table.rows) // self.classes, len(self.images)))
+        templates = torch.from_numpy(
+            np.random.default_rng((self.method.seed, number, 1)).integers(
+                0, len(self.table.rows) // self.classes, len(self.images)
+            )
+        )
         if self.method.refresh == "epoch" and number:
-            self.used = self.label(self.training.clip.encode_image(self.images), torch.arange(len(self.images)))
+            self.used = self.label(
+                self.training.clip.encode_image(self.images),
+                torch.arange(len(self.images)),
+            )
 
         def loss(batch: Tensor, features: Tensor) -> Tensor:
             if self.method.refresh == "step":
                 self.used[batch] = self.label(features, batch)
-            texts = self.table(self.training.clip, self.classes * templates[batch] + self.used[batch])
+            texts = self.table(
+                self.training.clip, self.classes * templates[batch] + self.used[batch]
+            )
             return contrastive_loss(features, texts, self.training.logit_scale())
 
-        return {"loss": self.training.epoch(number, loss), "changed": float((self.used != self.zero_shot).float().mean()), "classes": len(self.used.unique())}
+        return {
+            "loss": self.training.epoch(number, loss),
+            "changed": float((self.used != self.zero_shot).float().mean()),
+            "classes": len(self.used.unique()),
+        }
 
     def state(self) -> dict[str, np.ndarray]:
         """All that an epoch hands to the next, by name."""
@@ -121,12 +153,24 @@ class FLYP(FineTuned):
     }
 
     def __init__(
-        self, clip: CLIP, classnames: Sequence[str], *,
-        refresh: str = "step", templates: str | Sequence[str] = "single",
-        view: str | None = "colour", crop: str = "redrawn", alpha: float = 1.0,
-        epochs: int = 50, iterations: int | None = 2000, batch_size: int | None = 512,
-        learning_rate: float = 1e-7, momentum: float = 0.9, weight_decay: float = 0.2,
-        warmup: float = 1, checkpoint: str | None = None, seed: int = 0,
+        self,
+        clip: CLIP,
+        classnames: Sequence[str],
+        *,
+        refresh: str = "step",
+        templates: str | Sequence[str] = "single",
+        view: str | None = "colour",
+        crop: str = "redrawn",
+        alpha: float = 1.0,
+        epochs: int = 50,
+        iterations: int | None = 2000,
+        batch_size: int | None = 512,
+        learning_rate: float = 1e-7,
+        momentum: float = 0.9,
+        weight_decay: float = 0.2,
+        warmup: float = 1,
+        checkpoint: str | None = None,
+        seed: int = 0,
     ):
         super().__init__(clip, classnames, seed=seed)
         self.refresh, self.templates = refresh, templates
@@ -136,7 +180,12 @@ class FLYP(FineTuned):
         self.momentum, self.weight_decay = momentum, weight_decay
         self.warmup, self.checkpoint = warmup, checkpoint
 
-    def fit(self, X, y: Sequence[int] | None = None, on_epoch: Callable[[FLYP], dict] | None = None):
+    def fit(
+        self,
+        X,
+        y: Sequence[int] | None = None,
+        on_epoch: Callable[[FLYP], dict] | None = None,
+    ):
         """Adapt to the images `X` and return self: see `Adapter.fit`.
 
         `on_epoch(method)` is called after every epoch, when the method can predict already; the dict of plain values that it returns is added to
@@ -163,8 +212,14 @@ class FLYP(FineTuned):
 
     def _recipe(self) -> Recipe:
         return Recipe(
-            self.epochs, self.batch_size, self.learning_rate, self.momentum,
-            self.weight_decay, self.warmup, "adamw", per_step=True,
+            self.epochs,
+            self.batch_size,
+            self.learning_rate,
+            self.momentum,
+            self.weight_decay,
+            self.warmup,
+            "adamw",
+            per_step=True,
             iterations=self.iterations,
         )
 
@@ -173,7 +228,9 @@ class FLYP(FineTuned):
         if self.view is None:
             return None
         colour = self.view == "colour"
-        return finetuning_view(self.clip.image_size, colour, self.clip.squashes, self.crop)
+        return finetuning_view(
+            self.clip.image_size, colour, self.clip.squashes, self.crop
+        )
 
     def _check_loaded(self) -> None:
         super()._check_loaded()
@@ -182,7 +239,10 @@ class FLYP(FineTuned):
     def _fit(self, images: ImageSet, labels: np.ndarray) -> None:
         self._check_parameters()
         run = _FlypRun(self, images, labels)
-        checkpoint = Checkpoint(self.checkpoint, fit_facts(self, images, labels=labels) if self.checkpoint else {})
+        checkpoint = Checkpoint(
+            self.checkpoint,
+            fit_facts(self, images, labels=labels) if self.checkpoint else {},
+        )
         train_epochs(self, run, run.training.epochs, checkpoint)
 
     def _show(self, run: _FlypRun) -> None:

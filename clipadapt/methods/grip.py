@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable, Sequence
+from typing import ClassVar
+
 import numpy as np
 import torch
 import torch.nn.functional as F
-from collections.abc import Callable, Sequence
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
-from typing import ClassVar
 
 from ..clip.features import fit_facts
 from ..clip.model import CLIP
@@ -19,7 +20,12 @@ from ..clip.templates import average_prompts, check_templates, encode_prompts
 from ..images.files import Array
 from ..images.sets import ImageSet, check_count
 from ..learning.adapter import Adapter
-from ..learning.prompts import MultimodalPrompt, Prompt, TextualPrompt, VisualPrompt
+from clipadapt.learning.prompts import (
+    MultimodalPrompt,
+    Prompt,
+    TextualPrompt,
+    VisualPrompt,
+)
 from ..learning.pseudolabels import POLICIES, Pseudolabels, top_k
 from ..learning.training import Checkpoint, Recipe, minimise, note
 
@@ -33,19 +39,27 @@ SETTINGS = ("unsupervised", "semi-supervised", "transductive")
 
 def _check_setting(wanted: str | None) -> None:
     if wanted not in (None, *SETTINGS):
-        raise ValueError(f"setting must be one of {', '.join(map(repr, SETTINGS))} or None, not {wanted!r}")
+        raise ValueError(
+            f"setting must be one of {', '.join(map(repr, SETTINGS))} or None, not {wanted!r}"
+        )
 
 
-def learning_setting(labels: np.ndarray, num_classes: int, wanted: str | None = None) -> str:
+def learning_setting(
+    labels: np.ndarray, num_classes: int, wanted: str | None = None
+) -> str:
     """Which of the three settings labels int64 [N] (-1 = unlabelled) mean: no label, some for every class, or some classes without any.
 
     Raises ValueError when another one was `wanted`.
     """
     seen = len(np.unique(labels[labels >= 0]))
-    found = SETTINGS[0] if not seen else SETTINGS[1] if seen == num_classes else SETTINGS[2]
+    found = (
+        SETTINGS[0] if not seen else SETTINGS[1] if seen == num_classes else SETTINGS[2]
+    )
     _check_setting(wanted)
     if wanted not in (None, found):
-        raise ValueError(f"{wanted} learning was asked for, but {seen} of {num_classes} classes have labels, which makes it {found}")
+        raise ValueError(
+            f"{wanted} learning was asked for, but {seen} of {num_classes} classes have labels, which makes it {found}"
+        )
     return found
 
 # %% ../../nbs/07_grip.ipynb #cell-11
@@ -108,39 +122,71 @@ def two_part_loss(
         batch does not have counts 0.
     """
     losses = F.cross_entropy(logits, classes, reduction="none")
-    parts = [(losses * part).sum() / part.sum().clamp(min=1) for part in (~pseudo, pseudo)]
+    parts = [
+        (losses * part).sum() / part.sum().clamp(min=1) for part in (~pseudo, pseudo)
+    ]
     return weights[0] * parts[0] + weights[1] * parts[1]
 
 # %% ../../nbs/07_grip.ipynb #cell-15
 class _Run:
     """What stays the same from round to round: who is labelled, who may get which pseudolabel, and how a prompt is trained."""
 
-    def __init__(self, method: PromptSelfTraining, images: ImageSet, labels: np.ndarray):
+    def __init__(
+        self, method: PromptSelfTraining, images: ImageSet, labels: np.ndarray
+    ):
         num_classes = len(method.classnames_)
         self.method, self.images, self.labels = method, images, labels
         self.setting = learning_setting(labels, num_classes, method.setting)
-        self.labelled, self.pool = np.flatnonzero(labels >= 0), np.flatnonzero(labels < 0)
+        self.labelled, self.pool = (
+            np.flatnonzero(labels >= 0),
+            np.flatnonzero(labels < 0),
+        )
         if self.setting == "transductive" and len(self.pool):
-            _check_pool_is_chosen(method.pool, len(np.unique(labels[self.labelled])), num_classes)
+            _check_pool_is_chosen(
+                method.pool, len(np.unique(labels[self.labelled])), num_classes
+            )
         only_unseen = self.setting == "transductive" and method.pool == "unseen"
-        self.allowed = np.setdiff1d(np.arange(num_classes), labels) if only_unseen else np.arange(num_classes)
+        self.allowed = (
+            np.setdiff1d(np.arange(num_classes), labels)
+            if only_unseen
+            else np.arange(num_classes)
+        )
         self.recipe = method._recipe()
 
-    def select(self, prompt: Prompt, inputs: torch.Tensor, k: int, first: bool) -> Pseudolabels:
+    def select(
+        self, prompt: Prompt, inputs: torch.Tensor, k: int, first: bool
+    ) -> Pseudolabels:
         """The pseudolabels of a round, from the prompt of the last one; in the first from the zero-shot classifier."""
         if not len(self.pool):
             return Pseudolabels(self.pool, self.pool, np.empty(0, np.float32))
         method, rows = self.method, torch.from_numpy(self.pool).to(inputs.device)
-        logits = (prompt.score_without(average_prompts(encode_prompts(method.clip, method.classnames_, method.templates)), inputs, rows)
-                  if first else prompt.score(inputs, rows))
+        logits = (
+            prompt.score_without(
+                average_prompts(
+                    encode_prompts(method.clip, method.classnames_, method.templates)
+                ),
+                inputs,
+                rows,
+            )
+            if first
+            else prompt.score(inputs, rows)
+        )
         chosen = top_k(logits[:, self.allowed].softmax(1), k, method.policy)
-        return Pseudolabels(self.pool[chosen.images], self.allowed[chosen.classes], chosen.scores)
+        return Pseudolabels(
+            self.pool[chosen.images], self.allowed[chosen.classes], chosen.scores
+        )
 
-    def train(self, prompt: Prompt, inputs: torch.Tensor, chosen: Pseudolabels, number: int) -> float:
+    def train(
+        self, prompt: Prompt, inputs: torch.Tensor, chosen: Pseudolabels, number: int
+    ) -> float:
         """Train `prompt` on labels and pseudolabels; return the loss of the last epoch."""
-        rows = torch.from_numpy(np.concatenate([self.labelled, chosen.images])).to(inputs.device)
-        device = self.method.clip.device        # `inputs` may lie in the main memory
-        classes = torch.from_numpy(np.concatenate([self.labels[self.labelled], chosen.classes])).to(device)
+        rows = torch.from_numpy(np.concatenate([self.labelled, chosen.images])).to(
+            inputs.device
+        )
+        device = self.method.clip.device  # `inputs` may lie in the main memory
+        classes = torch.from_numpy(
+            np.concatenate([self.labels[self.labelled], chosen.classes])
+        ).to(device)
         pseudo = torch.arange(len(rows), device=device) >= len(self.labelled)
         weights = self._weights(len(chosen))
 
@@ -149,7 +195,14 @@ class _Run:
             return two_part_loss(logits, classes[batch], pseudo[batch], weights)
 
         name = f"{type(self.method).__name__}, round {number + 1}"
-        return minimise(prompt.parameters(), batch_loss, len(rows), self.recipe, (self.method.seed, number), name)[-1]
+        return minimise(
+            prompt.parameters(),
+            batch_loss,
+            len(rows),
+            self.recipe,
+            (self.method.seed, number),
+            name,
+        )[-1]
 
     def _weights(self, pseudolabelled: int) -> Sequence[float]:
         """Those of the labelled and of the pseudolabelled part of the loss."""
@@ -157,8 +210,12 @@ class _Run:
         if not isinstance(method.weights, str):
             return method.weights
         return loss_weights(
-            self.setting, len(self.labelled), pseudolabelled, method.weights,
-            iterated=method.iterated, prompt=method.prompt,
+            self.setting,
+            len(self.labelled),
+            pseudolabelled,
+            method.weights,
+            iterated=method.iterated,
+            prompt=method.prompt,
         )
 
 
@@ -173,9 +230,13 @@ def _check_pool_is_chosen(pool: str | None, seen: int, num_classes: int) -> None
         )
 
 # %% ../../nbs/07_grip.ipynb #cell-16
-PROMPTS: dict[str, type[Prompt]] = {"textual": TextualPrompt, "visual": VisualPrompt, "multimodal": MultimodalPrompt}
+PROMPTS: dict[str, type[Prompt]] = {
+    "textual": TextualPrompt,
+    "visual": VisualPrompt,
+    "multimodal": MultimodalPrompt,
+}
 LEARNING_RATES = {"textual": 0.1, "visual": 0.1, "multimodal": 0.01}
-BLOCK = 1024          # images prepared at a time to be scored: 160 MB of patches for ViT-B/32
+BLOCK = 1024  # images prepared at a time to be scored: 160 MB of patches for ViT-B/32
 SMALL = {"epochs": 20, "batch_size": 32, "weight_decay": 0.0}
 
 
@@ -201,29 +262,72 @@ class PromptSelfTraining(Adapter):
     """
 
     unsaved = ("clip", "classnames", "checkpoint")
-    iterated: ClassVar[bool] = True     # whether there are several rounds
+    iterated: ClassVar[bool] = True  # whether there are several rounds
     fitted = {
         "prompt_": Array("float32", "P"),
         "pseudolabels_": Array("int64", "M", 2, low=0),
         "history_": list[dict],
     }
 
-    def __init__(self, clip: CLIP, classnames: Sequence[str], *, prompt: str = "textual", options: dict | None = None, k: int = 16,
-                 rounds: int = 10, growth: Sequence[float] | None = None, policy: str = "per-class", templates: str | Sequence[str] = "single",
-                 weights: str | Sequence[float] = "shares", reinit: bool = True, setting: str | None = None, pool: str | None = None,
-                 epochs: int = 150, batch_size: int | None = 16, learning_rate: float | None = None, momentum: float = 0.9,
-                 weight_decay: float = 0.1, warmup: float = 5, checkpoint: str | None = None, seed: int = 0):
+    def __init__(
+        self,
+        clip: CLIP,
+        classnames: Sequence[str],
+        *,
+        prompt: str = "textual",
+        options: dict | None = None,
+        k: int = 16,
+        rounds: int = 10,
+        growth: Sequence[float] | None = None,
+        policy: str = "per-class",
+        templates: str | Sequence[str] = "single",
+        weights: str | Sequence[float] = "shares",
+        reinit: bool = True,
+        setting: str | None = None,
+        pool: str | None = None,
+        epochs: int = 150,
+        batch_size: int | None = 16,
+        learning_rate: float | None = None,
+        momentum: float = 0.9,
+        weight_decay: float = 0.1,
+        warmup: float = 5,
+        checkpoint: str | None = None,
+        seed: int = 0,
+    ):
         super().__init__(clip, classnames, seed=seed)
-        self.prompt, self.options, self.k, self.rounds, self.growth, self.policy = prompt, options, k, rounds, growth, policy
-        self.templates, self.weights, self.reinit, self.setting, self.pool, self.checkpoint = templates, weights, reinit, setting, pool, checkpoint
-        self.epochs, self.batch_size, self.learning_rate = epochs, batch_size, learning_rate
+        self.prompt, self.options, self.k, self.rounds, self.growth, self.policy = (
+            prompt,
+            options,
+            k,
+            rounds,
+            growth,
+            policy,
+        )
+        (
+            self.templates,
+            self.weights,
+            self.reinit,
+            self.setting,
+            self.pool,
+            self.checkpoint,
+        ) = templates, weights, reinit, setting, pool, checkpoint
+        self.epochs, self.batch_size, self.learning_rate = (
+            epochs,
+            batch_size,
+            learning_rate,
+        )
         self.momentum, self.weight_decay, self.warmup = momentum, weight_decay, warmup
 
     def sizes(self, pool: int, classes: int) -> list[int]:
         """K of every round, for a pool of so many images and so many classes to label them with."""
         raise NotImplementedError
 
-    def fit(self, X, y: Sequence[int] | None = None, on_round: Callable[[PromptSelfTraining, Pseudolabels], dict] | None = None):
+    def fit(
+        self,
+        X,
+        y: Sequence[int] | None = None,
+        on_round: Callable[[PromptSelfTraining, Pseudolabels], dict] | None = None,
+    ):
         """Adapt to the images `X` and return self: see `Adapter.fit`.
 
         `on_round(method, pseudolabels)` is called after every round, when the method can predict already; the dict of plain values
@@ -237,7 +341,10 @@ class PromptSelfTraining(Adapter):
         self._check_parameters()
         run = _Run(self, images, labels)
         sizes = self.sizes(len(run.pool), len(run.allowed)) if len(run.pool) else [0]
-        checkpoint = Checkpoint(self.checkpoint, fit_facts(self, images, labels=labels) if self.checkpoint else {})
+        checkpoint = Checkpoint(
+            self.checkpoint,
+            fit_facts(self, images, labels=labels) if self.checkpoint else {},
+        )
         self._prompt = _new_prompt(self)
         untrained = _numbers(self._prompt)
         self.history_ = self._resume(checkpoint, len(images), len(sizes))
@@ -249,9 +356,14 @@ class PromptSelfTraining(Adapter):
             loss = run.train(self._prompt, inputs, chosen, number)
             self.prompt_ = _numbers(self._prompt)
             self.pseudolabels_ = np.stack([chosen.images, chosen.classes], 1)
-            self.history_.append({"k": int(sizes[number]), "pseudolabels": len(chosen), "loss": loss})
+            self.history_.append(
+                {"k": int(sizes[number]), "pseudolabels": len(chosen), "loss": loss}
+            )
             note(self.history_[-1], self._on_round(self, chosen), "on_round")
-            checkpoint.save({"prompt": self.prompt_, "pseudolabels": self.pseudolabels_}, {"round": number + 1, "history": self.history_})
+            checkpoint.save(
+                {"prompt": self.prompt_, "pseudolabels": self.pseudolabels_},
+                {"round": number + 1, "history": self.history_},
+            )
 
     def _resume(self, checkpoint: Checkpoint, count: int, rounds: int) -> list[dict]:
         """Take over what a checkpoint holds, if there is one; return its history."""
@@ -267,8 +379,10 @@ class PromptSelfTraining(Adapter):
         if not record["round"] == len(record["history"]) <= rounds or not (
             (images < count).all() and (classes < len(self.classnames_)).all()
         ):
-            raise ValueError(f"the checkpoint {checkpoint.path} is damaged (its rounds or pseudolabels are "
-                             "impossible); delete it to start anew")
+            raise ValueError(
+                f"the checkpoint {checkpoint.path} is damaged (its rounds or pseudolabels are "
+                "impossible); delete it to start anew"
+            )
         self.prompt_, self.pseudolabels_ = arrays["prompt"], arrays["pseudolabels"]
         _set_numbers(self._prompt, self.prompt_)
         return record["history"]
@@ -276,9 +390,13 @@ class PromptSelfTraining(Adapter):
     def _check_parameters(self) -> None:
         """Raise ValueError for the first parameter out of range."""
         if self.pool not in (None, "mixed", "unseen"):
-            raise ValueError(f"pool must be 'mixed', 'unseen' or None, not {self.pool!r}")
+            raise ValueError(
+                f"pool must be 'mixed', 'unseen' or None, not {self.pool!r}"
+            )
         if self.policy not in POLICIES:
-            raise ValueError(f"policy must be one of {', '.join(map(repr, POLICIES))}, not {self.policy!r}")
+            raise ValueError(
+                f"policy must be one of {', '.join(map(repr, POLICIES))}, not {self.policy!r}"
+            )
         check_count(self.k, "k")
         check_count(self.rounds, "rounds")
         check_templates(self.templates)
@@ -288,27 +406,42 @@ class PromptSelfTraining(Adapter):
         self._recipe()
 
     def _recipe(self) -> Recipe:
-        rate = LEARNING_RATES[self.prompt] if self.learning_rate is None else self.learning_rate
-        return Recipe(self.epochs, self.batch_size, rate, self.momentum, self.weight_decay, self.warmup)
+        rate = (
+            LEARNING_RATES[self.prompt]
+            if self.learning_rate is None
+            else self.learning_rate
+        )
+        return Recipe(
+            self.epochs,
+            self.batch_size,
+            rate,
+            self.momentum,
+            self.weight_decay,
+            self.warmup,
+        )
 
     def _check_loaded(self) -> None:
         if isinstance(self.weights, list):
-            self.weights = tuple(self.weights)      # files know no tuples
+            self.weights = tuple(self.weights)  # files know no tuples
         self._check_parameters()
         if (self.pseudolabels_[:, 1] >= len(self.classnames_)).any():
             raise ValueError("pseudolabels_ has classes that do not exist")
         _check_room(self.options or {}, len(self.prompt_))
         try:
             self._ready_prompt()
-        except Exception as error:      # whatever a stranger's options make of it
-            raise ValueError(f"prompt_ and the options make no prompt: {error}") from error
+        except Exception as error:  # whatever a stranger's options make of it
+            raise ValueError(
+                f"prompt_ and the options make no prompt: {error}"
+            ) from error
 
     def _ready_prompt(self) -> Prompt:
         """The trained prompt; after `load` it is made again from its numbers."""
         if not hasattr(self, "_prompt"):
             prompt = _new_prompt(self)
             if len(_numbers(prompt)) != len(self.prompt_):
-                raise ValueError(f"{len(_numbers(prompt))} numbers are needed, not {len(self.prompt_)}")
+                raise ValueError(
+                    f"{len(_numbers(prompt))} numbers are needed, not {len(self.prompt_)}"
+                )
             _set_numbers(prompt, self.prompt_)
             self._prompt = prompt
         return self._prompt
@@ -316,7 +449,9 @@ class PromptSelfTraining(Adapter):
     def _predict_logits(self, images: ImageSet) -> torch.Tensor:
         prompt = self._ready_prompt()
         blocks = np.split(np.arange(len(images)), range(BLOCK, len(images), BLOCK))
-        return torch.cat([prompt.score(prompt.prepare(images.subset(block))) for block in blocks])
+        return torch.cat(
+            [prompt.score(prompt.prepare(images.subset(block))) for block in blocks]
+        )
 
 # %% ../../nbs/07_grip.ipynb #cell-18
 def _nothing(method: PromptSelfTraining, pseudolabels: Pseudolabels) -> dict:
@@ -325,30 +460,56 @@ def _nothing(method: PromptSelfTraining, pseudolabels: Pseudolabels) -> dict:
 
 
 def _check_weights(weights: str | Sequence[float]) -> None:
-    numbers = np.zeros(2) if isinstance(weights, str) and weights in READINGS else np.asarray(weights)
-    if numbers.shape != (2,) or numbers.dtype.kind not in "iuf" or not (np.isfinite(numbers) & (numbers >= 0)).all():
-        raise ValueError("weights must be 'shares', 'recommended', 'published' or two numbers from 0 for labelled and pseudolabelled examples, "
-                         f"not {weights!r}")
+    numbers = (
+        np.zeros(2)
+        if isinstance(weights, str) and weights in READINGS
+        else np.asarray(weights)
+    )
+    if (
+        numbers.shape != (2,)
+        or numbers.dtype.kind not in "iuf"
+        or not (np.isfinite(numbers) & (numbers >= 0)).all()
+    ):
+        raise ValueError(
+            "weights must be 'shares', 'recommended', 'published' or two numbers from 0 for labelled and pseudolabelled examples, "
+            f"not {weights!r}"
+        )
 
 
 def _check_growth(growth: Sequence[float] | None) -> None:
-    if growth is not None and (not len(growth) or not all(0 < share <= 1 for share in growth)):
-        raise ValueError(f"growth must be shares of the pool above 0 and up to 1, one for each round, not {growth!r}")
+    if growth is not None and (
+        not len(growth) or not all(0 < share <= 1 for share in growth)
+    ):
+        raise ValueError(
+            f"growth must be shares of the pool above 0 and up to 1, one for each round, not {growth!r}"
+        )
 
 
 def _check_prompt(prompt: str, options: dict) -> None:
     if not isinstance(options, dict):
-        raise ValueError(f"options must be a dict of parameters of the prompt, not {options!r}")
+        raise ValueError(
+            f"options must be a dict of parameters of the prompt, not {options!r}"
+        )
     if prompt not in PROMPTS:
-        raise ValueError(f"prompt must be one of {', '.join(map(repr, PROMPTS))}, not {prompt!r}")
-    known = set(inspect.signature(PROMPTS[prompt]).parameters) - {"clip", "classnames", "seed"}
+        raise ValueError(
+            f"prompt must be one of {', '.join(map(repr, PROMPTS))}, not {prompt!r}"
+        )
+    known = set(inspect.signature(PROMPTS[prompt]).parameters) - {
+        "clip",
+        "classnames",
+        "seed",
+    }
     if set(options) - known:
-        raise ValueError(f"{prompt} prompts have no option {', '.join(sorted(set(options) - known))}; they have {', '.join(sorted(known))}")
+        raise ValueError(
+            f"{prompt} prompts have no option {', '.join(sorted(set(options) - known))}; they have {', '.join(sorted(known))}"
+        )
 
 
 def _check_room(options: dict, numbers: int) -> None:
     """ValueError for options of a prompt that would be far larger than its `numbers` in a file."""
-    length, width = (check_count(options.get(name, 0), name, 0) for name in ("length", "width"))
+    length, width = (
+        check_count(options.get(name, 0), name, 0) for name in ("length", "width")
+    )
     if max(length, width * width) > numbers:
         raise ValueError(f"options ask for more than the {numbers} numbers of prompt_")
 
@@ -366,7 +527,10 @@ def _numbers(prompt: Prompt) -> np.ndarray:
 
 def _set_numbers(prompt: Prompt, numbers: np.ndarray) -> None:
     with torch.no_grad():
-        vector_to_parameters(torch.tensor(numbers, device=next(prompt.parameters()).device), prompt.parameters())
+        vector_to_parameters(
+            torch.tensor(numbers, device=next(prompt.parameters()).device),
+            prompt.parameters(),
+        )
 
 # %% ../../nbs/07_grip.ipynb #cell-20
 class FPL(PromptSelfTraining):
@@ -403,5 +567,8 @@ class GRIP(PromptSelfTraining):
     def sizes(self, pool: int, classes: int) -> list[int]:
         _check_growth(self.growth)
         if self.growth is None:
-            return [max(1, number * (pool // self.rounds) // classes) for number in range(1, self.rounds + 1)]
+            return [
+                max(1, number * (pool // self.rounds) // classes)
+                for number in range(1, self.rounds + 1)
+            ]
         return [max(1, int(share * pool) // classes) for share in self.growth]

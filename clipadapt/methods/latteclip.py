@@ -5,20 +5,36 @@
 # %% ../../nbs/10_latteclip.ipynb #cell-9
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+
 import numpy as np
 import torch
 import torch.nn.functional as F
-from collections.abc import Callable, Mapping, Sequence
 from torch import Tensor
 
-from ..clip.captions import Captioner, caption, caption_groups, draw_groups, group_prompt, image_prompts
+from clipadapt.clip.captions import (
+    Captioner,
+    caption,
+    caption_groups,
+    draw_groups,
+    group_prompt,
+    image_prompts,
+)
 from ..clip.features import fit_facts
 from ..clip.model import CLIP
 from ..clip.templates import average_prompts, check_templates, encode_prompts
 from ..images.files import Array
 from ..images.sets import ImageSet, check_classnames, check_count
 from ..images.views import View
-from ..learning.towers import CROPS, FineTuned, TextTable, TowerTraining, check_share, contrastive_loss, finetuning_view
+from clipadapt.learning.towers import (
+    CROPS,
+    FineTuned,
+    TextTable,
+    TowerTraining,
+    check_share,
+    contrastive_loss,
+    finetuning_view,
+)
 from ..learning.training import Checkpoint, Recipe, state_part, train_epochs
 
 # %% auto #0
@@ -26,17 +42,25 @@ __all__ = ['TEXTS', 'LOSSES', 'MIXERS', 'TEMPLATES', 'PUBLISHED', 'SMALL', 'CHOI
            'update_prototypes', 'Descriptions', 'find_templates', 'LatteCLIP']
 
 # %% ../../nbs/10_latteclip.ipynb #cell-10
-TEXTS, LOSSES, MIXERS = ("class", "image", "group"), ("fine-tuned", "zero-shot"), ("dynamic", "equal")
+TEXTS, LOSSES, MIXERS = (
+    ("class", "image", "group"),
+    ("fine-tuned", "zero-shot"),
+    ("dynamic", "equal"),
+)
 
 
-def mixing_weights(text_features: Tensor, prototypes: Tensor, present: Tensor) -> Tensor:
+def mixing_weights(
+    text_features: Tensor, prototypes: Tensor, present: Tensor
+) -> Tensor:
     """How far each text tells the classes apart: its highest minus its second highest cosine similarity to the prototypes, plus 1e-6.
 
     text_features: unit rows [B, K, D], K texts for each of B images; prototypes: unit rows [C, D]; present: bool [B, K], absent texts
     weigh 0. Returns float32 [B, K] without gradients. LatteCLIP, equation 6 and section 3.2. Raises ValueError for fewer than two classes.
     """
     if len(prototypes) < 2:
-        raise ValueError("the mixer weighs a text by its gap between the best two classes, and there is only one class; use mixer='equal'")
+        raise ValueError(
+            "the mixer weighs a text by its gap between the best two classes, and there is only one class; use mixer='equal'"
+        )
     best, second = (text_features.detach() @ prototypes.T).topk(2, -1).values.unbind(-1)
     return (best - second + 1e-6) * present
 
@@ -46,7 +70,9 @@ def mix_texts(text_features: Tensor, weights: Tensor) -> Tensor:
     return (weights[..., None] * text_features).sum(1) / weights.sum(1, keepdim=True)
 
 # %% ../../nbs/10_latteclip.ipynb #cell-16
-def update_prototypes(prototypes: Tensor, vectors: Tensor, classes: Tensor, momentum: float = 0.99) -> Tensor:
+def update_prototypes(
+    prototypes: Tensor, vectors: Tensor, classes: Tensor, momentum: float = 0.99
+) -> Tensor:
     """Move the prototype of every class that occurs towards the mean of its vectors: momentum * prototype + (1 - momentum) * mean, normalised.
 
     prototypes: unit rows [C, D]; vectors: [M, D]; classes: int64 [M]. Prototypes of other classes stay as they are. Returns float32
@@ -54,8 +80,14 @@ def update_prototypes(prototypes: Tensor, vectors: Tensor, classes: Tensor, mome
     """
     vectors = vectors.detach().float()
     counts = torch.bincount(classes, minlength=len(prototypes))[:, None]
-    means = torch.zeros_like(prototypes).index_add_(0, classes, vectors) / counts.clamp(min=1)
-    return torch.where(counts > 0, F.normalize(momentum * prototypes + (1 - momentum) * means, dim=1), prototypes)
+    means = torch.zeros_like(prototypes).index_add_(0, classes, vectors) / counts.clamp(
+        min=1
+    )
+    return torch.where(
+        counts > 0,
+        F.normalize(momentum * prototypes + (1 - momentum) * means, dim=1),
+        prototypes,
+    )
 
 # %% ../../nbs/10_latteclip.ipynb #cell-19
 class Descriptions:
@@ -65,61 +97,154 @@ class Descriptions:
     description always exists; it counts where "class" is among `texts`, and where an image has nothing else.
     """
 
-    def __init__(self, clip: CLIP, classnames: Sequence[str], templates: Sequence[str], texts: Sequence[str], captions: Mapping[str, Sequence[str]], count: int):
-        self.kinds = ("class", *(kind for kind in TEXTS[1:] if kind in texts and kind in captions))
-        prompts = [template.replace("{}", name) for template in templates for name in classnames]
-        self.table = TextTable(clip, [*prompts, *(text for kind in self.kinds[1:] for text in captions[kind])])
-        self.num_templates, self.num_classes, self.count = len(templates), len(classnames), count
-        self.written = torch.tensor([[bool(text) for text in captions[kind]] for kind in self.kinds[1:]], dtype=torch.bool).view(-1, count).T
+    def __init__(
+        self,
+        clip: CLIP,
+        classnames: Sequence[str],
+        templates: Sequence[str],
+        texts: Sequence[str],
+        captions: Mapping[str, Sequence[str]],
+        count: int,
+    ):
+        self.kinds = (
+            "class",
+            *(kind for kind in TEXTS[1:] if kind in texts and kind in captions),
+        )
+        prompts = [
+            template.replace("{}", name)
+            for template in templates
+            for name in classnames
+        ]
+        self.table = TextTable(
+            clip,
+            [*prompts, *(text for kind in self.kinds[1:] for text in captions[kind])],
+        )
+        self.num_templates, self.num_classes, self.count = (
+            len(templates),
+            len(classnames),
+            count,
+        )
+        self.written = (
+            torch.tensor(
+                [[bool(text) for text in captions[kind]] for kind in self.kinds[1:]],
+                dtype=torch.bool,
+            )
+            .view(-1, count)
+            .T
+        )
         self.use_class = "class" in texts
 
-    def embed(self, encode: Callable[[Tensor], Tensor], pseudolabels: Sequence[Tensor], owners: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def embed(
+        self,
+        encode: Callable[[Tensor], Tensor],
+        pseudolabels: Sequence[Tensor],
+        owners: Sequence[Tensor],
+    ) -> tuple[Tensor, Tensor]:
         """Features [P, B, K, D] of the K texts of a batch under each of P pseudolabels (int64 [B] each), and which of them count, bool [B, K].
 
         `owners` says for each kind of caption whose caption every image takes, int64 [B] each. `encode` turns rows of the table into features.
         """
-        classes, first = torch.cat(list(pseudolabels)), self.num_templates * self.num_classes
-        prompts = (classes[None] + self.num_classes * torch.arange(self.num_templates)[:, None]).flatten()
-        captions = [first + place * self.count + owner for place, owner in enumerate(owners)]
-        named, told = encode(torch.cat([prompts, *captions])).split([len(prompts), sum(map(len, captions))])
-        named = F.normalize(named.view(self.num_templates, len(pseudolabels), -1, named.shape[1]).mean(0), dim=-1)
-        told = told.view(len(owners), named.shape[1], named.shape[2]).expand(len(pseudolabels), -1, -1, -1)
-        counts = torch.stack([self.written[owner, place] for place, owner in enumerate(owners)], 1) if owners else torch.empty(named.shape[1], 0, dtype=torch.bool)
+        classes, first = (
+            torch.cat(list(pseudolabels)),
+            self.num_templates * self.num_classes,
+        )
+        prompts = (
+            classes[None] + self.num_classes * torch.arange(self.num_templates)[:, None]
+        ).flatten()
+        captions = [
+            first + place * self.count + owner for place, owner in enumerate(owners)
+        ]
+        named, told = encode(torch.cat([prompts, *captions])).split(
+            [len(prompts), sum(map(len, captions))]
+        )
+        named = F.normalize(
+            named.view(self.num_templates, len(pseudolabels), -1, named.shape[1]).mean(
+                0
+            ),
+            dim=-1,
+        )
+        told = told.view(len(owners), named.shape[1], named.shape[2]).expand(
+            len(pseudolabels), -1, -1, -1
+        )
+        counts = (
+            torch.stack(
+                [self.written[owner, place] for place, owner in enumerate(owners)], 1
+            )
+            if owners
+            else torch.empty(named.shape[1], 0, dtype=torch.bool)
+        )
         counts = torch.cat([self.use_class | ~counts.any(1, keepdim=True), counts], 1)
-        return torch.cat([named[:, None], told], 1).transpose(1, 2), counts.to(named.device)
+        return torch.cat([named[:, None], told], 1).transpose(1, 2), counts.to(
+            named.device
+        )
 
 # %% ../../nbs/10_latteclip.ipynb #cell-22
 class _Run:
     """One fit: the towers in training, the prototypes, the texts, and the pseudolabels of the frozen CLIP."""
 
-    def __init__(self, method: LatteCLIP, images: ImageSet, labels: np.ndarray, prompts: Tensor, guesses: Tensor, captions: Mapping[str, Sequence[str]]):
+    def __init__(
+        self,
+        method: LatteCLIP,
+        images: ImageSet,
+        labels: np.ndarray,
+        prompts: Tensor,
+        guesses: Tensor,
+        captions: Mapping[str, Sequence[str]],
+    ):
         """`prompts`: class features [C, D] of the frozen CLIP, where prototypes start; `guesses`: its pseudolabels int64 [N]."""
-        self.method, self.labelled, self.guesses, self.count = method, torch.from_numpy(labels >= 0), guesses, len(images)
+        self.method, self.labelled, self.guesses, self.count = (
+            method,
+            torch.from_numpy(labels >= 0),
+            guesses,
+            len(images),
+        )
         self.training = TowerTraining(
-            method.clip, images, _recipe(method), view=_view(method),
-            train_text=method.train_text, seed=method.seed,
+            method.clip,
+            images,
+            _recipe(method),
+            view=_view(method),
+            train_text=method.train_text,
+            seed=method.seed,
         )
         self.losses = [name for name in LOSSES if name in (method.losses or LOSSES)]
         self.descriptions = Descriptions(
-            method.clip, method.classnames_, find_templates(method.templates),
-            method.texts or TEXTS, captions, len(images),
+            method.clip,
+            method.classnames_,
+            find_templates(method.templates),
+            method.texts or TEXTS,
+            captions,
+            len(images),
         )
         self.prototypes = prompts.to(method.clip.device)
         self.weights = torch.zeros(self.count, len(self.descriptions.kinds))
-        self.encode = self._frozen() if not method.train_text else lambda rows: self.descriptions.table(self.training.clip, rows)
+        self.encode = (
+            self._frozen()
+            if not method.train_text
+            else lambda rows: self.descriptions.table(self.training.clip, rows)
+        )
 
     def _frozen(self) -> Callable[[Tensor], Tensor]:
         """Every text encoded once, since the text tower will not change."""
         table = self.descriptions.table
         with torch.no_grad():
-            features = torch.cat([table(self.training.clip, rows) for rows in torch.arange(len(table.rows)).split(512)])
+            features = torch.cat(
+                [
+                    table(self.training.clip, rows)
+                    for rows in torch.arange(len(table.rows)).split(512)
+                ]
+            )
         return lambda rows: features[rows.to(features.device)]
 
     def epoch(self, number: int) -> dict:
         """Train both towers and move the prototypes for one epoch; return what happened."""
         self.snapshot, everyone = self.prototypes, torch.arange(self.count)
-        redrawn = torch.from_numpy(draw_groups(self.guesses.numpy(), 1, seed=(self.method.seed, number))[:, 0])
-        taken = {"image": everyone, "group": redrawn if self.method.group_text == "class" else everyone}
+        redrawn = torch.from_numpy(
+            draw_groups(self.guesses.numpy(), 1, seed=(self.method.seed, number))[:, 0]
+        )
+        taken = {
+            "image": everyone,
+            "group": redrawn if self.method.group_text == "class" else everyone,
+        }
         self.owners = [taken[kind] for kind in self.descriptions.kinds[1:]]
         self.agreeing, self.trained = 0, torch.zeros(self.count, dtype=torch.bool)
         loss = self.training.epoch(number, self.loss)
@@ -133,42 +258,76 @@ class _Run:
     def loss(self, batch: Tensor, features: Tensor) -> Tensor:
         """The contrastive losses of a batch for one or both pseudolabels; the prototypes move on the way."""
         method, prototypes = self.method, self.prototypes
-        current = torch.where(self.labelled[batch], self.guesses[batch], (features.detach() @ prototypes.T).argmax(1).cpu())
+        current = torch.where(
+            self.labelled[batch],
+            self.guesses[batch],
+            (features.detach() @ prototypes.T).argmax(1).cpu(),
+        )
         self.agreeing += int((current == self.guesses[batch]).sum())
         self.trained[batch] = True
-        pseudolabels = [{"fine-tuned": current, "zero-shot": self.guesses[batch]}[name] for name in self.losses]
-        texts, counts = self.descriptions.embed(self.encode, pseudolabels, [owner[batch] for owner in self.owners])
+        pseudolabels = [
+            {"fine-tuned": current, "zero-shot": self.guesses[batch]}[name]
+            for name in self.losses
+        ]
+        texts, counts = self.descriptions.embed(
+            self.encode, pseudolabels, [owner[batch] for owner in self.owners]
+        )
         weights = [self.mix(these, counts) for these in texts]
         mixed = torch.cat([mix_texts(*pair) for pair in zip(texts, weights)])
         classes = torch.cat(pseudolabels).to(mixed.device)
         blended = method.alpha * prototypes[classes] + (1 - method.alpha) * mixed
-        self.prototypes = update_prototypes(prototypes, mixed if method.update_with == "text" else blended, classes, method.prototype_momentum)
+        self.prototypes = update_prototypes(
+            prototypes,
+            mixed if method.update_with == "text" else blended,
+            classes,
+            method.prototype_momentum,
+        )
         self.weights[batch] = weights[-1].cpu()
-        targets = classes.chunk(len(pseudolabels)) if method.targets == "classes" else [None] * len(pseudolabels)
-        return sum(contrastive_loss(features, part, self.training.logit_scale(), same) for part, same in zip(blended.chunk(len(pseudolabels)), targets))
+        targets = (
+            classes.chunk(len(pseudolabels))
+            if method.targets == "classes"
+            else [None] * len(pseudolabels)
+        )
+        return sum(
+            contrastive_loss(features, part, self.training.logit_scale(), same)
+            for part, same in zip(blended.chunk(len(pseudolabels)), targets)
+        )
 
     def mix(self, texts: Tensor, counts: Tensor) -> Tensor:
         """Weights [B, K] of texts [B, K, D]; without the mixer, or with one kind of text, all that count weigh the same."""
         if self.method.mixer == "equal" or texts.shape[1] == 1:
             return counts.float()
-        return mixing_weights(texts, self.snapshot if self.method.mixer_prototypes == "snapshot" else self.prototypes, counts)
+        return mixing_weights(
+            texts,
+            self.snapshot
+            if self.method.mixer_prototypes == "snapshot"
+            else self.prototypes,
+            counts,
+        )
 
     def state(self) -> dict[str, np.ndarray]:
         """All that an epoch hands to the next."""
-        return {**self.training.state(), "prototypes": self.prototypes.cpu().numpy(), "weights": self.weights.numpy()}
+        return {
+            **self.training.state(),
+            "prototypes": self.prototypes.cpu().numpy(),
+            "weights": self.weights.numpy(),
+        }
 
     def restore(self, arrays: dict[str, np.ndarray]) -> None:
         """Take over what `state` gave, or raise ValueError for the state of another run."""
         self.training.restore(arrays)
-        own = state_part(arrays, {
-            "prototypes": Array("float32", *self.prototypes.shape),
-            "weights": Array("float32", *self.weights.shape),
-        })
+        own = state_part(
+            arrays,
+            {
+                "prototypes": Array("float32", *self.prototypes.shape),
+                "weights": Array("float32", *self.weights.shape),
+            },
+        )
         self.prototypes = torch.from_numpy(own["prototypes"]).to(self.prototypes.device)
         self.weights = torch.from_numpy(own["weights"])
 
 # %% ../../nbs/10_latteclip.ipynb #cell-24
-TEMPLATES = {       # the released code's, one for each data set
+TEMPLATES = {  # the released code's, one for each data set
     "EuroSAT": "a photo of a {}.",
     "SUN397": "a photo of a {}.",
     "Food101": "a photo of a {}, a type of food.",
@@ -205,12 +364,15 @@ def _published(
     data: str, epochs: int, learning_rate: float = 1e-7, weight_decay: float = 0.2
 ) -> dict:
     return {
-        "domain": data, "templates": f"LatteCLIP/{data}", "epochs": epochs,
-        "learning_rate": learning_rate, "weight_decay": weight_decay,
+        "domain": data,
+        "templates": f"LatteCLIP/{data}",
+        "epochs": epochs,
+        "learning_rate": learning_rate,
+        "weight_decay": weight_decay,
     }
 
 
-PUBLISHED = {       # epochs and decay of the released scripts, rates of the paper
+PUBLISHED = {  # epochs and decay of the released scripts, rates of the paper
     "EuroSAT": _published("EuroSAT", 15),
     "SUN397": _published("SUN397", 15, learning_rate=1e-6),
     "Food101": _published("Food101", 15, learning_rate=1e-6),
@@ -223,10 +385,12 @@ PUBLISHED = {       # epochs and decay of the released scripts, rates of the pap
     "Caltech101": _published("Caltech101", 50, weight_decay=1e-7),
 }
 
-
 # %% ../../nbs/10_latteclip.ipynb #cell-25
 SMALL = {
-    "epochs": 6, "batch_size": 64, "learning_rate": 1e-4, "domain": "digit",
+    "epochs": 6,
+    "batch_size": 64,
+    "learning_rate": 1e-4,
+    "domain": "digit",
     "crop": "cut",
 }
 CHOICES = {
@@ -238,7 +402,6 @@ CHOICES = {
     "question": ("named", "generic"),
     "crop": CROPS,
 }
-
 
 # %% ../../nbs/10_latteclip.ipynb #cell-26
 class LatteCLIP(FineTuned):
@@ -357,9 +520,20 @@ class LatteCLIP(FineTuned):
         self.colour, self.crop, self.weight_alpha = colour, crop, weight_alpha
         self.epochs, self.iterations, self.batch_size = epochs, iterations, batch_size
         self.learning_rate, self.momentum = learning_rate, momentum
-        self.weight_decay, self.warmup, self.checkpoint = weight_decay, warmup, checkpoint
+        self.weight_decay, self.warmup, self.checkpoint = (
+            weight_decay,
+            warmup,
+            checkpoint,
+        )
 
-    def fit(self, X, y: Sequence[int] | None = None, *, captions: Mapping[str, Sequence[str]] | None = None, on_epoch: Callable[[LatteCLIP], dict] | None = None):
+    def fit(
+        self,
+        X,
+        y: Sequence[int] | None = None,
+        *,
+        captions: Mapping[str, Sequence[str]] | None = None,
+        on_epoch: Callable[[LatteCLIP], dict] | None = None,
+    ):
         """Learn from the images `X` and return self: see `Adapter.fit`.
 
         `captions` takes the place of the captioner: lists of N texts under "image", "group" or both; an empty text says that there is none.
@@ -375,31 +549,56 @@ class LatteCLIP(FineTuned):
 
     def _fit(self, images: ImageSet, labels: np.ndarray) -> None:
         self._check_parameters()
-        self._given = None if self._given is None else _check_captions(self._given, len(images))
+        self._given = (
+            None if self._given is None else _check_captions(self._given, len(images))
+        )
         templates = find_templates(self.templates)
-        prompts = average_prompts(encode_prompts(self.clip, self.classnames_, templates))
+        prompts = average_prompts(
+            encode_prompts(self.clip, self.classnames_, templates)
+        )
         guesses = (self.clip.encode_image(images) @ prompts.T).argmax(1)
-        guesses = torch.where(torch.from_numpy(labels >= 0), torch.from_numpy(labels), guesses)
-        checkpoint = Checkpoint(self.checkpoint, self._facts(images, labels) if self.checkpoint else {})
+        guesses = torch.where(
+            torch.from_numpy(labels >= 0), torch.from_numpy(labels), guesses
+        )
+        checkpoint = Checkpoint(
+            self.checkpoint, self._facts(images, labels) if self.checkpoint else {}
+        )
         captions = self._captions(images, guesses.numpy())
         run = _Run(self, images, labels, prompts, guesses, captions)
         self.guesses_, self.kinds_ = guesses.numpy(), list(run.descriptions.kinds)
-        self.missing_ = {kind: sum(not text for text in texts) for kind, texts in captions.items()}
+        self.missing_ = {
+            kind: sum(not text for text in texts) for kind, texts in captions.items()
+        }
         train_epochs(self, run, run.training.epochs, checkpoint)
 
     def _check_parameters(self) -> None:
         """Raise ValueError for the first parameter out of range, before anything is asked of a captioner."""
         _check_choices(self)
         given = getattr(self, "_given", None) or {}
-        captions = {kind for kind in self.texts or TEXTS if kind != "class" and (self.captioner or kind in given)}
-        if len(check_classnames(self.classnames)) == 1 and captions and self.mixer == "dynamic":
-            raise ValueError("the mixer weighs a text by its gap between the best two classes, and there is only one class; use mixer='equal'")
+        captions = {
+            kind
+            for kind in self.texts or TEXTS
+            if kind != "class" and (self.captioner or kind in given)
+        }
+        if (
+            len(check_classnames(self.classnames)) == 1
+            and captions
+            and self.mixer == "dynamic"
+        ):
+            raise ValueError(
+                "the mixer weighs a text by its gap between the best two classes, and there is only one class; use mixer='equal'"
+            )
 
     def _check_loaded(self) -> None:
         super()._check_loaded()
         self._check_parameters()
-        if self.mixer_weights_.shape != (len(self.guesses_), len(self.kinds_)) or not set(self.kinds_) <= set(TEXTS):
-            raise ValueError("mixer_weights_, guesses_ and kinds_ do not belong together")
+        if self.mixer_weights_.shape != (
+            len(self.guesses_),
+            len(self.kinds_),
+        ) or not set(self.kinds_) <= set(TEXTS):
+            raise ValueError(
+                "mixer_weights_, guesses_ and kinds_ do not belong together"
+            )
 
     def _show(self, run: _Run) -> None:
         """Put the state of a run where `predict` and users find it."""
@@ -409,14 +608,22 @@ class LatteCLIP(FineTuned):
 
     def _facts(self, images: ImageSet, labels: np.ndarray) -> dict:
         """What a checkpoint belongs to. Captions that were given count by their words, others by who says them: one that failed may succeed the next time."""
-        given = {f"{kind} captions": np.array(texts, dtype=str) for kind, texts in (self._given or {}).items()}
-        return {**fit_facts(self, images, labels=labels, **given), "captioner": self.captioner and self.captioner.name}
+        given = {
+            f"{kind} captions": np.array(texts, dtype=str)
+            for kind, texts in (self._given or {}).items()
+        }
+        return {
+            **fit_facts(self, images, labels=labels, **given),
+            "captioner": self.captioner and self.captioner.name,
+        }
 
     def _captions(self, images: ImageSet, guesses: np.ndarray) -> dict[str, list[str]]:
         """The captions that this fit uses, a list of N texts for each kind."""
         wanted = [kind for kind in TEXTS[1:] if kind in (self.texts or TEXTS)]
         if self._given is not None:
-            return {kind: texts for kind, texts in self._given.items() if kind in wanted}
+            return {
+                kind: texts for kind, texts in self._given.items() if kind in wanted
+            }
         found = {}
         if self.captioner is not None and "image" in wanted:
             told = guesses if self.question == "named" else np.full_like(guesses, -1)
@@ -424,25 +631,43 @@ class LatteCLIP(FineTuned):
             found["image"] = caption(self.captioner, images, questions).texts
         if self.captioner is not None and "group" in wanted:
             groups = draw_groups(guesses, self.group_size, self.seed)
-            found["group"] = caption_groups(self.captioner, images, groups, group_prompt(self.domain)).texts
+            found["group"] = caption_groups(
+                self.captioner, images, groups, group_prompt(self.domain)
+            ).texts
         return found
 
-
 # %% ../../nbs/10_latteclip.ipynb #cell-27
-def _check_captions(captions: Mapping[str, Sequence[str]], count: int) -> dict[str, list[str]]:
+def _check_captions(
+    captions: Mapping[str, Sequence[str]], count: int
+) -> dict[str, list[str]]:
     """Captions as lists of `count` strings, or a ValueError."""
     if not isinstance(captions, Mapping) or not set(captions) <= set(TEXTS[1:]):
-        raise ValueError(f"captions must be a dict with 'image', 'group' or both, not {captions!r:.80}")
+        raise ValueError(
+            f"captions must be a dict with 'image', 'group' or both, not {captions!r:.80}"
+        )
     for kind, texts in captions.items():
-        if isinstance(texts, str) or not isinstance(texts, Sequence) or len(texts) != count or not all(isinstance(text, str) for text in texts):
-            raise ValueError(f"captions[{kind!r}] must be {count} strings, one for each image (empty where there is none), not {texts!r:.80}")
+        if (
+            isinstance(texts, str)
+            or not isinstance(texts, Sequence)
+            or len(texts) != count
+            or not all(isinstance(text, str) for text in texts)
+        ):
+            raise ValueError(
+                f"captions[{kind!r}] must be {count} strings, one for each image (empty where there is none), not {texts!r:.80}"
+            )
     return {kind: list(texts) for kind, texts in captions.items()}
 
 
 def _recipe(method: LatteCLIP) -> Recipe:
     return Recipe(
-        method.epochs, method.batch_size, method.learning_rate, method.momentum,
-        method.weight_decay, method.warmup, "adamw", per_step=True,
+        method.epochs,
+        method.batch_size,
+        method.learning_rate,
+        method.momentum,
+        method.weight_decay,
+        method.warmup,
+        "adamw",
+        per_step=True,
         iterations=method.iterations,
     )
 
@@ -465,11 +690,17 @@ def _check_choices(method: LatteCLIP) -> None:
         )
     for name, known in {"texts": TEXTS, "losses": LOSSES}.items():
         chosen = getattr(method, name)
-        if chosen is not None and (isinstance(chosen, str) or not chosen or not set(chosen) <= set(known)):
-            raise ValueError(f"{name} must be a list of some of {', '.join(map(repr, known))}, or None for all, not {chosen!r}")
+        if chosen is not None and (
+            isinstance(chosen, str) or not chosen or not set(chosen) <= set(known)
+        ):
+            raise ValueError(
+                f"{name} must be a list of some of {', '.join(map(repr, known))}, or None for all, not {chosen!r}"
+            )
     for name, known in CHOICES.items():
         if getattr(method, name) not in known:
-            raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, not {getattr(method, name)!r}")
+            raise ValueError(
+                f"{name} must be one of {', '.join(map(repr, known))}, not {getattr(method, name)!r}"
+            )
     for name in ("alpha", "prototype_momentum", "weight_alpha"):
         check_share(name, getattr(method, name))
     check_count(method.group_size, "group_size")

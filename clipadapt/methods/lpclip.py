@@ -5,10 +5,11 @@
 # %% ../../nbs/11_lpclip.ipynb #cell-7
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 import torch
 import torch.nn.functional as F
-from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 
 from ..clip.features import named_view
@@ -24,18 +25,29 @@ from ..learning.training import Recipe, minimise
 __all__ = ['INITS', 'SMALL', 'teach', 'image_weights', 'weighted_cross_entropy', 'linear_layer', 'train_linear', 'LPCLIP']
 
 # %% ../../nbs/11_lpclip.ipynb #cell-8
-def teach(image_features: Tensor, class_features: Tensor, logit_scale: float, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+def teach(
+    image_features: Tensor,
+    class_features: Tensor,
+    logit_scale: float,
+    temperature: float = 1.0,
+) -> tuple[Tensor, Tensor]:
     """CLIP's answer to each image and how sure it is: pseudolabels int64 [N] and confidences float32 [N], in 1/C ... 1.
 
     image_features: unit rows [N, D]; class_features: unit rows [C, D]. The confidence is the highest of the probabilities
     softmax(logit_scale / temperature * cosines); a temperature above 1 lowers it and changes no label. Raises ValueError for a temperature that is not above 0.
     """
     _check_temperature(temperature)
-    confidences, pseudolabels = (logit_scale / temperature * image_features @ class_features.T).softmax(1).max(1)
+    confidences, pseudolabels = (
+        (logit_scale / temperature * image_features @ class_features.T)
+        .softmax(1)
+        .max(1)
+    )
     return pseudolabels, confidences
 
 
-def image_weights(confidences: Tensor, weighted: bool = True, threshold: float | None = None) -> Tensor:
+def image_weights(
+    confidences: Tensor, weighted: bool = True, threshold: float | None = None
+) -> Tensor:
     """How much each image counts, float32 [N]: its confidence if `weighted`, else 1; and 0 where the confidence is below `threshold`.
 
     Raises ValueError for a threshold outside 0 ... 1, and for one that no image reaches.
@@ -45,13 +57,17 @@ def image_weights(confidences: Tensor, weighted: bool = True, threshold: float |
         return weights
     _check_threshold(threshold)
     if len(confidences) and not (confidences >= threshold).any():
-        raise ValueError(f"threshold={threshold} leaves none of the {len(confidences)} images: the highest confidence is {confidences.max():.3g}. Lower it, or use None")
+        raise ValueError(
+            f"threshold={threshold} leaves none of the {len(confidences)} images: the highest confidence is {confidences.max():.3g}. Lower it, or use None"
+        )
     return weights * (confidences >= threshold)
 
 
 def _check_temperature(temperature: float) -> None:
     if not 0 < temperature < float("inf"):
-        raise ValueError(f"temperature must be a number above 0 (1 leaves CLIP's confidences as they are), got {temperature!r}")
+        raise ValueError(
+            f"temperature must be a number above 0 (1 leaves CLIP's confidences as they are), got {temperature!r}"
+        )
 
 
 def _check_threshold(threshold: float | None) -> None:
@@ -70,7 +86,9 @@ def weighted_cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor) -> 
     return (weights * F.cross_entropy(logits.float(), targets, reduction="none")).mean()
 
 
-def linear_layer(class_features: Tensor, logit_scale: float, init: str = "text", seed: int = 0) -> nn.Linear:
+def linear_layer(
+    class_features: Tensor, logit_scale: float, init: str = "text", seed: int = 0
+) -> nn.Linear:
     """A student of C classes on D features. "text": CLIP's zero-shot classifier, W = logit_scale * class_features [C, D] and b = 0; "random": PyTorch's own start,
     drawn from `seed`.
 
@@ -89,11 +107,19 @@ def linear_layer(class_features: Tensor, logit_scale: float, init: str = "text",
 
 def _check_init(init: str) -> None:
     if init not in INITS:
-        raise ValueError(f"init must be one of {', '.join(map(repr, INITS))}, not {init!r}")
+        raise ValueError(
+            f"init must be one of {', '.join(map(repr, INITS))}, not {init!r}"
+        )
 
 
-def train_linear(features: Tensor | Callable[[int, Tensor], Tensor], targets: Tensor, weights: Tensor, layer: nn.Linear, recipe: Recipe,
-                 seed: int | tuple = 0) -> list[float]:
+def train_linear(
+    features: Tensor | Callable[[int, Tensor], Tensor],
+    targets: Tensor,
+    weights: Tensor,
+    layer: nn.Linear,
+    recipe: Recipe,
+    seed: int | tuple = 0,
+) -> list[float]:
     """Train `layer` in place with `weighted_cross_entropy`; return the mean loss of every epoch.
 
     features: float32 [V, N, D], V views of each image, of which one is drawn for every image in every epoch; or a function of the number of the epoch and of
@@ -101,15 +127,31 @@ def train_linear(features: Tensor | Callable[[int, Tensor], Tensor], targets: Te
     draws. Raises ValueError for shapes that do not fit, and as `minimise` does.
     """
     count, device = len(targets), layer.weight.device
-    if not callable(features) and (features.ndim != 3 or features.shape[1:] != (count, layer.in_features) or len(weights) != count):
-        raise ValueError(f"features must be [views, {count}, {layer.in_features}] and weights [{count}], got {tuple(features.shape)} and {tuple(weights.shape)}")
+    if not callable(features) and (
+        features.ndim != 3
+        or features.shape[1:] != (count, layer.in_features)
+        or len(weights) != count
+    ):
+        raise ValueError(
+            f"features must be [views, {count}, {layer.in_features}] and weights [{count}], got {tuple(features.shape)} and {tuple(weights.shape)}"
+        )
     rng, seen = np.random.default_rng((*np.atleast_1d(seed), 1)), 0
 
     def batch_loss(batch: Tensor) -> Tensor:
         nonlocal seen
         epoch, seen = seen // count, seen + len(batch)
-        inputs = features(epoch, batch) if callable(features) else features[torch.from_numpy(rng.integers(len(features), size=len(batch))), batch]
-        return weighted_cross_entropy(layer(inputs.to(device)), targets[batch].to(device), weights[batch].to(device))
+        inputs = (
+            features(epoch, batch)
+            if callable(features)
+            else features[
+                torch.from_numpy(rng.integers(len(features), size=len(batch))), batch
+            ]
+        )
+        return weighted_cross_entropy(
+            layer(inputs.to(device)),
+            targets[batch].to(device),
+            weights[batch].to(device),
+        )
 
     return minimise(layer.parameters(), batch_loss, count, recipe, seed, "LP-CLIP")
 
@@ -157,31 +199,88 @@ class LPCLIP(Adapter):
         "history_": list[dict[str, float]],
     }
 
-    def __init__(self, clip: CLIP, classnames: Sequence[str], *, templates: str | Sequence[str] = "imagenet80", views: int | None = 4, init: str = "text",
-                 weighted: bool = True, threshold: float | None = None, strong: bool = True, temperature: float = 1.0, flip: bool = True, epochs: int = 50,
-                 batch_size: int | None = 512, learning_rate: float = 1.0, momentum: float = 0.9, weight_decay: float = 0.0, warmup: float = 0, seed: int = 0):
+    def __init__(
+        self,
+        clip: CLIP,
+        classnames: Sequence[str],
+        *,
+        templates: str | Sequence[str] = "imagenet80",
+        views: int | None = 4,
+        init: str = "text",
+        weighted: bool = True,
+        threshold: float | None = None,
+        strong: bool = True,
+        temperature: float = 1.0,
+        flip: bool = True,
+        epochs: int = 50,
+        batch_size: int | None = 512,
+        learning_rate: float = 1.0,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        warmup: float = 0,
+        seed: int = 0,
+    ):
         super().__init__(clip, classnames, seed=seed)
-        self.templates, self.views, self.init, self.weighted, self.threshold = templates, views, init, weighted, threshold
-        self.strong, self.temperature, self.flip, self.epochs, self.batch_size = strong, temperature, flip, epochs, batch_size
-        self.learning_rate, self.momentum, self.weight_decay, self.warmup = learning_rate, momentum, weight_decay, warmup
+        self.templates, self.views, self.init, self.weighted, self.threshold = (
+            templates,
+            views,
+            init,
+            weighted,
+            threshold,
+        )
+        self.strong, self.temperature, self.flip, self.epochs, self.batch_size = (
+            strong,
+            temperature,
+            flip,
+            epochs,
+            batch_size,
+        )
+        self.learning_rate, self.momentum, self.weight_decay, self.warmup = (
+            learning_rate,
+            momentum,
+            weight_decay,
+            warmup,
+        )
 
     def _fit(self, images: ImageSet, labels: np.ndarray) -> None:
         self._check_parameters()
-        class_features, scale = average_prompts(encode_prompts(self.clip, self.classnames_, self.templates)), self.clip.logit_scale
-        layer = linear_layer(class_features, scale, self.init, self.seed).to(self.clip.device)
+        class_features, scale = (
+            average_prompts(
+                encode_prompts(self.clip, self.classnames_, self.templates)
+            ),
+            self.clip.logit_scale,
+        )
+        layer = linear_layer(class_features, scale, self.init, self.seed).to(
+            self.clip.device
+        )
         weak = self.clip.encode_image(self._view(images, "weak 0"))
         targets, confidences = teach(weak, class_features, scale, self.temperature)
         known = torch.from_numpy(labels >= 0)
         targets[known], confidences[known] = torch.from_numpy(labels)[known], 1.0
         weights = image_weights(confidences, self.weighted, self.threshold)
-        losses = train_linear(self._views(images), targets, weights, layer, self._recipe(), self.seed) if self.epochs else []
-        self.weight_, self.bias_ = (tensor.detach().cpu().numpy() for tensor in (layer.weight, layer.bias))
-        self.pseudolabels_, self.confidences_, self.history_ = targets.numpy(), confidences.numpy(), [{"loss": loss} for loss in losses]
+        losses = (
+            train_linear(
+                self._views(images), targets, weights, layer, self._recipe(), self.seed
+            )
+            if self.epochs
+            else []
+        )
+        self.weight_, self.bias_ = (
+            tensor.detach().cpu().numpy() for tensor in (layer.weight, layer.bias)
+        )
+        self.pseudolabels_, self.confidences_, self.history_ = (
+            targets.numpy(),
+            confidences.numpy(),
+            [{"loss": loss} for loss in losses],
+        )
 
     def _check_parameters(self) -> None:
         """Raise ValueError for the first parameter out of range."""
         check_count(self.epochs, "epochs", 0)
-        check_count(1 if self.views is None else self.views, "views (None makes new ones in every epoch)")
+        check_count(
+            1 if self.views is None else self.views,
+            "views (None makes new ones in every epoch)",
+        )
         self._recipe()
         check_templates(self.templates)
         _check_init(self.init)
@@ -192,17 +291,29 @@ class LPCLIP(Adapter):
         self._check_parameters()
 
     def _recipe(self) -> Recipe:
-        return Recipe(max(1, self.epochs), self.batch_size, self.learning_rate, self.momentum, self.weight_decay, self.warmup)
+        return Recipe(
+            max(1, self.epochs),
+            self.batch_size,
+            self.learning_rate,
+            self.momentum,
+            self.weight_decay,
+            self.warmup,
+        )
 
     def _views(self, images: ImageSet) -> Tensor | Callable[[int, Tensor], Tensor]:
         """What the student reads: features [V, N, D], or a function that encodes a batch of the views of an epoch. The teacher's view, "weak 0", is not among them."""
+
         def view(number: int) -> ImageSet:
             name = f"strong {number}" if self.strong else f"weak {number + 1}"
             return self._view(images, name)
 
         if self.views is None:
-            return lambda epoch, batch: torch.cat(list(self.clip.encode_batches(view(epoch).subset(batch.numpy()))))
-        return torch.stack([self.clip.encode_image(view(number)) for number in range(self.views)])
+            return lambda epoch, batch: torch.cat(
+                list(self.clip.encode_batches(view(epoch).subset(batch.numpy())))
+            )
+        return torch.stack(
+            [self.clip.encode_image(view(number)) for number in range(self.views)]
+        )
 
     def _view(self, images: ImageSet, name: str) -> ImageSet:
         """A view in the proportions that the CLIP reads images in when it predicts."""
@@ -210,4 +321,6 @@ class LPCLIP(Adapter):
         return named_view(images, name, clip.image_size, self.flip, clip.squashes)
 
     def _predict_logits(self, images: ImageSet) -> Tensor:
-        return self.clip.encode_image(images) @ torch.from_numpy(self.weight_).T + torch.from_numpy(self.bias_)
+        return self.clip.encode_image(images) @ torch.from_numpy(
+            self.weight_
+        ).T + torch.from_numpy(self.bias_)

@@ -5,14 +5,19 @@
 # %% ../../nbs/04_prototypes.ipynb #cell-6
 from __future__ import annotations
 
-import numpy as np
-import torch
 import warnings
 from collections.abc import Sequence
 
-from ..clip.index import PrototypeIndex, _BLOCK, unit_rows
+import numpy as np
+import torch
+
+from ..clip.index import _BLOCK, PrototypeIndex, unit_rows
 from ..clip.model import CLIP
-from ..clip.templates import average_prompts, encode_prompts, zero_shot_probabilities
+from clipadapt.clip.templates import (
+    average_prompts,
+    encode_prompts,
+    zero_shot_probabilities,
+)
 from ..images.files import Array
 from ..images.sets import ImageSet, check_count, check_labels
 from ..learning.adapter import Adapter
@@ -23,7 +28,9 @@ __all__ = ['text_prototypes', 'image_prototypes', 'mix_prototypes', 'cluster_pro
            'iterate_prototypes', 'Prototypes', 'NearestNeighbours']
 
 # %% ../../nbs/04_prototypes.ipynb #cell-7
-def text_prototypes(clip: CLIP, classnames: Sequence[str], templates: str | Sequence[str] = "single") -> np.ndarray:
+def text_prototypes(
+    clip: CLIP, classnames: Sequence[str], templates: str | Sequence[str] = "single"
+) -> np.ndarray:
     """One unit vector for each class name, float32 [C, D]: its prompts, averaged (see `encode_prompts` and `average_prompts`)."""
     return average_prompts(encode_prompts(clip, classnames, templates)).numpy()
 
@@ -31,39 +38,69 @@ def text_prototypes(clip: CLIP, classnames: Sequence[str], templates: str | Sequ
 def _unit_or(vectors: np.ndarray, fallback: np.ndarray) -> np.ndarray:
     """Rows of `vectors` scaled to unit length; rows too short to have a direction are taken from `fallback`."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.where(lengths > 1e-6, vectors / np.maximum(lengths, 1e-6), fallback).astype(np.float32)
+    return np.where(
+        lengths > 1e-6, vectors / np.maximum(lengths, 1e-6), fallback
+    ).astype(np.float32)
 
 
-def image_prototypes(features, labels: Sequence[int], num_classes: int, fallback: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+def image_prototypes(
+    features,
+    labels: Sequence[int],
+    num_classes: int,
+    fallback: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
     """The mean direction of each class: prototypes, float32 [C, D], of unit length, and counts of images, int64 [C].
 
     `features` are unit vectors [N, D]; `labels` int [N], -1 = leave out. A class without an image gets its row of
     `fallback` [C, D], or zeros when there is none; its count is 0. Raises ValueError for features that `unit_rows` and labels
     that `check_labels` refuse, and for a `fallback` of another shape.
     """
-    features, labels = unit_rows(features, "features"), check_labels(labels, len(features), num_classes)
-    fallback = np.zeros((num_classes, features.shape[1]), np.float32) if fallback is None else np.asarray(fallback)
+    features, labels = (
+        unit_rows(features, "features"),
+        check_labels(labels, len(features), num_classes),
+    )
+    fallback = (
+        np.zeros((num_classes, features.shape[1]), np.float32)
+        if fallback is None
+        else np.asarray(fallback)
+    )
     if fallback.shape != (num_classes, features.shape[1]):
-        raise ValueError(f"fallback must have shape {(num_classes, features.shape[1])}, got {fallback.shape}")
+        raise ValueError(
+            f"fallback must have shape {(num_classes, features.shape[1])}, got {fallback.shape}"
+        )
     return _class_means(features[labels >= 0], labels[labels >= 0], fallback)
 
 
-def _class_means(features: np.ndarray, classes: np.ndarray, fallback: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _class_means(
+    features: np.ndarray, classes: np.ndarray, fallback: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """`image_prototypes` without its checks, every image in a class."""
-    sums = torch.zeros(fallback.shape).index_add_(0, torch.from_numpy(classes), torch.from_numpy(features))
-    return _unit_or(sums.numpy(), fallback), np.bincount(classes, minlength=len(fallback))
+    sums = torch.zeros(fallback.shape).index_add_(
+        0, torch.from_numpy(classes), torch.from_numpy(features)
+    )
+    return _unit_or(sums.numpy(), fallback), np.bincount(
+        classes, minlength=len(fallback)
+    )
 
 # %% ../../nbs/04_prototypes.ipynb #cell-15
-def mix_prototypes(text: np.ndarray, images: np.ndarray, image_weight: float) -> np.ndarray:
+def mix_prototypes(
+    text: np.ndarray, images: np.ndarray, image_weight: float
+) -> np.ndarray:
     """Unit prototypes, float32 [C, D], between text (`image_weight` 0) and images (1). Raises ValueError outside 0 ... 1 or for unequal shapes."""
     if not 0 <= image_weight <= 1:
         raise ValueError(f"image_weight must lie in 0 ... 1, not {image_weight!r}")
     if np.shape(text) != np.shape(images):
-        raise ValueError(f"one text prototype for each image prototype is needed, got shapes {np.shape(text)} and {np.shape(images)}")
-    return _unit_or((1 - image_weight) * np.asarray(text) + image_weight * np.asarray(images), text)
+        raise ValueError(
+            f"one text prototype for each image prototype is needed, got shapes {np.shape(text)} and {np.shape(images)}"
+        )
+    return _unit_or(
+        (1 - image_weight) * np.asarray(text) + image_weight * np.asarray(images), text
+    )
 
 
-def cluster_prototypes(features, labels: Sequence[int], num_classes: int, per_class: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def cluster_prototypes(
+    features, labels: Sequence[int], num_classes: int, per_class: int, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
     """Up to `per_class` prototypes of each class by spherical k-means (FAISS's): prototypes, float32 [M, D], and their classes, int64 [M], rising.
 
     A class with no more images than `per_class` keeps each image as a prototype; one without any is absent. `labels` is int [N],
@@ -71,20 +108,37 @@ def cluster_prototypes(features, labels: Sequence[int], num_classes: int, per_cl
     """
     import faiss
 
-    features, labels = unit_rows(features, "features"), check_labels(labels, len(features), num_classes)
+    features, labels = (
+        unit_rows(features, "features"),
+        check_labels(labels, len(features), num_classes),
+    )
     check_count(per_class, "per_class")
     found = []
     for c in range(num_classes):
         members = features[labels == c]
         if len(members) > per_class:
-            kmeans = faiss.Kmeans(features.shape[1], per_class, spherical=True, seed=seed, niter=20, min_points_per_centroid=1)
+            kmeans = faiss.Kmeans(
+                features.shape[1],
+                per_class,
+                spherical=True,
+                seed=seed,
+                niter=20,
+                min_points_per_centroid=1,
+            )
             kmeans.train(members)
             members = _unit_or(kmeans.centroids, members[:per_class])
         found.append(members)
-    return np.concatenate(found), np.repeat(np.arange(num_classes), [len(members) for members in found])
+    return np.concatenate(found), np.repeat(
+        np.arange(num_classes), [len(members) for members in found]
+    )
 
 # %% ../../nbs/04_prototypes.ipynb #cell-19
-def update_prototypes(prototypes: np.ndarray, means: np.ndarray, momentum: float, present: np.ndarray | None = None) -> np.ndarray:
+def update_prototypes(
+    prototypes: np.ndarray,
+    means: np.ndarray,
+    momentum: float,
+    present: np.ndarray | None = None,
+) -> np.ndarray:
     """One step of unit `prototypes` [C, D] towards unit `means` [C, D]: float32 [C, D], of unit length.
 
     `momentum` 1 keeps them, 0 replaces them. Classes outside the mask `present` (bool [C]) stay exactly as they are. Raises
@@ -93,10 +147,16 @@ def update_prototypes(prototypes: np.ndarray, means: np.ndarray, momentum: float
     if not 0 <= momentum <= 1:
         raise ValueError(f"momentum must lie in 0 ... 1, not {momentum!r}")
     moved = _unit_or(momentum * prototypes + (1 - momentum) * means, prototypes)
-    return moved if present is None else np.where(np.asarray(present)[:, None], moved, prototypes)
+    return (
+        moved
+        if present is None
+        else np.where(np.asarray(present)[:, None], moved, prototypes)
+    )
 
 
-def _assigned(features: np.ndarray, prototypes: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def _assigned(
+    features: np.ndarray, prototypes: np.ndarray, labels: np.ndarray
+) -> np.ndarray:
     """The class of each image: its label, or its nearest prototype where the label is -1."""
     nearest = np.empty(len(features), np.int64)
     for start in range(0, len(features), _BLOCK):
@@ -105,8 +165,15 @@ def _assigned(features: np.ndarray, prototypes: np.ndarray, labels: np.ndarray) 
     return np.where(labels >= 0, labels, nearest)
 
 # %% ../../nbs/04_prototypes.ipynb #cell-21
-def iterate_prototypes(features, text: np.ndarray, labels: Sequence[int] | None = None, *, momentum: float = 0.7,
-                       iterations: int = 50, image_weight: float = 1.0) -> tuple[np.ndarray, np.ndarray, list[dict]]:
+def iterate_prototypes(
+    features,
+    text: np.ndarray,
+    labels: Sequence[int] | None = None,
+    *,
+    momentum: float = 0.7,
+    iterations: int = 50,
+    image_weight: float = 1.0,
+) -> tuple[np.ndarray, np.ndarray, list[dict]]:
     """Spherical k-means (Dhillon and Modha 2001) among `features` [N, D], started from `text` prototypes [C, D].
 
     Each round assigns every image (one with a label 0 ... C - 1 keeps it, -1 = unlabelled) and moves the prototypes by
@@ -123,11 +190,19 @@ def iterate_prototypes(features, text: np.ndarray, labels: Sequence[int] | None 
     labels = check_labels(labels, len(features), len(text))
     prototypes, classes, history = text, labels, []
     for _ in range(iterations):
-        before, classes = classes, _assigned(features, mix_prototypes(text, prototypes, image_weight), labels)
+        before, classes = (
+            classes,
+            _assigned(features, mix_prototypes(text, prototypes, image_weight), labels),
+        )
         means, counts = _class_means(features, classes, prototypes)
         moved = update_prototypes(prototypes, means, momentum, counts > 0)
-        history.append({"changed": int((classes != before).sum()), "counts": counts.tolist(),
-                        "moved": float(np.linalg.norm(moved - prototypes, axis=1).max())})
+        history.append(
+            {
+                "changed": int((classes != before).sum()),
+                "counts": counts.tolist(),
+                "moved": float(np.linalg.norm(moved - prototypes, axis=1).max()),
+            }
+        )
         prototypes = moved
         if not history[-1]["changed"] and history[-1]["moved"] < 1e-3:
             break
@@ -157,22 +232,47 @@ class Prototypes(Adapter):
         "empty_classes_": list[str],
     }
 
-    def __init__(self, clip: CLIP, classnames: Sequence[str], *, templates: str | Sequence[str] = "single", momentum: float = 0.7,
-                 iterations: int = 50, image_weight: float = 1.0, per_class: int = 1, seed: int = 0):
+    def __init__(
+        self,
+        clip: CLIP,
+        classnames: Sequence[str],
+        *,
+        templates: str | Sequence[str] = "single",
+        momentum: float = 0.7,
+        iterations: int = 50,
+        image_weight: float = 1.0,
+        per_class: int = 1,
+        seed: int = 0,
+    ):
         super().__init__(clip, classnames, seed=seed)
         self.templates, self.momentum, self.iterations = templates, momentum, iterations
         self.image_weight, self.per_class = image_weight, per_class
 
     def _fit(self, images: ImageSet, labels: np.ndarray) -> None:
-        features, text = self.clip.encode_image(images).numpy(), text_prototypes(self.clip, self.classnames_, self.templates)
+        features, text = (
+            self.clip.encode_image(images).numpy(),
+            text_prototypes(self.clip, self.classnames_, self.templates),
+        )
         prototypes, self.pseudolabels_, self.history_ = iterate_prototypes(
-            features, text, labels, momentum=self.momentum, iterations=self.iterations, image_weight=self.image_weight)
+            features,
+            text,
+            labels,
+            momentum=self.momentum,
+            iterations=self.iterations,
+            image_weight=self.image_weight,
+        )
         self.prototypes_, self.owners_ = prototypes, np.arange(len(text))
         if self.per_class != 1:
-            several, owners = cluster_prototypes(features, self.pseudolabels_, len(text), self.per_class, self.seed)
+            several, owners = cluster_prototypes(
+                features, self.pseudolabels_, len(text), self.per_class, self.seed
+            )
             empty = np.setdiff1d(np.arange(len(text)), owners)
             owners = np.concatenate([owners, empty])
-            several = mix_prototypes(text[owners], np.concatenate([several, prototypes[empty]]), self.image_weight)
+            several = mix_prototypes(
+                text[owners],
+                np.concatenate([several, prototypes[empty]]),
+                self.image_weight,
+            )
             order = np.argsort(owners, kind="stable")
             self.prototypes_, self.owners_ = several[order], owners[order]
         self.empty_classes_ = _report_empty(self.pseudolabels_, self.classnames_)
@@ -185,15 +285,27 @@ class Prototypes(Adapter):
 
     def _predict_logits(self, images: ImageSet) -> torch.Tensor:
         similarities = self.clip.encode_image(images).numpy() @ self.prototypes_.T
-        best = np.maximum.reduceat(similarities, np.searchsorted(self.owners_, np.arange(len(self.classnames_))), axis=1)
+        best = np.maximum.reduceat(
+            similarities,
+            np.searchsorted(self.owners_, np.arange(len(self.classnames_))),
+            axis=1,
+        )
         return self.clip.logit_scale * torch.from_numpy(best)
 
 # %% ../../nbs/04_prototypes.ipynb #cell-32
 def _report_empty(pseudolabels: np.ndarray, classnames: list[str]) -> list[str]:
     """The names of classes that no image was assigned to; warns when there are any."""
-    empty = [classnames[c] for c in np.flatnonzero(np.bincount(pseudolabels, minlength=len(classnames)) == 0)]
+    empty = [
+        classnames[c]
+        for c in np.flatnonzero(
+            np.bincount(pseudolabels, minlength=len(classnames)) == 0
+        )
+    ]
     if empty:
-        warnings.warn(f"no image was assigned to {len(empty)} of {len(classnames)} classes: {', '.join(empty[:5])}", stacklevel=4)
+        warnings.warn(
+            f"no image was assigned to {len(empty)} of {len(classnames)} classes: {', '.join(empty[:5])}",
+            stacklevel=4,
+        )
     return empty
 
 # %% ../../nbs/04_prototypes.ipynb #cell-34
@@ -213,20 +325,44 @@ class NearestNeighbours(Adapter):
         "empty_classes_": list[str],
     }
 
-    def __init__(self, clip: CLIP, classnames: Sequence[str], *, templates: str | Sequence[str] = "single", k: int = 10,
-                 per_class: int | None = None, kind: str = "exact", seed: int = 0):
+    def __init__(
+        self,
+        clip: CLIP,
+        classnames: Sequence[str],
+        *,
+        templates: str | Sequence[str] = "single",
+        k: int = 10,
+        per_class: int | None = None,
+        kind: str = "exact",
+        seed: int = 0,
+    ):
         super().__init__(clip, classnames, seed=seed)
-        self.templates, self.k, self.per_class, self.kind = templates, k, per_class, kind
+        self.templates, self.k, self.per_class, self.kind = (
+            templates,
+            k,
+            per_class,
+            kind,
+        )
 
     def _fit(self, images: ImageSet, labels: np.ndarray) -> None:
         check_count(self.k, "k")
-        features, prompts = self.clip.encode_image(images), encode_prompts(self.clip, self.classnames_, self.templates)
-        probabilities = zero_shot_probabilities(features, prompts, self.clip.logit_scale).numpy()
-        kept, classes = np.arange(len(features)), np.where(labels >= 0, labels, probabilities.argmax(1))
+        features, prompts = (
+            self.clip.encode_image(images),
+            encode_prompts(self.clip, self.classnames_, self.templates),
+        )
+        probabilities = zero_shot_probabilities(
+            features, prompts, self.clip.logit_scale
+        ).numpy()
+        kept, classes = (
+            np.arange(len(features)),
+            np.where(labels >= 0, labels, probabilities.argmax(1)),
+        )
         if self.per_class is not None:
             unlabelled = np.flatnonzero(labels < 0)
             chosen = top_k(probabilities[unlabelled], self.per_class, policy="argmax")
-            kept = np.concatenate([np.flatnonzero(labels >= 0), unlabelled[chosen.images]])
+            kept = np.concatenate(
+                [np.flatnonzero(labels >= 0), unlabelled[chosen.images]]
+            )
             classes = np.concatenate([labels[labels >= 0], chosen.classes])
         self.features_, self.pseudolabels_ = features.numpy()[kept], classes
         self.empty_classes_ = _report_empty(classes, self.classnames_)
@@ -237,9 +373,17 @@ class NearestNeighbours(Adapter):
             raise ValueError("there are no features")
 
     def _predict_proba(self, images: ImageSet) -> np.ndarray:
-        if not hasattr(self, "_index"):     # loaded: the index is made again from the memory
+        if not hasattr(
+            self, "_index"
+        ):  # loaded: the index is made again from the memory
             self._index = PrototypeIndex(self.features_, self.kind, seed=self.seed)
-        similarities, positions = self._index.search(self.clip.encode_image(images), self.k)
+        similarities, positions = self._index.search(
+            self.clip.encode_image(images), self.k
+        )
         votes = np.full((len(images), len(self.classnames_)), 1 / len(self.classnames_))
-        np.add.at(votes, (np.arange(len(images))[:, None], self.pseudolabels_[positions]), similarities.clip(0))
+        np.add.at(
+            votes,
+            (np.arange(len(images))[:, None], self.pseudolabels_[positions]),
+            similarities.clip(0),
+        )
         return votes / votes.sum(1, keepdims=True)

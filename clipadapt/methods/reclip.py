@@ -5,10 +5,11 @@
 # %% ../../nbs/13_reclip.ipynb #cell-8
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 import torch
 import torch.nn.functional as F
-from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 
 from ..clip.features import fit_facts
@@ -17,9 +18,31 @@ from ..clip.templates import check_templates
 from ..images.files import Array
 from ..images.sets import ImageSet, check_count
 from ..learning.adapter import Adapter
-from ..learning.towers import TextTable, _classifier, _fill_templates, check_numbers, trainable_copy
-from ..learning.training import Checkpoint, Recipe, module_numbers, restore_training, set_module_numbers, state_part, train_epoch, train_epochs, training_state
-from .transduction import _check_alpha, _check_projection, class_centroids, class_directions, propagate_labels
+from clipadapt.learning.towers import (
+    TextTable,
+    _classifier,
+    _fill_templates,
+    check_numbers,
+    trainable_copy,
+)
+from clipadapt.learning.training import (
+    Checkpoint,
+    Recipe,
+    module_numbers,
+    restore_training,
+    set_module_numbers,
+    state_part,
+    train_epoch,
+    train_epochs,
+    training_state,
+)
+from clipadapt.methods.transduction import (
+    _check_alpha,
+    _check_projection,
+    class_centroids,
+    class_directions,
+    propagate_labels,
+)
 
 # %% auto #0
 __all__ = ['IMAGE_LOSSES', 'SMALL', 'layer_norms', 'ReCLIP']
@@ -37,7 +60,8 @@ def layer_norms(model: nn.Module, tower: str) -> nn.ParameterList:
     """
     kinds = (nn.LayerNorm, nn.BatchNorm2d) if tower == "image" else nn.LayerNorm
     parameters = [
-        parameter for name, module in model.named_modules()
+        parameter
+        for name, module in model.named_modules()
         if isinstance(module, kinds) and _tower_of(name) == tower
         for parameter in module.parameters(recurse=False)
     ]
@@ -60,15 +84,28 @@ class _Run:
     """One fit of ReCLIP: two towers of one copied CLIP, what each says of the images, and how they are trained where they agree."""
 
     def __init__(self, method: ReCLIP, images: ImageSet, labels: np.ndarray):
-        self.method, self.images, self.labels, self.classes = method, images, labels, len(method.classnames_)
+        self.method, self.images, self.labels, self.classes = (
+            method,
+            images,
+            labels,
+            len(method.classnames_),
+        )
         published = min(100, len(images) // 5000 + 2)
         self.epochs = published if method.epochs is None else method.epochs
         self.recipe = method._recipe(self.epochs)
         self.tuned = trainable_copy(method.clip)
         self.tuned.model.requires_grad_(False)
-        self.norms = {tower: layer_norms(self.tuned.model, tower).requires_grad_(True) for tower in ("text", "image")}
-        self.optimisers = {tower: self.recipe.optimiser(norms.parameters()) for tower, norms in self.norms.items()}
-        self.table = TextTable(self.tuned, _fill_templates(method.templates, method.classnames_))
+        self.norms = {
+            tower: layer_norms(self.tuned.model, tower).requires_grad_(True)
+            for tower in ("text", "image")
+        }
+        self.optimisers = {
+            tower: self.recipe.optimiser(norms.parameters())
+            for tower, norms in self.norms.items()
+        }
+        self.table = TextTable(
+            self.tuned, _fill_templates(method.templates, method.classnames_)
+        )
         self.zero_shot = _classifier(self.tuned, self.table, self.classes).cpu()
         self.features = method.clip.encode_image(images)
 
@@ -76,13 +113,26 @@ class _Run:
         """Label all images with both towers, and make both classifiers anew; at `first` both towers are as they were."""
         text = _classifier(self.tuned, self.table, self.classes).cpu()
         seen = self.features if first else self.tuned.encode_image(self.images)
-        self.pseudolabels = np.stack([self.propagate(self.features, text), self.propagate(seen, self.zero_shot)])
-        self.classifiers = torch.stack([text, class_centroids(seen, self.zero_shot, self.pseudolabels[1])])
+        self.pseudolabels = np.stack(
+            [self.propagate(self.features, text), self.propagate(seen, self.zero_shot)]
+        )
+        self.classifiers = torch.stack(
+            [text, class_centroids(seen, self.zero_shot, self.pseudolabels[1])]
+        )
 
     def propagate(self, features: Tensor, classes: Tensor) -> np.ndarray:
         """Labels int64 [N] by propagation in the space that tells the classes apart."""
-        directions, device = class_directions(classes, self.method.projection, self.method.cut), self.tuned.device      # coordinates have the cosines of projections
-        return propagate_labels((features @ directions).to(device), (classes @ directions).to(device), self.method.k, self.method.alpha, labels=self.labels)[0]
+        directions, device = (
+            class_directions(classes, self.method.projection, self.method.cut),
+            self.tuned.device,
+        )  # coordinates have the cosines of projections
+        return propagate_labels(
+            (features @ directions).to(device),
+            (classes @ directions).to(device),
+            self.method.k,
+            self.method.alpha,
+            labels=self.labels,
+        )[0]
 
     @property
     def agreed(self) -> np.ndarray:
@@ -91,23 +141,50 @@ class _Run:
 
     def epoch(self, number: int) -> dict:
         """Look at all images (number 0), or train both towers on those whose pseudolabels agree, then look again; return what happened."""
-        losses = self.train(number) if number else dict.fromkeys(("text_loss", "image_loss"))
+        losses = (
+            self.train(number) if number else dict.fromkeys(("text_loss", "image_loss"))
+        )
         self.look(first=not number)
-        return {"agreement": float(self.agreed.mean()), "classes": len(np.unique(self.pseudolabels[0][self.agreed])), **losses}
+        return {
+            "agreement": float(self.agreed.mean()),
+            "classes": len(np.unique(self.pseudolabels[0][self.agreed])),
+            **losses,
+        }
 
     def train(self, number: int) -> dict:
         """Train both towers on the images whose pseudolabels agree; return the losses, None where there was nothing to train on."""
-        order = torch.from_numpy(np.random.default_rng((self.method.seed, number)).permutation(np.flatnonzero(self.agreed)))
-        losses, batches = dict.fromkeys(("text_loss", "image_loss")), order.split(self.method.batch_size or len(self.images))
+        order = torch.from_numpy(
+            np.random.default_rng((self.method.seed, number)).permutation(
+                np.flatnonzero(self.agreed)
+            )
+        )
+        losses, batches = (
+            dict.fromkeys(("text_loss", "image_loss")),
+            order.split(self.method.batch_size or len(self.images)),
+        )
         if len(order):
-            losses["text_loss"] = train_epoch(self.optimisers["text"], self.text_loss, batches, self.recipe, 0)      # epoch 0: the rate is constant
-            pixels = self.tuned.pixel_batches(self.images.subset(order), len(batches[0]))
-            losses["image_loss"] = train_epoch(self.optimisers["image"], lambda batch: self.image_loss(batch, next(pixels)), batches, self.recipe, 0)
+            losses["text_loss"] = train_epoch(
+                self.optimisers["text"], self.text_loss, batches, self.recipe, 0
+            )  # epoch 0: the rate is constant
+            pixels = self.tuned.pixel_batches(
+                self.images.subset(order), len(batches[0])
+            )
+            losses["image_loss"] = train_epoch(
+                self.optimisers["image"],
+                lambda batch: self.image_loss(batch, next(pixels)),
+                batches,
+                self.recipe,
+                0,
+            )
         return losses
 
     def text_loss(self, batch: Tensor) -> Tensor:
         """Cross-entropy of the frozen image features against the prompts as the text tower encodes them now (first template)."""
-        return self.cross_entropy(self.features[batch], self.table(self.tuned, torch.arange(self.classes)), batch)
+        return self.cross_entropy(
+            self.features[batch],
+            self.table(self.tuned, torch.arange(self.classes)),
+            batch,
+        )
 
     def image_loss(self, batch: Tensor, pixels: Tensor) -> Tensor:
         """Cross-entropy of the images as the image tower encodes them now against the centroids.
@@ -124,28 +201,53 @@ class _Run:
         """Mean cross-entropy of features [B, D] under class features [C, D] against the pseudolabels of the `batch`."""
         device = self.tuned.device
         logits = self.tuned.logit_scale * seen.to(device) @ classifier.to(device).T
-        return F.cross_entropy(logits, torch.from_numpy(self.pseudolabels[1])[batch].to(device))
+        return F.cross_entropy(
+            logits, torch.from_numpy(self.pseudolabels[1])[batch].to(device)
+        )
 
     def state(self) -> dict[str, np.ndarray]:
         """All that an epoch hands to the next, by name."""
-        states = {f"{tower}.{name}": array for tower, norms in self.norms.items() for name, array in training_state(norms, self.optimisers[tower]).items()}
-        return {**states, "pseudolabels": self.pseudolabels, "classifiers": self.classifiers.numpy()}
+        states = {
+            f"{tower}.{name}": array
+            for tower, norms in self.norms.items()
+            for name, array in training_state(norms, self.optimisers[tower]).items()
+        }
+        return {
+            **states,
+            "pseudolabels": self.pseudolabels,
+            "classifiers": self.classifiers.numpy(),
+        }
 
     def restore(self, arrays: dict[str, np.ndarray]) -> None:
         """Take over what `state` returned, or raise ValueError for the state of another run."""
-        own = state_part(arrays, {
-            "pseudolabels": Array("int64", 2, len(self.images), low=0, below=self.classes),
-            "classifiers": Array("float32", 2, *self.zero_shot.shape),
-        })
-        self.pseudolabels, self.classifiers = own["pseudolabels"], torch.from_numpy(own["classifiers"])
+        own = state_part(
+            arrays,
+            {
+                "pseudolabels": Array(
+                    "int64", 2, len(self.images), low=0, below=self.classes
+                ),
+                "classifiers": Array("float32", 2, *self.zero_shot.shape),
+            },
+        )
+        self.pseudolabels, self.classifiers = (
+            own["pseudolabels"],
+            torch.from_numpy(own["classifiers"]),
+        )
         for tower, norms in self.norms.items():
-            own = {name.removeprefix(f"{tower}."): array for name, array in arrays.items() if name.startswith(f"{tower}.")}
+            own = {
+                name.removeprefix(f"{tower}."): array
+                for name, array in arrays.items()
+                if name.startswith(f"{tower}.")
+            }
             restore_training(norms, self.optimisers[tower], own)
 
 # %% ../../nbs/13_reclip.ipynb #cell-13
 IMAGE_LOSSES = ("published", "mean")
 SMALL = {
-    "projection": "whole", "image_loss": "mean", "epochs": 4, "learning_rate": 0.03,
+    "projection": "whole",
+    "image_loss": "mean",
+    "epochs": 4,
+    "learning_rate": 0.03,
 }
 
 # %% ../../nbs/13_reclip.ipynb #cell-14
@@ -191,12 +293,23 @@ class ReCLIP(Adapter):
     }
 
     def __init__(
-        self, clip: CLIP, classnames: Sequence[str], *,
-        templates: str | Sequence[str] = "single", k: int = 20, alpha: float = 0.99,
-        projection: str | None = "span", cut: int | None = 768,
-        image_loss: str = "published", epochs: int | None = None,
-        batch_size: int | None = 64, learning_rate: float = 1e-3, momentum: float = 0.9,
-        weight_decay: float = 1e-4, checkpoint: str | None = None, seed: int = 0,
+        self,
+        clip: CLIP,
+        classnames: Sequence[str],
+        *,
+        templates: str | Sequence[str] = "single",
+        k: int = 20,
+        alpha: float = 0.99,
+        projection: str | None = "span",
+        cut: int | None = 768,
+        image_loss: str = "published",
+        epochs: int | None = None,
+        batch_size: int | None = 64,
+        learning_rate: float = 1e-3,
+        momentum: float = 0.9,
+        weight_decay: float = 1e-4,
+        checkpoint: str | None = None,
+        seed: int = 0,
     ):
         super().__init__(clip, classnames, seed=seed)
         self.templates = templates
@@ -208,7 +321,12 @@ class ReCLIP(Adapter):
         self.weight_decay = weight_decay
         self.checkpoint = checkpoint
 
-    def fit(self, X, y: Sequence[int] | None = None, on_epoch: Callable[[ReCLIP], dict] | None = None):
+    def fit(
+        self,
+        X,
+        y: Sequence[int] | None = None,
+        on_epoch: Callable[[ReCLIP], dict] | None = None,
+    ):
         """Adapt to the images `X` and return self: see `Adapter.fit`.
 
         `on_epoch(method)` is called before training and after every epoch, when the method can predict already; the dict of plain values that it
@@ -223,7 +341,9 @@ class ReCLIP(Adapter):
 
     def _check_parameters(self) -> None:
         """Raise ValueError for the first parameter out of range."""
-        self._recipe(check_count(0 if self.epochs is None else self.epochs, "epochs", 0))
+        self._recipe(
+            check_count(0 if self.epochs is None else self.epochs, "epochs", 0)
+        )
         check_templates(self.templates)
         check_count(self.k, "k")
         _check_alpha(self.alpha)
@@ -235,29 +355,52 @@ class ReCLIP(Adapter):
             )
 
     def _recipe(self, epochs: int) -> Recipe:
-        return Recipe(max(1, epochs), self.batch_size, self.learning_rate, self.momentum, self.weight_decay, warmup=0)
+        return Recipe(
+            max(1, epochs),
+            self.batch_size,
+            self.learning_rate,
+            self.momentum,
+            self.weight_decay,
+            warmup=0,
+        )
 
     def _check_loaded(self) -> None:
         self._check_parameters()
-        check_numbers("layer_norms_", self.layer_norms_, layer_norms(self.clip.model, "image"))
+        check_numbers(
+            "layer_norms_", self.layer_norms_, layer_norms(self.clip.model, "image")
+        )
 
     def _fit(self, images: ImageSet, labels: np.ndarray) -> None:
         self._check_parameters()
         run = _Run(self, images, labels)
-        checkpoint = Checkpoint(self.checkpoint, fit_facts(self, images, labels=labels) if self.checkpoint else {})
+        checkpoint = Checkpoint(
+            self.checkpoint,
+            fit_facts(self, images, labels=labels) if self.checkpoint else {},
+        )
         train_epochs(self, run, run.epochs + 1, checkpoint)
 
     def _show(self, run: _Run) -> None:
         """Put the state of a run where `predict` and users find it."""
         self._tuned, self.pseudolabels_ = run.tuned, run.pseudolabels
         self.layer_norms_ = module_numbers(run.norms["image"])
-        self.text_classifier_, self.image_classifier_ = (classifier.numpy() for classifier in run.classifiers)
+        self.text_classifier_, self.image_classifier_ = (
+            classifier.numpy() for classifier in run.classifiers
+        )
 
     def _predict_logits(self, images: ImageSet) -> Tensor:
         """The mean of both towers' logits."""
-        if not hasattr(self, "_tuned"):     # loaded: the image encoder is made again from its LayerNorms
+        if not hasattr(
+            self, "_tuned"
+        ):  # loaded: the image encoder is made again from its LayerNorms
             self._tuned = trainable_copy(self.clip)
-            set_module_numbers(layer_norms(self._tuned.model, "image"), self.layer_norms_)
-        similarity = self.clip.encode_image(images) @ torch.from_numpy(self.text_classifier_).T
-        similarity += self._tuned.encode_image(images) @ torch.from_numpy(self.image_classifier_).T
+            set_module_numbers(
+                layer_norms(self._tuned.model, "image"), self.layer_norms_
+            )
+        similarity = (
+            self.clip.encode_image(images) @ torch.from_numpy(self.text_classifier_).T
+        )
+        similarity += (
+            self._tuned.encode_image(images)
+            @ torch.from_numpy(self.image_classifier_).T
+        )
         return self.clip.logit_scale / 2 * similarity

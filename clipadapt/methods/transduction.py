@@ -21,7 +21,12 @@ __all__ = ['PROJECTIONS', 'BLOCK', 'class_directions', 'projection_matrix', 'nei
 PROJECTIONS = ("span", "whole", None)
 
 
-def class_directions(class_features: Tensor, projection: str | None = "span", cut: int | None = None, first: bool = False) -> Tensor:
+def class_directions(
+    class_features: Tensor,
+    projection: str | None = "span",
+    cut: int | None = None,
+    first: bool = False,
+) -> Tensor:
     """Orthonormal directions that tell the classes apart, the columns of a float32 [D, R].
 
     class_features: unit rows [C, D]. Of their right singular vectors the first is what all classes share: it is left out, unless `first`.
@@ -33,15 +38,28 @@ def class_directions(class_features: Tensor, projection: str | None = "span", cu
     features = _check_features(class_features, "class_features").double().cpu()
     if len(features) == 1 or projection is None:
         return torch.eye(features.shape[1])
-    _, sizes, directions = torch.linalg.svd(features, full_matrices=projection == "whole")
+    _, sizes, directions = torch.linalg.svd(
+        features, full_matrices=projection == "whole"
+    )
     differ = int((sizes > 1e-6 * sizes[0]).sum())
-    last = len(directions) if projection == "whole" else min(differ, check_count(differ if cut is None else cut, "cut"))
+    last = (
+        len(directions)
+        if projection == "whole"
+        else min(differ, check_count(differ if cut is None else cut, "cut"))
+    )
     if last <= (not first):
-        raise ValueError(f"no direction is left: {differ} of {len(features)} classes differ, cut is {cut}; use a larger cut, or projection=None")
+        raise ValueError(
+            f"no direction is left: {differ} of {len(features)} classes differ, cut is {cut}; use a larger cut, or projection=None"
+        )
     return directions[0 if first else 1 : last].T.float()
 
 
-def projection_matrix(class_features: Tensor, projection: str | None = "span", cut: int | None = None, first: bool = False) -> Tensor:
+def projection_matrix(
+    class_features: Tensor,
+    projection: str | None = "span",
+    cut: int | None = None,
+    first: bool = False,
+) -> Tensor:
     """The projection onto `class_directions`, symmetric float32 [D, D]."""
     directions = class_directions(class_features, projection, cut, first)
     return directions @ directions.T
@@ -49,18 +67,26 @@ def projection_matrix(class_features: Tensor, projection: str | None = "span", c
 
 def _check_projection(projection: str | None, cut: int | None) -> None:
     if projection not in PROJECTIONS:
-        raise ValueError(f"projection must be one of {', '.join(map(repr, PROJECTIONS))}, not {projection!r}")
+        raise ValueError(
+            f"projection must be one of {', '.join(map(repr, PROJECTIONS))}, not {projection!r}"
+        )
     check_count(1 if cut is None else cut, "cut")
 
 
 def _check_features(features: Tensor, name: str) -> Tensor:
     """The same features; ValueError unless they are finite numbers [N, D]."""
-    if features.ndim != 2 or not features.is_floating_point() or not features.isfinite().all():
-        raise ValueError(f"{name} must be finite floats [N, D], got {features.dtype} of shape {tuple(features.shape)}{'' if features.isfinite().all() else ', not all finite'}")
+    if (
+        features.ndim != 2
+        or not features.is_floating_point()
+        or not features.isfinite().all()
+    ):
+        raise ValueError(
+            f"{name} must be finite floats [N, D], got {features.dtype} of shape {tuple(features.shape)}{'' if features.isfinite().all() else ', not all finite'}"
+        )
     return features
 
 # %% ../../nbs/05_transduction.ipynb #cell-8
-BLOCK = 2**24       # similarities computed at a time: 64 MB
+BLOCK = 2**24  # similarities computed at a time: 64 MB
 
 
 def neighbour_graph(features: Tensor, k: int = 20) -> csr_array:
@@ -80,10 +106,15 @@ def neighbour_graph(features: Tensor, k: int = 20) -> csr_array:
         weights.append(best.values.cpu())
         neighbours.append(best.indices.cpu().int())
     weights = ((torch.cat(weights).double() + 1) / 2).clamp(min=0).flatten().numpy()
-    proposed = csr_array((weights, torch.cat(neighbours).flatten().numpy(), np.arange(count + 1) * k), shape=(count, count))
+    proposed = csr_array(
+        (weights, torch.cat(neighbours).flatten().numpy(), np.arange(count + 1) * k),
+        shape=(count, count),
+    )
     affinity = (proposed + proposed.T) / 2
     degree = affinity.sum(1)
-    scale = diags_array(np.divide(1, np.sqrt(degree), out=np.zeros(count), where=degree > 0))
+    scale = diags_array(
+        np.divide(1, np.sqrt(degree), out=np.zeros(count), where=degree > 0)
+    )
     return csr_array(scale @ affinity @ scale)
 
 # %% ../../nbs/05_transduction.ipynb #cell-12
@@ -92,7 +123,13 @@ def _check_alpha(alpha: float) -> None:
         raise ValueError(f"alpha must be at least 0 and below 1, got {alpha!r}")
 
 
-def diffuse(graph: csr_array, seeds: np.ndarray, alpha: float = 0.99, tolerance: float = 1e-6, iterations: int = 1000) -> np.ndarray:
+def diffuse(
+    graph: csr_array,
+    seeds: np.ndarray,
+    alpha: float = 0.99,
+    tolerance: float = 1e-6,
+    iterations: int = 1000,
+) -> np.ndarray:
     """Solve (I - alpha graph) X = seeds for all columns at once by conjugate gradients; float64 [M, S].
 
     `graph` is that of `neighbour_graph`, so the matrix is positive definite for 0 <= alpha < 1. A column is done when its residual is `tolerance` times
@@ -116,8 +153,15 @@ def diffuse(graph: csr_array, seeds: np.ndarray, alpha: float = 0.99, tolerance:
     return solution
 
 # %% ../../nbs/05_transduction.ipynb #cell-15
-def propagate_labels(image_features: Tensor, class_features: Tensor, k: int = 20, alpha: float = 0.99, *, labels: np.ndarray | None = None,
-                     tolerance: float = 1e-6) -> tuple[np.ndarray, np.ndarray]:
+def propagate_labels(
+    image_features: Tensor,
+    class_features: Tensor,
+    k: int = 20,
+    alpha: float = 0.99,
+    *,
+    labels: np.ndarray | None = None,
+    tolerance: float = 1e-6,
+) -> tuple[np.ndarray, np.ndarray]:
     """Labels int64 [N] that spread from the class features along the neighbours of the images, and their scores, float32 [N, C].
 
     image_features: [N, D]; class_features: [C, D], the first nodes of the graph (see `neighbour_graph`; `alpha` as in `diffuse`). Each class starts with
@@ -127,10 +171,19 @@ def propagate_labels(image_features: Tensor, class_features: Tensor, k: int = 20
     """
     count, classes = len(image_features), len(class_features)
     if not classes or image_features.shape[-1:] != class_features.shape[-1:]:
-        raise ValueError(f"label propagation needs image features [N, D] and at least one class feature [C, D], got {tuple(image_features.shape)} and {tuple(class_features.shape)}")
-    nodes = torch.cat([_check_features(class_features, "class_features"), _check_features(image_features, "image_features").to(class_features)])
+        raise ValueError(
+            f"label propagation needs image features [N, D] and at least one class feature [C, D], got {tuple(image_features.shape)} and {tuple(class_features.shape)}"
+        )
+    nodes = torch.cat(
+        [
+            _check_features(class_features, "class_features"),
+            _check_features(image_features, "image_features").to(class_features),
+        ]
+    )
     labels = check_labels(labels, count, classes)
-    known = np.concatenate([np.arange(classes), labels])        # the class that a node starts with
+    known = np.concatenate(
+        [np.arange(classes), labels]
+    )  # the class that a node starts with
     shares = np.bincount(known[known >= 0], minlength=classes)
     graph, scores = neighbour_graph(nodes, k), np.empty((count, classes), np.float32)
     for block in np.split(np.arange(classes), range(64, classes, 64)):
@@ -138,13 +191,28 @@ def propagate_labels(image_features: Tensor, class_features: Tensor, k: int = 20
         scores[:, block] = diffuse(graph, seeds, alpha, tolerance)[classes:]
     found, lost = scores.argmax(1), ~scores.any(1)
     if lost.any():
-        found[lost] = (F.normalize(nodes[classes:][lost], dim=1) @ F.normalize(nodes[:classes], dim=1).T).argmax(1).cpu().numpy()
+        found[lost] = (
+            (
+                F.normalize(nodes[classes:][lost], dim=1)
+                @ F.normalize(nodes[:classes], dim=1).T
+            )
+            .argmax(1)
+            .cpu()
+            .numpy()
+        )
     return np.where(labels >= 0, labels, found), scores
 
 
-def class_centroids(image_features: Tensor, class_features: Tensor, labels: np.ndarray) -> Tensor:
+def class_centroids(
+    image_features: Tensor, class_features: Tensor, labels: np.ndarray
+) -> Tensor:
     """The direction of the mean of each class's images and its own feature, unit rows float32 [C, D]; a class without images keeps its feature.
 
     image_features: [N, D]; class_features: [C, D]; labels: int64 [N], from 0. ReCLIP (arXiv 2308.03793), section 3.3.
     """
-    return F.normalize(class_features.index_add(0, torch.from_numpy(labels).to(class_features.device), image_features), dim=1)
+    return F.normalize(
+        class_features.index_add(
+            0, torch.from_numpy(labels).to(class_features.device), image_features
+        ),
+        dim=1,
+    )

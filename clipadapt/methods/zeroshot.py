@@ -5,12 +5,17 @@
 # %% ../../nbs/01_zeroshot.ipynb #cell-21
 from __future__ import annotations
 
-import numpy as np
-import torch
 from collections.abc import Sequence
 
+import numpy as np
+import torch
+
 from ..clip.model import CLIP
-from ..clip.templates import average_prompts, encode_prompts, zero_shot_probabilities
+from clipadapt.clip.templates import (
+    average_prompts,
+    encode_prompts,
+    zero_shot_probabilities,
+)
 from ..images.files import Array
 from ..images.sets import ImageSet
 from ..learning.adapter import Adapter
@@ -28,16 +33,29 @@ class ZeroShot(Adapter):
 
     fitted = {"prompt_features_": Array("float32", "T", "C", "D")}
 
-    def __init__(self, clip: CLIP, classnames: Sequence[str], *, templates: str | Sequence[str] = "single",
-                 ensemble: str = "embedding", seed: int = 0):
+    def __init__(
+        self,
+        clip: CLIP,
+        classnames: Sequence[str],
+        *,
+        templates: str | Sequence[str] = "single",
+        ensemble: str = "embedding",
+        seed: int = 0,
+    ):
         super().__init__(clip, classnames, seed=seed)
         self.templates, self.ensemble = templates, ensemble
 
     def _fit(self, images: ImageSet, labels: np.ndarray) -> None:
         features = encode_prompts(self.clip, self.classnames_, self.templates)
         if self.ensemble not in ("embedding", "probability"):
-            raise ValueError(f"ensemble must be 'embedding' or 'probability', not {self.ensemble!r}")
-        self.prompt_features_ = (average_prompts(features)[None] if self.ensemble == "embedding" else features).numpy()
+            raise ValueError(
+                f"ensemble must be 'embedding' or 'probability', not {self.ensemble!r}"
+            )
+        self.prompt_features_ = (
+            average_prompts(features)[None]
+            if self.ensemble == "embedding"
+            else features
+        ).numpy()
 
     def _check_loaded(self) -> None:
         if not len(self.prompt_features_):
@@ -47,9 +65,20 @@ class ZeroShot(Adapter):
 
     def _predict_proba(self, images: ImageSet) -> torch.Tensor:
         features = self.clip.encode_image(images)
-        return zero_shot_probabilities(features, torch.from_numpy(self.prompt_features_), self.clip.logit_scale, self.ensemble)
+        return zero_shot_probabilities(
+            features,
+            torch.from_numpy(self.prompt_features_),
+            self.clip.logit_scale,
+            self.ensemble,
+        )
 
     def _predict_logits(self, images: ImageSet) -> torch.Tensor:
-        if self.ensemble == "probability":      # averaged probabilities do not come from one set of logits
+        if (
+            self.ensemble == "probability"
+        ):  # averaged probabilities do not come from one set of logits
             return super()._predict_logits(images)
-        return self.clip.logit_scale * self.clip.encode_image(images) @ torch.from_numpy(self.prompt_features_[0]).T
+        return (
+            self.clip.logit_scale
+            * self.clip.encode_image(images)
+            @ torch.from_numpy(self.prompt_features_[0]).T
+        )

@@ -42,14 +42,18 @@ def main() -> None:
     parser.add_argument("--unlabelled", type=int, required=True)
     parser.add_argument("--device", default="cpu")
     given = parser.parse_args()
-    torch.set_flush_denormal(True)      # random models have gradients of 1e-40: slow
+    torch.set_flush_denormal(True)  # random models have gradients of 1e-40: slow
     clip = load_clip(given.model, device=given.device)
     photographs = choose(Path(given.photographs), given.unlabelled)
     changed = json.loads(given.changed)
     for name in json.loads(given.cases):
         with tempfile.TemporaryDirectory() as folder:
             result = try_case(
-                clip, name, photographs, Path(folder), given.unlabelled,
+                clip,
+                name,
+                photographs,
+                Path(folder),
+                given.unlabelled,
                 **changed.get(name, {}),
             )
         row = {"case": name, **result._asdict(), "peak_mb": round(peak_megabytes())}

@@ -11,8 +11,20 @@ from typing import NamedTuple
 import numpy as np
 
 from clipadapt import (
-    CLIP, FLYP, FPL, GRIP, IFPL, LPCLIP, CoReg, ImageSet, LatteCLIP, NearestNeighbours,
-    Prototypes, ReCLIP, ZeroShot)
+    CLIP,
+    FLYP,
+    FPL,
+    GRIP,
+    IFPL,
+    LPCLIP,
+    CoReg,
+    ImageSet,
+    LatteCLIP,
+    NearestNeighbours,
+    Prototypes,
+    ReCLIP,
+    ZeroShot,
+)
 from clipadapt.learning.adapter import Adapter, read_saved
 from clipadapt.methods.coreg import PUBLISHED
 
@@ -24,7 +36,7 @@ class Case(NamedTuple):
 
     method: type[Adapter]
     params: dict = {}
-    labelled: str = "none"      # or "every class", "some classes"
+    labelled: str = "none"  # or "every class", "some classes"
     captions: bool = False
 
 
@@ -75,7 +87,9 @@ def _refusals() -> dict[tuple[str, str], str]:
     """What a kind of model cannot do, and the reason that is given."""
     of_prompt = {
         "SigLIP": {
-            "textual": _NO_PREFIX, "visual": _NO_PATCHES, "multimodal": _NO_PATCHES,
+            "textual": _NO_PREFIX,
+            "visual": _NO_PATCHES,
+            "multimodal": _NO_PATCHES,
         },
         "ResNet": {"visual": _NO_PATCHES, "multimodal": _NO_PATCHES},
         "ConvNeXt": {"visual": _NO_PATCHES, "multimodal": _NO_PATCHES},
@@ -113,7 +127,7 @@ def _labels(case: Case, pool: ImageSet) -> np.ndarray | None:
     if case.labelled == "none":
         return None
     labels = np.array(pool.labels)
-    labels[len(pool.classnames):] = -1
+    labels[len(pool.classnames) :] = -1
     if case.labelled == "some classes":
         labels[labels >= 30] = -1
     return labels
@@ -156,8 +170,12 @@ class Result(NamedTuple):
 
 
 def try_case(
-    clip: CLIP, name: str, photographs: Photographs, folder: Path,
-    most: int | None = None, **changed,
+    clip: CLIP,
+    name: str,
+    photographs: Photographs,
+    folder: Path,
+    most: int | None = None,
+    **changed,
 ) -> Result:
     """Fit, predict, save, load and predict again; never raises.
 
@@ -186,7 +204,7 @@ def _try_case(clip, case, photographs, folder, most, changed) -> None:
     method.save(folder)
     record, _ = read_saved(folder)
     texts = [json.dumps(record.model_dump(), default=str), repr(method)]
-    del method              # its towers would count among what the next one needs
+    del method  # its towers would count among what the next one needs
     loaded = case.method.load(folder, clip)
     np.testing.assert_allclose(check_answers(loaded, test), answers, atol=1e-4)
     for text in texts + [str(warning.message) for warning in said]:

@@ -15,34 +15,57 @@ from .photographs import TEXTURES
 
 OPENAI = {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD}
 VISION = {
-    "image_size": 224, "patch_size": 32, "width": 64, "layers": 2, "head_width": 32,
+    "image_size": 224,
+    "patch_size": 32,
+    "width": 64,
+    "layers": 2,
+    "head_width": 32,
 }
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2}
 PLAIN = {
-    "embed_dim": 64, "init_logit_scale": math.log(100), "vision_cfg": VISION,
+    "embed_dim": 64,
+    "init_logit_scale": math.log(100),
+    "vision_cfg": VISION,
     "text_cfg": TEXT,
 }
 SIGLIP_TEXT = {
-    "context_length": 64, "vocab_size": 600, "hf_tokenizer_name": "tokenizer",
-    "tokenizer_kwargs": {"clean": "canonicalize"}, "no_causal_mask": True,
-    "proj_bias": True, "pool_type": "last", "norm_kwargs": {"eps": 1e-6},
-    "width": 64, "heads": 2, "layers": 2,
+    "context_length": 64,
+    "vocab_size": 600,
+    "hf_tokenizer_name": "tokenizer",
+    "tokenizer_kwargs": {"clean": "canonicalize"},
+    "no_causal_mask": True,
+    "proj_bias": True,
+    "pool_type": "last",
+    "norm_kwargs": {"eps": 1e-6},
+    "width": 64,
+    "heads": 2,
+    "layers": 2,
 }
 SIGLIP = {
-    "custom_text": True, "init_logit_scale": math.log(117), "init_logit_bias": -10,
-    "embed_dim": 96, "text_cfg": SIGLIP_TEXT,
+    "custom_text": True,
+    "init_logit_scale": math.log(117),
+    "init_logit_bias": -10,
+    "embed_dim": 96,
+    "text_cfg": SIGLIP_TEXT,
     "vision_cfg": {
-        "image_size": 160, "timm_model_name": "test_vit3", "timm_pool": "map",
+        "image_size": 160,
+        "timm_model_name": "test_vit3",
+        "timm_pool": "map",
         "timm_proj": "none",
     },
 }
 RESNET = {
-    "image_size": 224, "layers": [1, 1, 1, 1], "width": 8, "patch_size": None,
+    "image_size": 224,
+    "layers": [1, 1, 1, 1],
+    "width": 8,
+    "patch_size": None,
     "head_width": 8,
 }
 CONVNEXT = {"image_size": 224, "timm_model_name": "test_convnext"}
 SQUASHED = {
-    "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic",
+    "mean": [0.5] * 3,
+    "std": [0.5] * 3,
+    "interpolation": "bicubic",
     "resize_mode": "squash",
 }
 KINDS = {  # name: (model_cfg, preprocess_cfg)
@@ -94,7 +117,8 @@ def write_tokenizer(folder: Path) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=SIGLIP_TEXT["vocab_size"], special_tokens=["<unk>", "</s>"],
+        vocab_size=SIGLIP_TEXT["vocab_size"],
+        special_tokens=["<unk>", "</s>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
     texts = [f"a photo of a {name}" for name in TEXTURES]
@@ -103,6 +127,8 @@ def write_tokenizer(folder: Path) -> None:
         single="$A </s>", special_tokens=[("</s>", 1)]
     )
     PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="</s>", eos_token="</s>",
+        tokenizer_object=tokenizer,
+        pad_token="</s>",
+        eos_token="</s>",
         unk_token="<unk>",
     ).save_pretrained(folder)

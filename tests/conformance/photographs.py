@@ -11,8 +11,8 @@ from sklearn.datasets import load_sample_images
 
 from clipadapt.images.datasets import dataset_facts
 
-TEXTURES = dataset_facts()["DTD"]["classnames"]     # 47 names
-_TURNED = 0x0112        # the EXIF tag that says how a camera was held
+TEXTURES = dataset_facts()["DTD"]["classnames"]  # 47 names
+_TURNED = 0x0112  # the EXIF tag that says how a camera was held
 
 
 class Shape(NamedTuple):
@@ -25,11 +25,18 @@ class Shape(NamedTuple):
 
 
 SHAPES = [
-    Shape((29, 30), ending=".png"), Shape((300, 200)), Shape((200, 300)),
-    Shape((90, 270)), Shape((320, 80)), Shape((224, 224)),
-    Shape((20, 30), ending=".png"), Shape((1200, 800)), Shape((180, 240), "L"),
+    Shape((29, 30), ending=".png"),
+    Shape((300, 200)),
+    Shape((200, 300)),
+    Shape((90, 270)),
+    Shape((320, 80)),
+    Shape((224, 224)),
+    Shape((20, 30), ending=".png"),
+    Shape((1200, 800)),
+    Shape((180, 240), "L"),
     Shape((240, 160), "RGBA", ".png"),
-    Shape((150, 200), "P", ".png"), Shape((300, 200), turned=6),
+    Shape((150, 200), "P", ".png"),
+    Shape((300, 200), turned=6),
     Shape((160, 250), "CMYK"),
 ]
 

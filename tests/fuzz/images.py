@@ -79,10 +79,13 @@ def _interlaced_png() -> bytes:
 
 def make_seeds() -> dict[str, bytes]:
     """Whole files of all kinds of photographs, and of kinds that must be refused."""
-    rgb, frames = _picture("RGB"), [
-        _picture("RGB", (24, 20)),
-        _picture("L").convert("RGB"),
-    ]
+    rgb, frames = (
+        _picture("RGB"),
+        [
+            _picture("RGB", (24, 20)),
+            _picture("L").convert("RGB"),
+        ],
+    )
     grey16 = Image.fromarray(np.arange(480, dtype=np.uint16).reshape(20, 24) * 100)
     grey32 = Image.fromarray(np.arange(480, dtype=np.int32).reshape(20, 24))
     floats = Image.fromarray(np.linspace(0, 1, 480, dtype=np.float32).reshape(20, 24))
@@ -167,10 +170,7 @@ class Images(Target):
             content = dice.choice(self.contents)
             if dice.random() < 0.95:
                 content = mutate_bytes(dice, content, dice.choice(self.contents), HEAD)
-            path = (
-                folder
-                / f"image.{dice.choice(ENDINGS)}"
-            )
+            path = folder / f"image.{dice.choice(ENDINGS)}"
             path.write_bytes(content)
             image = self.read(path)
         if (

@@ -334,20 +334,23 @@ class CommandLine(Target):
 
     def value(self, dice: random.Random, name: str) -> str:
         """A value for an option: seven in ten are of the right kind."""
-        root, kinds = self.root, {
-            "--images": [
-                "flat",
-                "flat",
-                "labelled",
-                "odd",
-                "empty",
-                "nowhere",
-                "classes.txt",
-            ],
-            "--test": ["labelled", "flat", "odd"],
-            "--classes": ["classes.txt", "table.csv"],
-            "--saved": ["run", "run/model", "flat", "nowhere"],
-        }
+        root, kinds = (
+            self.root,
+            {
+                "--images": [
+                    "flat",
+                    "flat",
+                    "labelled",
+                    "odd",
+                    "empty",
+                    "nowhere",
+                    "classes.txt",
+                ],
+                "--test": ["labelled", "flat", "odd"],
+                "--classes": ["classes.txt", "table.csv"],
+                "--saved": ["run", "run/model", "flat", "nowhere"],
+            },
+        )
         plain = {
             "--out": [
                 "out",

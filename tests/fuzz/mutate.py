@@ -203,7 +203,9 @@ def _places(value, path=()) -> list[tuple]:
     pairs = (
         value.items()
         if isinstance(value, dict)
-        else enumerate(value) if isinstance(value, list) else ()
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
     )
     for key, inner in pairs:
         paths += _places(inner, (*path, key))

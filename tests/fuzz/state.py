@@ -13,8 +13,8 @@ from sklearn.base import clone
 
 from clipadapt import FeatureStore, digits, load_clip
 from clipadapt.app.demo import small_methods
-from clipadapt.images.files import _Header, _seal
 from clipadapt.clip.index import PrototypeIndex
+from clipadapt.images.files import _Header, _seal
 from clipadapt.learning.training import Checkpoint
 
 from .mutate import json_text, mutate_arrays, mutate_bytes, mutate_json

@@ -10,9 +10,9 @@ import pandas as pd
 from sklearn.base import clone
 
 from clipadapt import FeatureStore, digits, load_clip
-from clipadapt.clip.captions import AttributeCaptioner, caption
 from clipadapt.app.cli import main
 from clipadapt.app.demo import small_methods
+from clipadapt.clip.captions import AttributeCaptioner, caption
 
 from .harness import Job
 
