@@ -1238,6 +1238,30 @@ def test_both_momentum_copies_use_the_statistics_of_the_batch(clip, images):
     )
 
 
+def test_a_clip_as_student_learns_the_same_in_little_memory(clip, images, monkeypatch):
+    """Activations computed twice and steps in parts, against neither."""
+    params = {
+        **SHORT,
+        "student": "clip",
+        "options": None,
+        "image_size": None,
+        "views": 1,
+    }
+    whole = CoReg(clip, images.classnames, **params).fit(images)
+    monkeypatch.setattr(training, "ACTIVATIONS", 0)
+    monkeypatch.setattr(training, "GRADIENTS", 10_000)
+    assert bits(CoReg(clip, images.classnames, **params).fit(images)) == bits(whole)
+
+
+def test_only_own_students_take_steps_in_parts(clip, images, monkeypatch):
+    """Those of others may use their weights where no gradient flows."""
+    monkeypatch.setattr(training, "early_steps", lambda optimiser: 1 / 0)
+    params = {**SHORT, "student": logits_only, "options": None}
+    CoReg(clip, images.classnames, **params).fit(images)
+    with pytest.raises(ZeroDivisionError):
+        CoReg(clip, images.classnames, **SHORT).fit(images)
+
+
 def test_prototypes_annotate(clip):
     images = digits("train").subset(range(200))
     fitted = CoReg(

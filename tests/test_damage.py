@@ -608,6 +608,9 @@ class Counter:
     def restore(self, arrays):
         restore_training(self.module, self.optimiser, arrays)
 
+    def finish(self):
+        del self.optimiser
+
 
 class Watched:
     def _show(self, run):

@@ -18,6 +18,7 @@ from tiny_models import TEXT, TINY, VISION, tiny
 
 from clipadapt import CLIP, LatteCLIP, digits
 from clipadapt.learning import towers as finetuning
+from clipadapt.learning import training
 from clipadapt.learning.towers import (
     CROPS,
     SMALL,
@@ -541,3 +542,24 @@ def test_a_learning_rate_too_high_is_named(clip, few):
                     features, table(run.clip, batch % 5), run.logit_scale()
                 ),
             )
+
+
+@pytest.mark.parametrize("name", ["built-in", *TINY])
+def test_a_run_in_little_memory_learns_the_same(clips, few, monkeypatch, name):
+    """Activations computed twice and steps in parts, against neither."""
+    clip, losses, numbers = clips(name), [], []
+    table = TextTable(clip, CAPTIONS)
+    for lean in (False, True):
+        with monkeypatch.context() as patch:
+            patch.setattr(training, "_fused", lambda parameters: None)
+            if lean:
+                patch.setattr(training, "ACTIVATIONS", 0)
+                patch.setattr(training, "GRADIENTS", 1000)
+            run = TowerTraining(clip, few, Recipe(**{**SMALL, "batch_size": 7}))
+            loss = lambda batch, features: contrastive_loss(
+                features, table(run.clip, batch % 5), run.logit_scale()
+            )
+            losses.append([run.epoch(epoch, loss) for epoch in range(2)])
+            numbers.append(training.module_numbers(run.clip.model))
+            assert run.recomputes == lean
+    assert losses[0] == losses[1] and np.array_equal(*numbers)

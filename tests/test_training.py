@@ -15,7 +15,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from clipadapt.learning.training import Checkpoint, Recipe, minimise, train_epoch
+from clipadapt.learning import training
+from clipadapt.learning.training import (
+    Checkpoint,
+    Recipe,
+    activations_fit,
+    minimise,
+    recomputed,
+    train_epoch,
+    train_epochs,
+)
 
 
 @pytest.mark.parametrize(
@@ -358,7 +367,9 @@ def test_a_failed_save_keeps_the_last_checkpoint(tmp_path):
 WORKER = """
 import sys, time
 import numpy as np, torch
-from clipadapt.learning.training import Checkpoint, Recipe, minimise, train_epoch
+from clipadapt import training
+from clipadapt.learning.training import (
+    Checkpoint, Recipe, activations_fit, minimise, recomputed, train_epoch, train_epochs)
 data = torch.randn(40, 5, generator=torch.Generator().manual_seed(0))
 weight, checkpoint = torch.nn.Parameter(torch.zeros(5)), Checkpoint(sys.argv[1], {"task": "test"})
 arrays, record = checkpoint.load() or ({"weight": np.zeros(5, np.float32)}, {"round": 0, "history": []})
@@ -395,3 +406,162 @@ def test_a_process_killed_between_rounds_goes_on_bit_for_bit(tmp_path, monkeypat
         for name in ("killed", "whole")
     )
     assert story == told and killed["weight"].tobytes() == whole["weight"].tobytes()
+
+
+class Shared(torch.nn.Module):
+    """Three layers, of which one acts twice and one never."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = torch.nn.ModuleList(torch.nn.Linear(8, 8) for _ in range(3))
+
+    def forward(self, inputs):
+        first, second, _ = self.layers
+        return second(first(first(inputs).tanh()).tanh()).square().mean()
+
+
+def weights_after(method, early, steps=None):
+    """All weights after four epochs of three batches, and whether a layer was unused."""
+    network = Shared()
+    inputs = torch.randn(30, 8, generator=torch.Generator().manual_seed(1))
+    recipe = Recipe(4, 10, 0.1, weight_decay=0.1, method=method, per_step=True)
+    optimiser = recipe.optimiser(network.parameters())
+    if steps is not None:
+        optimiser.register_step_post_hook(lambda *arguments: steps.append(1))
+    for epoch in range(4):
+        loss, batches = lambda batch: network(inputs[batch]), torch.arange(30).split(10)
+        train_epoch(optimiser, loss, batches, recipe, epoch, early)
+    assert all(parameter.grad is None for parameter in network.parameters())
+    return torch.cat(
+        [parameter.detach().flatten() for parameter in network.parameters()]
+    )
+
+
+@pytest.mark.parametrize("method", ["sgd", "adamw"])
+@pytest.mark.parametrize("most, more", [(0, True), (300, True), (10**6, False)])
+def test_a_step_in_parts_gives_the_same_bits(monkeypatch, method, most, more):
+    whole, steps = weights_after(method, early=False), []
+    monkeypatch.setattr(training, "GRADIENTS", most)
+    monkeypatch.setattr(training, "_fused", lambda parameters: None)  # other roundings
+    assert torch.equal(weights_after(method, early=True, steps=steps), whole)
+    assert (len(steps) > 12) == more
+
+
+def test_gradients_are_dropped_as_they_come(monkeypatch):
+    """In a step in parts no two layers have gradients at the same time."""
+    monkeypatch.setattr(training, "GRADIENTS", 0)
+    layers = torch.nn.Sequential(*(torch.nn.Linear(4, 4, bias=False) for _ in range(5)))
+    optimiser, alive = Recipe().optimiser(layers.parameters()), []
+    optimiser.register_step_pre_hook(
+        lambda *arguments: alive.append(
+            sum(parameter.grad is not None for parameter in layers.parameters())
+        )
+    )
+    loss = lambda batch: layers(torch.ones(2, 4)).sum()
+    train_epoch(optimiser, loss, [torch.arange(2)], Recipe(), 0, early=True)
+    assert alive == [1, 1, 1, 1, 1, 0]
+
+
+def test_a_loss_that_is_not_finite_moves_nothing(monkeypatch):
+    monkeypatch.setattr(training, "GRADIENTS", 0)
+    layer = torch.nn.Linear(2, 1)
+    before = layer.weight.clone()
+    optimiser = Recipe().optimiser(layer.parameters())
+    with pytest.raises(ValueError, match="the loss is nan"):
+        train_epoch(
+            optimiser,
+            lambda batch: layer(torch.ones(2)).sum() * math.nan,
+            [torch.arange(2)],
+            Recipe(),
+            0,
+            early=True,
+        )
+    assert torch.equal(layer.weight, before)
+
+
+def test_a_second_gradient_in_a_backward_pass_is_refused(monkeypatch):
+    """A nested backward pass would make the step with a part of the gradient."""
+    monkeypatch.setattr(training, "GRADIENTS", 0)
+    layer = torch.nn.Linear(2, 2)
+    twice = lambda inputs: torch.utils.checkpoint.checkpoint(
+        layer, inputs, use_reentrant=True
+    )
+    loss = lambda batch: twice(twice(torch.ones(2, requires_grad=True))).sum()
+    optimiser = Recipe().optimiser(layer.parameters())
+    with pytest.raises(RuntimeError, match="two gradients"):
+        train_epoch(optimiser, loss, [torch.arange(2)], Recipe(), 0, early=True)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_parameters_that_are_not_finite_end_a_run(bad):
+    weight = torch.nn.Parameter(torch.tensor([1.0, bad]))
+    nothing = torch.nn.Parameter(torch.empty(0))
+    optimiser = Recipe().optimiser([weight, nothing])
+    with pytest.raises(ValueError, match="not finite: lower"):
+        train_epoch(
+            optimiser,
+            lambda batch: (0 * weight[:1]).sum() + nothing.sum(),
+            [torch.arange(2)],
+            Recipe(),
+            0,
+        )
+
+
+def test_batch_statistics_are_counted_once(monkeypatch):
+    """A network that updates them in training keeps its activations."""
+    asked = []
+    network = torch.nn.BatchNorm1d(2)
+    network.set_grad_checkpointing = asked.append
+    for mode, calls in ((True, []), (False, [True, False])):
+        network.train(mode)
+        with recomputed(network):
+            pass
+        assert asked == calls
+    with recomputed(network, wanted=False), recomputed(torch.nn.Linear(2, 2)):
+        pass
+    assert asked == [True, False]
+
+
+def test_activations_are_counted_for_each_example_and_weights_are_not():
+    layer = torch.nn.Linear(1000, 4)  # keeps its inputs, 4 kB an example
+    fits = lambda count: activations_fit(layer, torch.ones(2, 1000), count)
+    assert fits(training.ACTIVATIONS // 4000) and not fits(
+        training.ACTIVATIONS // 4000 + 1
+    )
+
+
+class Recorded:
+    """A run and a method in one, which note what is asked of them."""
+
+    def __init__(self, on_epoch=None):
+        self.asked, self._on_epoch = [], on_epoch
+
+    def epoch(self, number):
+        self.asked.append(f"epoch {number}")
+        return {"epoch": number}
+
+    def state(self):
+        self.asked.append("state")
+        return {}
+
+    def restore(self, arrays):
+        self.asked.append("restore")
+
+    def finish(self):
+        self.asked.append("finish")
+
+    def _show(self, run):
+        self.asked.append("show")
+
+
+def test_a_run_is_shown_when_somebody_looks(tmp_path):
+    """Without a callback it is shown once, when its optimiser is gone."""
+    quiet, watched, again = Recorded(), Recorded(lambda method: {"seen": 1}), Recorded()
+    train_epochs(quiet, quiet, 2, Checkpoint(None, {}))
+    train_epochs(watched, watched, 2, Checkpoint(tmp_path / "run", {}))
+    train_epochs(again, again, 2, Checkpoint(tmp_path / "run", {}))
+    assert quiet.asked == ["epoch 0", "epoch 1", "finish", "show"]
+    assert watched.asked == ["epoch 0", "show", "state", "epoch 1", "show", "state"]
+    assert again.asked == ["restore", "finish", "show"]
+    assert again.history_ == watched.history_ and again.history_[1]["seen"] == 1

@@ -27,7 +27,9 @@ from .adapter import Adapter
 from .prompts import read_out, text_ends
 from clipadapt.learning.training import (
     Recipe,
+    activations_fit,
     module_numbers,
+    recomputed,
     restore_training,
     set_module_numbers,
     train_epoch,
@@ -254,6 +256,9 @@ class TowerTraining:
     view: a transform such as `finetuning_view` gives; None: the images as they are.
     train_text: False leaves the text tower as it is.
     seed: all chance comes from it, the number of the epoch and the place of an image.
+
+    The optimiser steps within the backward pass, and where a batch's activations would
+    take too much room they are computed twice (`training.activations_fit`; both ours).
     """
 
     def __init__(
@@ -282,6 +287,8 @@ class TowerTraining:
                 if parameter.requires_grad
             ]
         )
+        two = torch.zeros(2, 3, clip.image_size, clip.image_size, device=clip.device)
+        self.recomputes = not activations_fit(self._encode, two, self.batch_size)
 
     def logit_scale(self) -> Tensor:
         """The trained factor on cosine similarities.
@@ -316,19 +323,25 @@ class TowerTraining:
             else self.images.view(self.view, seed=int(rng.integers(2**31)))
         )
         features = self._features(seen.subset(order), self.batch_size)
-        return train_epoch(
-            self.optimiser,
-            lambda batch: batch_loss(batch, next(features)),
-            order.split(self.batch_size),
-            self.recipe,
-            number,
-        )
+        with recomputed(self.clip.model, self.recomputes):
+            return train_epoch(
+                self.optimiser,
+                lambda batch: batch_loss(batch, next(features)),
+                order.split(self.batch_size),
+                self.recipe,
+                number,
+                early=True,
+            )
 
     def _features(self, images: ImageSet, batch_size: int) -> Iterator[Tensor]:
         for pixels in self.clip.pixel_batches(images, batch_size):
-            with self.clip.autocast():
-                features = self.clip.model.encode_image(pixels)
-            yield F.normalize(features.float(), dim=-1)
+            yield self._encode(pixels)
+
+    def _encode(self, pixels: Tensor) -> Tensor:
+        """Unit features [B, D], with gradients."""
+        with self.clip.autocast():
+            features = self.clip.model.encode_image(pixels)
+        return F.normalize(features.float(), dim=-1)
 
     def state(self) -> dict[str, np.ndarray]:
         """All that an epoch hands to the next."""
@@ -337,6 +350,10 @@ class TowerTraining:
     def restore(self, arrays: dict[str, np.ndarray]) -> None:
         """Take over what `state` gave."""
         restore_training(self.clip.model, self.optimiser, arrays)
+
+    def finish(self) -> None:
+        """Drop the optimiser, which takes twice the memory of what it trains."""
+        del self.optimiser
 
 # %% ../../nbs/engine/towers.ipynb #cell-24
 def check_numbers(name: str, numbers: np.ndarray, module: torch.nn.Module) -> None:
@@ -411,10 +428,14 @@ class FineTuned(Adapter):
     def _highest_scale(self) -> float:
         return max(100.0, self.clip.logit_scale)
 
+    def _forget(self) -> None:
+        """Drop the model of an earlier fit or epoch: it is most of what a fit keeps."""
+        for name in ("_tuned", "image_weights_"):
+            vars(self).pop(name, None)
+
     def _interpolated(self, tuned: CLIP, alpha: float, text: bool = True) -> CLIP:
         """`interpolate_weights` after an epoch, with no more in memory than it takes."""
-        vars(self).pop("_tuned", None)  # the mixture of the last epoch
-        tuned.model.zero_grad(set_to_none=True)  # a second model's worth of memory
+        self._forget()
         return interpolate_weights(self.clip, tuned, alpha, text)
 
     def _keep(self, tuned: CLIP, class_features: Tensor) -> None:

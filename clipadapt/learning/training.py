@@ -5,13 +5,15 @@
 # %% ../../nbs/engine/training.ipynb #cell-7
 from __future__ import annotations
 
+import ctypes
 import json
 import math
 import os
 import shutil
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +36,8 @@ from ..images.sets import check_count
 from .adapter import check_declared
 
 # %% auto #0
-__all__ = ['Recipe', 'minimise', 'train_epoch', 'progress_bar', 'note', 'module_numbers', 'set_module_numbers', 'training_state',
+__all__ = ['GRADIENTS', 'ACTIVATIONS', 'Recipe', 'minimise', 'train_epoch', 'progress_bar', 'note', 'early_steps',
+           'activations_fit', 'recomputed', 'module_numbers', 'set_module_numbers', 'training_state',
            'restore_training', 'state_part', 'SavedRun', 'Checkpoint', 'train_epochs']
 
 # %% ../../nbs/engine/training.ipynb #cell-8
@@ -133,9 +136,23 @@ class Recipe:
             self.learning_rate,
             betas=(self.momentum, 0.98),
             eps=1e-6,
+            fused=_fused(parameters),
         )
 
-# %% ../../nbs/engine/training.ipynb #cell-13
+# %% ../../nbs/engine/training.ipynb #cell-9
+GRADIENTS = 2**25  # bytes of gradients that wait for a step (ours)
+
+
+def _bytes(tensors: Iterable[torch.Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+def _fused(parameters: Sequence[torch.nn.Parameter]) -> bool | None:
+    """True where AdamW must do without the temporary copies of a large parameter."""
+    on_cpu = all(parameter.device.type == "cpu" for parameter in parameters)
+    return True if on_cpu and _bytes(parameters) > GRADIENTS else None
+
+# %% ../../nbs/engine/training.ipynb #cell-14
 def minimise(
     parameters: Iterable[torch.nn.Parameter],
     batch_loss: Callable[[torch.Tensor], torch.Tensor],
@@ -169,19 +186,31 @@ def minimise(
             progress.set_postfix(loss=f"{history[-1]:.3f}", refresh=False)
     return history
 
-
+# %% ../../nbs/engine/training.ipynb #cell-15
 def train_epoch(
     optimiser: torch.optim.Optimizer,
     batch_loss: Callable[[torch.Tensor], torch.Tensor],
     batches: Sequence[torch.Tensor],
     recipe: Recipe,
     epoch: int,
+    early: bool = False,
 ) -> float:
-    """One step for each batch of indices, at the learning rate of `epoch` (from 0); return the mean loss of the examples.
+    """One step for each batch of indices; return the mean loss of the examples.
 
-    For methods that do more between two epochs than `minimise` does. `batches` are all of the epoch; those beyond the
-    recipe's `iterations` are left out, in an epoch whose predecessors had as many. Raises ValueError when the loss or a
-    parameter is not finite any more, and for an epoch after the last iteration.
+    For methods that do more between two epochs than `minimise` does.
+
+    optimiser: over the parameters that are trained.
+    batch_loss: as for `minimise`.
+    batches: all of the epoch; those beyond the recipe's `iterations` are left out, in an
+        epoch whose predecessors had as many.
+    recipe: the numbers of the run.
+    epoch: the number of the epoch, from 0, which decides the learning rate.
+    early: take the step of a large network in parts, within the backward pass, as
+        `early_steps` does. Not for a network whose parameters also act where no gradient
+        flows, as tied or normalised weights may.
+
+    Raises ValueError when the loss or a parameter is not finite any more, and for an
+    epoch after the last iteration.
     """
     total, unit, end = 0.0, 1 / len(batches), recipe.length(len(batches))
     if recipe.iterations is not None:
@@ -195,18 +224,26 @@ def train_epoch(
         rate = recipe.rate(moment, width, end)
         for group in optimiser.param_groups:
             group["lr"] = rate
-        total += _step(optimiser, batch_loss, batch) * len(batch)
-    if not all(
-        parameter.isfinite().all()
-        for group in optimiser.param_groups
-        for parameter in group["params"]
-    ):
+        total += _step(optimiser, batch_loss, batch, early) * len(batch)
+    if not all(_finite(parameter) for parameter in _parameters(optimiser)):
         raise ValueError(
             f"the last step left parameters that are not finite: lower the learning rate (it is {recipe.learning_rate:g})"
         )
+    if early and _bytes(_parameters(optimiser)) > GRADIENTS:
+        _return_memory()
     return total / sum(map(len, batches))
 
-# %% ../../nbs/engine/training.ipynb #cell-14
+# %% ../../nbs/engine/training.ipynb #cell-16
+def _parameters(optimiser: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
+    return [each for group in optimiser.param_groups for each in group["params"]]
+
+
+def _finite(parameter: torch.nn.Parameter) -> bool:
+    """Whether all numbers are finite, asked without a copy of them."""
+    ends = torch.aminmax(parameter.detach()) if parameter.numel() else ()
+    return all(end.isfinite() for end in ends)
+
+# %% ../../nbs/engine/training.ipynb #cell-17
 @contextmanager
 def progress_bar(epochs: Iterable[int], description: str) -> Iterator[tqdm]:
     """A bar over epochs that shows when they take long, and leaves nothing behind: not even when an error ends them."""
@@ -218,20 +255,6 @@ def progress_bar(epochs: Iterable[int], description: str) -> Iterator[tqdm]:
         except BaseException:
             progress.disable = True  # a bar that is shown stays where it is
             raise
-
-
-def _step(
-    optimiser: torch.optim.Optimizer, batch_loss: Callable, batch: torch.Tensor
-) -> float:
-    loss = batch_loss(batch)
-    if not loss.isfinite():
-        raise ValueError(
-            f"the loss is {loss.item()}: lower the learning rate (it is {optimiser.param_groups[0]['lr']:g} in this step)"
-        )
-    optimiser.zero_grad(set_to_none=True)
-    loss.backward()
-    optimiser.step()
-    return loss.item()
 
 
 def note(record: dict, extra: dict | None, callback: str) -> None:
@@ -246,7 +269,26 @@ def note(record: dict, extra: dict | None, callback: str) -> None:
         )
     record.update(extra)
 
-# %% ../../nbs/engine/training.ipynb #cell-15
+# %% ../../nbs/engine/training.ipynb #cell-18
+def _step(
+    optimiser: torch.optim.Optimizer,
+    batch_loss: Callable,
+    batch: torch.Tensor,
+    early: bool = False,
+) -> float:
+    loss = batch_loss(batch)
+    if not loss.isfinite():
+        raise ValueError(
+            f"the loss is {loss.item()}: lower the learning rate (it is {optimiser.param_groups[0]['lr']:g} in this step)"
+        )
+    optimiser.zero_grad(set_to_none=True)
+    with early_steps(optimiser) if early else nullcontext():
+        loss.backward()
+    optimiser.step()
+    optimiser.zero_grad(set_to_none=True)  # the next forward pass has the memory
+    return loss.item()
+
+# %% ../../nbs/engine/training.ipynb #cell-19
 def _plain(values: Any, what: str) -> JsonValue:
     """Values as plain JSON, arrays made lists; ValueError, calling them `what`."""
     try:
@@ -257,7 +299,120 @@ def _plain(values: Any, what: str) -> JsonValue:
             f"them): {error}"
         ) from error
 
+# %% ../../nbs/engine/training.ipynb #cell-22
+class _Waiting:
+    """Parameters whose gradients are complete, and wait for a step of `optimiser`."""
+
+    def __init__(self, optimiser: torch.optim.Optimizer):
+        self.optimiser, self.bytes, self.seen = optimiser, 0, set()
+
+    def add(self, parameter: torch.nn.Parameter) -> None:
+        """Called in a backward pass, when a gradient is complete."""
+        if parameter in self.seen:
+            raise RuntimeError("a parameter got two gradients in one backward pass")
+        self.seen.add(parameter)
+        self.bytes += parameter.grad.nbytes
+        if self.bytes > GRADIENTS:
+            self.step()
+
+    def step(self) -> None:
+        """A step of those that wait; the optimiser skips parameters without gradients."""
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        self.bytes = 0
+
 # %% ../../nbs/engine/training.ipynb #cell-23
+@contextmanager
+def early_steps(optimiser: torch.optim.Optimizer) -> Iterator[None]:
+    """Within it, backward passes take steps as soon as `GRADIENTS` bytes have come.
+
+    Gradients that are left need a step afterwards: all, in a small network. SGD and AdamW treat every parameter
+    on its own, so the weights are those of one step with all gradients, bit for bit.
+    """
+    waiting = _Waiting(optimiser)
+    parameters = _parameters(optimiser)
+    handles = [p.register_post_accumulate_grad_hook(waiting.add) for p in parameters]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+# %% ../../nbs/engine/training.ipynb #cell-25
+ACTIVATIONS = 2**28  # bytes that a forward pass may keep on a CPU (ours)
+
+
+def _kept_bytes(answer: Callable, inputs: torch.Tensor) -> int:
+    """What a forward pass keeps for the backward pass, weights included."""
+    kept = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        outputs = answer(inputs)  # held until all is counted
+    del outputs
+    return sum(kept.values())
+
+
+def activations_fit(answer: Callable, inputs: torch.Tensor, count: int) -> bool:
+    """Whether a backward pass can do with the activations that the forward pass keeps.
+
+    answer: the forward pass, whose outputs are not looked at.
+    inputs: two examples.
+    count: the examples of a batch.
+
+    On a GPU they may take half of the free memory, elsewhere 256 MB.
+    """
+    each = _kept_bytes(answer, inputs) - _kept_bytes(answer, inputs[:1].clone())
+    room = ACTIVATIONS
+    if inputs.device.type == "cuda":
+        room = torch.cuda.mem_get_info(inputs.device)[0] / 2
+    return each * count <= room
+
+# %% ../../nbs/engine/training.ipynb #cell-26
+def _once_only(module: torch.nn.Module) -> bool:
+    """Whether a part of a network must or can be computed only once.
+
+    OpenCLIP 3.3 hands its "custom" blocks arguments that they do not take.
+    """
+    if type(module).__name__ == "CustomResidualAttentionBlock":
+        return True
+    counts = isinstance(module, torch.nn.modules.batchnorm._BatchNorm)
+    return counts and module.training
+
+
+@contextmanager
+def recomputed(network: torch.nn.Module, wanted: bool = True) -> Iterator[None]:
+    """Within it, the blocks of an OpenCLIP network keep nothing but their inputs.
+
+    The backward pass computes the rest once more, which takes a third longer and gives
+    the same numbers (Chen et al. 2016). A network that cannot, or whose batch statistics
+    would be counted twice, stays as it is, and so does one where it is not `wanted`.
+    """
+    setting = getattr(network, "set_grad_checkpointing", None)
+    if not wanted or setting is None or any(map(_once_only, network.modules())):
+        yield
+        return
+    with suppress(ValueError):  # a text tower of Hugging Face that cannot
+        setting(True)
+    try:
+        yield
+    finally:
+        with suppress(ValueError):
+            setting(False)
+
+# %% ../../nbs/engine/training.ipynb #cell-29
+def _return_memory() -> None:
+    """Give back what was freed: Linux' C library would keep most of it for later."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
+
+# %% ../../nbs/engine/training.ipynb #cell-37
 def module_numbers(module: torch.nn.Module) -> np.ndarray:
     """All floating-point numbers of a module, parameters and buffers, as one array: float32 [P]."""
     return torch.cat(
@@ -289,7 +444,8 @@ def set_module_numbers(module: torch.nn.Module, numbers: np.ndarray) -> None:
         f"what is known of the numbers of a {type(module).__name__}",
         "it belongs to another one",
     )
-    parts = torch.from_numpy(np.array(numbers)).split(sizes)
+    writable = np.require(numbers, requirements="W")  # copied only if it is not
+    parts = torch.from_numpy(writable).split(sizes)
     module.load_state_dict(
         {
             name: part.view(tensor.shape)
@@ -316,7 +472,7 @@ def training_state(
         for name, tensor in tensors.items()
     }
 
-# %% ../../nbs/engine/training.ipynb #cell-24
+# %% ../../nbs/engine/training.ipynb #cell-38
 _SLOTS = {
     torch.optim.SGD: ("momentum_buffer",),
     torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"),
@@ -345,7 +501,7 @@ def _training_arrays(
 def _dtype(tensor: torch.Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
-# %% ../../nbs/engine/training.ipynb #cell-25
+# %% ../../nbs/engine/training.ipynb #cell-39
 def restore_training(
     module: torch.nn.Module,
     optimiser: torch.optim.Optimizer,
@@ -379,7 +535,7 @@ def restore_training(
     )
     optimiser.load_state_dict({**optimiser.state_dict(), "state": remembered})
 
-# %% ../../nbs/engine/training.ipynb #cell-26
+# %% ../../nbs/engine/training.ipynb #cell-40
 def state_part(
     arrays: Mapping[str, np.ndarray],
     declared: Mapping[str, Array],
@@ -409,7 +565,7 @@ def state_part(
     )
     return part
 
-# %% ../../nbs/engine/training.ipynb #cell-29
+# %% ../../nbs/engine/training.ipynb #cell-43
 class SavedRun(Record):
     """What a checkpoint says beside its arrays: whose it is, and how far it got."""
 
@@ -418,7 +574,7 @@ class SavedRun(Record):
     facts: dict[str, JsonValue]
     record: dict[str, JsonValue]
 
-# %% ../../nbs/engine/training.ipynb #cell-30
+# %% ../../nbs/engine/training.ipynb #cell-44
 class _Generations:
     """The newest checkpoint of a run, `path`, and the one before it, `previous`."""
 
@@ -455,7 +611,7 @@ class _Generations:
             )
         return found
 
-# %% ../../nbs/engine/training.ipynb #cell-31
+# %% ../../nbs/engine/training.ipynb #cell-45
 def _duplicate(path: Path, draft: Path) -> None:
     """Give a file a second name, or copy it where the disk knows no second names."""
     draft.unlink()
@@ -476,7 +632,7 @@ def _changed(
 
     return [name for name in {**before, **now} if not same(name)]
 
-# %% ../../nbs/engine/training.ipynb #cell-32
+# %% ../../nbs/engine/training.ipynb #cell-46
 class Checkpoint:
     """What a run needs to go on after a round: arrays and a JSON record in a file.
 
@@ -542,17 +698,19 @@ class Checkpoint:
             for path in (self.path, self._files.previous):
                 path.unlink(missing_ok=True)
 
-# %% ../../nbs/engine/training.ipynb #cell-35
+# %% ../../nbs/engine/training.ipynb #cell-49
 def train_epochs(method, run, epochs: int, checkpoint: Checkpoint) -> None:
     """Take `run` through `epochs` epochs, from where the checkpoint left off.
 
-    method: its `history_` gathers a record of each epoch. After every epoch, and after
-        a restore, `method._show(run)` puts what was learned where `predict` finds it;
-        then `method._on_epoch(method)` may add to the record.
+    method: its `history_` gathers a record of each epoch. `method._show(run)` puts what
+        was learned where `predict` finds it: at the end, and after every epoch if there
+        is a `method._on_epoch`. That is None or a callback, and `method._on_epoch(method)`
+        may add to the record.
     run: `run.epoch(number)` trains for an epoch and returns the record, plain values;
         `run.state()` gives the arrays that the next one depends on,
         `run.restore(arrays)` takes them over, or raises ValueError for arrays that are
-        not its own.
+        not its own. `run.finish()` drops what only a further epoch would need, such as
+        the optimiser: it is called ahead of the last `_show`, to make room.
     epochs: how many there are in all.
     checkpoint: is written after every epoch.
 
@@ -567,13 +725,20 @@ def train_epochs(method, run, epochs: int, checkpoint: Checkpoint) -> None:
             raise ValueError(
                 f"the checkpoint {checkpoint.path} does not fit: {error}"
             ) from error
-        method._show(run)
+    del arrays
+    shown = False
     with progress_bar(
         range(len(method.history_), epochs), type(method).__name__
     ) as progress:
         for number in progress:
             method.history_.append(run.epoch(number))
-            method._show(run)
-            note(method.history_[-1], method._on_epoch(method), "on_epoch")
+            shown = method._on_epoch is not None
+            if shown:
+                method._show(run)
+                note(method.history_[-1], method._on_epoch(method), "on_epoch")
             if checkpoint.path is not None:
                 checkpoint.save(run.state(), {"history": method.history_})
+    if not shown:
+        run.finish()
+        _return_memory()
+        method._show(run)

@@ -79,7 +79,9 @@ from clipadapt.learning.students import (
 from clipadapt.learning.training import (
     Checkpoint,
     Recipe,
+    activations_fit,
     module_numbers,
+    recomputed,
     restore_training,
     set_module_numbers,
     state_part,
@@ -417,12 +419,15 @@ class _Network:
     """One of the two networks: student, momentum copy, optimiser, queue, and what it said of all images in the last five epochs."""
 
     def __init__(
-        self, student: Student, recipe: Recipe, count: int, num_classes: int, dim: int
+        self,
+        student: Student,
+        key: Student,
+        recipe: Recipe,
+        count: int,
+        num_classes: int,
+        dim: int,
     ):
-        self.student, self.key = (
-            student,
-            copy.deepcopy(student).requires_grad_(False).train(),
-        )  # batch statistics, as the student in training
+        self.student, self.key = student, key
         self.optimiser = recipe.optimiser(
             [parameter for parameter in student.parameters() if parameter.requires_grad]
         )
@@ -676,12 +681,12 @@ class _Run(_Losses):
             self.as_they_are(torch.arange(min(2, self.count))), self.device
         )
         dim, num_classes = _check_student(students[0], inputs, len(method.classnames_))
-        self.networks = [
-            _Network(student, self.recipe, self.count, num_classes, dim)
-            for student in students
-        ]
+        keys = self._momentum_copies(students)
+        shape = self.recipe, self.count, num_classes, dim
+        self.networks = [_Network(*pair, *shape) for pair in zip(students, keys)]
         built_in = method.student in ("resnet", "head")
-        self.draws = not built_in and _draws(self.networks[0].key, inputs)
+        self.draws = not built_in and _draws(keys[0], inputs)
+        self.recomputes = method.student == "clip" and not self._activations_fit(inputs)
         self.bank = torch.zeros(num_classes, dim, device=self.device)
         self.splits: list[Split] = []
 
@@ -700,6 +705,23 @@ class _Run(_Losses):
         self.annotation = torch.from_numpy(complete_annotation(annotation, labels))
         prior = says("mean").mean(0).tolist() if estimate else method.prior
         self.prior = _check_prior(prior, num_classes)
+
+    def _momentum_copies(self, students: Sequence[Student]) -> list[Student]:
+        """Networks for the momentum copies, which use batch statistics as in training.
+
+        One for both of our own students: a copy starts anew in every epoch, in which
+        one student is trained after the other.
+        """
+        needed = students if callable(self.method.student) else students[:1]
+        keys = [copy.deepcopy(each).requires_grad_(False).train() for each in needed]
+        return list(itertools.islice(itertools.cycle(keys), len(students)))
+
+    def _activations_fit(self, inputs: Tensor) -> bool:
+        """Whether a batch of three views keeps little enough of a tower."""
+        two = inputs if len(inputs) == 2 else torch.cat([inputs, inputs])
+        batch = min(self.method.batch_size, self.count)
+        student = self.networks[0].student
+        return activations_fit(partial(self.answer, student), two, 3 * batch)
 
     def as_they_are(self, batch: Tensor) -> Tensor:
         """What students read of the images `batch` as they are."""
@@ -780,7 +802,12 @@ class _Run(_Losses):
         network.student.train()
         partner.student.eval()
         network.key.load_state_dict(network.student.state_dict())
-        return train_epoch(network.optimiser, loss, batches, self.recipe, number)
+        own = not callable(self.method.student)  # others' may do what forbids it
+        tower = getattr(network.student.network, "tower", network.student)
+        with recomputed(tower, self.recomputes):
+            return train_epoch(
+                network.optimiser, loss, batches, self.recipe, number, own
+            )
 
     def _draw(self, rng: np.random.Generator, number: int) -> tuple[Views, Tensor]:
         """Views, and which two weak and two strong ones of each image this epoch takes."""
@@ -853,6 +880,11 @@ class _Run(_Losses):
                 }
             )
         self.splits = [self.split(network) for network in self.networks]
+
+    def finish(self) -> None:
+        """Drop the optimisers and the momentum copies."""
+        for network in self.networks:
+            del network.optimiser, network.key
 
 # %% ../../nbs/08_coreg.ipynb #cell-49
 STUDENTS = ("resnet", "head", "clip")
@@ -1226,7 +1258,7 @@ class CoReg(_Students):
         `history_`. It may know labels: nothing that it returns is used. Raises ValueError as `Adapter.fit` does, for parameters out of
         range, when no image has candidates that say anything, for a student with another number of outputs, and for a checkpoint of another run.
         """
-        self._candidates, self._on_epoch = candidates, on_epoch or (lambda method: {})
+        self._candidates, self._on_epoch = candidates, on_epoch
         try:
             return super().fit(X, y)
         finally:
@@ -1238,6 +1270,7 @@ class CoReg(_Students):
         checkpoint = Checkpoint(
             self.checkpoint, self._facts(images, labels) if self.checkpoint else {}
         )
+        self._forget()
         run = _Run(self, images, labels, self._candidates)
         self.candidates_ = (run.annotation > 0).numpy()
         train_epochs(self, run, self.epochs, checkpoint)
@@ -1255,11 +1288,10 @@ class CoReg(_Students):
 
     def _show(self, run: _Run) -> None:
         """Put the state of a run where `predict` and users find it."""
+        self._forget()
         self._students = [network.student for network in run.networks]
-        vars(self).pop("weights_", None)  # those of the last epoch
         self.weights_ = np.empty((2, _count_numbers(self._students[0])), np.float32)
         for row, student in zip(self.weights_, self._students):
-            student.zero_grad(set_to_none=True)  # a second network's worth of memory
             row[:] = module_numbers(student)
         self.losses_ = np.stack(
             [network.losses.mean(0).numpy() for network in run.networks]
@@ -1269,6 +1301,11 @@ class CoReg(_Students):
             if run.splits
             else np.zeros_like(self.losses_)
         )
+
+    def _forget(self) -> None:
+        """Drop the networks of an earlier fit or epoch, before there are new ones."""
+        for name in ("_students", "weights_"):
+            vars(self).pop(name, None)
 
     def _annotator(self, images: ImageSet) -> Callable[[str], np.ndarray]:
         """What the CLIP says of the images: a function of the kind of annotation."""

@@ -106,6 +106,10 @@ class _FlypRun:
         self.used = torch.from_numpy(state_part(arrays, {"used": used})["used"])
         self.training.restore(arrays)
 
+    def finish(self) -> None:
+        """Drop the optimiser."""
+        self.training.finish()
+
 # %% ../../nbs/12_flyp.ipynb #cell-6
 class FLYP(FineTuned):
     """Finetune like you pretrain, on pseudolabels: both towers learn from pairs of an image and the prompt of its pseudolabel.
@@ -192,7 +196,7 @@ class FLYP(FineTuned):
         `history_`. It may know labels: nothing that it returns is used. Raises ValueError as `Adapter.fit` does, for parameters out of
         range, and for a checkpoint of another run.
         """
-        self._on_epoch = on_epoch or (lambda method: {})
+        self._on_epoch = on_epoch
         try:
             return super().fit(X, y)
         finally:
@@ -238,6 +242,7 @@ class FLYP(FineTuned):
 
     def _fit(self, images: ImageSet, labels: np.ndarray) -> None:
         self._check_parameters()
+        self._forget()
         run = _FlypRun(self, images, labels)
         checkpoint = Checkpoint(
             self.checkpoint,

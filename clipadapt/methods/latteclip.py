@@ -217,23 +217,24 @@ class _Run:
         )
         self.prototypes = prompts.to(method.clip.device)
         self.weights = torch.zeros(self.count, len(self.descriptions.kinds))
-        self.encode = (
-            self._frozen()
-            if not method.train_text
-            else lambda rows: self.descriptions.table(self.training.clip, rows)
-        )
+        self.frozen = None if method.train_text else self._frozen()
 
-    def _frozen(self) -> Callable[[Tensor], Tensor]:
+    def _frozen(self) -> Tensor:
         """Every text encoded once, since the text tower will not change."""
         table = self.descriptions.table
         with torch.no_grad():
-            features = torch.cat(
+            return torch.cat(
                 [
                     table(self.training.clip, rows)
                     for rows in torch.arange(len(table.rows)).split(512)
                 ]
             )
-        return lambda rows: features[rows.to(features.device)]
+
+    def encode(self, rows: Tensor) -> Tensor:
+        """Features of the texts at `rows`, as the text tower is now."""
+        if self.frozen is None:
+            return self.descriptions.table(self.training.clip, rows)
+        return self.frozen[rows.to(self.frozen.device)]
 
     def epoch(self, number: int) -> dict:
         """Train both towers and move the prototypes for one epoch; return what happened."""
@@ -325,6 +326,10 @@ class _Run:
         )
         self.prototypes = torch.from_numpy(own["prototypes"]).to(self.prototypes.device)
         self.weights = torch.from_numpy(own["weights"])
+
+    def finish(self) -> None:
+        """Drop the optimiser."""
+        self.training.finish()
 
 # %% ../../nbs/10_latteclip.ipynb #cell-24
 TEMPLATES = {  # the released code's, one for each data set
@@ -541,7 +546,7 @@ class LatteCLIP(FineTuned):
         `history_`. Raises ValueError as `Adapter.fit` does, for parameters out of range, captions that do not fit the images, a mixer with
         a single class, and for a checkpoint of another run.
         """
-        self._given, self._on_epoch = captions, on_epoch or (lambda method: {})
+        self._given, self._on_epoch = captions, on_epoch
         try:
             return super().fit(X, y)
         finally:
@@ -564,6 +569,7 @@ class LatteCLIP(FineTuned):
             self.checkpoint, self._facts(images, labels) if self.checkpoint else {}
         )
         captions = self._captions(images, guesses.numpy())
+        self._forget()
         run = _Run(self, images, labels, prompts, guesses, captions)
         self.guesses_, self.kinds_ = guesses.numpy(), list(run.descriptions.kinds)
         self.missing_ = {

@@ -241,6 +241,10 @@ class _Run:
             }
             restore_training(norms, self.optimisers[tower], own)
 
+    def finish(self) -> None:
+        """Drop the optimisers."""
+        del self.optimisers
+
 # %% ../../nbs/13_reclip.ipynb #cell-13
 IMAGE_LOSSES = ("published", "mean")
 SMALL = {
@@ -333,7 +337,7 @@ class ReCLIP(Adapter):
         returns is added to `history_`. It may know labels: nothing that it returns is used. Raises ValueError as `Adapter.fit` does, for
         parameters out of range, for a CLIP without normalisation layers, and for a checkpoint of another run.
         """
-        self._on_epoch = on_epoch or (lambda method: {})
+        self._on_epoch = on_epoch
         try:
             return super().fit(X, y)
         finally:

@@ -1,5 +1,6 @@
 """Every method with its own defaults, for two short epochs; and what cannot be done."""
 
+import gc
 import json
 import re
 import time
@@ -26,6 +27,7 @@ from clipadapt import (
     ZeroShot,
 )
 from clipadapt.learning.adapter import Adapter, read_saved
+from clipadapt.learning.training import _return_memory
 from clipadapt.methods.coreg import PUBLISHED
 
 HANDWRITING = re.compile(r"\b(digits?|handwrit\w*|glyphs?|scans?)\b", re.IGNORECASE)
@@ -202,9 +204,12 @@ def _try_case(clip, case, photographs, folder, most, changed) -> None:
         _learn(method, case, photographs, most)
         answers = check_answers(method, test)
     method.save(folder)
-    record, _ = read_saved(folder)
-    texts = [json.dumps(record.model_dump(), default=str), repr(method)]
+    texts = [repr(method)]
     del method  # its towers would count among what the next one needs
+    gc.collect()
+    _return_memory()
+    record = read_saved(folder)[0]
+    texts.append(json.dumps(record.model_dump(), default=str))
     loaded = case.method.load(folder, clip)
     np.testing.assert_allclose(check_answers(loaded, test), answers, atol=1e-4)
     for text in texts + [str(warning.message) for warning in said]:
