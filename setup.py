@@ -26,8 +26,16 @@ setup(
     url=settings["git_url"],
     keywords=settings["keywords"],
     packages=find_packages(include=["clipadapt*"]),
-    package_data={"clipadapt": ["datasets.json", "builtin/*", "*.html"]},
-    include_package_data=True,
+    package_data={
+        "clipadapt.images": ["datasets.json"],
+        "clipadapt.clip": ["builtin/*"],
+        "clipadapt.judge": ["report.html"],
+    },
+    include_package_data={
+        "clipadapt.images": ["datasets.json"],
+        "clipadapt.clip": ["builtin/*"],
+        "clipadapt.judge": ["report.html"],
+    },
     python_requires=f">={settings['min_python']}",
     install_requires=requirements(),
     extras_require={extra: requirements(f"{extra}_") for extra in ("hub", "captions", "widgets", "browser", "dev")},
