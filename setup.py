@@ -31,11 +31,7 @@ setup(
         "clipadapt.clip": ["builtin/*"],
         "clipadapt.judge": ["report.html"],
     },
-    include_package_data={
-        "clipadapt.images": ["datasets.json"],
-        "clipadapt.clip": ["builtin/*"],
-        "clipadapt.judge": ["report.html"],
-    },
+    include_package_data=True,
     python_requires=f">={settings['min_python']}",
     install_requires=requirements(),
     extras_require={extra: requirements(f"{extra}_") for extra in ("hub", "captions", "widgets", "browser", "dev")},
