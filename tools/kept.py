@@ -2,7 +2,7 @@
 
 The pages in nbs/pages are Jinja templates. They may say
 
-    {{ table("09_grip", "unsupervised.groupby") }}                                      the table which that cell printed
+    {{ table("07_grip", "unsupervised.groupby") }}                                      the table which that cell printed
     {{ value("15_compare", "tabulate(everything, test)", "GRIP", "accuracy") }}          one number of it, by its row and column
     {{ percent("15_compare", "tabulate(everything, test)", "GRIP", "accuracy") }}        the same number, times a hundred, with one decimal
     {{ text("15_compare", "print(recommend(everything") }}                              what it printed
