@@ -24,7 +24,7 @@ def drop_widget(output) -> bool:
 project = Path(__file__).resolve().parent.parent
 for path in [
     *(project / "nbs").rglob("*.ipynb"),
-    *(project / "solutions").glob("*.ipynb"),
+    *(project / "solutions").rglob("*.ipynb"),
 ]:
     notebook = nbformat.read(path, as_version=4)
     dirty = notebook.metadata.pop("widgets", None)
