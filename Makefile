@@ -20,7 +20,7 @@ help:           ## list the targets
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*##/\t/' | expand -t 12
 
 demo: .venv/ready-run   ## every method on real handwriting, and a report
-	@$(alone) $(BIN)/python -c "from clipadapt.judge.compare import demo; demo()"
+	@$(alone) $(BIN)/python -c "from clipadapt.app.demo import demo; demo()"
 
 test: sync notebooks unit   ## the whole check (this is what CI runs)
 
