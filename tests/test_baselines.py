@@ -1,4 +1,5 @@
-"""ReCLIP and FLYP: propagation against the dense solution, towers, killed and resumed fits, labels, and bad input."""
+"""ReCLIP and FLYP: propagation against the dense solution, towers, killed and resumed
+fits, labels, and bad input."""
 
 import os
 import signal
@@ -55,7 +56,8 @@ def arrays(method):
 
 @st.composite
 def problems(draw):
-    """Image features (some twice), class features, a number of neighbours (sometimes too many), and labels of some images."""
+    """Image features (some twice), class features, a number of neighbours (sometimes
+    too many), and labels of some images."""
     count, classes, dim, k = (
         draw(st.integers(1, 60)),
         draw(st.integers(1, 8)),
@@ -344,7 +346,8 @@ def test_reclip_losses_by_hand(clip, images, scale):
 
 
 def test_reclip_trains_the_image_tower_less_with_the_published_loss(clip, images):
-    """Plain SGD steps are proportional to the loss: with one batch of all images, 1 / N as far."""
+    """Plain SGD steps are proportional to the loss: with one batch of all images, 1 / N
+    as far."""
     plain = {**SHORT[ReCLIP], "epochs": 1, "batch_size": None, "weight_decay": 0.0}
     before = module_numbers(module.layer_norms(clip.model, "image"))
     moved = {}
@@ -689,7 +692,8 @@ KINDS = {
 @both
 @pytest.mark.parametrize("name", KINDS)
 def test_every_kind_of_clip(name, kind):
-    """Photographs of mixed shapes; both towers learn, nothing but them, and a saved method predicts the same."""
+    """Photographs of mixed shapes; both towers learn, nothing but them, and a saved
+    method predicts the same."""
     clip, photographs = tiny(KINDS[name]), mixed_shapes()
     mode = "squash" if name == "sigmoid loss" else "shortest"
     clip.preprocess = open_clip.image_transform(32, is_train=False, resize_mode=mode)

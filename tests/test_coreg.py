@@ -1,4 +1,5 @@
-"""CoReg: losses against loops over hundreds of random batches, half precision, killed and resumed fits, students, exports, and bad input."""
+"""CoReg: losses against loops over hundreds of random batches, half precision, killed
+and resumed fits, students, exports, and bad input."""
 
 import hashlib
 import json
@@ -75,7 +76,8 @@ def one_hot(classes, count=10):
 
 @st.composite
 def batches(draw):
-    """Probabilities [B, C] (some exactly 0 or 1), candidate sets (some empty, some full), flags and classes."""
+    """Probabilities [B, C] (some exactly 0 or 1), candidate sets (some empty, some
+    full), flags and classes."""
     count, width = draw(st.integers(1, 9)), draw(st.integers(1, 6))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 10**6)))
     probabilities = (
@@ -278,7 +280,8 @@ VARIANTS = [
 
 
 def without_address(params) -> str:
-    """A test's name: two processes have to agree on it, but not on where functions lie."""
+    """A test's name: two processes have to agree on it, but not on where functions
+    lie."""
     return re.sub(r" at 0x[0-9a-f]+", "", str(params))
 
 
@@ -397,7 +400,8 @@ def test_exported_student_works_alone_from_its_description(
         "preprocessing"
     ]
     assert described.startswith(
-        "resize the shorter side to 8 pixels (bicubic), cut 8 x 8 pixels out of the middle, divide by 255"
+        "resize the shorter side to 8 pixels (bicubic), cut 8 x 8 pixels out of the "
+        "middle, divide by 255"
     )
     shown = ImageSet(
         [
@@ -666,7 +670,8 @@ def test_the_memory_of_views_is_said_before_it_is_taken(clip):
     method.image_size_ = 224
     with pytest.warns(
         UserWarning,
-        match=r"30,000 images in 17 versions each would take 76.8 GB, more than view_memory \(4 GB\): they are made anew for each batch",
+        match=r"30,000 images in 17 versions each would take 76.8 GB, more than "
+        r"view_memory \(4 GB\): they are made anew for each batch",
     ):
         views, plain = method._kept_views(images)
     assert isinstance(views, students.DrawnViews) and isinstance(
@@ -882,7 +887,8 @@ def test_candidates_above_a_threshold(clip, images):
 @settings(max_examples=40)
 @given(batches(), st.integers(0, 7), st.sampled_from(module.CONTRASTS))
 def test_ablations_of_the_contrast_pair_by_pair(batch, queued, mode):
-    """The masks of the released code (get_cont_mask and ModifiedSupConLoss), one pair at a time."""
+    """The masks of the released code (get_cont_mask and ModifiedSupConLoss), one pair
+    at a time."""
     _, _, clean, classes, generator = batch
     count = len(classes)
     queries, embeddings, old = (
@@ -983,7 +989,8 @@ def test_labels_are_kept_and_always_clean(clip, images):
 
 
 def test_degenerate_splits(clip, images, monkeypatch):
-    """All clean, nobody clean, a class without a clean image: nothing breaks, nothing becomes NaN."""
+    """All clean, nobody clean, a class without a clean image: nothing breaks, nothing
+    becomes NaN."""
     for posterior in (
         np.ones(COUNT),
         np.zeros(COUNT),
@@ -1278,7 +1285,8 @@ def test_prototypes_annotate(clip):
 
 
 def test_any_number_of_threads_trains_odd_batches():
-    """In channels-last order oneDNN crashes in the gradient of a strided 1x1 convolution when a batch is odd; here a crash is an exit code."""
+    """In channels-last order oneDNN crashes in the gradient of a strided 1x1
+    convolution when a batch is odd; here a crash is an exit code."""
     program = """
 import torch
 from torch import nn

@@ -1,4 +1,5 @@
-"""The course as a whole: costs said at the head of every chapter, and links between chapters, solutions and the pages for teaching that lead somewhere."""
+"""The course as a whole: costs said at the head of every chapter, and links between
+chapters, solutions and the pages for teaching that lead somewhere."""
 
 import json
 import re

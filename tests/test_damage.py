@@ -1,4 +1,5 @@
-"""Saved methods, checkpoints and indexes that were damaged, forged, or cut off by a kill: one clear error, or what was saved."""
+"""Saved methods, checkpoints and indexes that were damaged, forged, or cut off by a
+kill: one clear error, or what was saved."""
 
 import os
 import random
@@ -55,7 +56,8 @@ def method(request, clip, train):
 
 
 def mutated(content, generator):
-    """A copy of `content` with a few bits, bytes or pieces changed, in one of five ways."""
+    """A copy of `content` with a few bits, bytes or pieces changed, in one of five
+    ways."""
     content, place = bytearray(content), generator.randrange(len(content))
     if generator.random() < 0.5:
         place %= 2000  # half of them where the header is
@@ -420,7 +422,8 @@ def killed_at(operation, action):
 
 
 def prepared(model):
-    """A method whose record is made already, so that a forked child needs no threads."""
+    """A method whose record is made already, so that a forked child needs no
+    threads."""
     record = model._record()
     model._record = lambda: record
     return model
@@ -670,7 +673,8 @@ def test_a_checkpoint_can_be_asked_for_its_content(tmp_path):
             checkpoint.load(record, arrays, sizes)
 
 
-# Indexes whose arrays were changed and sealed again: nothing but a ValueError, and no crash of the process.
+# Indexes whose arrays were changed and sealed again: nothing but a ValueError, and no
+# crash of the process.
 FORGER = """
 import sys
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""What goes wrong on other people's machines: no network, missing or damaged weights, builds of PyTorch that do not fit."""
+"""What goes wrong on other people's machines: no network, missing or damaged weights,
+builds of PyTorch that do not fit."""
 
 import os
 import shutil
@@ -176,7 +177,8 @@ cache_directory()
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such list")
 def test_without_a_home_folder_and_without_an_entry_in_the_list_of_users(tmp_path):
-    """As in many containers: the cache goes to a private folder, with one warning; one that others can write is refused."""
+    """As in many containers: the cache goes to a private folder, with one warning; one
+    that others can write is refused."""
     kept = {
         name: value
         for name, value in os.environ.items()

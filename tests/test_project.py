@@ -1,4 +1,5 @@
-"""The project as a whole: README and package are what the notebooks say, the wheel works alone, `make` repairs its environment."""
+"""The project as a whole: README and package are what the notebooks say, the wheel
+works alone, `make` repairs its environment."""
 
 import json
 import os
@@ -178,7 +179,10 @@ def test_wheel_works_outside_the_checkout_and_offline(wheel, tmp_path):
         "CLIPADAPT_CACHE": str(tmp_path / "cache"),
         "HF_HUB_OFFLINE": "1",
     }
-    code = f"import clipadapt; assert clipadapt.__file__.startswith({str(tmp_path)!r}); {FIRST_LINE}"
+    code = (
+        f"import clipadapt; assert clipadapt.__file__.startswith({str(tmp_path)!r}); "
+        f"{FIRST_LINE}"
+    )
     answer = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,

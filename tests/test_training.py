@@ -1,4 +1,5 @@
-"""The training loop: its schedule by hand, its order of examples, its bits, and checkpoints that were damaged, changed or cut off."""
+"""The training loop: its schedule by hand, its order of examples, its bits, and
+checkpoints that were damaged, changed or cut off."""
 
 import json
 import math
@@ -188,7 +189,8 @@ def test_every_number_of_the_recipe_has_an_effect(number):
 
 
 def test_one_step_by_hand():
-    """Loss (w - 3)^2 / 2 from w = 1: gradient -2, and weight decay 0.5 adds 0.5; the rate of the one epoch is 0.1."""
+    """Loss (w - 3)^2 / 2 from w = 1: gradient -2, and weight decay 0.5 adds 0.5; the
+    rate of the one epoch is 0.1."""
     weight = torch.nn.Parameter(torch.tensor(1.0))
     history = minimise(
         [weight],
@@ -200,7 +202,8 @@ def test_one_step_by_hand():
 
 
 def test_mean_loss_weighs_batches_by_their_examples():
-    """Losses are the number of examples in the batch: 4, 4 and 2 of ten examples have the mean 3.6."""
+    """Losses are the number of examples in the batch: 4, 4 and 2 of ten examples have
+    the mean 3.6."""
     weight = torch.nn.Parameter(torch.zeros(()))
     assert minimise(
         [weight],
@@ -363,7 +366,8 @@ def test_a_failed_save_keeps_the_last_checkpoint(tmp_path):
     assert checkpoint.load()[1] == RECORD and os.listdir(tmp_path) == ["run"]
 
 
-# Ten rounds over one parameter, of which every round saves a checkpoint; argument 2 is the pause in every round.
+# Ten rounds over one parameter, of which every round saves a checkpoint; argument 2 is
+# the pause in every round.
 WORKER = """
 import sys, time
 import numpy as np, torch
@@ -422,7 +426,8 @@ class Shared(torch.nn.Module):
 
 
 def weights_after(method, early, steps=None):
-    """All weights after four epochs of three batches, and whether a layer was unused."""
+    """All weights after four epochs of three batches, and whether a layer was
+    unused."""
     network = Shared()
     inputs = torch.randn(30, 8, generator=torch.Generator().manual_seed(1))
     recipe = Recipe(4, 10, 0.1, weight_decay=0.1, method=method, per_step=True)

@@ -1,4 +1,5 @@
-"""The API reference: one Markdown page a module, from signatures and docstrings. Nothing is imported, so it takes no time and shows defaults as they are written.
+"""The API reference: one Markdown page a module, from signatures and docstrings.
+Nothing is imported, so it takes no time and shows defaults as they are written.
 
 python tools/api.py FOLDER     write the pages (tools/docs.py does that)
 """
@@ -16,7 +17,8 @@ package = kept.project / "clipadapt"
 
 
 def modules() -> dict[str, str]:
-    """The modules that chapters export, in the order of the course: module -> chapter. One chapter may be the only door to several modules."""
+    """The modules that chapters export, in the order of the course: module -> chapter.
+    One chapter may be the only door to several modules."""
     return {
         name: chapter for chapter in kept.chapters() if (name := kept.module(chapter))
     }
@@ -39,7 +41,8 @@ def public(tree: ast.Module) -> list[str]:
 
 
 def definitions(tree: ast.Module) -> dict[str, ast.stmt]:
-    """Public name -> where it is defined, in the order of the file: functions, classes, constants."""
+    """Public name -> where it is defined, in the order of the file: functions, classes,
+    constants."""
     names, found = set(public(tree)), {}
     for node in tree.body:
         targets = (
@@ -69,7 +72,8 @@ def index() -> dict[str, str]:
 
 
 def escape(text: str) -> str:
-    """Plain text as Markdown that shows it as it is; what stands in backticks is left alone."""
+    """Plain text as Markdown that shows it as it is; what stands in backticks is left
+    alone."""
     parts = re.split(r"(`[^`]*`)", text)
     return "".join(
         part
@@ -86,7 +90,8 @@ def prose(node: ast.stmt) -> str:
 
 
 def arguments(node: ast.FunctionDef, method: bool) -> list[str]:
-    """Each argument with its annotation and default, as written, without self; "*" and "/" where they stand."""
+    """Each argument with its annotation and default, as written, without self; "*" and
+    "/" where they stand."""
     spec, shown = node.args, []
     plain = spec.posonlyargs + spec.args
     defaults = [None] * (len(plain) - len(spec.defaults)) + spec.defaults
@@ -147,7 +152,11 @@ def function(
     )
     kind = kind.removeprefix("cached_")
     if kind == "property":
-        shown = f"```python\n{name.split('.')[-1]}{': ' + ast.unparse(node.returns) if node.returns else ''}\n```"
+        shown = (
+            "```python\n"
+            f"{name.split('.')[-1]}{': ' + ast.unparse(node.returns) if node.returns else ''}\n"
+            "```"
+        )
     return [
         f"{heading} {escape(name)} {{#{name}}}",
         *([f"*{kind}*"] if kind else []),
@@ -157,7 +166,8 @@ def function(
 
 
 def klass(name: str, node: ast.ClassDef, owners: dict[str, str]) -> list[str]:
-    """A class: how it is made, what it is, its fields, its own methods. Inherited ones stand where they are written."""
+    """A class: how it is made, what it is, its fields, its own methods. Inherited ones
+    stand where they are written."""
     methods = [item for item in node.body if isinstance(item, ast.FunctionDef)]
     start = next((item for item in methods if item.name == "__init__"), None)
     fields = [
@@ -200,7 +210,8 @@ def cells(module: str) -> list[tuple[int, str]]:
 
 
 def cell_of(module: str, line: int) -> str:
-    """The id of the notebook cell from which a line of a module was exported, which nbdev writes above it."""
+    """The id of the notebook cell from which a line of a module was exported, which
+    nbdev writes above it."""
     return next((cell for start, cell in reversed(cells(module)) if start < line), "")
 
 
@@ -208,7 +219,10 @@ def page(module: str, chapter: str, owners: dict[str, str]) -> str:
     """The page of one module."""
     tree = parse(module)
     lines = [
-        f"---\ntitle: clipadapt.{module}\ndescription: {json.dumps((ast.get_docstring(tree) or module).splitlines()[0], ensure_ascii=False)}\n---",
+        f"---\ntitle: clipadapt.{module}\n"
+        "description: "
+        f"{json.dumps((ast.get_docstring(tree) or module).splitlines()[0], ensure_ascii=False)}\n"
+        "---",
         f"Why it is as it is: the chapter [{kept.title(chapter)}](../{chapter}.ipynb).",
     ]
     for name, node in definitions(tree).items():
@@ -223,7 +237,8 @@ def page(module: str, chapter: str, owners: dict[str, str]) -> str:
             ]
         if cell := cell_of(module, node.lineno):
             lines.append(
-                f"[[The code, in its chapter](../{chapter}.ipynb#at-{cell})]{{.kept-from}}"
+                "[[The code, in its "
+                f"chapter](../{chapter}.ipynb#at-{cell})]{{.kept-from}}"
             )
     return "\n\n".join(line for line in lines if line) + "\n"
 
@@ -231,8 +246,13 @@ def page(module: str, chapter: str, owners: dict[str, str]) -> str:
 def contents() -> str:
     """The first page of the reference: every module with its public names."""
     lines = [
-        "---\ntitle: API reference\ndescription: Every public name of clipadapt, module by module\n---",
-        "One page a module, made from the signatures and docstrings of the package. What everybody needs can be imported from `clipadapt` itself: "
+        "---\ntitle: API reference\n"
+        "description: Every public name of clipadapt, module by module\n---",
+        (
+            "One page a module, made from the signatures and docstrings of the "
+            "package. "
+            "What everybody needs can be imported from `clipadapt` itself: "
+        )
         + ", ".join(f"[`{name}`]({module}.md#{name})" for name, module in front())
         + ".",
     ]
@@ -241,7 +261,8 @@ def contents() -> str:
             f"[`{name}`]({module}.md#{name})" for name in definitions(parse(module))
         )
         lines.append(
-            f"## [clipadapt.{module}]({module}.md) {{#{module}}}\n\n{escape(kept.promise(chapter))}\n\n{names}"
+            f"## [clipadapt.{module}]({module}.md) {{#{module}}}\n"
+            f"\n{escape(kept.promise(chapter))}\n\n{names}"
         )
     return "\n\n".join(lines) + "\n"
 
