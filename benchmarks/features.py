@@ -55,7 +55,7 @@ def reuse(label, clip, images, folder):
     """Encoding again, against the first and the second use of a store."""
     store = FeatureStore(folder / label.replace("/", "-"))
     # the weights are hashed once a process; that is measured on its own
-    clip.fingerprint
+    _ = clip.fingerprint
     rows = {
         "encode_image": seconds(lambda: clip.encode_image(images)),
         "store, first use": seconds(lambda: store.encode(clip, images)),

@@ -481,7 +481,10 @@ import sys, time
 from clipadapt import digits, load_clip
 from clipadapt import %s as method
 images = digits("train").subset(range(48))
-method(load_clip(device="cpu"), images.classnames, checkpoint=sys.argv[1], **%r).fit(images, on_epoch=lambda method: time.sleep(0.3) or {})
+model = method(
+    load_clip(device="cpu"), images.classnames, checkpoint=sys.argv[1], **%r
+)
+model.fit(images, on_epoch=lambda method: time.sleep(0.3) or {})
 """
 
 

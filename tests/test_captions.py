@@ -54,7 +54,8 @@ def describe(images, prompts):
 images = digits("train").subset(range({COUNT}))
 Path(sys.argv[4]).touch()
 while not Path(sys.argv[5]).exists(): time.sleep(0.01)
-print("\\n".join(caption(CallableCaptioner(describe, "worker", batch_size={BATCH}), images, "?", sys.argv[1]).texts))
+worker = CallableCaptioner(describe, "worker", batch_size={BATCH})
+print("\\n".join(caption(worker, images, "?", sys.argv[1]).texts))
 """
 
 

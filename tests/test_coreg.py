@@ -427,9 +427,12 @@ for i in range(28):
     image = Image.open(f"{i:02}.png").convert("RGB")
     width, height = (size * side // min(image.size) for side in image.size)
     left, top = round((width - size) / 2), round((height - size) / 2)
-    pixels.append(np.asarray(image.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))))
-answers = torch.jit.load("small.pt")(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2) / 255)
-assert answers.shape == (28, len(facts["classnames"])) and "clipadapt" not in sys.modules
+    image = image.resize((width, height), Image.Resampling.BICUBIC)
+    pixels.append(np.asarray(image.crop((left, top, left + size, top + size))))
+batch = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2) / 255
+answers = torch.jit.load("small.pt")(batch)
+assert answers.shape == (28, len(facts["classnames"]))
+assert "clipadapt" not in sys.modules
 np.save("answers.npy", answers.detach().numpy())
 """
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
@@ -442,12 +445,14 @@ from pathlib import Path
 from clipadapt import CoReg, digits, load_clip
 from clipadapt.methods.coreg import SMALL
 images = digits("train").subset(range(12))
-method = CoReg(load_clip(device="cpu"), images.classnames, **{**SMALL, "epochs": 1, "views": 2}).fit(images)
+parameters = {**SMALL, "epochs": 1, "views": 2}
+method = CoReg(load_clip(device="cpu"), images.classnames, **parameters).fit(images)
 folder = Path(sys.argv[1])
 method.export(folder / "small.pt")
 before = [path.read_bytes() for path in sorted(folder.iterdir())]
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
 try:
     method.export(folder / "small.pt", network=1)
 except OSError as error:
@@ -789,8 +794,8 @@ def test_published_settings_are_those_of_the_released_code(clip):
         "GTSRB": (64, 100, 50, False, "published", 2),
     }
     assert set(module.PUBLISHED) == set(released)
-    for name, settings in module.PUBLISHED.items():
-        method = CoReg(clip, [str(number) for number in range(10)], **settings)
+    for name, published in module.PUBLISHED.items():
+        method = CoReg(clip, [str(number) for number in range(10)], **published)
         method._check_parameters()
         method.classnames_, method.image_size_ = method.classnames, method.image_size
         network = method._built_in_network()
@@ -1095,7 +1100,10 @@ WORKER = """
 import sys, time
 from clipadapt import CoReg, digits, load_clip
 images = digits("train").subset(range(48))
-CoReg(load_clip(device="cpu"), images.classnames, checkpoint=sys.argv[1], **%r).fit(images, on_epoch=lambda method: time.sleep(0.3) or {})
+method = CoReg(
+    load_clip(device="cpu"), images.classnames, checkpoint=sys.argv[1], **%r
+)
+method.fit(images, on_epoch=lambda method: time.sleep(0.3) or {})
 """
 
 
@@ -1297,10 +1305,18 @@ torch.set_num_threads(2)
 train, clip = digits("train").subset(range(65)), load_clip()
 
 def strided(num_classes):
-    return nn.Sequential(nn.Conv2d(3, 8, 3, 1, 1), nn.Conv2d(8, 16, 1, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, num_classes))
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, 1, 1),
+        nn.Conv2d(8, 16, 1, 2),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(16, num_classes),
+    )
 
 for student, options in (("resnet", SMALL["options"]), (strided, None)):
-    CoReg(clip, train.classnames, **{**SMALL, "student": student, "options": options, "epochs": 6, "warmup_epochs": 3, "batch_size": 65}).fit(train)
+    network = {"student": student, "options": options}
+    run = {"epochs": 6, "warmup_epochs": 3, "batch_size": 65}
+    CoReg(clip, train.classnames, **{**SMALL, **network, **run}).fit(train)
 """
     assert (
         subprocess.run(

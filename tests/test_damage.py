@@ -680,7 +680,7 @@ import sys
 from pathlib import Path
 import numpy as np
 from clipadapt.images.files import read_arrays, write_arrays
-from clipadapt.methods.prototypes import KINDS, PrototypeIndex, SavedIndex
+from clipadapt.clip.index import KINDS, PrototypeIndex, SavedIndex
 generator, folder = np.random.default_rng(0), Path(sys.argv[1])
 vectors = generator.standard_normal((400, 8)).astype(np.float32)
 vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -695,16 +695,24 @@ for kind in KINDS:
         flat = forged[name].reshape(-1)
         if generator.random() < 0.7:
             places = generator.integers(flat.size, size=3)
-            flat[places] = np.frombuffer(generator.bytes(3 * flat.itemsize), flat.dtype) if generator.random() < 0.5 else generator.integers(0, 30, 3)
+            if generator.random() < 0.5:
+                values = np.frombuffer(generator.bytes(3 * flat.itemsize), flat.dtype)
+            else:
+                values = generator.integers(0, 30, 3)
+            flat[places] = values
         elif generator.random() < 0.5:
             forged[name] = forged[name][:generator.integers(len(forged[name]))]
         else:
-            facts = {generator.choice(numbers): int(generator.choice([-1, 0, 1, 3, 17, 401, 10**9, 10**15]))}
-        write_arrays(folder / kind / "index.safetensors", forged, record.model_copy(update=facts))
+            name = generator.choice(numbers)
+            odd = [-1, 0, 1, 3, 17, 401, 10**9, 10**15]
+            facts = {name: int(generator.choice(odd))}
+        changed = record.model_copy(update=facts)
+        write_arrays(folder / kind / "index.safetensors", forged, changed)
         try:
             index = PrototypeIndex.load(folder / kind)
             found, positions = index.search(vectors[:20], 5)
-            assert positions.min() >= 0 and positions.max() < 400 and np.isfinite(found).all()
+            assert positions.min() >= 0 and positions.max() < 400
+            assert np.isfinite(found).all()
             index.add(vectors[:3])
         except ValueError:
             refused += 1

@@ -266,9 +266,11 @@ def test_nothing_is_lost_when_a_folder_cannot_be_renamed(
 
     monkeypatch.setattr(Path, "rename", locked)
     monkeypatch.setattr(files, "_exchange", refuse)
-    with pytest.raises(PermissionError, match="locked"):
-        with whole_directory(tmp_path / "model", replace=True) as draft:
-            (draft / "new").touch()
+    with (
+        pytest.raises(PermissionError, match="locked"),
+        whole_directory(tmp_path / "model", replace=True) as draft,
+    ):
+        (draft / "new").touch()
     assert [path.name for path in tmp_path.rglob("*")] == ["model", "old"]
 
 

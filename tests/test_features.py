@@ -521,7 +521,8 @@ def test_a_place_that_cannot_be_written(clip, images, tmp_path):
     for place in (tmp_path / "file", tmp_path / "file" / "store"):
         with pytest.raises(
             OSError,
-            match="the feature store .* cannot be written: a part of this path is a file",
+            match="the feature store .* cannot be written: "
+            "a part of this path is a file",
         ):
             FeatureStore(place).encode(clip, images)
 
@@ -560,7 +561,8 @@ small, WIDTH = load_clip(device="cpu"), 8192
 class Wide(torch.nn.Module):
     def __init__(self):
         super().__init__()
-        self.visual, self.weight = small.model.visual, torch.nn.Parameter(torch.randn(WIDTH, 1))
+        self.visual = small.model.visual
+        self.weight = torch.nn.Parameter(torch.randn(WIDTH, 1))
     def encode_image(self, pixels):
         return pixels.mean((1, 2, 3))[:, None] * self.weight.T
     def encode_text(self, tokens):
@@ -575,7 +577,8 @@ store = FeatureStore(sys.argv[1], shard_size=256)
 store.encode(clip, images.subset(range(600)))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 features = store.encode(clip, images)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024, features.nbytes / 2**20)
+after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print((after - before) / 1024, features.nbytes / 2**20)
 """
 
 

@@ -163,7 +163,7 @@ def test_forged_methods_are_refused_or_harmless(clip, images, fitted, tmp_path, 
         write_arrays(path, arrays, record.model_copy(update={"fitted": forged}))
         error = load_and_predict(kind, place, clip, few)
         assert error is not None or what.startswith(("history_", "missing_")), what
-    for what, forged in value_forgeries(record.params):
+    for _, forged in value_forgeries(record.params):
         write_arrays(path, arrays, record.model_copy(update={"params": forged}))
         load_and_predict(kind, place, clip, few)
 
@@ -254,7 +254,7 @@ def test_forged_checkpoints_are_refused(clip, images, fitted, name):
 def test_parameters_are_checked_before_anything_is_encoded(clip, images):
     """What a command line asks before it makes a folder: see the words of the error,
     and no image is read."""
-    for name, (kind, params) in METHODS.items():
+    for kind, params in METHODS.values():
         kind(clip, images.classnames, **params)._check_parameters()
         for wrong in (
             {"epochs": -1},

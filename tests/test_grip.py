@@ -284,7 +284,7 @@ def test_first_labels_are_zero_shots_and_later_ones_the_last_prompts(
         .fit(images)
         .predict_proba(images)
     )
-    for probabilities, k, (after, chosen) in zip((before, seen[0][0]), (4, 8), seen):
+    for probabilities, k, (_, chosen) in zip((before, seen[0][0]), (4, 8), seen):
         expected = top_k(probabilities, k, policy)
         assert {*zip(chosen.images, chosen.classes)} == {
             *zip(expected.images, expected.classes)
@@ -771,8 +771,13 @@ import sys, time, torch
 from clipadapt import digits, load_clip
 from clipadapt.methods.grip import GRIP
 images = digits("train").subset(range({COUNT}))
-GRIP(load_clip(device="cpu"), images.classnames, checkpoint=sys.argv[1], **{{**{SHORT}, "rounds": 3, "prompt": "multimodal", "reinit": False}}).fit(
-    images, on_round=lambda method, pseudolabels: time.sleep(60 if len(method.history_) > 1 else 0) or {{}})
+parameters = {{**{SHORT}, "rounds": 3, "prompt": "multimodal", "reinit": False}}
+def wait(method, pseudolabels):
+    time.sleep(60 if len(method.history_) > 1 else 0)
+    return {{}}
+clip = load_clip(device="cpu")
+method = GRIP(clip, images.classnames, checkpoint=sys.argv[1], **parameters)
+method.fit(images, on_round=wait)
 """
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from PIL import ExifTags, Image, ImageDraw, ImageOps, PngImagePlugin
+from PIL import ExifTags, Image, ImageDraw, ImageOps
 
 from clipadapt import ImageSet, ZeroShot, digits, load_clip
 from clipadapt.clip.model import _middle
@@ -62,11 +62,18 @@ POSTSCRIPT = (
 NOTHING_STARTED = """
 import sys, warnings
 started = []
-sys.addaudithook(lambda event, args: started.append((event, args)) if event in ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork") else None)
+starts = "subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork"
+def note(event, args):
+    if event in starts:
+        started.append((event, args))
+sys.addaudithook(note)
 from clipadapt.images.sets import ImageSet, read_image
 from PIL import Image
 started.clear()
-for item in ("photos/cat/cat.png", open("photos/cat/cat.png", "rb").read(), open("photos/cat/cat.png", "rb"), Image.open("photos/cat/cat.png"), {"bytes": open("photos/cat/cat.png", "rb").read(), "path": "cat.png"}):
+path = "photos/cat/cat.png"
+content = open(path, "rb").read()
+as_row = {"bytes": content, "path": "cat.png"}
+for item in (path, content, open(path, "rb"), Image.open(path), as_row):
     try:
         read_image(item)
     except ValueError as error:
@@ -278,7 +285,8 @@ for name in ("1.png", "RGBA.png", "F.tif"):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         picture = read_image(name)
         after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        print(name, round((after - before) * 1024 / picture.width / picture.height, 1), picture.getpixel((7, 7)), flush=True)
+        bytes_a_pixel = (after - before) * 1024 / picture.width / picture.height
+        print(name, round(bytes_a_pixel, 1), picture.getpixel((7, 7)), flush=True)
         os._exit(0)
     os.waitpid(child, 0)
 """
@@ -315,7 +323,8 @@ def test_a_bomb_is_refused_from_its_header(tmp_path):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(
         ValueError,
-        match="13,370 x 13,370 are 178,756,900 pixels, more than max_pixels=100,000,000",
+        match="13,370 x 13,370 are 178,756,900 pixels, "
+        "more than max_pixels=100,000,000",
     ):
         read_image(tmp_path / "bomb.png")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1000

@@ -646,7 +646,9 @@ torch.set_num_threads(1)
 from clipadapt import LatteCLIP, digits, load_clip
 from clipadapt.methods.latteclip import SMALL
 images = digits("train").subset(range(40))
-LatteCLIP(load_clip(device="cpu"), images.classnames, checkpoint=sys.argv[1], **{**SMALL, "epochs": 50, "batch_size": 16}).fit(images)
+clip = load_clip(device="cpu")
+parameters = {**SMALL, "epochs": 50, "batch_size": 16, "checkpoint": sys.argv[1]}
+LatteCLIP(clip, images.classnames, **parameters).fit(images)
 """
 
 

@@ -198,7 +198,8 @@ def test_wheel_works_outside_the_checkout_and_offline(wheel, tmp_path):
 
 
 STAND_IN = """#!/bin/sh
-# a stand-in for python: makes a .venv whose python does nothing but write down what it was asked
+# a stand-in for python: makes a .venv whose python does nothing but write down what it
+# was asked
 echo "$@" >> calls
 case "$*" in *"-m venv"*) mkdir -p .venv/bin && cp "$0" .venv/bin/python ;; esac
 case "$*" in *"pip install"*) [ ! -e fail ] || exit 1 ;; esac

@@ -128,7 +128,7 @@ def content(run):
 def clean(folder, *names):
     """No draft and no run that was begun lies about."""
     assert sorted(path.name for path in folder.iterdir()) == sorted(names)
-    assert not [path for path in folder.rglob(".*")]
+    assert not list(folder.rglob(".*"))
 
 
 @pytest.fixture

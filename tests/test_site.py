@@ -87,7 +87,11 @@ def test_a_mark_whose_cell_is_gone_or_not_alone_is_an_error():
 
 
 def test_a_value_is_that_of_its_row_and_column(monkeypatch):
-    table = "<table><tr><th></th><th>method</th><th>ece</th></tr><tr><th>0</th><td>A</td><td>0.25</td></tr><tr><th>1</th><td>B</td><td>0.5</td></tr></table>"
+    table = (
+        "<table><tr><th></th><th>method</th><th>ece</th></tr>"
+        "<tr><th>0</th><td>A</td><td>0.25</td></tr>"
+        "<tr><th>1</th><td>B</td><td>0.5</td></tr></table>"
+    )
     monkeypatch.setattr(kept, "kept", lambda name, code, kind: table)
     assert (
         kept.value("any", "any", "B", "ece") == "0.5"

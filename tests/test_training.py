@@ -371,16 +371,21 @@ def test_a_failed_save_keeps_the_last_checkpoint(tmp_path):
 WORKER = """
 import sys, time
 import numpy as np, torch
-from clipadapt import training
 from clipadapt.learning.training import (
-    Checkpoint, Recipe, activations_fit, minimise, recomputed, train_epoch, train_epochs)
+    Checkpoint, Recipe, activations_fit, minimise, recomputed, train_epoch,
+    train_epochs)
 data = torch.randn(40, 5, generator=torch.Generator().manual_seed(0))
-weight, checkpoint = torch.nn.Parameter(torch.zeros(5)), Checkpoint(sys.argv[1], {"task": "test"})
-arrays, record = checkpoint.load() or ({"weight": np.zeros(5, np.float32)}, {"round": 0, "history": []})
+weight = torch.nn.Parameter(torch.zeros(5))
+checkpoint = Checkpoint(sys.argv[1], {"task": "test"})
+start = {"weight": np.zeros(5, np.float32)}, {"round": 0, "history": []}
+arrays, record = checkpoint.load() or start
+def loss(batch):
+    return (data[batch] @ weight - 1).square().mean()
 weight.data.copy_(torch.from_numpy(arrays["weight"]))
 for number in range(record["round"], 10):
-    record["history"] += minimise([weight], lambda batch: (data[batch] @ weight - 1).square().mean(), 40, Recipe(epochs=2), (7, number))
-    checkpoint.save({"weight": weight.detach().numpy()}, {"round": number + 1, "history": record["history"]})
+    record["history"] += minimise([weight], loss, 40, Recipe(epochs=2), (7, number))
+    record["round"] = number + 1
+    checkpoint.save({"weight": weight.detach().numpy()}, record)
     time.sleep(float(sys.argv[2]))
 """
 

@@ -37,7 +37,7 @@ def public(tree: ast.Module) -> list[str]:
         if isinstance(node, ast.Assign)
         and getattr(node.targets[0], "id", "") == "__all__"
     ]
-    return [name for name in ast.literal_eval(found[0].value)] if found else []
+    return list(ast.literal_eval(found[0].value)) if found else []
 
 
 def definitions(tree: ast.Module) -> dict[str, ast.stmt]:
@@ -152,11 +152,8 @@ def function(
     )
     kind = kind.removeprefix("cached_")
     if kind == "property":
-        shown = (
-            "```python\n"
-            f"{name.split('.')[-1]}{': ' + ast.unparse(node.returns) if node.returns else ''}\n"
-            "```"
-        )
+        kind_of_value = f": {ast.unparse(node.returns)}" if node.returns else ""
+        shown = f"```python\n{name.split('.')[-1]}{kind_of_value}\n```"
     return [
         f"{heading} {escape(name)} {{#{name}}}",
         *([f"*{kind}*"] if kind else []),
@@ -218,11 +215,10 @@ def cell_of(module: str, line: int) -> str:
 def page(module: str, chapter: str, owners: dict[str, str]) -> str:
     """The page of one module."""
     tree = parse(module)
+    promise = (ast.get_docstring(tree) or module).splitlines()[0]
     lines = [
         f"---\ntitle: clipadapt.{module}\n"
-        "description: "
-        f"{json.dumps((ast.get_docstring(tree) or module).splitlines()[0], ensure_ascii=False)}\n"
-        "---",
+        f"description: {json.dumps(promise, ensure_ascii=False)}\n---",
         f"Why it is as it is: the chapter [{kept.title(chapter)}](../{chapter}.ipynb).",
     ]
     for name, node in definitions(tree).items():

@@ -26,7 +26,7 @@ def drop_widget(output) -> bool:
 project = Path(__file__).resolve().parent.parent
 for path in [
     *(project / "nbs").rglob("*.ipynb"),
-    *(project / "solutions").glob("*.ipynb"),
+    *(project / "solutions").rglob("*.ipynb"),
 ]:
     notebook = nbformat.read(path, as_version=4)
     dirty = notebook.metadata.pop("widgets", None)
@@ -34,8 +34,7 @@ for path in [
         kept = [output for output in cell.get("outputs", []) if not is_bar(output)]
         if len(kept) < len(cell.get("outputs", [])):
             cell.outputs, dirty = kept, True
-        dirty = (
-            any([drop_widget(output) for output in cell.get("outputs", [])]) or dirty
-        )
+        dropped = [drop_widget(output) for output in cell.get("outputs", [])]
+        dirty = any(dropped) or dirty
     if dirty:
         nbformat.write(notebook, path)

@@ -12,7 +12,6 @@ import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
-from pathlib import Path
 
 import api
 import check_site
@@ -152,12 +151,10 @@ def links(name: str) -> str:
         if module
         else f"[Reference]({up}api/index.md)"
     )
-    return (
-        f'::: {{.chapter-links}}\n[Open in Colab]({COLAB}/{name}.ipynb){{title="In '
-        f'Colab, first run: %pip install clipadapt fastcore"}} '
-        f"[Notebook](https://github.com/clipadapt/clipadapt/blob/main/nbs/{name}.ipynb) "
-        f"{reference}\n:::"
-    )
+    notebook = f"https://github.com/clipadapt/clipadapt/blob/main/nbs/{name}.ipynb"
+    first = "In Colab, first run: %pip install clipadapt fastcore"
+    colab = f'[Open in Colab]({COLAB}/{name}.ipynb){{title="{first}"}}'
+    return f"::: {{.chapter-links}}\n{colab} [Notebook]({notebook}) {reference}\n:::"
 
 
 def link_names(text: str, names: dict[str, str], up: str) -> str:

@@ -1,0 +1,1 @@
+"""What the project needs to check, render and describe itself."""

@@ -1,0 +1,1 @@
+"""The drawings of the course: one file each, with a function `draw`."""
