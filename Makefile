@@ -26,7 +26,7 @@ test: lint sync notebooks unit   ## the whole check (this is what CI runs)
 
 lint: .venv/ready-dev   ## layout, likely bugs, who imports whom, types: seconds, and nothing runs
 	$(BIN)/ruff format --check --quiet && $(BIN)/ruff check --quiet
-	$(BIN)/lint-imports --quiet
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/ty check --quiet --error-on-warning
 
 sync: .venv/ready-dev   ## modules and notebooks are what export and clean make of them
