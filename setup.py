@@ -28,7 +28,11 @@ setup(
     url=settings["git_url"],
     keywords=settings["keywords"],
     packages=find_packages(include=["clipadapt*"]),
-    package_data={"clipadapt": ["datasets.json", "builtin/*", "*.html"]},
+    package_data={
+        "clipadapt.images": ["datasets.json"],
+        "clipadapt.clip": ["builtin/*"],
+        "clipadapt.judge": ["report.html"],
+    },
     include_package_data=True,
     python_requires=f">={settings['min_python']}",
     install_requires=requirements(),

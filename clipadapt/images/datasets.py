@@ -29,7 +29,7 @@ __all__ = ['TORCHVISION_SPLITS', 'dataset_facts', 'Published', 'read_torchvision
 def dataset_facts() -> dict[str, dict]:
     """What `datasets.json` knows of each public data set: `classnames`, `templates`, `aliases`, `source`."""
     return json.loads(
-        (files("clipadapt") / "datasets.json").read_text(encoding="utf-8")
+        (files("clipadapt.images") / "datasets.json").read_text(encoding="utf-8")
     )
 
 
