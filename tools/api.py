@@ -8,6 +8,7 @@ import ast
 import json
 import re
 import sys
+from copy import copy
 from functools import cache
 from pathlib import Path
 
@@ -195,6 +196,34 @@ def klass(name: str, node: ast.ClassDef, owners: dict[str, str]) -> list[str]:
     return lines
 
 
+def whole(node: ast.ClassDef, tree: ast.Module) -> ast.ClassDef:
+    """A class with the methods of private classes that it is put together from.
+
+    Those have no entry of their own, so what they bring is shown where it arrives.
+    """
+    private = {
+        item.name: item
+        for item in tree.body
+        if isinstance(item, ast.ClassDef) and item.name.startswith("_")
+    }
+    parts = [
+        private.get(base.id) if isinstance(base, ast.Name) else None
+        for base in node.bases
+    ]
+    known = {item.name for item in node.body if isinstance(item, ast.FunctionDef)}
+    inherited = [
+        item
+        for part in parts
+        if part
+        for item in whole(part, tree).body
+        if isinstance(item, ast.FunctionDef) and item.name not in known
+    ]
+    result = copy(node)
+    result.bases = [base for base, part in zip(node.bases, parts) if not part]
+    result.body = [*node.body, *inherited]
+    return result
+
+
 @cache
 def cells(module: str) -> list[tuple[int, str]]:
     """Where each exported cell begins in a module, and its id."""
@@ -225,7 +254,7 @@ def page(module: str, chapter: str, owners: dict[str, str]) -> str:
         if isinstance(node, ast.FunctionDef):
             lines += function(name, node, "##")
         elif isinstance(node, ast.ClassDef):
-            lines += klass(name, node, owners)
+            lines += klass(name, whole(node, tree), owners)
         else:
             lines += [
                 f"## {escape(name)} {{#{name}}}",
