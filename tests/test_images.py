@@ -1121,7 +1121,7 @@ def test_what_is_no_image_is_shown_briefly():
 )
 def test_a_large_picture_is_shrunk_before_anything_else(mode, tmp_path, monkeypatch):
     """By a whole factor, to fewer pixels than the bound, and to the same picture."""
-    monkeypatch.setattr("clipadapt.pictures._LARGE", 10_000)
+    monkeypatch.setattr("clipadapt.images.pictures._LARGE", 10_000)
     ramp = np.linspace(0, 255, 300)[None].repeat(210, 0).astype(np.uint8)
     grey, path = Image.fromarray(ramp), tmp_path / "large.tif"
     if mode == "I;16":
