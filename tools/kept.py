@@ -3,14 +3,16 @@ page of the site has a measured figure that somebody typed.
 
 The pages in nbs/pages are Jinja templates. They may say
 
-    {{ table("09_grip", "unsupervised.groupby") }}
-    the table which that cell printed {{ value("15_compare", "tabulate(everything,
-    test)", "GRIP", "accuracy") }}          one number of it, by its row and column {{
-    percent("15_compare", "tabulate(everything, test)", "GRIP", "accuracy") }}
-    the same number, times a hundred, with one decimal {{ text("15_compare",
-    "print(recommend(everything") }}                              what it printed {{
-    plot("15_compare", "plot_cost(everything") }}                                    its
-    picture
+    {{ table("07_grip", "unsupervised.groupby") }}
+        the table which that cell printed
+    {{ value("15_compare", "tabulate(everything, test)", "GRIP", "accuracy") }}
+        one number of it, by its row and column
+    {{ percent("15_compare", "tabulate(everything, test)", "GRIP", "accuracy") }}
+        the same number, times a hundred, with one decimal
+    {{ text("15_compare", "print(recommend(everything") }}
+        what it printed
+    {{ plot("15_compare", "plot_cost(everything") }}
+        its picture
 
 The code must occur in exactly one code cell of the notebook, and the cell must have
 kept such an output; anything else is an error.
