@@ -14,7 +14,7 @@ alone := OMP_NUM_THREADS=1
 checksums = find clipadapt nbs solutions -name .ipynb_checkpoints -prune -o \( -name '*.py' -o -name '*.ipynb' \) -print | sort | xargs cksum
 
 .NOTPARALLEL:
-.PHONY: demo test test-browser sync notebooks solutions unit fuzz soak slow bench export readme lab docs clean help
+.PHONY: demo test lint test-browser sync notebooks solutions unit fuzz soak slow bench export readme lab docs clean help
 
 help:           ## list the targets
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -22,7 +22,12 @@ help:           ## list the targets
 demo: .venv/ready-run   ## every method on real handwriting, and a report
 	@$(alone) $(BIN)/python -c "from clipadapt.app.demo import demo; demo()"
 
-test: sync notebooks unit   ## the whole check (this is what CI runs)
+test: lint sync notebooks unit   ## the whole check (this is what CI runs)
+
+lint: .venv/ready-dev   ## layout, likely bugs, who imports whom, types: seconds, and nothing runs
+	$(BIN)/ruff format --check --quiet && $(BIN)/ruff check --quiet
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/ty check --quiet --error-on-warning
 
 sync: .venv/ready-dev   ## modules and notebooks are what export and clean make of them
 	@$(checksums) > .venv/before.sums

@@ -1,4 +1,5 @@
-"""The project as a whole: README and package are what the notebooks say, the wheel works alone, `make` repairs its environment."""
+"""The project as a whole: README and package are what the notebooks say, the wheel
+works alone, `make` repairs its environment."""
 
 import json
 import os
@@ -137,7 +138,10 @@ def test_wheel_works_outside_the_checkout_and_offline(wheel, tmp_path):
         "CLIPADAPT_CACHE": str(tmp_path / "cache"),
         "HF_HUB_OFFLINE": "1",
     }
-    code = f"import clipadapt; assert clipadapt.__file__.startswith({str(tmp_path)!r}); {FIRST_LINE}"
+    code = (
+        f"import clipadapt; assert clipadapt.__file__.startswith({str(tmp_path)!r}); "
+        f"{FIRST_LINE}"
+    )
     answer = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,
@@ -153,7 +157,8 @@ def test_wheel_works_outside_the_checkout_and_offline(wheel, tmp_path):
 
 
 STAND_IN = """#!/bin/sh
-# a stand-in for python: makes a .venv whose python does nothing but write down what it was asked
+# a stand-in for python: makes a .venv whose python does nothing but write down what it
+# was asked
 echo "$@" >> calls
 case "$*" in *"-m venv"*) mkdir -p .venv/bin && cp "$0" .venv/bin/python ;; esac
 case "$*" in *"pip install"*) [ ! -e fail ] || exit 1 ;; esac

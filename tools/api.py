@@ -10,6 +10,7 @@ import html
 import json
 import re
 import sys
+from copy import copy
 from functools import cache
 from pathlib import Path
 
@@ -31,8 +32,8 @@ ROOMS = {
 
 @cache
 def modules() -> dict[str, str]:
-    """The modules that notebooks export, module -> notebook: room by room, and in a room
-    each behind those that it imports, else in the order of the sidebar."""
+    """The modules that notebooks export, module -> notebook: room by room, and in a
+    room each behind those that it imports, else in the order of the sidebar."""
     found = {
         name: chapter for chapter in kept.chapters() if (name := kept.module(chapter))
     }
@@ -87,11 +88,12 @@ def public(tree: ast.Module) -> list[str]:
         if isinstance(node, ast.Assign)
         and getattr(node.targets[0], "id", "") == "__all__"
     ]
-    return [name for name in ast.literal_eval(found[0].value)] if found else []
+    return list(ast.literal_eval(found[0].value)) if found else []
 
 
 def definitions(tree: ast.Module) -> dict[str, ast.stmt]:
-    """Public name -> where it is defined, in the order of the file: functions, classes, constants."""
+    """Public name -> where it is defined, in the order of the file: functions, classes,
+    constants."""
     names, found = set(public(tree)), {}
     for node in tree.body:
         targets = (
@@ -121,7 +123,8 @@ def index() -> dict[str, str]:
 
 
 def escape(text: str) -> str:
-    """Plain text as Markdown that shows it as it is; what stands in backticks is left alone."""
+    """Plain text as Markdown that shows it as it is; what stands in backticks is left
+    alone."""
     parts = re.split(r"(`[^`]*`)", text)
     return "".join(
         part
@@ -150,7 +153,7 @@ def split_parameters(text: str, known: set[str]) -> tuple[str, dict[str, str], s
         listed = [name.lstrip("*") for name in found[1].split(", ")] if found else []
         if listed and set(listed) <= known and not set(listed) & set(described):
             names = listed
-            described |= {name: f"See `{names[0]}`." for name in names[1:]}
+            described |= dict.fromkeys(names[1:], f"See `{names[0]}`.")
             described[names[0]] = found[2]
         elif names and line.startswith(" "):
             described[names[0]] += " " + line.strip()
@@ -215,7 +218,8 @@ def description(text: str, shown: list[str], inherited: dict[str, str]) -> list[
 
 
 def arguments(node: ast.FunctionDef, method: bool) -> list[str]:
-    """Each argument with its annotation and default, as written, without self; "*" and "/" where they stand."""
+    """Each argument with its annotation and default, as written, without self; "*" and
+    "/" where they stand."""
     spec, shown = node.args, []
     plain = spec.posonlyargs + spec.args
     defaults = [None] * (len(plain) - len(spec.defaults)) + spec.defaults
@@ -276,7 +280,8 @@ def function(
     )
     kind = kind.removeprefix("cached_")
     if kind == "property":
-        shown = f"```python\n{name.split('.')[-1]}{': ' + ast.unparse(node.returns) if node.returns else ''}\n```"
+        kind_of_value = f": {ast.unparse(node.returns)}" if node.returns else ""
+        shown = f"```python\n{name.split('.')[-1]}{kind_of_value}\n```"
     return [
         f"{heading} {escape(name)} {{#{name}}}",
         *([f"*{kind}*"] if kind else []),
@@ -355,6 +360,34 @@ def klass(
     return lines
 
 
+def whole(node: ast.ClassDef, tree: ast.Module) -> ast.ClassDef:
+    """A class with the methods of private classes that it is put together from.
+
+    Those have no entry of their own, so what they bring is shown where it arrives.
+    """
+    private = {
+        item.name: item
+        for item in tree.body
+        if isinstance(item, ast.ClassDef) and item.name.startswith("_")
+    }
+    parts = [
+        private.get(base.id) if isinstance(base, ast.Name) else None
+        for base in node.bases
+    ]
+    known = {item.name for item in node.body if isinstance(item, ast.FunctionDef)}
+    inherited = [
+        item
+        for part in parts
+        if part
+        for item in whole(part, tree).body
+        if isinstance(item, ast.FunctionDef) and item.name not in known
+    ]
+    result = copy(node)
+    result.bases = [base for base, part in zip(node.bases, parts) if not part]
+    result.body = [*node.body, *inherited]
+    return result
+
+
 @cache
 def cells(module: str) -> list[tuple[int, str]]:
     """Where each exported cell begins in a module, and its id."""
@@ -367,22 +400,25 @@ def cells(module: str) -> list[tuple[int, str]]:
 
 
 def cell_of(module: str, line: int) -> str:
-    """The id of the notebook cell from which a line of a module was exported, which nbdev writes above it."""
+    """The id of the notebook cell from which a line of a module was exported, which
+    nbdev writes above it."""
     return next((cell for start, cell in reversed(cells(module)) if start < line), "")
 
 
 def page(module: str, chapter: str, owners: dict[str, str]) -> str:
     """The page of one module."""
     tree = parse(module)
+    promise = (ast.get_docstring(tree) or module).splitlines()[0]
     lines = [
-        f"---\ntitle: clipadapt.{module}\ndescription: {json.dumps((ast.get_docstring(tree) or module).splitlines()[0], ensure_ascii=False)}\n---",
+        f"---\ntitle: clipadapt.{module}\n"
+        f"description: {json.dumps(promise, ensure_ascii=False)}\n---",
         f"Why it is as it is: [{kept.title(chapter)}](../{chapter}.ipynb).",
     ]
     for name, node in definitions(tree).items():
         if isinstance(node, ast.FunctionDef):
             lines += function(name, node, "##")
         elif isinstance(node, ast.ClassDef):
-            lines += klass(name, node, owners, module)
+            lines += klass(name, whole(node, tree), owners, module)
         else:
             lines += [
                 f"## {escape(name)} {{#{name}}}",
