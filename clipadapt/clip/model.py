@@ -634,7 +634,7 @@ def builtin_directory() -> Path:
     It is compared with its hashes every time, and made again when it is damaged. Raises
     OSError when it has to be made and cannot be written.
     """
-    packaged = Path(str(files("clipadapt"))) / "builtin"
+    packaged = Path(str(files("clipadapt.clip"))) / "builtin"
     content = b"".join(
         (packaged / name).read_bytes()
         for name in ("weights.safetensors", "open_clip_config.json")
