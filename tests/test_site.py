@@ -127,11 +127,53 @@ def test_the_reference_has_every_public_name_as_it_is(tmp_path):
             if f"{{#{name}}}" not in text
         ]
         assert not missing, (module, missing)
+    package = project / "clipadapt"
     assert set(api.modules()) == {
-        path.stem
-        for path in (project / "clipadapt").glob("*.py")
+        ".".join(path.relative_to(package).with_suffix("").parts)
+        for path in package.rglob("*.py")
         if not path.stem.startswith("_")
     }
+
+
+def test_the_reference_follows_the_flow():
+    rooms = [module.partition(".")[0] for module in api.modules()]
+    assert list(dict.fromkeys(rooms)) == list(api.ROOMS)
+    assert len([1 for a, b in zip(rooms, rooms[1:]) if a != b]) == len(api.ROOMS) - 1
+    before: set[str] = set()
+    for module in api.modules():
+        assert not api.imported(module) & set(api.modules()) - before, module
+        before.add(module)
+
+
+def test_parameters_are_shown_as_a_table(tmp_path):
+    text = (
+        "What it does.\n\nsize: how many, at\n    most `five`.\n"
+        "low, high: the ends.\n\nReturns a | b. Raises: nothing."
+    )
+    known = {"size", "low", "high", "seed"}
+    above, described, below = api.split_parameters(text, known)
+    assert above == "What it does." and below == "Returns a | b. Raises: nothing."
+    assert described == {
+        "size": "how many, at most `five`.",
+        "low": "the ends.",
+        "high": "See `low`.",
+    }
+    shown = ["size: int | None = 3", "*", "low: float", "high", "seed: str = 'a, b'"]
+    table = api.table(shown, described)
+    for cell in ("int | None", "3", "how many, at most <code>five</code>.", "'a, b'"):
+        assert cell in table, cell
+    assert table.count("<tr>") == 5
+    api.write(tmp_path)
+    page = (tmp_path / "methods.latteclip.md").read_text(encoding="utf-8")
+    cells = ("group_size", "int", "4")
+    assert "".join(f"<td><code>{cell}</code></td>" for cell in cells) in page
+
+
+def test_a_class_without_a_constructor_shows_the_inherited_one():
+    tree = api.parse("methods.grip")
+    node = api.definitions(tree)["GRIP"]
+    shown = ", ".join(api.constructor(node, "methods.grip"))
+    assert "clip: CLIP" in shown and "rounds: int = 10" in shown
 
 
 def test_a_signature_is_what_python_makes_of_it():

@@ -256,7 +256,7 @@ def signature(name: str, shown: list[str], returns: ast.expr | None = None) -> s
     """A signature as a block of code, one argument a line where it is long."""
     end = f" -> {ast.unparse(returns)}" if returns else ""
     line = f"{name}({', '.join(shown)}){end}"
-    if len(line) > 90:
+    if len(line) > 88:
         line = (
             f"{name}(\n"
             + "".join(f"    {argument},\n" for argument in shown)
@@ -288,6 +288,12 @@ def function(
         shown,
         *description(ast.get_docstring(node) or "", arguments(node, method), {}),
     ]
+
+
+def written(module: str, node: ast.stmt) -> str:
+    """The code of a constant as it is written, on lines that fit the page."""
+    text = path_of(module).read_text(encoding="utf-8")
+    return ast.get_source_segment(text, node) or ast.unparse(node)
 
 
 def base_of(node: ast.ClassDef, module: str) -> tuple[ast.ClassDef, str] | None:
@@ -422,7 +428,7 @@ def page(module: str, chapter: str, owners: dict[str, str]) -> str:
         else:
             lines += [
                 f"## {escape(name)} {{#{name}}}",
-                f"```python\n{ast.unparse(node)}\n```",
+                f"```python\n{written(module, node)}\n```",
             ]
         if cell := cell_of(module, node.lineno):
             lines.append(

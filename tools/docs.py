@@ -44,20 +44,40 @@ def prepare() -> None:
         )
     api.write(site / "api")
     bars = yaml.safe_load((site / "sidebar.yml").read_text(encoding="utf-8"))
-    reference = [
-        {"text": f"clipadapt.{module}", "href": f"api/{module}.md"}
-        for module in api.modules()
-    ]
-    bars["website"]["sidebar"].append(
-        {
-            "id": "reference",
-            "style": "floating",
-            "contents": ["api/index.md", *reference],
-        }
-    )
+    for bar in bars["website"]["sidebar"]:
+        bar["contents"] = numbered(bar["contents"])
+    bars["website"]["sidebar"].append(reference())
     (site / "sidebar.yml").write_text(
         yaml.safe_dump(bars, sort_keys=False), encoding="utf-8"
     )
+
+
+def numbered(contents: list) -> list:
+    """The entries of a sidebar, chapters with the number that their file names have."""
+    entries = []
+    for entry in contents:
+        number = (
+            re.match(r"(\d\d)_\w+\.ipynb$", entry) if isinstance(entry, str) else None
+        )
+        if number:
+            text = f"{number[1]} {kept.title(entry.removesuffix('.ipynb'))}"
+            entry = {"text": text, "href": entry}
+        elif "contents" in entry:
+            entry = {**entry, "contents": numbered(entry["contents"])}
+        entries.append(entry)
+    return entries
+
+
+def reference() -> dict:
+    """The sidebar of the reference: a section a room."""
+    rooms: dict[str, list] = {}
+    for module in api.modules():
+        room = module.partition(".")[0]
+        entry = {"text": module, "href": f"api/{module}.md"}
+        rooms.setdefault(f"clipadapt.{room}", []).append(entry)
+    sections = [{"section": room, "contents": rooms[room]} for room in rooms]
+    contents = ["api/index.md", *sections]
+    return {"id": "reference", "style": "floating", "contents": contents}
 
 
 def chapter(name: str, names: dict[str, str]) -> None:
@@ -77,9 +97,8 @@ def chapter(name: str, names: dict[str, str]) -> None:
         if cell["cell_type"] == "raw":
             cells += [{**cell, "source": front_matter(text)}, markdown(links(name))]
         elif cell["cell_type"] == "markdown":
-            cells.append(
-                {**cell, "source": link_names(text, names, "../" * name.count("/"))}
-            )
+            text = link_names(drawings(text), names, "../" * name.count("/"))
+            cells.append({**cell, "source": text})
         elif text.strip() and "default_exp" not in text:
             cells += code(cell, flags[cell["id"]], described.get(cell["id"]))
     page["cells"] = [
@@ -157,9 +176,19 @@ def links(name: str) -> str:
     return f"::: {{.chapter-links}}\n{colab} [Notebook]({notebook}) {reference}\n:::"
 
 
+def drawings(text: str) -> str:
+    """Drawings with their text alternative, which is not shown as a caption, too."""
+
+    def described(found: re.Match) -> str:
+        words = found[1].replace('"', "”").replace("\n", " ")
+        return f'![]({found[2]}){{fig-alt="{words}"}}'
+
+    return re.sub(r"!\[([^\]]+)\]\(((?:\.\./)*drawings/[^)]+)\)", described, text)
+
+
 def link_names(text: str, names: dict[str, str], up: str) -> str:
     """Names of the package that stand in backticks become links to the reference,
-    outside headings, code blocks and links. Plain words stay as they are."""
+    outside headings, tables, HTML, code blocks and links. Plain words stay."""
 
     def linked(found: re.Match) -> str:
         name = found.group(1)
@@ -169,7 +198,9 @@ def link_names(text: str, names: dict[str, str], up: str) -> str:
             else found.group(0)
         )
 
-    parts = re.split(r"(?ms)(^```.*?^```|^#.*?$|^\|.*?$|\[[^\]]*\]\([^)]*\))", text)
+    parts = re.split(
+        r"(?ms)(^```.*?^```|^#.*?$|^\|.*?$|^<.*?$|\[[^\]]*\]\([^)]*\))", text
+    )
     return "".join(
         part if position % 2 else re.sub(r"(?<!`)`(\w+)`(?!`)", linked, part)
         for position, part in enumerate(parts)

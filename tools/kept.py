@@ -200,8 +200,8 @@ def table(name: str, code: str) -> str:
 def text(name: str, code: str) -> str:
     """What a cell printed."""
     return (
-        f"```text\n{kept(name, code, 'stream').strip()}\n"
-        f"```\n\n[Printed in the chapter {link(name)}.]{{.kept-from}}\n"
+        f":::: {{.wrapped}}\n```text\n{kept(name, code, 'stream').strip()}\n"
+        f"```\n::::\n\n[Printed in the chapter {link(name)}.]{{.kept-from}}\n"
     )
 
 
