@@ -72,8 +72,8 @@ def templates(name: str) -> list[str]:
     }
     if name not in sets:
         raise ValueError(
-            f"unknown template set {name!r:.100}{_nearest(name, list(sets))}; there are "
-            f"{', '.join(sets)}"
+            f"unknown template set {name!r:.100}{_nearest(name, list(sets))}; there "
+            f"are {', '.join(sets)}"
         )
     return list(sets[name])
 
