@@ -137,7 +137,7 @@ def test_graph_neighbour_by_neighbour(problem):
 def test_blocks_change_nothing(monkeypatch):
     points = torch.randn(300, 8, generator=torch.Generator().manual_seed(0))
     whole = transduction.neighbour_graph(points, 7).toarray()
-    monkeypatch.setattr(module, "BLOCK", 1000)
+    monkeypatch.setattr(transduction, "BLOCK", 1000)
     assert np.allclose(
         transduction.neighbour_graph(points, 7).toarray(), whole, atol=1e-6
     )
