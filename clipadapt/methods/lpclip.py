@@ -265,10 +265,12 @@ class _Student(Adapter):
         weights = image_weights(confidences, self.weighted, self.threshold)
         if not self.epochs:
             return []
-        views = student_views(images, self.clip, self.views, self.strong, self.flip)
-        recipe, seed = self._recipe(), self.seed
-        losses = train_linear(views, targets, weights, layer, recipe, seed)
+        views, recipe = self._views(images), self._recipe()
+        losses = train_linear(views, targets, weights, layer, recipe, self.seed)
         return [{"loss": loss} for loss in losses]
+
+    def _views(self, images: ImageSet) -> Views:
+        return student_views(images, self.clip, self.views, self.strong, self.flip)
 
     def _predict_logits(self, images: ImageSet) -> Tensor:
         weight, bias = torch.from_numpy(self.weight_), torch.from_numpy(self.bias_)
