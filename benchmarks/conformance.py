@@ -25,11 +25,10 @@ from tests.conformance.cases import CASES, REFUSED  # noqa: E402
 from tests.conformance.models import KINDS, WHOLE, write_model  # noqa: E402
 from tests.conformance.photographs import write_photographs  # noqa: E402
 
-LIMIT = 3000  # megabytes
-# Python and its libraries take 1.1 GB with a torch for CUDA, and a ViT-B/32 0.6 GB.
-FINE_TUNED = 3950  # beside it a copy and AdamW's two means (1.8 GB): 3.5 GB in all
-TWO_TOWERS = 4250  # two image towers, a momentum copy, two momenta (1.8 GB); 0.3 GB
-# of activations, and as much that the C library keeps in pieces
+LIMIT = 3000  # megabytes beside Python and its libraries, which take 1.1 GB with a
+# PyTorch for CUDA. The largest cases: FLYP and LatteCLIP train a copy of both towers
+# with AdamW's two means, 2.4 GB beside the activations; Co-Reg's CLIP students are two
+# image towers with a momentum copy and two momenta, 2.4 GB in all.
 CHANGED = {  # 27 or 80 templates in 47 classes take minutes; the ResNet student has its 27
     name: {"templates": "single"}
     for name in (
@@ -42,11 +41,9 @@ CHANGED = {  # 27 or 80 templates in 47 classes take minutes; the ResNet student
 }
 
 
-def limit(case):
-    """The megabytes that a case may take."""
-    if case == "CoReg, clip":
-        return TWO_TOWERS
-    return FINE_TUNED if case.startswith(("LatteCLIP", "FLYP")) else LIMIT
+def needed(row):
+    """The megabytes that a case needs, beside what was there before the model."""
+    return row["peak_mb"] - row["libraries_mb"]
 
 
 def verdict(kind, row):
@@ -59,8 +56,8 @@ def verdict(kind, row):
     )
     if not right:
         return f"WRONG: {row['status']}: {row['reason']}"
-    if row["peak_mb"] > limit(row["case"]):
-        return f"WRONG: more than {limit(row['case'])} MB"
+    if needed(row) > LIMIT:
+        return f"WRONG: more than {LIMIT} MB beside the libraries"
     return f"refused: {expected}" if expected else "ok"
 
 
