@@ -11,7 +11,8 @@ def draw() -> Drawing:
         "LP-CLIP",
         "One image becomes a weak and a strong view. The frozen CLIP looks at the weak "
         "view and answers 'four, 80 % sure'. A linear layer on the same frozen "
-        "image encoder looks at the strong view and learns that answer, with a weight of 0.8.",
+        "image encoder looks at the strong view and learns that answer, with a "
+        "weight of 0.8.",
     )
     drawing.text(380, 30, "Same answer, harder look", bold=True, size=19)
     image = drawing.picture(34, 145, 60)
