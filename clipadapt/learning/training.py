@@ -242,8 +242,6 @@ def train_epoch(
             "the last step left parameters that are not finite: lower the learning "
             f"rate (it is {recipe.learning_rate:g})"
         )
-    if early and _bytes(_parameters(optimiser)) > GRADIENTS:
-        _return_memory()
     return total / sum(map(len, batches))
 
 # %% ../../nbs/engine/training.ipynb #cell-16
@@ -264,6 +262,8 @@ def _step(
         loss.backward()
     optimiser.step()
     optimiser.zero_grad(set_to_none=True)  # the next forward pass has the memory
+    if early and _bytes(_parameters(optimiser)) > GRADIENTS:
+        _return_memory()
     return loss.item()
 
 # %% ../../nbs/engine/training.ipynb #cell-17
