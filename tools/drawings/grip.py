@@ -5,7 +5,8 @@ from tools.drawing import Drawing
 TITLE = "FPL, IFPL and GRIP"
 DESCRIPTION = (
     "A loop of three steps: the model labels all images, the K surest images of each "
-    "class are chosen, and a new prompt is trained on them, with which the model labels "
+    "class are chosen, and a new prompt is trained on them, with which the model "
+    "labels "
     "again. Bars below show K for each round: FPL has one round, IFPL ten rounds with "
     "the same K, and in GRIP K grows until all images are used."
 )

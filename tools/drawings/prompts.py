@@ -4,9 +4,11 @@ from tools.drawing import Box, Drawing
 
 TITLE = "Where prompts enter"
 DESCRIPTION = (
-    "Two frozen towers. Into the text tower go a start token, the trained vectors t1 to "
+    "Two frozen towers. Into the text tower go a start token, the trained vectors t1 "
+    "to "
     "tn, the class name and an end token; into the image tower go a class token, the "
-    "trained vectors v1 to vn and the patches. Textual prompts train the t, visual ones "
+    "trained vectors v1 to vn and the patches. Textual prompts train the t, visual "
+    "ones "
     "the v, and multimodal ones make both in one small network."
 )
 
@@ -56,9 +58,7 @@ def _row(drawing: Drawing, y: float, names: tuple[str, ...], kind: str) -> Box:
     drawing.box(24, y, 56, 52, first, kind, size=14)
     for number, index in enumerate(("1", "2", "…", "n")):
         words = index if index == "…" else f"{vector}{_low(index)}"
-        drawing.box(
-            88 + number * 66, y, 58, 52, words, "trained", filled=True, size=17
-        )
+        drawing.box(88 + number * 66, y, 58, 52, words, "trained", filled=True, size=17)
     width = 100 if last else 168
     drawing.box(352, y, width, 52, rest, kind, size=14)
     if last:
