@@ -246,7 +246,6 @@ def test_training_moves_the_prompt_and_nothing_else(clips, images, name, options
         if torch.equal(value, start[key])
     ]
     assert not still and history[-1] < history[0]
-    assert all(parameter.grad is not None for parameter in prompt.parameters())
 
 
 def test_deep_prompts_differ_from_shallow_ones_and_reach_every_layer(clips, images):
