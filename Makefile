@@ -14,15 +14,20 @@ alone := OMP_NUM_THREADS=1
 checksums = find clipadapt nbs solutions -name .ipynb_checkpoints -prune -o \( -name '*.py' -o -name '*.ipynb' \) -print | sort | xargs cksum
 
 .NOTPARALLEL:
-.PHONY: demo test test-browser sync notebooks solutions unit fuzz soak slow bench export readme lab docs clean help
+.PHONY: demo test lint test-browser sync notebooks solutions unit coverage fuzz soak slow bench export readme lab docs docs-width clean help
 
 help:           ## list the targets
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*##/\t/' | expand -t 12
 
 demo: .venv/ready-run   ## every method on real handwriting, and a report
-	@$(alone) $(BIN)/python -c "from clipadapt.judge.compare import demo; demo()"
+	@$(alone) $(BIN)/python -c "from clipadapt.app.demo import demo; demo()"
 
-test: sync notebooks unit   ## the whole check (this is what CI runs)
+test: lint sync notebooks unit   ## the whole check (this is what CI runs)
+
+lint: .venv/ready-dev   ## layout, likely bugs, who imports whom, types: seconds, and nothing runs
+	$(BIN)/ruff format --check --quiet && $(BIN)/ruff check --quiet
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/ty check --quiet --error-on-warning
 
 sync: .venv/ready-dev   ## modules and notebooks are what export and clean make of them
 	@$(checksums) > .venv/before.sums
@@ -30,15 +35,18 @@ sync: .venv/ready-dev   ## modules and notebooks are what export and clean make 
 	@$(checksums) | cmp -s - .venv/before.sums || { \
 	  echo "clipadapt/ or nbs/ was not what nbdev_export and nbdev_clean make of it; it is now: look at 'git diff' and commit."; exit 1; }
 
-notebooks: .venv/ready-dev   ## run every notebook and the first chapters' solutions, all but their slow and cuda cells
+notebooks: .venv/ready-dev   ## run every notebook and the solutions of the first chapters, all but their slow and cuda cells
 	$(alone) $(BIN)/nbdev_test --n_workers $(WORKERS) --do_print
 	$(alone) $(BIN)/nbdev_test --path solutions --file_re '^0[0-6]' --n_workers $(WORKERS) --do_print
 
-solutions: .venv/ready-dev   ## run the solutions of every chapter
+solutions: .venv/ready-dev   ## run the solutions of every chapter and of the engine room
 	$(alone) $(BIN)/nbdev_test --path solutions --n_workers $(WORKERS) --do_print
 
 unit: .venv/ready-dev   ## the tests that a notebook cannot hold
-	$(alone) $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile tests
+	$(alone) $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile $(if $(COVER),--cov) tests
+
+coverage:       ## the unit tests once more, a quarter slower: they must run 96 % of the package (.coveragerc)
+	@$(MAKE) unit COVER=1
 
 fuzz: .venv/ready-dev   ## 20,000 odd inputs for everything that comes from outside (INPUTS=, SEED=); about a quarter of an hour
 	$(alone) $(BIN)/python -m tests.fuzz --inputs $(INPUTS) --seed $(SEED) --workers $(WORKERS)
@@ -64,6 +72,10 @@ readme: .venv/ready-dev   ## README.md from nbs/index.ipynb, without quarto
 
 docs: .venv/ready-dev   ## the site into _docs/, every link checked; with quarto where it is installed, else without
 	$(BIN)/python tools/docs.py
+
+docs-width: docs   ## in a browser: no code of the site is cut, no page scrolls sideways (CHROMIUM=)
+	@$(BIN)/python -m pip install --quiet --editable '.[browser]'
+	$(BIN)/python tools/check_width.py
 
 lab: .venv/ready-dev   ## open the course in JupyterLab, solutions beside it
 	$(BIN)/jupyter lab --ServerApp.root_dir=. nbs/index.ipynb

@@ -1,4 +1,6 @@
-"""Reads settings.ini, the one place for the version, the dependencies and the description."""
+"""Reads settings.ini, the one place for the version, the dependencies and the
+description."""
+
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -26,12 +28,24 @@ setup(
     url=settings["git_url"],
     keywords=settings["keywords"],
     packages=find_packages(include=["clipadapt*"]),
-    package_data={"clipadapt": ["datasets.json", "builtin/*", "*.html"]},
+    package_data={
+        "clipadapt.images": ["datasets.json"],
+        "clipadapt.clip": ["builtin/*"],
+        "clipadapt.judge": ["report.html"],
+    },
     include_package_data=True,
     python_requires=f">={settings['min_python']}",
     install_requires=requirements(),
-    extras_require={extra: requirements(f"{extra}_") for extra in ("hub", "captions", "widgets", "browser", "dev")},
-    entry_points={"console_scripts": [f"{settings['lib_name']}={settings['lib_name']}.app.cli:main"], "nbdev": [f"{settings['lib_name']}={settings['lib_name']}._modidx:d"]},
+    extras_require={
+        extra: requirements(f"{extra}_")
+        for extra in ("hub", "captions", "widgets", "browser", "dev")
+    },
+    entry_points={
+        "console_scripts": [
+            f"{settings['lib_name']}={settings['lib_name']}.app.cli:main"
+        ],
+        "nbdev": [f"{settings['lib_name']}={settings['lib_name']}._modidx:d"],
+    },
     classifiers=[
         "Development Status :: 3 - Alpha",
         "Intended Audience :: Developers",

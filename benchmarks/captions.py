@@ -1,8 +1,10 @@
-"""Captions in batches against one at a time: a tiny LLaVA-NeXT with random weights, on the CPU; ratios taken in one run.
+"""Captions in batches against one at a time: a tiny LLaVA-NeXT with random weights, on
+the CPU; ratios taken in one run.
 
 python benchmarks/captions.py [--images 64] [--tokens 24] [--rounds 3]
 
-Every row describes the same images with the same question; the texts are compared with those of one at a time.
+Every row describes the same images with the same question; the texts are compared with
+those of one at a time.
 """
 
 import argparse
@@ -57,7 +59,8 @@ if __name__ == "__main__":
             for _ in range(options.rounds)
         ]
     print(
-        f"torch {torch.__version__}, one thread; {options.images} images, {options.tokens} tokens each, median of {options.rounds} rounds"
+        f"torch {torch.__version__}, one thread; {options.images} images, "
+        f"{options.tokens} tokens each, median of {options.rounds} rounds"
     )
     seconds = {
         size: statistics.median(run[size][0] for run in runs) for size in captioners
@@ -68,7 +71,10 @@ if __name__ == "__main__":
             "seconds": seconds[size],
             "captions/s": options.images / seconds[size],
             "one at a time / this": seconds[1] / seconds[size],
-            "same texts": f"{sum(a == b for a, b in zip(runs[0][size][1], runs[0][1][1]))} of {options.images}",
+            "same texts": (
+                f"{sum(a == b for a, b in zip(runs[0][size][1], runs[0][1][1]))} of "
+                f"{options.images}"
+            ),
         }
         for size in captioners
     ]

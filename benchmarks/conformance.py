@@ -1,11 +1,15 @@
-"""Every method, with its own defaults and for two epochs, on other kinds of CLIP: whether it runs, the time it takes and the memory it needs.
+"""Every method, with its own defaults and for two epochs, on other kinds of CLIP:
+whether it runs, the time it takes and the memory it needs.
 
-python benchmarks/conformance.py [--kind "ViT-B/32" --kind SigLIP ...] [--case FLYP ...] [--unlabelled 12] [--threads 2]
+python benchmarks/conformance.py [--kind "ViT-B/32" --kind SigLIP ...] [--case FLYP ...]
+    [--unlabelled 12] [--threads 2]
 
-The models are random: a whole ViT-B/32, and narrow ones of other kinds (`tests/conformance`). They are shown
-photographs of every size and shape in 47 classes. Each case of the whole model runs in a process of its own, so that
-its peak of memory is its own. The exit code is 1 when a case fails, is refused without being listed as impossible, or
-needs more memory than its limit. What a method needs on a GPU: benchmarks/gpu.py.
+The models are random: a whole ViT-B/32, and narrow ones of other kinds
+(`tests/conformance`). They are shown photographs of every size and shape in 47 classes.
+Each case of the whole model runs in a process of its own, so that its peak of memory is
+its own. The exit code is 1 when a case fails, is refused without being listed as
+impossible, or needs more memory than its limit. What a method needs on a GPU:
+benchmarks/gpu.py.
 """
 
 import argparse
@@ -29,7 +33,8 @@ LIMIT = 3000  # megabytes beside Python and its libraries, which take 1.1 GB wit
 # PyTorch for CUDA. The largest cases: FLYP and LatteCLIP train a copy of both towers
 # with AdamW's two means, 2.4 GB beside the activations; Co-Reg's CLIP students are two
 # image towers with a momentum copy and two momenta, 2.4 GB in all.
-CHANGED = {  # 27 or 80 templates in 47 classes take minutes; the ResNet student has its 27
+# 27 or 80 templates in 47 classes take minutes; the ResNet student has its 27
+CHANGED = {
     name: {"templates": "single"}
     for name in (
         "CoReg, as for EuroSAT",
@@ -137,7 +142,9 @@ if __name__ == "__main__":
         for row in measure(given, Path(folder)):
             rows.append(row)
             print(
-                f"{row['model']:16} {row['case']:38} {row['seconds']:7.1f} s {row['processor_seconds']:7.1f} CPU s {row['peak_mb']:6d} MB ({row['libraries_mb']} before the model)  {row['verdict'][:90]}",
+                f"{row['model']:16} {row['case']:38} {row['seconds']:7.1f} s "
+                f"{row['processor_seconds']:7.1f} CPU s {row['peak_mb']:6d} MB "
+                f"({row['libraries_mb']} before the model)  {row['verdict'][:90]}",
                 flush=True,
             )
     wrong = [row for row in rows if row["verdict"].startswith("WRONG")]

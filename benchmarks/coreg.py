@@ -1,6 +1,9 @@
-"""Co-Reg's losses and its prototype update against loops over the images, the same values; where an epoch on the handwriting spends its time; and what views cost that are not kept.
+"""Co-Reg's losses and its prototype update against loops over the images, the same
+values; where an epoch on the handwriting spends its time; and what views cost that are
+not kept.
 
-python benchmarks/coreg.py [--batch 256] [--classes 100] [--queue 512] [--rounds 7] [--epochs 6] [--images 300]
+python benchmarks/coreg.py [--batch 256] [--classes 100] [--queue 512] [--rounds 7]
+    [--epochs 6] [--images 300]
 """
 
 import argparse
@@ -85,7 +88,8 @@ def loop_prototype_alignment(embeddings, prototypes, targets, clean):
 
 
 def loop_noisy_contrastive(queries, keys, queue):
-    """Anchor by anchor, each against everything at once: a loop over pairs would take minutes."""
+    """Anchor by anchor, each against everything at once: a loop over pairs would take
+    minutes."""
     losses, count = [], len(queries)
     embeddings = torch.cat([queries, keys.embeddings, queue.embeddings])
     classes, clean = (
@@ -111,7 +115,8 @@ def total(value):
 
 
 def timed(call, inputs, rounds):
-    """Median seconds of a call and, where its result has a gradient, of the backward pass; and the result."""
+    """Median seconds of a call and, where its result has a gradient, of the backward
+    pass; and the result."""
     seconds = []
     for _ in range(rounds):
         start = time.perf_counter()
@@ -198,7 +203,8 @@ def compare_losses(batch, classes, queue, rounds):
 
 
 def profile_epoch(epochs):
-    """Seconds of the median epoch of self-training with everything switched on: in the students' forward passes, in backward, elsewhere."""
+    """Seconds of the median epoch of self-training with everything switched on: in the
+    students' forward passes, in backward, elsewhere."""
     spent, marks, backward, forward = (
         {"forward": 0.0, "backward": 0.0},
         [],
@@ -249,7 +255,8 @@ def profile_epoch(epochs):
 
 
 def compare_views(count, sizes=(16, 64, 224)):
-    """Views that are kept and views that are made for each batch: memory, and seconds for two weak and two strong ones of every image."""
+    """Views that are kept and views that are made for each batch: memory, and seconds
+    for two weak and two strong ones of every image."""
     train, rows = digits("train").subset(range(count)), []
     for size in sizes:
         method = CoReg(load_clip(), train.classnames, image_size=size)
@@ -294,7 +301,9 @@ if __name__ == "__main__":
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args()
     print(
-        f"torch {torch.__version__}, {torch.get_num_threads()} threads; batch {options.batch}, {options.classes} classes, queue {options.queue}; losses forward and backward"
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads; batch "
+        f"{options.batch}, {options.classes} classes, queue {options.queue}; losses "
+        "forward and backward"
     )
     print(
         pd.DataFrame(

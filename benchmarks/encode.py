@@ -1,4 +1,5 @@
-"""encode_image against a plain OpenCLIP loop: the same images, the same models, one run; ratios of images per second.
+"""encode_image against a plain OpenCLIP loop: the same images, the same models, one
+run; ratios of images per second.
 
 python benchmarks/encode.py [--images 899] [--large-images 192] [--rounds 5]
 """
@@ -55,7 +56,8 @@ def with_precision(clip, precision):
 
 
 def measure(label, clip, images, rounds):
-    """Median seconds of each contender over interleaved rounds, and how far their features agree."""
+    """Median seconds of each contender over interleaved rounds, and how far their
+    features agree."""
     contenders = {
         "plain OpenCLIP loop": lambda: plain_loop(clip, images),
         "encode_image, float32": lambda: with_precision(clip, "float32").encode_image(
@@ -87,7 +89,8 @@ def measure(label, clip, images, rounds):
 
 
 def matrix_product_gain():
-    """How much faster this machine multiplies matrices in bfloat16 than in float32: the most that bf16 can gain."""
+    """How much faster this machine multiplies matrices in bfloat16 than in float32: the
+    most that bf16 can gain."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     seconds = {}
     for dtype in (torch.float32, torch.bfloat16):
@@ -119,9 +122,11 @@ if __name__ == "__main__":
         "built-in", load_clip(precision="float32"), small, options.rounds
     ) + measure("ViT-B/32, random", large_clip(), large, options.rounds)
     print(
-        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {'GPU' if torch.cuda.is_available() else 'CPU'}"
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads, "
+        f"{'GPU' if torch.cuda.is_available() else 'CPU'}"
     )
     print(
-        f"matrix products in bfloat16 run {matrix_product_gain():.2f} times as fast here as in float32: more than that bf16 cannot gain"
+        f"matrix products in bfloat16 run {matrix_product_gain():.2f} times as fast "
+        "here as in float32: more than that bf16 cannot gain"
     )
     print(pd.DataFrame(rows).to_string(index=False, float_format="{:.4g}".format))

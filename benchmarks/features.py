@@ -1,4 +1,5 @@
-"""Features from the store against encoding again, and the memory that encoding a large set takes; ratios taken in one run.
+"""Features from the store against encoding again, and the memory that encoding a large
+set takes; ratios taken in one run.
 
 python benchmarks/features.py [--images 2000] [--many 100000]
 """
@@ -53,7 +54,8 @@ def photos(count, folder):
 def reuse(label, clip, images, folder):
     """Encoding again, against the first and the second use of a store."""
     store = FeatureStore(folder / label.replace("/", "-"))
-    clip.fingerprint  # the weights are hashed once a process; that is measured on its own
+    # the weights are hashed once a process; that is measured on its own
+    _ = clip.fingerprint
     rows = {
         "encode_image": seconds(lambda: clip.encode_image(images)),
         "store, first use": seconds(lambda: store.encode(clip, images)),
@@ -103,7 +105,8 @@ class Wide(torch.nn.Module):
 
 
 def memory(count, folder):
-    """How much the process grows while `count` images are encoded into a store, in MiB (ru_maxrss, Linux)."""
+    """How much the process grows while `count` images are encoded into a store, in MiB
+    (ru_maxrss, Linux)."""
     small = load_clip(device="cpu")
     clip, store = (
         CLIP(Wide(small.model.visual), small.preprocess, small.tokenizer),
@@ -123,12 +126,14 @@ if __name__ == "__main__":
     parser.add_argument("--many", type=int, default=100_000)
     options = parser.parse_args()
     print(
-        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {'GPU' if torch.cuda.is_available() else 'CPU'}"
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads, "
+        f"{'GPU' if torch.cuda.is_available() else 'CPU'}"
     )
     with tempfile.TemporaryDirectory() as folder:
         grown, size = memory(options.many, Path(folder))
         print(
-            f"{options.many} images through the store: {size:.0f} MiB of features on disk, the process grew by {grown:.0f} MiB"
+            f"{options.many} images through the store: {size:.0f} MiB of features on "
+            f"disk, the process grew by {grown:.0f} MiB"
         )
         rows = reuse("built-in", load_clip(), digits("train"), Path(folder))
         rows += reuse(

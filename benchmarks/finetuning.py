@@ -1,6 +1,8 @@
-"""A training step of LatteCLIP with ViT-B/32: every text of the batch once and cut, against all of them whole; the same loss, ratios taken in one run.
+"""A training step of LatteCLIP with ViT-B/32: every text of the batch once and cut,
+against all of them whole; the same loss, ratios taken in one run.
 
-python benchmarks/finetuning.py [--batch 64] [--classes 10] [--rounds 2] [--model ViT-B-32]
+python benchmarks/finetuning.py [--batch 64] [--classes 10] [--rounds 2]
+    [--model ViT-B-32]
 """
 
 import argparse
@@ -17,11 +19,15 @@ from clipadapt import CLIP, digits
 from clipadapt.learning.towers import contrastive_loss, trainable_copy
 from clipadapt.methods.latteclip import Descriptions, mix_texts, mixing_weights
 
-WORDS = "aerial view of green fields with a narrow road, some houses, a river and trees along its banks in bright light".split()
+WORDS = (
+    "aerial view of green fields with a narrow road, some houses, a river and trees "
+    "along its banks in bright light"
+).split()
 
 
 def large_clip(name):
-    """An architecture with random weights: the cost of the real one, without the download."""
+    """An architecture with random weights: the cost of the real one, without the
+    download."""
     torch.manual_seed(0)
     model, _, preprocess = open_clip.create_model_and_transforms(name)
     return CLIP(
@@ -41,7 +47,8 @@ def captions(count, rng):
 
 
 def step(clip, pixels, pseudolabels, prototypes, embed):
-    """Forward and backward passes of a step; return the loss and the seconds of texts and of all."""
+    """Forward and backward passes of a step; return the loss and the seconds of texts
+    and of all."""
     clip.model.zero_grad(set_to_none=True)
     start = time.perf_counter()
     features = F.normalize(clip.model.encode_image(pixels), dim=-1)
@@ -65,7 +72,8 @@ def synchronise():
 
 
 def plain_encoder(clip, words):
-    """Every row of the table as if it were new: tokens of the whole context, no text shared."""
+    """Every row of the table as if it were new: tokens of the whole context, no text
+    shared."""
     return lambda rows: F.normalize(
         clip.model.encode_text(
             words.table.tokens[words.table.rows[rows].to(clip.device)]
@@ -134,8 +142,11 @@ if __name__ == "__main__":
             }
         )
     print(
-        f"torch {torch.__version__}, {clip.device}, {torch.get_num_threads()} threads; {options.model} with random weights, batch {options.batch}, {options.classes} classes, "
-        f"{4 * options.batch} texts, {len(words.table.tokens)} distinct, at most {int(words.table.ends.max()) + 1} of {clip.tokenizer.context_length} tokens"
+        f"torch {torch.__version__}, {clip.device}, {torch.get_num_threads()} "
+        f"threads; {options.model} with random weights, batch {options.batch}, "
+        f"{options.classes} classes, "
+        f"{4 * options.batch} texts, {len(words.table.tokens)} distinct, at most "
+        f"{int(words.table.ends.max()) + 1} of {clip.tokenizer.context_length} tokens"
     )
     print(pd.DataFrame(rows).to_string(index=False, float_format="{:.6g}".format))
     print(f"difference of the losses: {abs(rows[0]['loss'] - rows[1]['loss']):.1g}")

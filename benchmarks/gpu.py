@@ -1,14 +1,19 @@
-"""Peak GPU memory, steps and images a second of every method with ViT-B/32 at the papers' batch sizes.
+"""Peak GPU memory, steps and images a second of every method with ViT-B/32 at the
+papers' batch sizes.
 
-python benchmarks/gpu.py [--device cuda] [--batch published] [--images 2048] [--case GRIP ...] [--out runs/gpu.json]
+python benchmarks/gpu.py [--device cuda] [--batch published] [--images 2048]
+    [--case GRIP ...] [--out runs/gpu.json]
 
-Weights are random and images are noise at 224 pixels: what is measured does not depend on them. Each method trains for a
-few epochs; a step is one step of an optimiser, from one to the next (the median), with all that it needs: images are
-prepared on the CPU meanwhile, as in a real run. The peak counts PyTorch's tensors from `fit` to `predict`, the CLIP
-(151 M weights, 605 MB) included. Methods that train nothing have no steps, and the images a second of `fit`.
+Weights are random and images are noise at 224 pixels: what is measured does not depend
+on them. Each method trains for a few epochs; a step is one step of an optimiser, from
+one to the next (the median), with all that it needs: images are prepared on the CPU
+meanwhile, as in a real run. The peak counts PyTorch's tensors from `fit` to `predict`,
+the CLIP (151 M weights, 605 MB) included. Methods that train nothing have no steps, and
+the images a second of `fit`.
 
-On one GPU this takes less than eight minutes, downloads nothing, and writes a table and JSON. The figures of a GPU have not been taken
-yet: no run of this file has seen one. Without a GPU, `--device cpu --batch 4 --images 8 --narrow` runs the same code.
+On one GPU this takes less than eight minutes, downloads nothing, and writes a table and
+JSON. The figures of a GPU have not been taken yet: no run of this file has seen one.
+Without a GPU, `--device cpu --batch 4 --images 8 --narrow` runs the same code.
 """
 
 import argparse
@@ -86,7 +91,8 @@ CASES = {  # name: (method, parameters; batch_size is the published one)
 
 
 def random_clip(device, narrow):
-    """ViT-B/32 with random weights and a logit scale of 100; `narrow`: a small one of the same patches."""
+    """ViT-B/32 with random weights and a logit scale of 100; `narrow`: a small one of
+    the same patches."""
     torch.manual_seed(0)
     settings = open_clip.get_model_config("ViT-B-32")
     if narrow:
@@ -239,7 +245,8 @@ if __name__ == "__main__":
     given = parser.parse_args()
     if torch.device(given.device).type == "cuda" and not torch.cuda.is_available():
         print(
-            "there is no GPU here; try the code with --device cpu --batch 4 --images 8 --narrow"
+            "there is no GPU here; try the code with --device cpu --batch 4 --images "
+            "8 --narrow"
         )
         sys.exit()
     batch = None if given.batch == "published" else int(given.batch)
@@ -259,7 +266,8 @@ if __name__ == "__main__":
         rows.append(measure(name, clip, images, batch))
         gc.collect()
         print(
-            f"{name}: {rows[-1].get('seconds', float('nan')):.1f} s, {rows[-1]['error'] or 'ok'}",
+            f"{name}: {rows[-1].get('seconds', float('nan')):.1f} s, "
+            f"{rows[-1]['error'] or 'ok'}",
             flush=True,
         )
         given.out.write_text(json.dumps({**facts, "rows": rows}, indent=1))

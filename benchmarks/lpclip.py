@@ -1,6 +1,8 @@
-"""Training LP-CLIP's linear layer on cached features, against encoding one view of the same images: two parts of one fit, measured in one run.
+"""Training LP-CLIP's linear layer on cached features, against encoding one view of the
+same images: two parts of one fit, measured in one run.
 
-python benchmarks/lpclip.py [--images 50000] [--classes 100] [--views 4] [--dim 512] [--epochs 50] [--encoded 500] [--model ViT-B-32]
+python benchmarks/lpclip.py [--images 50000] [--classes 100] [--views 4] [--dim 512]
+    [--epochs 50] [--encoded 500] [--model ViT-B-32]
 """
 
 import argparse
@@ -18,14 +20,16 @@ from clipadapt.methods.lpclip import image_weights, linear_layer, teach, train_l
 
 
 def large_clip(name):
-    """An architecture with random weights: the cost of the real one, without the download."""
+    """An architecture with random weights: the cost of the real one, without the
+    download."""
     torch.manual_seed(0)
     model, _, preprocess = open_clip.create_model_and_transforms(name)
     return CLIP(model, preprocess, open_clip.get_tokenizer(name), precision="float32")
 
 
 def encoding_rate(clip, count):
-    """Images encoded in a second, of `count` images of noise; the first batch warms up and does not count."""
+    """Images encoded in a second, of `count` images of noise; the first batch warms up
+    and does not count."""
     side = clip.image_size
     pictures = ImageSet(
         np.random.default_rng(0).integers(0, 256, (count, side, side, 3), np.uint8)
@@ -37,7 +41,8 @@ def encoding_rate(clip, count):
 
 
 def training_seconds(options):
-    """Seconds to teach and to train on random unit features [views, images, dim], and the losses of the epochs."""
+    """Seconds to teach and to train on random unit features [views, images, dim], and
+    the losses of the epochs."""
     generator = torch.Generator().manual_seed(0)
     class_features = F.normalize(
         torch.randn(options.classes, options.dim, generator=generator), dim=1
@@ -82,8 +87,11 @@ if __name__ == "__main__":
     rate = encoding_rate(large_clip(options.model), options.encoded)
     encoding = options.images / rate
     print(
-        f"torch {torch.__version__}, {torch.get_num_threads()} threads; {options.images} images, {options.classes} classes, {options.views} views, {options.dim} dimensions; "
-        f"{options.model} with random weights, {rate:.3g} images/s measured on {options.encoded}"
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads; "
+        f"{options.images} images, {options.classes} classes, {options.views} views, "
+        f"{options.dim} dimensions; "
+        f"{options.model} with random weights, {rate:.3g} images/s measured on "
+        f"{options.encoded}"
     )
     rows = [
         {
@@ -99,5 +107,7 @@ if __name__ == "__main__":
     ]
     print(pd.DataFrame(rows).to_string(index=False, float_format="{:.3g}".format))
     print(
-        f"loss {losses[0]:.3g} -> {losses[-1]:.3g}; required: at least 20 times faster and under 60 s: {'met' if encoding >= 20 * seconds and seconds < 60 else 'NOT met'}"
+        f"loss {losses[0]:.3g} -> {losses[-1]:.3g}; required: at least 20 times "
+        "faster and under 60 s: "
+        f"{'met' if encoding >= 20 * seconds and seconds < 60 else 'NOT met'}"
     )

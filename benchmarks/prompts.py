@@ -1,4 +1,5 @@
-"""A training step of a textual prompt, and a relabelling pass, against what people write; the same losses, ratios taken in one run.
+"""A training step of a textual prompt, and a relabelling pass, against what people
+write; the same losses, ratios taken in one run.
 
 python benchmarks/prompts.py [--classes 47] [--batch 16] [--steps 5] [--pool 5000]
 """
@@ -30,7 +31,8 @@ def large_clip():
 
 
 def plain_loss(clip, names, prefix, images, classes):
-    """Encode the images of the batch, and every prompt with all positions of the context."""
+    """Encode the images of the batch, and every prompt with all positions of the
+    context."""
     model = clip.model
     tokens = clip.tokenizer(
         [" ".join(["x"] * len(prefix)) + " " + name for name in names]
@@ -59,7 +61,8 @@ def plain_loss(clip, names, prefix, images, classes):
 
 
 def measure(call, rounds):
-    """Median seconds of `rounds` calls, after one that warms up; and what the last call returned."""
+    """Median seconds of `rounds` calls, after one that warms up; and what the last call
+    returned."""
     seconds = []
     for _ in range(rounds + 1):
         start = time.perf_counter()
@@ -102,12 +105,15 @@ if __name__ == "__main__":
         options.steps,
     )
     print(
-        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {'GPU' if torch.cuda.is_available() else 'CPU'}; "
-        f"ViT-B/32 (random weights), {options.classes} classes, batch {options.batch}, 16 prompt vectors"
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads, "
+        f"{'GPU' if torch.cuda.is_available() else 'CPU'}; "
+        f"ViT-B/32 (random weights), {options.classes} classes, batch "
+        f"{options.batch}, 16 prompt vectors"
     )
+    apart = (prompt.prefix.grad - plain_gradient).norm() / plain_gradient.norm()
     print(
-        f"loss {plain_value:.6f} and {value:.6f}: relative difference {abs(value / plain_value - 1):.1e}; "
-        f"gradient: {((prompt.prefix.grad - plain_gradient).norm() / plain_gradient.norm()).item():.1e}"
+        f"loss {plain_value:.6f} and {value:.6f}: relative difference "
+        f"{abs(value / plain_value - 1):.1e}; gradient: {apart.item():.1e}"
     )
     encoding = (
         measure(lambda: clip.encode_image(images), 2)[0] / options.batch * options.pool
@@ -117,7 +123,10 @@ if __name__ == "__main__":
     rows = [
         {"what": "a training step", "plain (s)": plain, "ours (s)": ours},
         {
-            "what": f"relabelling {options.pool} images (encoding them extrapolated from {options.batch})",
+            "what": (
+                f"relabelling {options.pool} images (encoding them extrapolated from "
+                f"{options.batch})"
+            ),
             "plain (s)": encoding + relabelling,
             "ours (s)": relabelling,
         },

@@ -1,11 +1,17 @@
-"""Label propagation on a sparse graph against the dense solution: the same features, one run; seconds, ratios, equal labels, and peak memory.
+"""Label propagation on a sparse graph against the dense solution: the same features,
+one run; seconds, ratios, equal labels, and peak memory.
 
-python benchmarks/propagation.py [--nodes 10000] [--large 50000] [--classes 50] [--dim 512] [--k 20] [--rounds 3]
+python benchmarks/propagation.py [--nodes 10000] [--large 50000] [--classes 50]
+    [--dim 512] [--k 20] [--rounds 3]
 
-Features are made up and projected as ReCLIP does, which all share and nobody is charged for. Dense means what people write first: all affinities [M, M], a mask of the k
-largest, and a direct solution of (I - alpha W) F = Y in float32. The second dense row solves by conjugate gradients, one class after the other and 20
-iterations, as ReCLIP's code does. Degrees are row sums in both (the published code takes them from a product of two [M, M] matrices, which would
-double the time). Every row has a process of its own; memory is the peak of that process. Sparse rows are the median of the rounds, dense rows run once.
+Features are made up and projected as ReCLIP does, which all share and nobody is charged
+for. Dense means what people write first: all affinities [M, M], a mask of the k
+largest, and a direct solution of (I - alpha W) F = Y in float32. The second dense row
+solves by conjugate gradients, one class after the other and 20 iterations, as ReCLIP's
+code does. Degrees are row sums in both (the published code takes them from a product of
+two [M, M] matrices, which would double the time). Every row has a process of its own;
+memory is the peak of that process. Sparse rows are the median of the rounds, dense rows
+run once.
 """
 
 import argparse
@@ -25,7 +31,8 @@ from clipadapt.methods.transduction import class_directions, propagate_labels
 
 
 def made_up_features(nodes, classes, dim, seed=0):
-    """Unit features [N, D] of images around C centres and of C texts near them, far from the images as a CLIP's texts are."""
+    """Unit features [N, D] of images around C centres and of C texts near them, far
+    from the images as a CLIP's texts are."""
     generator = torch.Generator().manual_seed(seed)
     centres, gap = (
         torch.randn(classes, dim, generator=generator),
@@ -87,7 +94,8 @@ CONTENDERS = {
 
 
 def alone(name, options, nodes, rounds):
-    """Seconds and labels of one contender in a process of its own, and the peak memory of that process in MB."""
+    """Seconds and labels of one contender in a process of its own, and the peak memory
+    of that process in MB."""
     command = [
         sys.executable,
         __file__,
@@ -107,7 +115,8 @@ def alone(name, options, nodes, rounds):
 
 
 def run_one(options):
-    """What the process of one contender does: print seconds, peak memory in MB, and the labels."""
+    """What the process of one contender does: print seconds, peak memory in MB, and the
+    labels."""
     images, classes = made_up_features(options.nodes, options.classes, options.dim)
     directions, seconds = class_directions(classes), []
     images, classes = images @ directions, classes @ directions
@@ -145,7 +154,9 @@ if __name__ == "__main__":
         run_one(options)
         sys.exit()
     print(
-        f"torch {torch.__version__}, {torch.get_num_threads()} thread(s); C = {options.classes}, D = {options.dim}, k = {options.k}; memory is that of the whole process"
+        f"torch {torch.__version__}, {torch.get_num_threads()} thread(s); C = "
+        f"{options.classes}, D = {options.dim}, k = {options.k}; memory is that of "
+        "the whole process"
     )
     found = {
         name: alone(

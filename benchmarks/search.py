@@ -1,6 +1,8 @@
-"""PrototypeIndex against scikit-learn and plain FAISS: the same vectors, queries and threads, one run; ratios of queries per second.
+"""PrototypeIndex against scikit-learn and plain FAISS: the same vectors, queries and
+threads, one run; ratios of queries per second.
 
-python benchmarks/search.py [--vectors 200000] [--dim 512] [--clustered 200000] [--clusters 2000] [--threads 2] [--rounds 5]
+python benchmarks/search.py [--vectors 200000] [--dim 512] [--clustered 200000]
+    [--clusters 2000] [--threads 2] [--rounds 5]
 """
 
 import argparse
@@ -23,7 +25,8 @@ def units(vectors):
 
 
 def clustered(count, dim, clusters, seed):
-    """Unit vectors around random centres, which are the same for every seed; noise as long as the centres."""
+    """Unit vectors around random centres, which are the same for every seed; noise as
+    long as the centres."""
     rng = np.random.default_rng(seed)
     centres = units(
         np.random.default_rng(99).standard_normal((clusters, dim), np.float32)
@@ -35,7 +38,8 @@ def clustered(count, dim, clusters, seed):
 
 
 def medians(contenders, rounds):
-    """Median seconds of each contender over interleaved rounds, after one call to warm up."""
+    """Median seconds of each contender over interleaved rounds, after one call to warm
+    up."""
     seconds = {name: [] for name in contenders}
     for search in contenders.values():
         search()
@@ -60,7 +64,8 @@ def plain_faiss(index, queries, k, threshold=None):
 
 
 def measure_exact(vectors, queries, k, rounds):
-    """A row a batch size: milliseconds a call, and how many times as fast PrototypeIndex is."""
+    """A row a batch size: milliseconds a call, and how many times as fast
+    PrototypeIndex is."""
     flat, ours, brute = (
         faiss.IndexFlatIP(vectors.shape[1]),
         PrototypeIndex(vectors),
@@ -99,7 +104,8 @@ def measure_exact(vectors, queries, k, rounds):
 
 
 def measure_approximate(vectors, queries, k, rounds):
-    """A row a kind and effort: recall, and throughput over that of the exact index, for all queries at once and for 16 of them."""
+    """A row a kind and effort: recall, and throughput over that of the exact index, for
+    all queries at once and for 16 of them."""
     exact = PrototypeIndex(vectors)
     truth = exact.search(queries, k)[1]
     for kind, efforts in {
@@ -153,10 +159,12 @@ def main(options):
         if library["user_api"] == "blas" and "faiss" in library["filepath"]
     ]
     print(
-        f"faiss {faiss.__version__}, scikit-learn {sklearn.__version__}, torch {torch.__version__}, numpy {np.__version__}, {options.threads} threads"
+        f"faiss {faiss.__version__}, scikit-learn {sklearn.__version__}, torch "
+        f"{torch.__version__}, numpy {np.__version__}, {options.threads} threads"
     )
     print(
-        f"FAISS's threshold {faiss.cvar.distance_compute_blas_threshold}, its OpenBLAS {', '.join(blas) or 'not found'}"
+        f"FAISS's threshold {faiss.cvar.distance_compute_blas_threshold}, its "
+        f"OpenBLAS {', '.join(blas) or 'not found'}"
     )
     rng, dim = np.random.default_rng(0), options.dim
     vectors, queries = (
@@ -170,7 +178,8 @@ def main(options):
         clustered(1000, dim, options.clusters, 1),
     )
     print(
-        f"\nApproximate search, k = 10, {options.clustered:,} vectors of {dim} dimensions around {options.clusters:,} centres"
+        f"\nApproximate search, k = 10, {options.clustered:,} vectors of {dim} "
+        f"dimensions around {options.clusters:,} centres"
     )
     show(measure_approximate(vectors, queries, 10, options.rounds))
 

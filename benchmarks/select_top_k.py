@@ -1,9 +1,12 @@
-"""top_k against Python loops over the images: the same scores, one run; seconds, ratios, and peak memory beyond the scores.
+"""top_k against Python loops over the images: the same scores, one run; seconds,
+ratios, and peak memory beyond the scores.
 
-python benchmarks/select_top_k.py [--images 1000000] [--classes 100] [--k 16] [--slice 10000] [--rounds 3]
+python benchmarks/select_top_k.py [--images 1000000] [--classes 100] [--k 16]
+    [--slice 10000] [--rounds 3]
 
-The loops run on a slice of the images and are extrapolated: seconds an image in the second half of the slice, when the boards are full,
-times the number of images. Memory is NumPy's, as tracemalloc sees it, in a run of its own.
+The loops run on a slice of the images and are extrapolated: seconds an image in the
+second half of the slice, when the boards are full, times the number of images. Memory
+is NumPy's, as tracemalloc sees it, in a run of its own.
 """
 
 import argparse
@@ -19,7 +22,8 @@ from clipadapt.learning.pseudolabels import POLICIES, conventional, top_k
 
 
 def softmax_scores(count, width, seed=0):
-    """Softmax scores of random logits with a bias, float32 [count, width], made a block at a time."""
+    """Softmax scores of random logits with a bias, float32 [count, width], made a block
+    at a time."""
     rng = np.random.default_rng(seed)
     bias, scores = (
         rng.standard_normal(width, np.float32),
@@ -45,14 +49,16 @@ def offer(board, entry, k):
 
 
 def plain_loop(scores, k, boards, first):
-    """What people write first: every score is fetched from the array and offered to a board."""
+    """What people write first: every score is fetched from the array and offered to a
+    board."""
     for image in range(len(scores)):
         for c, board in enumerate(boards):
             offer(board, (scores[image, c], first + image), k)
 
 
 def tuned_loop(scores, k, boards, first):
-    """The same with what Python can do for it: rows as lists, no call for the many scores that are too low."""
+    """The same with what Python can do for it: rows as lists, no call for the many
+    scores that are too low."""
     for image, row in enumerate(scores):
         for board, score in zip(boards, row.tolist()):
             if len(board) < k or board[0][0] < score:
@@ -60,7 +66,8 @@ def tuned_loop(scores, k, boards, first):
 
 
 def extrapolated(loop, scores, k, size, total):
-    """Seconds for `total` images, from the second half of the first `size`, and the boards of those."""
+    """Seconds for `total` images, from the second half of the first `size`, and the
+    boards of those."""
     boards, half = [[] for _ in range(scores.shape[1])], size // 2
     loop(scores[:half], k, boards, 0)
     start = time.perf_counter()
@@ -101,7 +108,9 @@ if __name__ == "__main__":
     )
     scores = softmax_scores(N, C)
     print(
-        f"numpy {np.__version__}; N = {N:,}, C = {C}, K = {k}; the scores take {scores.nbytes / 1e6:.0f} MB in float32; loops measured on {size:,} images and extrapolated"
+        f"numpy {np.__version__}; N = {N:,}, C = {C}, K = {k}; the scores take "
+        f"{scores.nbytes / 1e6:.0f} MB in float32; loops measured on {size:,} images "
+        "and extrapolated"
     )
 
     loops = {}
@@ -117,7 +126,8 @@ if __name__ == "__main__":
             for c, board in enumerate(boards)
         )
         print(
-            f"{name}: {loops[name]:.1f} s (extrapolated); on the slice it chooses {'the same images as' if same else 'OTHER images than'} top_k"
+            f"{name}: {loops[name]:.1f} s (extrapolated); on the slice it chooses "
+            f"{'the same images as' if same else 'OTHER images than'} top_k"
         )
 
     large, half, columns = (

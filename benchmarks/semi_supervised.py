@@ -1,11 +1,14 @@
-"""Do two labels a class help or harm? FPL, IFPL and GRIP with and without them, on a small and on a large pool of handwriting.
+"""Do two labels a class help or harm? FPL, IFPL and GRIP with and without them, on a
+small and on a large pool of handwriting.
 
-python benchmarks/semi_supervised.py [--views 12] [--seeds 3] [--settings none,shares,equal]
+python benchmarks/semi_supervised.py [--views 12] [--seeds 3]
+    [--settings none,shares,equal]
 
 The small pool is the training half, 898 scans; the large one has `views` weak views of
-each. Prompts are textual and trained by the preset `SMALL`, on the large pool with fewer
-epochs and rounds. K = 1000 gives FPL and IFPL as many pseudolabels there as GRIP has.
-More settings: recommended, published; with "+decay" the default weight decay of 0.1.
+each. Prompts are textual and trained by the preset `SMALL`, on the large pool with
+fewer epochs and rounds. K = 1000 gives FPL and IFPL as many pseudolabels there as GRIP
+has. More settings: recommended, published; with "+decay" the default weight decay of
+0.1.
 """
 
 import argparse

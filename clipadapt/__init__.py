@@ -32,10 +32,11 @@ __all__ = list(_HOMES)
 
 
 def __getattr__(name: str):
-    """Import a name when it is asked for: PyTorch takes seconds, `--help` should not."""
+    """Import a name when it is asked for: PyTorch takes seconds, --help may not."""
     if name not in _HOMES:
         raise AttributeError(f"module 'clipadapt' has no attribute {name!r}")
-    import_module("clipadapt.images.pictures")  # it explains a torchvision that does not fit
+    # it explains a torchvision that does not fit
+    import_module("clipadapt.images.pictures")
     return getattr(import_module(f"clipadapt.{_HOMES[name]}"), name)
 
 

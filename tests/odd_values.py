@@ -55,7 +55,8 @@ ODD = [
 
 
 def escapes(function, arguments, places):
-    """What leaves `function` as another error than a ValueError or FileNotFoundError when an argument at one of `places` is an odd value."""
+    """What leaves `function` as another error than a ValueError or FileNotFoundError
+    when an argument at one of `places` is an odd value."""
     found = []
     for place in places:
         for value in ODD:

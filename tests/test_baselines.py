@@ -1,4 +1,5 @@
-"""ReCLIP and FLYP: propagation against the dense solution, towers, killed and resumed fits, labels, and bad input."""
+"""ReCLIP and FLYP: propagation against the dense solution, towers, killed and resumed
+fits, labels, and bad input."""
 
 import os
 import signal
@@ -55,7 +56,8 @@ def arrays(method):
 
 @st.composite
 def problems(draw):
-    """Image features (some twice), class features, a number of neighbours (sometimes too many), and labels of some images."""
+    """Image features (some twice), class features, a number of neighbours (sometimes
+    too many), and labels of some images."""
     count, classes, dim, k = (
         draw(st.integers(1, 60)),
         draw(st.integers(1, 8)),
@@ -137,7 +139,7 @@ def test_graph_neighbour_by_neighbour(problem):
 def test_blocks_change_nothing(monkeypatch):
     points = torch.randn(300, 8, generator=torch.Generator().manual_seed(0))
     whole = transduction.neighbour_graph(points, 7).toarray()
-    monkeypatch.setattr(module, "BLOCK", 1000)
+    monkeypatch.setattr(transduction, "BLOCK", 1000)
     assert np.allclose(
         transduction.neighbour_graph(points, 7).toarray(), whole, atol=1e-6
     )
@@ -344,7 +346,8 @@ def test_reclip_losses_by_hand(clip, images, scale):
 
 
 def test_reclip_trains_the_image_tower_less_with_the_published_loss(clip, images):
-    """Plain SGD steps are proportional to the loss: with one batch of all images, 1 / N as far."""
+    """Plain SGD steps are proportional to the loss: with one batch of all images, 1 / N
+    as far."""
     plain = {**SHORT[ReCLIP], "epochs": 1, "batch_size": None, "weight_decay": 0.0}
     before = module_numbers(module.layer_norms(clip.model, "image"))
     moved = {}
@@ -478,7 +481,10 @@ import sys, time
 from clipadapt import digits, load_clip
 from clipadapt import %s as method
 images = digits("train").subset(range(48))
-method(load_clip(device="cpu"), images.classnames, checkpoint=sys.argv[1], **%r).fit(images, on_epoch=lambda method: time.sleep(0.3) or {})
+model = method(
+    load_clip(device="cpu"), images.classnames, checkpoint=sys.argv[1], **%r
+)
+model.fit(images, on_epoch=lambda method: time.sleep(0.3) or {})
 """
 
 
@@ -689,7 +695,8 @@ KINDS = {
 @both
 @pytest.mark.parametrize("name", KINDS)
 def test_every_kind_of_clip(name, kind):
-    """Photographs of mixed shapes; both towers learn, nothing but them, and a saved method predicts the same."""
+    """Photographs of mixed shapes; both towers learn, nothing but them, and a saved
+    method predicts the same."""
     clip, photographs = tiny(KINDS[name]), mixed_shapes()
     mode = "squash" if name == "sigmoid loss" else "shortest"
     clip.preprocess = open_clip.image_transform(32, is_train=False, resize_mode=mode)

@@ -1,4 +1,5 @@
-"""Captions under accidents: killed and competing processes, damaged caches, captioners that fail in every way, and a tiny LLaVA."""
+"""Captions under accidents: killed and competing processes, damaged caches, captioners
+that fail in every way, and a tiny LLaVA."""
 
 import json
 import os
@@ -39,7 +40,8 @@ from clipadapt.clip.captions import (
 
 COUNT, BATCH = 300, 10
 
-# A process of its own that describes the first 300 images, slowly, and appends a line to a file for every batch it was asked about.
+# A process of its own that describes the first 300 images, slowly, and appends a line
+# to a file for every batch it was asked about.
 WORKER = f"""
 import sys, time
 from pathlib import Path
@@ -52,12 +54,14 @@ def describe(images, prompts):
 images = digits("train").subset(range({COUNT}))
 Path(sys.argv[4]).touch()
 while not Path(sys.argv[5]).exists(): time.sleep(0.01)
-print("\\n".join(caption(CallableCaptioner(describe, "worker", batch_size={BATCH}), images, "?", sys.argv[1]).texts))
+worker = CallableCaptioner(describe, "worker", batch_size={BATCH})
+print("\\n".join(caption(worker, images, "?", sys.argv[1]).texts))
 """
 
 
 def start(*arguments):
-    """`hash` differs from process to process: who described an image can be told from its caption."""
+    """`hash` differs from process to process: who described an image can be told from
+    its caption."""
     return subprocess.Popen(
         [sys.executable, "-c", WORKER, *map(str, arguments)],
         stdout=subprocess.PIPE,
@@ -162,7 +166,8 @@ def test_an_interrupt_keeps_what_was_finished(some, cache):
 
 
 def test_two_answers_for_one_image_become_one(some, cache):
-    """While this process describes, another one, faster, has described the same image."""
+    """While this process describes, another one, faster, has described the same
+    image."""
 
     def slow(images, prompts):
         caption(
@@ -405,7 +410,8 @@ def test_an_unusable_answer_is_asked_again_once_and_then_recorded(
     ],
 )
 def test_a_batch_that_goes_wrong_is_asked_image_by_image(some, answers):
-    """The wrong number of answers, no list, or an exception: whatever one image alone is answered with is taken."""
+    """The wrong number of answers, no list, or an exception: whatever one image alone
+    is answered with is taken."""
     result = quietly(
         CallableCaptioner(
             lambda images, prompts: (
@@ -431,7 +437,8 @@ def test_an_exception_costs_one_caption_and_keeps_its_reason(some, cache):
 
     with pytest.warns(
         UserWarning,
-        match="1 of 20 captions are missing; the first, of image 6: RuntimeError: out of luck",
+        match="1 of 20 captions are missing; the first, of image 6: RuntimeError: out "
+        "of luck",
     ):
         result = caption(CallableCaptioner(describe, "picky"), some, "?", cache)
     assert (
@@ -769,7 +776,8 @@ def test_a_model_that_names_code_is_refused(tmp_path, monkeypatch, name, content
     (folder / name).write_text(json.dumps({**before, **content}))
     with pytest.raises(
         ValueError,
-        match=f"wants to run code of its own, or to load another model .{key} in {name}., which is never done",
+        match=f"wants to run code of its own, or to load another model .{key} in "
+        f"{name}., which is never done",
     ):
         open_llava(folder)
     assert not (tmp_path / "harmed").exists()
@@ -789,7 +797,8 @@ def test_a_model_with_damaged_files_is_named(tmp_path, name, content):
 
 
 def test_a_chat_template_runs_in_a_sandbox(llava, tmp_path, noise):
-    """Jinja's sandbox: a template puts texts together, and reaches neither Python nor files."""
+    """Jinja's sandbox: a template puts texts together, and reaches neither Python nor
+    files."""
     for template in [
         "{{ ''.__class__.__mro__[1].__subclasses__() }}",
         "{{ cycler.__init__.__globals__.os.system('true') }}",

@@ -1,4 +1,5 @@
-"""`check_adapter` catches each broken promise: one faulty method for every check, and the fault is named."""
+"""`check_adapter` catches each broken promise: one faulty method for every check, and
+the fault is named."""
 
 import numpy as np
 import pytest

@@ -40,7 +40,8 @@ def run(*arguments):
 
 
 def shell(*arguments):
-    """The command in a process of its own, which hears Ctrl-C even where the tests run in the background, and so do not."""
+    """The command in a process of its own, which hears Ctrl-C even where the tests run
+    in the background, and so do not."""
     return subprocess.Popen(
         [sys.executable, "-m", "clipadapt.app.cli", *map(str, arguments)],
         stdout=subprocess.PIPE,
@@ -91,7 +92,10 @@ def cache(tmp_path_factory, monkeypatch):
 
 
 def test_help_shows_examples_and_needs_no_torch():
-    code = "import sys; from clipadapt.app.cli import main; main(['--help'], standalone_mode=False); assert 'torch' not in sys.modules"
+    code = (
+        "import sys; from clipadapt.app.cli import main; main(['--help'], "
+        "standalone_mode=False); assert 'torch' not in sys.modules"
+    )
     assert (
         "clipadapt predict --saved"
         in subprocess.run(
@@ -669,7 +673,8 @@ def test_mistakes_are_one_line(arguments, code, message, tmp_path, monkeypatch):
 
 
 def forge(saved, folder, **changes):
-    """A copy of a saved method whose record says something else, with a seal that fits."""
+    """A copy of a saved method whose record says something else, with a seal that
+    fits."""
     record, arrays = read_saved(saved / "model")
     write_arrays(
         folder / "adapter.safetensors", arrays, record.model_copy(update=changes)
@@ -697,7 +702,8 @@ def test_a_model_of_a_newer_version(saved, folders, tmp_path):
 def test_a_model_that_only_a_saved_method_names_is_not_loaded(
     saved, folders, clip, tmp_path, monkeypatch
 ):
-    """Another one than the listed ones can come from anybody, so somebody has to ask for it."""
+    """Another one than the listed ones can come from anybody, so somebody has to ask
+    for it."""
     loaded = []
     monkeypatch.setattr(
         "clipadapt.clip.model.load_clip", lambda *named: loaded.append(named) or clip
@@ -963,7 +969,8 @@ def test_a_closed_pipe_is_no_error(folders):
 
 
 def test_no_bar_in_a_pipe(folders, tmp_path):
-    """Fits of the tests are too short for a bar to appear, so one more bar, without delay, asks whether bars are off."""
+    """Fits of the tests are too short for a bar to appear, so one more bar, without
+    delay, asks whether bars are off."""
     arguments = [
         "adapt",
         "--images",
@@ -977,7 +984,10 @@ def test_no_bar_in_a_pipe(folders, tmp_path):
         "--out",
         str(tmp_path / "run"),
     ]
-    code = f"from clipadapt.app.cli import main; main({arguments!r}, standalone_mode=False); from tqdm import tqdm; list(tqdm(range(3)))"
+    code = (
+        f"from clipadapt.app.cli import main; main({arguments!r}, "
+        "standalone_mode=False); from tqdm import tqdm; list(tqdm(range(3)))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=300
     )
@@ -1353,33 +1363,26 @@ def test_a_full_disk_is_one_sentence(folders, tmp_path):
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300))
 
+    commands = [
+        ["adapt", "--out", "run"],
+        ["zero-shot", "--out", "a.csv"],
+        ["encode", "--out", "a.npy"],
+        ["encode", "--out", "a.safetensors"],
+        ["caption", "--captioner", "attributes", "--out", "a.json"],
+        ["compare", "--methods", "zero-shot", "--out", "compared"],
+    ]
     code = f"""
-import json, sys
 from click.testing import CliRunner
 from clipadapt import load_clip
 from clipadapt.app.cli import main
 load_clip()
-for arguments in json.loads({
-        json.dumps(
-            json.dumps(
-                [
-                    ["adapt", "--out", "run"],
-                    ["zero-shot", "--out", "a.csv"],
-                    ["encode", "--out", "a.npy"],
-                    ["encode", "--out", "a.safetensors"],
-                    ["caption", "--captioner", "attributes", "--out", "a.json"],
-                    ["compare", "--methods", "zero-shot", "--out", "compared"],
-                ]
-            )
-        )
-    }):
-    classes = [] if arguments[0] in ("encode", "caption") else ["--classes", {
-        CLASSES!r
-    }]
-    done = CliRunner().invoke(main, [*arguments, "--images", {
-        str(folders / "flat")!r
-    }, *classes])
-    print(done.exit_code, done.output.splitlines()[-1], "Traceback" in done.output, isinstance(done.exception, SystemExit))
+for command in {commands!r}:
+    classes = [] if command[0] in ("encode", "caption") else ["--classes", {CLASSES!r}]
+    images = ["--images", {str(folders / "flat")!r}]
+    done = CliRunner().invoke(main, [*command, *images, *classes])
+    exited = isinstance(done.exception, SystemExit)
+    last = done.output.splitlines()[-1]
+    print(done.exit_code, last, "Traceback" in done.output, exited)
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
@@ -1513,14 +1516,16 @@ def test_the_limit_on_pixels_is_an_option(folders, tmp_path):
 
 @pytest.fixture
 def another(clip, monkeypatch):
-    """What --model loads: the built-in model under another name, which stands for any other CLIP."""
+    """What --model loads: the built-in model under another name, which stands for any
+    other CLIP."""
     named = CLIP(clip.model, clip.preprocess, clip.tokenizer, name="another")
     monkeypatch.setattr("clipadapt.clip.model.load_clip", lambda *_: named)
     return named
 
 
 def kept(out):
-    """What a run of LatteCLIP says of captions: kinds of text it learned from, and its record and config."""
+    """What a run of LatteCLIP says of captions: kinds of text it learned from, and its
+    record and config."""
     kinds = read_saved(out / "model")[0].fitted["kinds_"]
     return (
         kinds,
@@ -1537,7 +1542,8 @@ ALONE = "no --captioner, so LatteCLIP learns from class descriptions alone"
 def test_nobody_describes_the_images_of_another_clip_unless_asked(
     preset, another, folders, cache, tmp_path
 ):
-    """The ruler knows glyphs only, and once called photographs thin wide blue digits."""
+    """The ruler knows glyphs only, and once called photographs thin wide blue
+    digits."""
     same = (
         "adapt",
         "--images",
@@ -1735,7 +1741,8 @@ SAMPLES = {
 
 @pytest.mark.parametrize("name", methods_of_the_package())
 def test_every_parameter_of_every_method_can_be_set(name, clip):
-    """With the value that stands, and with one of each kind that its annotation names; with nothing else."""
+    """With the value that stands, and with one of each kind that its annotation names;
+    with nothing else."""
     kind = methods_of_the_package()[name]
     hints, signature = get_type_hints(kind.__init__), inspect.signature(kind)
     names = [
@@ -1772,7 +1779,8 @@ def test_every_parameter_of_every_method_can_be_set(name, clip):
 def test_where_some_classes_have_no_label_the_pool_can_be_chosen(
     method, folders, tmp_path
 ):
-    """Two sub-folders name two of ten classes; the other images lie loose, and may be asked to be of the other eight."""
+    """Two sub-folders name two of ten classes; the other images lie loose, and may be
+    asked to be of the other eight."""
     shutil.copytree(folders / "labelled", tmp_path / "images")
     for number, place in enumerate(sorted((tmp_path / "images").iterdir())[2:]):
         for path in place.iterdir():

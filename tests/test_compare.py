@@ -83,7 +83,8 @@ class Slow(LPCLIP):
         time.sleep(float(sys.argv[2]) if self.seed == 1 else 0)
 
 train, test = digits("train").subset(range(40)), digits("test").subset(range(10))
-for run in run_all({"slow": Slow(load_clip(), train.classnames, epochs=1, views=1)}, train, test, seeds=(0, 1, 2), folder=sys.argv[1]):
+slow = {"slow": Slow(load_clip(), train.classnames, epochs=1, views=1)}
+for run in run_all(slow, train, test, seeds=(0, 1, 2), folder=sys.argv[1]):
     print("run", run.seed, run.probabilities.sum().round(3), flush=True)
 """
 
@@ -193,16 +194,24 @@ def die(method):
 
 class Mortal(ReCLIP):
     def fit(self, X, y=None, on_epoch=None):
-        return super().fit(X, y, on_epoch=die if self.seed == 1 and sys.argv[2] == "die" else count)
+        dies = self.seed == 1 and sys.argv[2] == "die"
+        return super().fit(X, y, on_epoch=die if dies else count)
 
 epochs = []
 def count(method):
     epochs.append(method.seed)
 
 train, test = digits("train").subset(range(60)), digits("test").subset(range(10))
-method = Mortal(load_clip(device="cpu"), train.classnames, projection="whole", epochs=5, learning_rate=0.03)
+method = Mortal(
+    load_clip(device="cpu"),
+    train.classnames,
+    projection="whole",
+    epochs=5,
+    learning_rate=0.03,
+)
 runs = run_all({"mortal": method}, train, test, seeds=(0, 1), folder=sys.argv[1])
-print([epochs.count(seed) for seed in (0, 1)], [run.probabilities.tobytes().hex() for run in runs], runs[1].method.checkpoint)
+bits = [run.probabilities.tobytes().hex() for run in runs]
+print([epochs.count(seed) for seed in (0, 1)], bits, runs[1].method.checkpoint)
 """
 
 

@@ -105,7 +105,8 @@ def test_photographs_have_every_shape_and_mode(folder):
 def _runs(kind, name):
     """Whether a case belongs to the short run of a kind.
 
-    Quick-GELU is seen only by what computes with the towers' own layers, or trains them.
+    Quick-GELU is seen only by what computes with the towers' own layers, or trains
+    them.
     """
     if kind == "ViT, quick-GELU":
         return name.startswith(INSIDE) and name not in ONCE

@@ -1,4 +1,5 @@
-"""CoReg: losses against loops over hundreds of random batches, half precision, killed and resumed fits, students, exports, and bad input."""
+"""CoReg: losses against loops over hundreds of random batches, half precision, killed
+and resumed fits, students, exports, and bad input."""
 
 import hashlib
 import json
@@ -75,7 +76,8 @@ def one_hot(classes, count=10):
 
 @st.composite
 def batches(draw):
-    """Probabilities [B, C] (some exactly 0 or 1), candidate sets (some empty, some full), flags and classes."""
+    """Probabilities [B, C] (some exactly 0 or 1), candidate sets (some empty, some
+    full), flags and classes."""
     count, width = draw(st.integers(1, 9)), draw(st.integers(1, 6))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 10**6)))
     probabilities = (
@@ -278,7 +280,8 @@ VARIANTS = [
 
 
 def without_address(params) -> str:
-    """A test's name: two processes have to agree on it, but not on where functions lie."""
+    """A test's name: two processes have to agree on it, but not on where functions
+    lie."""
     return re.sub(r" at 0x[0-9a-f]+", "", str(params))
 
 
@@ -397,7 +400,8 @@ def test_exported_student_works_alone_from_its_description(
         "preprocessing"
     ]
     assert described.startswith(
-        "resize the shorter side to 8 pixels (bicubic), cut 8 x 8 pixels out of the middle, divide by 255"
+        "resize the shorter side to 8 pixels (bicubic), cut 8 x 8 pixels out of the "
+        "middle, divide by 255"
     )
     shown = ImageSet(
         [
@@ -423,9 +427,12 @@ for i in range(28):
     image = Image.open(f"{i:02}.png").convert("RGB")
     width, height = (size * side // min(image.size) for side in image.size)
     left, top = round((width - size) / 2), round((height - size) / 2)
-    pixels.append(np.asarray(image.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))))
-answers = torch.jit.load("small.pt")(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2) / 255)
-assert answers.shape == (28, len(facts["classnames"])) and "clipadapt" not in sys.modules
+    image = image.resize((width, height), Image.Resampling.BICUBIC)
+    pixels.append(np.asarray(image.crop((left, top, left + size, top + size))))
+batch = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2) / 255
+answers = torch.jit.load("small.pt")(batch)
+assert answers.shape == (28, len(facts["classnames"]))
+assert "clipadapt" not in sys.modules
 np.save("answers.npy", answers.detach().numpy())
 """
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
@@ -438,12 +445,14 @@ from pathlib import Path
 from clipadapt import CoReg, digits, load_clip
 from clipadapt.methods.coreg import SMALL
 images = digits("train").subset(range(12))
-method = CoReg(load_clip(device="cpu"), images.classnames, **{**SMALL, "epochs": 1, "views": 2}).fit(images)
+parameters = {**SMALL, "epochs": 1, "views": 2}
+method = CoReg(load_clip(device="cpu"), images.classnames, **parameters).fit(images)
 folder = Path(sys.argv[1])
 method.export(folder / "small.pt")
 before = [path.read_bytes() for path in sorted(folder.iterdir())]
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
 try:
     method.export(folder / "small.pt", network=1)
 except OSError as error:
@@ -666,7 +675,8 @@ def test_the_memory_of_views_is_said_before_it_is_taken(clip):
     method.image_size_ = 224
     with pytest.warns(
         UserWarning,
-        match=r"30,000 images in 17 versions each would take 76.8 GB, more than view_memory \(4 GB\): they are made anew for each batch",
+        match=r"30,000 images in 17 versions each would take 76.8 GB, more than "
+        r"view_memory \(4 GB\): they are made anew for each batch",
     ):
         views, plain = method._kept_views(images)
     assert isinstance(views, students.DrawnViews) and isinstance(
@@ -784,8 +794,8 @@ def test_published_settings_are_those_of_the_released_code(clip):
         "GTSRB": (64, 100, 50, False, "published", 2),
     }
     assert set(module.PUBLISHED) == set(released)
-    for name, settings in module.PUBLISHED.items():
-        method = CoReg(clip, [str(number) for number in range(10)], **settings)
+    for name, published in module.PUBLISHED.items():
+        method = CoReg(clip, [str(number) for number in range(10)], **published)
         method._check_parameters()
         method.classnames_, method.image_size_ = method.classnames, method.image_size
         network = method._built_in_network()
@@ -882,7 +892,8 @@ def test_candidates_above_a_threshold(clip, images):
 @settings(max_examples=40)
 @given(batches(), st.integers(0, 7), st.sampled_from(module.CONTRASTS))
 def test_ablations_of_the_contrast_pair_by_pair(batch, queued, mode):
-    """The masks of the released code (get_cont_mask and ModifiedSupConLoss), one pair at a time."""
+    """The masks of the released code (get_cont_mask and ModifiedSupConLoss), one pair
+    at a time."""
     _, _, clean, classes, generator = batch
     count = len(classes)
     queries, embeddings, old = (
@@ -983,7 +994,8 @@ def test_labels_are_kept_and_always_clean(clip, images):
 
 
 def test_degenerate_splits(clip, images, monkeypatch):
-    """All clean, nobody clean, a class without a clean image: nothing breaks, nothing becomes NaN."""
+    """All clean, nobody clean, a class without a clean image: nothing breaks, nothing
+    becomes NaN."""
     for posterior in (
         np.ones(COUNT),
         np.zeros(COUNT),
@@ -1088,7 +1100,10 @@ WORKER = """
 import sys, time
 from clipadapt import CoReg, digits, load_clip
 images = digits("train").subset(range(48))
-CoReg(load_clip(device="cpu"), images.classnames, checkpoint=sys.argv[1], **%r).fit(images, on_epoch=lambda method: time.sleep(0.3) or {})
+method = CoReg(
+    load_clip(device="cpu"), images.classnames, checkpoint=sys.argv[1], **%r
+)
+method.fit(images, on_epoch=lambda method: time.sleep(0.3) or {})
 """
 
 
@@ -1278,7 +1293,8 @@ def test_prototypes_annotate(clip):
 
 
 def test_any_number_of_threads_trains_odd_batches():
-    """In channels-last order oneDNN crashes in the gradient of a strided 1x1 convolution when a batch is odd; here a crash is an exit code."""
+    """In channels-last order oneDNN crashes in the gradient of a strided 1x1
+    convolution when a batch is odd; here a crash is an exit code."""
     program = """
 import torch
 from torch import nn
@@ -1289,10 +1305,18 @@ torch.set_num_threads(2)
 train, clip = digits("train").subset(range(65)), load_clip()
 
 def strided(num_classes):
-    return nn.Sequential(nn.Conv2d(3, 8, 3, 1, 1), nn.Conv2d(8, 16, 1, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, num_classes))
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, 1, 1),
+        nn.Conv2d(8, 16, 1, 2),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(16, num_classes),
+    )
 
 for student, options in (("resnet", SMALL["options"]), (strided, None)):
-    CoReg(clip, train.classnames, **{**SMALL, "student": student, "options": options, "epochs": 6, "warmup_epochs": 3, "batch_size": 65}).fit(train)
+    network = {"student": student, "options": options}
+    run = {"epochs": 6, "warmup_epochs": 3, "batch_size": 65}
+    CoReg(clip, train.classnames, **{**SMALL, **network, **run}).fit(train)
 """
     assert (
         subprocess.run(

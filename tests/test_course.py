@@ -1,21 +1,24 @@
-"""The course as a whole: costs said at the head of every chapter, and links between chapters, solutions and the pages for teaching that lead somewhere."""
+"""The course as a whole: chapters that are as they have to be, and links between
+chapters, solutions and the pages for teaching that lead somewhere."""
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 project = Path(__file__).resolve().parent.parent
-chapters = sorted(
-    path
-    for path in [
-        *(project / "nbs").glob("[01]*.ipynb"),
-        *(project / "nbs" / "appendix").glob("*.ipynb"),
-    ]
-)
-solutions = sorted((project / "solutions").glob("*.ipynb"))
-pages = sorted((project / "nbs" / "course").glob("*.md"))
+sys.path.insert(0, str(project))
+from tools import course_stats  # noqa: E402
+
+nbs = project / "nbs"
+chapters = sorted(nbs.glob("[01]*.ipynb"))
+engine = sorted((nbs / "engine").glob("*.ipynb"))
+notebooks = [*chapters, *engine]
+solutions = sorted((project / "solutions").rglob("*.ipynb"))
+pages = sorted((nbs / "course").glob("*.md"))
 SITE = "https://github.com/clipadapt/clipadapt/blob/main/"
 
 
@@ -35,24 +38,47 @@ def prose(path: Path) -> str:
     )
 
 
-@pytest.mark.parametrize("path", chapters, ids=lambda path: path.stem)
-def test_costs_are_said_in_full(path):
-    cost = re.search(r"(?m)^> \*\*Time and cost\*\*: (.*)$", prose(path))
-    assert (
-        cost
-        and [
-            word
-            for word in ("to read", "to run", "memory", "download", "GPU")
-            if word not in cost.group(1)
-        ]
-        == []
-    )
+def name(path: Path) -> str:
+    return path.relative_to(project).with_suffix("").as_posix()
+
+
+# Not rewritten yet: a list that only shrinks.
+WAITING = {
+    "nbs/03_pseudolabels",
+    "nbs/15_compare",
+    "nbs/16_selection",
+    "nbs/17_own_images",
+    "nbs/engine/cli",
+    "nbs/engine/demo",
+    "nbs/engine/features",
+    "nbs/engine/index",
+    "nbs/engine/report",
+    "nbs/engine/tiny_clip",
+    "nbs/engine/widgets",
+}
+
+
+@pytest.mark.parametrize("path", notebooks, ids=name)
+def test_a_notebook_reads_as_it_has_to(path):
+    wrong = course_stats.complaints(course_stats.Notebook(path))
+    assert bool(wrong) == (name(path) in WAITING), wrong
+
+
+def test_time_and_cost_are_those_that_were_measured():
+    command = [sys.executable, project / "tools" / "costs.py"]
+    answer = subprocess.run(command, capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+
+
+def test_chapters_have_numbers_of_their_own():
+    numbers = [int(path.stem[:2]) for path in chapters]
+    assert numbers == list(range(1, len(chapters) + 1))
 
 
 @pytest.mark.parametrize(
     "path",
-    [*chapters, *solutions, *pages],
-    ids=lambda path: f"{path.parent.name}-{path.stem}",
+    [*notebooks, nbs / "index.ipynb", *solutions, *pages],
+    ids=name,
 )
 def test_links_lead_to_files(path):
     text = re.sub(r"(?s)```.*?```", "", prose(path))
@@ -66,7 +92,7 @@ def test_links_lead_to_files(path):
     ] == []
 
 
-@pytest.mark.parametrize("path", solutions, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", solutions, ids=name)
 def test_solutions_are_kept_with_what_came_out(path):
     code = cells(path, "code")
     silent = [
@@ -87,6 +113,31 @@ def test_solutions_are_kept_with_what_came_out(path):
     )
 
 
+def exercises(path: Path) -> list[str]:
+    """The numbers of a notebook's exercises, or of those that its solutions answer."""
+    text = prose(path)
+    found = re.findall(r"(?m)^#{2,3} (?:Exercise )?(\d+(?:\.\d+)?)\b", text)
+    return found or re.findall(r"(?m)^(\d)\. \*\*", prose(path).split("\n## ")[-1])
+
+
+@pytest.mark.parametrize("path", chapters, ids=name)
+def test_every_exercise_has_a_solution(path):
+    answers = project / "solutions" / path.name
+    assert answers.exists() and exercises(path) == exercises(answers) != []
+    assert f"solutions/{path.name}" in prose(path)
+
+
+@pytest.mark.parametrize("path", solutions, ids=name)
+def test_solutions_belong_to_a_notebook(path):
+    relative = path.relative_to(project / "solutions")
+    up = "../" * len(relative.parts)
+    assert (nbs / relative).exists() and f"({up}nbs/{relative.as_posix()})" in prose(
+        path
+    )
+    assert exercises(path) == exercises(nbs / relative) != []
+    assert any(cell["outputs"] for cell in cells(path, "code"))
+
+
 def test_syllabus_and_timetable_know_every_chapter():
     syllabus, lecturer = (
         next(page for page in pages if page.stem == name).read_text(encoding="utf-8")
@@ -94,8 +145,8 @@ def test_syllabus_and_timetable_know_every_chapter():
     )
     assert [
         path.name
-        for path in chapters
-        if f"{path.relative_to(project / 'nbs')})" not in syllabus
+        for path in notebooks
+        if f"../{path.relative_to(nbs).as_posix()})" not in syllabus
     ] == []
     numbers = sorted({path.stem[:2] for path in chapters if path.stem[:2].isdigit()})
     assert [

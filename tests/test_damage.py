@@ -1,4 +1,5 @@
-"""Saved methods, checkpoints and indexes that were damaged, forged, or cut off by a kill: one clear error, or what was saved."""
+"""Saved methods, checkpoints and indexes that were damaged, forged, or cut off by a
+kill: one clear error, or what was saved."""
 
 import os
 import random
@@ -55,7 +56,8 @@ def method(request, clip, train):
 
 
 def mutated(content, generator):
-    """A copy of `content` with a few bits, bytes or pieces changed, in one of five ways."""
+    """A copy of `content` with a few bits, bytes or pieces changed, in one of five
+    ways."""
     content, place = bytearray(content), generator.randrange(len(content))
     if generator.random() < 0.5:
         place %= 2000  # half of them where the header is
@@ -420,7 +422,8 @@ def killed_at(operation, action):
 
 
 def prepared(model):
-    """A method whose record is made already, so that a forked child needs no threads."""
+    """A method whose record is made already, so that a forked child needs no
+    threads."""
     record = model._record()
     model._record = lambda: record
     return model
@@ -670,13 +673,14 @@ def test_a_checkpoint_can_be_asked_for_its_content(tmp_path):
             checkpoint.load(record, arrays, sizes)
 
 
-# Indexes whose arrays were changed and sealed again: nothing but a ValueError, and no crash of the process.
+# Indexes whose arrays were changed and sealed again: nothing but a ValueError, and no
+# crash of the process.
 FORGER = """
 import sys
 from pathlib import Path
 import numpy as np
 from clipadapt.images.files import read_arrays, write_arrays
-from clipadapt.methods.prototypes import KINDS, PrototypeIndex, SavedIndex
+from clipadapt.clip.index import KINDS, PrototypeIndex, SavedIndex
 generator, folder = np.random.default_rng(0), Path(sys.argv[1])
 vectors = generator.standard_normal((400, 8)).astype(np.float32)
 vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -691,16 +695,24 @@ for kind in KINDS:
         flat = forged[name].reshape(-1)
         if generator.random() < 0.7:
             places = generator.integers(flat.size, size=3)
-            flat[places] = np.frombuffer(generator.bytes(3 * flat.itemsize), flat.dtype) if generator.random() < 0.5 else generator.integers(0, 30, 3)
+            if generator.random() < 0.5:
+                values = np.frombuffer(generator.bytes(3 * flat.itemsize), flat.dtype)
+            else:
+                values = generator.integers(0, 30, 3)
+            flat[places] = values
         elif generator.random() < 0.5:
             forged[name] = forged[name][:generator.integers(len(forged[name]))]
         else:
-            facts = {generator.choice(numbers): int(generator.choice([-1, 0, 1, 3, 17, 401, 10**9, 10**15]))}
-        write_arrays(folder / kind / "index.safetensors", forged, record.model_copy(update=facts))
+            name = generator.choice(numbers)
+            odd = [-1, 0, 1, 3, 17, 401, 10**9, 10**15]
+            facts = {name: int(generator.choice(odd))}
+        changed = record.model_copy(update=facts)
+        write_arrays(folder / kind / "index.safetensors", forged, changed)
         try:
             index = PrototypeIndex.load(folder / kind)
             found, positions = index.search(vectors[:20], 5)
-            assert positions.min() >= 0 and positions.max() < 400 and np.isfinite(found).all()
+            assert positions.min() >= 0 and positions.max() < 400
+            assert np.isfinite(found).all()
             index.add(vectors[:3])
         except ValueError:
             refused += 1

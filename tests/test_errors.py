@@ -1,4 +1,5 @@
-"""What goes wrong on other people's machines: no network, missing or damaged weights, builds of PyTorch that do not fit."""
+"""What goes wrong on other people's machines: no network, missing or damaged weights,
+builds of PyTorch that do not fit."""
 
 import os
 import shutil
@@ -176,7 +177,8 @@ cache_directory()
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such list")
 def test_without_a_home_folder_and_without_an_entry_in_the_list_of_users(tmp_path):
-    """As in many containers: the cache goes to a private folder, with one warning; one that others can write is refused."""
+    """As in many containers: the cache goes to a private folder, with one warning; one
+    that others can write is refused."""
     kept = {
         name: value
         for name, value in os.environ.items()
@@ -264,9 +266,11 @@ def test_nothing_is_lost_when_a_folder_cannot_be_renamed(
 
     monkeypatch.setattr(Path, "rename", locked)
     monkeypatch.setattr(files, "_exchange", refuse)
-    with pytest.raises(PermissionError, match="locked"):
-        with whole_directory(tmp_path / "model", replace=True) as draft:
-            (draft / "new").touch()
+    with (
+        pytest.raises(PermissionError, match="locked"),
+        whole_directory(tmp_path / "model", replace=True) as draft,
+    ):
+        (draft / "new").touch()
     assert [path.name for path in tmp_path.rglob("*")] == ["model", "old"]
 
 

@@ -1,4 +1,5 @@
-"""The feature store under accidents: killed and competing processes, damaged and full disks, and keys that must or must not change."""
+"""The feature store under accidents: killed and competing processes, damaged and full
+disks, and keys that must or must not change."""
 
 import json
 import os
@@ -33,7 +34,8 @@ from clipadapt.learning.testing import check_adapter
 
 COUNT, SHARD = 300, 32
 
-# A process of its own that encodes the first 300 images, slowly, so that there is time to kill it.
+# A process of its own that encodes the first 300 images, slowly, so that there is time
+# to kill it.
 WORKER = f"""
 import sys, time, hashlib
 from pathlib import Path
@@ -80,7 +82,8 @@ def finished_shards(location):
 
 
 def files(location):
-    """What a store consists of, by name: the bytes of every feature file and manifest."""
+    """What a store consists of, by name: the bytes of every feature file and
+    manifest."""
     return {
         str(path.relative_to(location)): path.read_bytes()
         for path in Path(location).glob("*/*")
@@ -132,7 +135,8 @@ def encoded(clip, location, images, **options):
 
 
 def test_a_killed_process_is_resumed_bit_for_bit(clip, images, whole, tmp_path):
-    """Killed three times on the same store, each time a little later; the last process finishes the rest."""
+    """Killed three times on the same store, each time a little later; the last process
+    finishes the rest."""
     go = tmp_path / "go"
     go.touch()
     for after in (-1, 1, 4):
@@ -250,7 +254,8 @@ def with_header(header):
 
 HOSTILE_ARRAYS = {
     "a huge shape": with_header(
-        b"{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000000000, 64)}\n"
+        b"{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000000000, "
+        b"64)}\n"
     ),
     "a shape beyond numbers": with_header(
         b"{'descr': '<f4', 'fortran_order': False, 'shape': (1" + b"0" * 400 + b",)}\n"
@@ -419,7 +424,8 @@ def test_whatever_features_do_not_depend_on_keeps_the_key(clip, images, tmp_path
 
 
 def test_views_are_drawn_in_the_proportions_of_the_clip(clip, tmp_path):
-    """Of images that are not square, for a CLIP that reads their middle and one that squashes."""
+    """Of images that are not square, for a CLIP that reads their middle and one that
+    squashes."""
     colours = np.random.default_rng(0).integers(0, 256, (6, 20, 50, 3), np.uint8)
     pages = ImageSet([Image.fromarray(page) for page in colours])
     squash = image_transform(32, is_train=False, resize_mode="squash")
@@ -476,7 +482,10 @@ def test_a_disk_without_room_is_noticed_before_anything_is_encoded(tmp_path):
         capture_output=True,
         text=True,
     )
-    sentence = f"the feature store {tmp_path / 'store'} cannot be written: it would be larger than files may be here. "
+    sentence = (
+        f"the feature store {tmp_path / 'store'} cannot be written: it would be "
+        "larger than files may be here. "
+    )
     assert (
         found.stdout.startswith(sentence) and "choose another place" in found.stdout
     ), found
@@ -487,7 +496,9 @@ def test_a_disk_without_room_is_noticed_before_anything_is_encoded(tmp_path):
 def test_a_disk_that_fills_up_keeps_what_was_finished(
     clip, images, tmp_path, monkeypatch
 ):
-    calls = []  # two for the new entry (array and manifest), then two for each shard (rows and manifest)
+    # two for the new entry (array and manifest), then two for each shard (rows and
+    # manifest)
+    calls = []
 
     def fsync(handle):
         calls.append(handle)
@@ -497,7 +508,8 @@ def test_a_disk_that_fills_up_keeps_what_was_finished(
     monkeypatch.setattr(module.os, "fsync", fsync)
     with pytest.raises(
         OSError,
-        match="the feature store .* cannot be written: the disk is full. What was finished before is kept",
+        match="the feature store .* cannot be written: the disk is full. What was "
+        "finished before is kept",
     ):
         encoded(clip, tmp_path, images)
     monkeypatch.undo()
@@ -509,7 +521,8 @@ def test_a_place_that_cannot_be_written(clip, images, tmp_path):
     for place in (tmp_path / "file", tmp_path / "file" / "store"):
         with pytest.raises(
             OSError,
-            match="the feature store .* cannot be written: a part of this path is a file",
+            match="the feature store .* cannot be written: "
+            "a part of this path is a file",
         ):
             FeatureStore(place).encode(clip, images)
 
@@ -548,7 +561,8 @@ small, WIDTH = load_clip(device="cpu"), 8192
 class Wide(torch.nn.Module):
     def __init__(self):
         super().__init__()
-        self.visual, self.weight = small.model.visual, torch.nn.Parameter(torch.randn(WIDTH, 1))
+        self.visual = small.model.visual
+        self.weight = torch.nn.Parameter(torch.randn(WIDTH, 1))
     def encode_image(self, pixels):
         return pixels.mean((1, 2, 3))[:, None] * self.weight.T
     def encode_text(self, tokens):
@@ -563,7 +577,8 @@ store = FeatureStore(sys.argv[1], shard_size=256)
 store.encode(clip, images.subset(range(600)))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 features = store.encode(clip, images)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024, features.nbytes / 2**20)
+after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print((after - before) / 1024, features.nbytes / 2**20)
 """
 
 
@@ -571,7 +586,8 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024, feat
     sys.platform != "linux", reason="other systems count memory in other units"
 )
 def test_memory_stays_flat(tmp_path):
-    """250 MB of features pass through; the process may grow by what a few shards need."""
+    """250 MB of features pass through; the process may grow by what a few shards
+    need."""
     found = subprocess.run(
         [sys.executable, "-c", MEMORY, str(tmp_path)],
         capture_output=True,

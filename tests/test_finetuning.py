@@ -1,4 +1,5 @@
-"""Fine-tuning of both towers: texts encoded once against texts encoded plainly, views, batches, resumed runs, and half precision."""
+"""Fine-tuning of both towers: texts encoded once against texts encoded plainly, views,
+batches, resumed runs, and half precision."""
 
 import copy
 import math
@@ -48,7 +49,8 @@ def few():
 
 
 def text_gradients(clip, encode):
-    """Gradients of the text tower after a loss that weighs every feature differently."""
+    """Gradients of the text tower after a loss that weighs every feature
+    differently."""
     clip.model.zero_grad(set_to_none=True)
     features = encode()
     (
@@ -203,7 +205,8 @@ def test_the_logit_scale_stays_below_a_hundred_and_can_come_back(clip, few):
 
 
 def siglip():
-    """A SigLIP: sigmoid loss with a bias and a scale of 117, a text tower that is not causal."""
+    """A SigLIP: sigmoid loss with a bias and a scale of 117, a text tower that is not
+    causal."""
     text = {**TEXT, "no_causal_mask": True, "pool_type": "last", "proj_bias": True}
     return CustomTextCLIP(
         16, VISION, text, init_logit_scale=math.log(117.3), init_logit_bias=-12.9
@@ -280,7 +283,8 @@ def other_clip(name):
 
 
 class OwnTokens:
-    """A tokenizer of another kind: callable, with a context length, and nothing more."""
+    """A tokenizer of another kind: callable, with a context length, and nothing
+    more."""
 
     context_length = 32
 

@@ -1,4 +1,5 @@
-"""Saved methods and checkpoints with a right hash and a wrong content: refused when they are read, in one sentence."""
+"""Saved methods and checkpoints with a right hash and a wrong content: refused when
+they are read, in one sentence."""
 
 import numpy as np
 import pytest
@@ -62,7 +63,8 @@ def images():
 
 @pytest.fixture(scope="module")
 def fitted(clip, images, tmp_path_factory):
-    """Every method, fitted with a checkpoint and saved, when first asked for: class, parameters, folder."""
+    """Every method, fitted with a checkpoint and saved, when first asked for: class,
+    parameters, folder."""
     made = {}
 
     def get(name):
@@ -88,7 +90,8 @@ def fit(method, images):
 
 
 def array_forgeries(arrays):
-    """Wrong contents for every array, each as (what, all arrays). A longer one fits where nothing says how many images there were."""
+    """Wrong contents for every array, each as (what, all arrays). A longer one fits
+    where nothing says how many images there were."""
     for name, array in arrays.items():
         changes = {
             "gone": None,
@@ -160,7 +163,7 @@ def test_forged_methods_are_refused_or_harmless(clip, images, fitted, tmp_path, 
         write_arrays(path, arrays, record.model_copy(update={"fitted": forged}))
         error = load_and_predict(kind, place, clip, few)
         assert error is not None or what.startswith(("history_", "missing_")), what
-    for what, forged in value_forgeries(record.params):
+    for _, forged in value_forgeries(record.params):
         write_arrays(path, arrays, record.model_copy(update={"params": forged}))
         load_and_predict(kind, place, clip, few)
 
@@ -249,8 +252,9 @@ def test_forged_checkpoints_are_refused(clip, images, fitted, name):
 
 
 def test_parameters_are_checked_before_anything_is_encoded(clip, images):
-    """What a command line asks before it makes a folder: see the words of the error, and no image is read."""
-    for name, (kind, params) in METHODS.items():
+    """What a command line asks before it makes a folder: see the words of the error,
+    and no image is read."""
+    for kind, params in METHODS.values():
         kind(clip, images.classnames, **params)._check_parameters()
         for wrong in (
             {"epochs": -1},

@@ -1,4 +1,5 @@
-"""FPL, IFPL and GRIP: all 27 settings, figures by hand, labels that must stay unread, killed and resumed fits, and bad input."""
+"""FPL, IFPL and GRIP: all 27 settings, figures by hand, labels that must stay unread,
+killed and resumed fits, and bad input."""
 
 import math
 import os
@@ -197,7 +198,8 @@ def test_loss_weights_by_hand(setting, labelled, pseudolabelled, weights):
     ],
 )
 def test_two_part_loss_by_hand(pseudo, expected):
-    """Logits ln 3 and 0 are probabilities 3/4 and 1/4: the three losses are ln 4/3, ln 4 and ln 2."""
+    """Logits ln 3 and 0 are probabilities 3/4 and 1/4: the three losses are ln 4/3, ln
+    4 and ln 2."""
     logits = torch.tensor([[math.log(3), 0], [math.log(3), 0], [0, 0]]).requires_grad_()
     loss = two_part_loss(
         logits, torch.tensor([0, 1, 0]), torch.tensor(pseudo), (2.0, 5.0)
@@ -222,7 +224,8 @@ def test_two_part_loss_by_hand(pseudo, expected):
     ],
 )
 def test_growth_of_grip_by_hand(clip, pool, classes, first, last):
-    """floor(t floor(N / I) / C), at most floor(N / C): the data sets of the paper (grip.md, section 5), then pools that are too small."""
+    """floor(t floor(N / I) / C), at most floor(N / C): the data sets of the paper
+    (grip.md, section 5), then pools that are too small."""
     sizes = GRIP(clip, ["a", "b"]).sizes(pool, classes)
     assert len(sizes) == 10 and sizes[:3] == first and sizes[-1] == last
 
@@ -264,7 +267,8 @@ def test_sizes_of_fpl_and_ifpl(clip):
 def test_first_labels_are_zero_shots_and_later_ones_the_last_prompts(
     clip, images, policy
 ):
-    """Round 1 chooses by the zero-shot classifier, round 2 by the prompt of round 1, out of the whole pool."""
+    """Round 1 chooses by the zero-shot classifier, round 2 by the prompt of round 1,
+    out of the whole pool."""
     seen = []
 
     def keep(method, pseudolabels):
@@ -280,7 +284,7 @@ def test_first_labels_are_zero_shots_and_later_ones_the_last_prompts(
         .fit(images)
         .predict_proba(images)
     )
-    for probabilities, k, (after, chosen) in zip((before, seen[0][0]), (4, 8), seen):
+    for probabilities, k, (_, chosen) in zip((before, seen[0][0]), (4, 8), seen):
         expected = top_k(probabilities, k, policy)
         assert {*zip(chosen.images, chosen.classes)} == {
             *zip(expected.images, expected.classes)
@@ -291,7 +295,8 @@ def test_first_labels_are_zero_shots_and_later_ones_the_last_prompts(
 
 
 def test_allowed_classes_only_when_the_pool_is_known(clip, images):
-    """The oracle pool: scores are renormalised over the unseen classes, and all unseen ones get their share."""
+    """The oracle pool: scores are renormalised over the unseen classes, and all unseen
+    ones get their share."""
     y = some_labels(images, "transductive")
     unseen, mixed = (
         FPL(clip, images.classnames, pool=pool, **SHORT).fit(images, y)
@@ -313,7 +318,8 @@ def test_allowed_classes_only_when_the_pool_is_known(clip, images):
 
 
 def test_unseen_classes_whose_probability_vanishes(clip, images, monkeypatch):
-    """Trained on seen classes, a prompt may give the unseen ones probability 0 in float32; they still have an order, or all are equal."""
+    """Trained on seen classes, a prompt may give the unseen ones probability 0 in
+    float32; they still have an order, or all are equal."""
     certain = lambda prompt, inputs, batch_size=256: torch.eye(10)[
         torch.zeros(len(inputs), dtype=torch.long)
     ]  # noqa: E731
@@ -337,7 +343,8 @@ def test_unseen_classes_whose_probability_vanishes(clip, images, monkeypatch):
     ],
 )
 def test_contract(clip, method, params):
-    """Among its checks: labels of X are never read, the same seed gives the same, save and load give back 1e-6."""
+    """Among its checks: labels of X are never read, the same seed gives the same, save
+    and load give back 1e-6."""
     assert len(check_adapter(METHODS[method], clip, **{**SHORT, **params})) > 10
 
 
@@ -379,7 +386,8 @@ def test_clone_save_and_load_with_options(
 
 
 def test_a_loaded_method_keeps_its_own_numbers(clip, images, test_images, tmp_path):
-    """The prompt is made from a copy: changing one does not change the other (pitfalls, A8)."""
+    """The prompt is made from a copy: changing one does not change the other (pitfalls,
+    A8)."""
     method = FPL(clip, images.classnames, **SHORT).fit(images)
     method.save(tmp_path / "saved")
     loaded = FPL.load(tmp_path / "saved", clip)
@@ -473,7 +481,8 @@ def test_labels_given_as_y_count_and_others_do_not(clip, images):
 
 
 def test_the_callback_changes_nothing(clip, images):
-    """It may know labels, predict, draw random numbers: what is learned is the same, bit for bit."""
+    """It may know labels, predict, draw random numbers: what is learned is the same,
+    bit for bit."""
     calls = []
 
     def meddle(method, pseudolabels):
@@ -521,7 +530,8 @@ def test_callbacks_that_return_nothing_or_no_plain_values(clip, images, tmp_path
 
 
 def test_callbacks_cannot_rewrite_history(clip, images):
-    """A callback that calls its own figure "loss" or "k" must not replace what training wrote: refused, or kept apart."""
+    """A callback that calls its own figure "loss" or "k" must not replace what training
+    wrote: refused, or kept apart."""
     plain = FPL(clip, images.classnames, **SHORT).fit(images).history_
     try:
         history = (
@@ -706,7 +716,8 @@ class Lost(BaseException):
 def test_an_interrupted_fit_goes_on_bit_for_bit(
     clip, images, test_images, tmp_path, prompt, reinit
 ):
-    """Interrupted in round 2 and again in round 3: what goes on has the same prompt, pseudolabels, history and answers."""
+    """Interrupted in round 2 and again in round 3: what goes on has the same prompt,
+    pseudolabels, history and answers."""
     params = {**SHORT, "rounds": 3, "prompt": prompt, "reinit": reinit}
     y, whole = (
         some_labels(images, "semi-supervised"),
@@ -760,8 +771,13 @@ import sys, time, torch
 from clipadapt import digits, load_clip
 from clipadapt.methods.grip import GRIP
 images = digits("train").subset(range({COUNT}))
-GRIP(load_clip(device="cpu"), images.classnames, checkpoint=sys.argv[1], **{{**{SHORT}, "rounds": 3, "prompt": "multimodal", "reinit": False}}).fit(
-    images, on_round=lambda method, pseudolabels: time.sleep(60 if len(method.history_) > 1 else 0) or {{}})
+parameters = {{**{SHORT}, "rounds": 3, "prompt": "multimodal", "reinit": False}}
+def wait(method, pseudolabels):
+    time.sleep(60 if len(method.history_) > 1 else 0)
+    return {{}}
+clip = load_clip(device="cpu")
+method = GRIP(clip, images.classnames, checkpoint=sys.argv[1], **parameters)
+method.fit(images, on_round=wait)
 """
 
 
@@ -866,7 +882,8 @@ def other_weights():
 
 
 def other_activation():
-    """The same weights behind another activation: a hash of the weights does not see it."""
+    """The same weights behind another activation: a hash of the weights does not see
+    it."""
     other = load_clip(device="cpu")
     for block in other.model.visual.transformer.resblocks:
         block.mlp.gelu = QuickGELU()
@@ -1112,7 +1129,8 @@ def test_class_names_that_do_not_fit(clip, images, prompt):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_small_and_odd_pools(clip, images, test_images, method):
-    """A pool smaller than K x C, one image, a class without any image, and every image labelled (an upper bound)."""
+    """A pool smaller than K x C, one image, a class without any image, and every image
+    labelled (an upper bound)."""
     make = lambda **more: METHODS[method](
         clip, images.classnames, **{**SHORT, "k": 16, **more}
     )  # noqa: E731

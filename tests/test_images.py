@@ -1,4 +1,5 @@
-"""What other people's pictures, folders and class lists can hold: each is read, or named in one clear sentence."""
+"""What other people's pictures, folders and class lists can hold: each is read, or
+named in one clear sentence."""
 
 import io
 import os
@@ -15,7 +16,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from PIL import ExifTags, Image, ImageDraw, ImageOps, PngImagePlugin
+from PIL import ExifTags, Image, ImageDraw, ImageOps
 
 from clipadapt import ImageSet, ZeroShot, digits, load_clip
 from clipadapt.clip.model import _middle
@@ -54,15 +55,25 @@ def photos(tmp_path):
 
 # 1. Which files are opened
 
-POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n0 0 9 9 rectfill\nshowpage\n%%EOF\n"
+POSTSCRIPT = (
+    b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"
+    b"%%EndComments\n0 0 9 9 rectfill\nshowpage\n%%EOF\n"
+)
 NOTHING_STARTED = """
 import sys, warnings
 started = []
-sys.addaudithook(lambda event, args: started.append((event, args)) if event in ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork") else None)
+starts = "subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork"
+def note(event, args):
+    if event in starts:
+        started.append((event, args))
+sys.addaudithook(note)
 from clipadapt.images.sets import ImageSet, read_image
 from PIL import Image
 started.clear()
-for item in ("photos/cat/cat.png", open("photos/cat/cat.png", "rb").read(), open("photos/cat/cat.png", "rb"), Image.open("photos/cat/cat.png"), {"bytes": open("photos/cat/cat.png", "rb").read(), "path": "cat.png"}):
+path = "photos/cat/cat.png"
+content = open(path, "rb").read()
+as_row = {"bytes": content, "path": "cat.png"}
+for item in (path, content, open(path, "rb"), Image.open(path), as_row):
     try:
         read_image(item)
     except ValueError as error:
@@ -165,9 +176,9 @@ def test_heic_without_a_decoder_says_what_to_install(photos, monkeypatch):
         b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(40)
     )
     assert (
-        "phone.heic: cannot be read as an image (HEIC needs a decoder: pip install pillow-heif)"
-        in warning_of(lambda: ImageSet.from_folder(photos))
-    )
+        "phone.heic: cannot be read as an image (HEIC needs a decoder: pip install "
+        "pillow-heif)"
+    ) in warning_of(lambda: ImageSet.from_folder(photos))
 
 
 # 2. How large they may become
@@ -186,7 +197,8 @@ def test_the_limit_is_checked_before_anything_is_decoded(tmp_path, kind, monkeyp
     for item in (path, path.read_bytes()):
         with pytest.raises(
             ValueError,
-            match="40 x 30 are 1,200 pixels, more than max_pixels=1,199. If you trust it, pass a higher max_pixels",
+            match="40 x 30 are 1,200 pixels, more than max_pixels=1,199. If you trust "
+            "it, pass a higher max_pixels",
         ):
             read_image(item, max_pixels=1199)
 
@@ -273,7 +285,8 @@ for name in ("1.png", "RGBA.png", "F.tif"):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         picture = read_image(name)
         after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        print(name, round((after - before) * 1024 / picture.width / picture.height, 1), picture.getpixel((7, 7)), flush=True)
+        bytes_a_pixel = (after - before) * 1024 / picture.width / picture.height
+        print(name, round(bytes_a_pixel, 1), picture.getpixel((7, 7)), flush=True)
         os._exit(0)
     os.waitpid(child, 0)
 """
@@ -310,7 +323,8 @@ def test_a_bomb_is_refused_from_its_header(tmp_path):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(
         ValueError,
-        match="13,370 x 13,370 are 178,756,900 pixels, more than max_pixels=100,000,000",
+        match="13,370 x 13,370 are 178,756,900 pixels, "
+        "more than max_pixels=100,000,000",
     ):
         read_image(tmp_path / "bomb.png")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1000
@@ -383,7 +397,8 @@ def test_too_little_memory_is_said(photos, monkeypatch):
 
 
 def damaged_exif(orientation: int) -> bytes:
-    """EXIF with an orientation and a fraction whose number does not fit: Pillow reads it, and fails to write it."""
+    """EXIF with an orientation and a fraction whose number does not fit: Pillow reads
+    it, and fails to write it."""
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
     exif[ExifTags.Base.XResolution] = 72.0
@@ -1048,7 +1063,8 @@ def test_printable_spells_out_what_cannot_be_seen():
 
 @pytest.mark.parametrize("size", [(1_000_000, 1), (1, 1_000_000), (999_999, 2)])
 def test_a_line_does_not_fill_the_memory(size):
-    """Its short side would be enlarged to 32 pixels, and the long one with it, before the middle is cropped."""
+    """Its short side would be enlarged to 32 pixels, and the long one with it, before
+    the middle is cropped."""
     resource = pytest.importorskip("resource")
     clip, before = (
         load_clip(device="cpu"),
@@ -1105,7 +1121,7 @@ def test_what_is_no_image_is_shown_briefly():
 )
 def test_a_large_picture_is_shrunk_before_anything_else(mode, tmp_path, monkeypatch):
     """By a whole factor, to fewer pixels than the bound, and to the same picture."""
-    monkeypatch.setattr("clipadapt.pictures._LARGE", 10_000)
+    monkeypatch.setattr("clipadapt.images.pictures._LARGE", 10_000)
     ramp = np.linspace(0, 255, 300)[None].repeat(210, 0).astype(np.uint8)
     grey, path = Image.fromarray(ramp), tmp_path / "large.tif"
     if mode == "I;16":
@@ -1182,7 +1198,8 @@ SHAPES = [(400, 300), (450, 300), (300, 900), (900, 300), (299, 301), (640, 427)
 
 
 def page_with_a_disc(shape):
-    """A black image with a white disc in its middle, half as wide as the shorter side."""
+    """A black image with a white disc in its middle, half as wide as the shorter
+    side."""
     page, reach = Image.new("RGB", shape), min(shape) / 4
     across, down = shape[0] / 2, shape[1] / 2
     box = (across - reach, down - reach, across + reach, down + reach)
@@ -1260,7 +1277,8 @@ def test_views_of_a_line_take_no_memory(size):
 
 @pytest.mark.parametrize("shape", [(48, 32), (32, 48), (96, 32)])
 def test_weak_views_of_long_images_cost_no_more_than_those_of_squares(clip, shape):
-    """Handwriting in the middle of a longer page, which CLIP reads as well as the square."""
+    """Handwriting in the middle of a longer page, which CLIP reads as well as the
+    square."""
     images = digits("train").subset(range(400))
     pages = []
     for image, _ in images:

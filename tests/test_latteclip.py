@@ -1,4 +1,5 @@
-"""LatteCLIP: captions of all kinds and none, labels, every option, killed and resumed fits, and bad input."""
+"""LatteCLIP: captions of all kinds and none, labels, every option, killed and resumed
+fits, and bad input."""
 
 import os
 import signal
@@ -134,7 +135,8 @@ def test_prototypes_stay_unit_vectors_and_untouched_classes_do_not_move(
 
 
 def test_one_step_is_the_one_by_hand(clip, images):
-    """One batch: the loss and the prototypes after the first step, from features computed apart."""
+    """One batch: the loss and the prototypes after the first step, from features
+    computed apart."""
     some, told = images.subset(range(8)), [f"a digit with {i} loops." for i in range(8)]
     method = LatteCLIP(
         clip,
@@ -552,7 +554,8 @@ def test_captions_of_food_and_flowers_are_asked_for_by_name(clip, images):
 def test_weights_between_the_original_and_the_tuned_ones(
     clip, images, test_images, tmp_path
 ):
-    """Training and prototypes do not depend on `weight_alpha`; the image tower that classifies does."""
+    """Training and prototypes do not depend on `weight_alpha`; the image tower that
+    classifies does."""
     tuned, half, none = (
         LatteCLIP(clip, images.classnames, **TINY, weight_alpha=share).fit(images)
         for share in (1.0, 0.5, 0.0)
@@ -584,7 +587,8 @@ def test_the_published_settings_are_known_to_all_they_are_for(clip):
 
 
 def test_the_code_s_reading_of_the_prototypes_is_the_one_of_loops(clip, images):
-    """update_with="blend" without momentum: the normalised mean of the blends of a step."""
+    """update_with="blend" without momentum: the normalised mean of the blends of a
+    step."""
     params = {
         **TINY,
         "epochs": 1,
@@ -642,7 +646,9 @@ torch.set_num_threads(1)
 from clipadapt import LatteCLIP, digits, load_clip
 from clipadapt.methods.latteclip import SMALL
 images = digits("train").subset(range(40))
-LatteCLIP(load_clip(device="cpu"), images.classnames, checkpoint=sys.argv[1], **{**SMALL, "epochs": 50, "batch_size": 16}).fit(images)
+clip = load_clip(device="cpu")
+parameters = {**SMALL, "epochs": 50, "batch_size": 16, "checkpoint": sys.argv[1]}
+LatteCLIP(clip, images.classnames, **parameters).fit(images)
 """
 
 

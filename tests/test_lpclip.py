@@ -1,4 +1,5 @@
-"""LP-CLIP: the loss by hand, every option saved and loaded, thresholds, labels, fresh views, and seeds."""
+"""LP-CLIP: the loss by hand, every option saved and loaded, thresholds, labels, fresh
+views, and seeds."""
 
 import numpy as np
 import pytest
@@ -99,7 +100,8 @@ def test_teacher_and_weights_are_those_of_loops(seed, temperature, threshold, we
 
 
 def test_two_epochs_are_those_by_hand():
-    """Plain gradient descent with momentum on the whole set, the gradient from the formula (p - y) f."""
+    """Plain gradient descent with momentum on the whole set, the gradient from the
+    formula (p - y) f."""
     generator = torch.Generator().manual_seed(0)
     features, classes = (
         F.normalize(torch.randn(1, 9, 5, generator=generator), dim=2),
@@ -137,7 +139,8 @@ def test_two_epochs_are_those_by_hand():
 
 
 def test_every_view_is_drawn_and_no_other():
-    """Features name their image and their view; each epoch reads every image once, in one of its views."""
+    """Features name their image and their view; each epoch reads every image once, in
+    one of its views."""
     views, count = 3, 50
     features = torch.stack(
         [
@@ -353,7 +356,8 @@ def test_paths_and_lists_are_read_as_well(clip, images, tmp_path):
 
 
 def test_the_preset_is_for_the_handwriting_and_the_defaults_are_not():
-    """The paper averages prompts and mirrors; one template and no mirroring suit digits."""
+    """The paper averages prompts and mirrors; one template and no mirroring suit
+    digits."""
     given = LPCLIP(None, ["one", "two"]).get_params()
     assert given["templates"] == "imagenet80" and given["flip"] and given["weighted"]
     assert given["threshold"] is None and given["temperature"] == 1 and given["strong"]

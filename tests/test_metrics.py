@@ -1,4 +1,5 @@
-"""Metrics against scikit-learn, against numbers computed by hand, and against each other."""
+"""Metrics against scikit-learn, against numbers computed by hand, and against each
+other."""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -143,7 +144,8 @@ def test_a_temperature_changes_no_answer_and_is_found_again(seed, temperature):
     "sure, right, classes", [(0.9, 3, 2), (0.6, 3, 2), (0.99, 2, 4), (0.3, 2, 4)]
 )
 def test_a_temperature_by_hand(sure, right, classes):
-    """Of four images with the same probabilities `right` are right: the best temperature makes the odds right : wrong."""
+    """Of four images with the same probabilities `right` are right: the best
+    temperature makes the odds right : wrong."""
     probabilities = np.tile(
         [sure] + [(1 - sure) / (classes - 1)] * (classes - 1), (4, 1)
     )

@@ -1,4 +1,5 @@
-"""Names that programs which draw, write or show text could take for something else: each is shown as it is, and bounded."""
+"""Names that programs which draw, write or show text could take for something else:
+each is shown as it is, and bounded."""
 
 import html
 import re
@@ -52,7 +53,8 @@ LABELS = np.arange(N) % C
 
 
 def answers(wrong):
-    """Probabilities [N, C]: every image right but the first `wrong`, which go to the next class."""
+    """Probabilities [N, C]: every image right but the first `wrong`, which go to the
+    next class."""
     classes = (LABELS + (np.arange(N) < wrong)) % C
     return (0.8 * np.eye(C) + 0.2 / C)[classes].astype(np.float32)
 
@@ -81,7 +83,8 @@ def close_figures():
 
 
 def drawn_texts(figure):
-    """Draw a figure, and return its texts as a reader sees them; none of them is a formula."""
+    """Draw a figure, and return its texts as a reader sees them; none of them is a
+    formula."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")
         figure.set_layout_engine("none")

@@ -1,4 +1,5 @@
-"""The project as a whole: README and package are what the notebooks say, the wheel works alone, `make` repairs its environment."""
+"""The project as a whole: README and package are what the notebooks say, the wheel
+works alone, `make` repairs its environment."""
 
 import json
 import os
@@ -51,7 +52,7 @@ def test_notebook_is_run_and_clean(path):
         if (source := "".join(cell["source"]))
         and cell["cell_type"] == "code"
         and not cell["outputs"]
-        and "#| cuda" not in source
+        and not source.startswith(("#| cuda", "#| eval: false"))
         and re.search(r"(?m)^(print\(|show_images\(|plot_\w+\()", source)
     ]
     assert outputs and not silent, (
@@ -67,52 +68,10 @@ def test_notebook_is_run_and_clean(path):
     ), "a title and a one-line promise come first"
 
 
-chapters = [path for path in notebooks if path.stem != "index"]
-
-
-@pytest.mark.parametrize("path", chapters, ids=[path.stem for path in chapters])
-def test_chapter_opens_with_a_question_and_ends_with_exercises(path):
-    prose = [
-        "".join(cell["source"])
-        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]
-        if cell["cell_type"] == "markdown"
-    ]
-    opening = "\n".join(prose[:2])
-    assert [
-        part
-        for part in ("**The question.**", "**You will learn**", "**Time and cost**")
-        if part not in opening
-    ] == []
-    assert len(re.findall(r"(?m)^[123]\. \*\*", prose[-1])) == 3, (
-        "three exercises of growing difficulty come last"
-    )
-
-
-def test_solutions_answer_every_exercise():
-    solutions = {
-        path.stem: json.loads(path.read_text(encoding="utf-8"))["cells"]
-        for path in (project / "solutions").glob("*.ipynb")
-    }
-    assert set(solutions) == {path.stem for path in chapters}
-    for path in chapters:
-        prose = "\n".join(
-            "".join(cell["source"])
-            for cell in solutions[path.stem]
-            if cell["cell_type"] == "markdown"
-        )
-        assert (
-            re.findall(r"(?m)^## ([123])\.", prose) == ["1", "2", "3"]
-            and f"(../{path.relative_to(project).as_posix()})" in prose
-        )
-        assert any(
-            cell.get("outputs") for cell in solutions[path.stem]
-        ) and f"solutions/{path.name}" in path.read_text(encoding="utf-8")
-
-
 def test_no_kept_output_shows_where_it_was_run():
     for path in [
         *(project / "nbs").rglob("*.ipynb"),
-        *(project / "solutions").glob("*.ipynb"),
+        *(project / "solutions").rglob("*.ipynb"),
     ]:
         text = path.read_text(encoding="utf-8")
         assert str(project) not in text and not re.search(
@@ -130,7 +89,7 @@ def test_builtin_model_is_small():
     assert (
         sum(
             path.stat().st_size
-            for path in (project / "clipadapt" / "builtin").iterdir()
+            for path in (project / "clipadapt" / "clip" / "builtin").iterdir()
         )
         <= 4_000_000
     )
@@ -159,10 +118,11 @@ def wheel(tmp_path_factory):
 def test_wheel_holds_the_model_and_nothing_foreign(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert {
-        "clipadapt/builtin/weights.safetensors",
-        "clipadapt/builtin/open_clip_config.json",
-        "clipadapt/datasets.json",
-        "clipadapt/report.html",
+        "clipadapt/clip/builtin/weights.safetensors",
+        "clipadapt/clip/builtin/open_clip_config.json",
+        "clipadapt/images/datasets.json",
+        "clipadapt/judge/report.html",
+        "clipadapt/__main__.py",
     } <= set(names)
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {
         "clipadapt"
@@ -178,7 +138,10 @@ def test_wheel_works_outside_the_checkout_and_offline(wheel, tmp_path):
         "CLIPADAPT_CACHE": str(tmp_path / "cache"),
         "HF_HUB_OFFLINE": "1",
     }
-    code = f"import clipadapt; assert clipadapt.__file__.startswith({str(tmp_path)!r}); {FIRST_LINE}"
+    code = (
+        f"import clipadapt; assert clipadapt.__file__.startswith({str(tmp_path)!r}); "
+        f"{FIRST_LINE}"
+    )
     answer = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,
@@ -194,7 +157,8 @@ def test_wheel_works_outside_the_checkout_and_offline(wheel, tmp_path):
 
 
 STAND_IN = """#!/bin/sh
-# a stand-in for python: makes a .venv whose python does nothing but write down what it was asked
+# a stand-in for python: makes a .venv whose python does nothing but write down what it
+# was asked
 echo "$@" >> calls
 case "$*" in *"-m venv"*) mkdir -p .venv/bin && cp "$0" .venv/bin/python ;; esac
 case "$*" in *"pip install"*) [ ! -e fail ] || exit 1 ;; esac

@@ -1,4 +1,5 @@
-"""Selection of pseudolabels, as properties of any scores: the order of images and classes, counts, ties, precision, bad input, size."""
+"""Selection of pseudolabels, as properties of any scores: the order of images and
+classes, counts, ties, precision, bad input, size."""
 
 import tracemalloc
 import warnings
@@ -57,7 +58,8 @@ tables = st.one_of(tied, free)
 
 
 def contents(pseudolabels, scores):
-    """The chosen rows themselves, as a sorted list: what was chosen, whatever its position was."""
+    """The chosen rows themselves, as a sorted list: what was chosen, whatever its
+    position was."""
     return sorted(
         (int(c), scores[i].tolist())
         for i, c in zip(pseudolabels.images, pseudolabels.classes)
@@ -136,7 +138,8 @@ def test_counts_never_exceed_k(policy, scores, k):
 
 
 def sorted_pairs_loop(scores, k, policy):
-    """The policies as their definition says them: pairs from the best down; ties by the two highest scores, a hash of the row, position, class."""
+    """The policies as their definition says them: pairs from the best down; ties by the
+    two highest scores, a hash of the row, position, class."""
     hashes = _Ties(scores).keys(np.arange(len(scores)))[2]
     top = [sorted(row.tolist(), reverse=True)[:2] for row in scores]
     pairs = sorted(
@@ -366,7 +369,8 @@ def expected_maximisation(values, means, variance, rounds):
 
 @pytest.mark.parametrize("kind", ["gamma", "normal", "scale 100", "scale 20"])
 def test_the_split_is_the_one_of_the_released_code(kind):
-    """Co-Reg's: scikit-learn's mixture of the losses scaled to 0 ... 1, the lower mean."""
+    """Co-Reg's: scikit-learn's mixture of the losses scaled to 0 ... 1, the lower
+    mean."""
     for seed in range(3):
         losses = two_kinds_of_losses(kind, seed)
         scaled = ((losses - losses.min()) / (losses.max() - losses.min()))[:, None]

@@ -1,4 +1,5 @@
-"""Retrieval: every kind of index against NumPy, saved and damaged indexes, FAISS's global threshold, prototypes, both methods."""
+"""Retrieval: every kind of index against NumPy, saved and damaged indexes, FAISS's
+global threshold, prototypes, both methods."""
 
 import json
 import subprocess
@@ -35,7 +36,8 @@ def units(count, dim, seed=0):
 
 @pytest.fixture(autouse=True)
 def threshold_untouched():
-    """Whatever a test does, FAISS's process-wide threshold is afterwards what it was before."""
+    """Whatever a test does, FAISS's process-wide threshold is afterwards what it was
+    before."""
     import faiss
 
     before = faiss.cvar.distance_compute_blas_threshold

@@ -1,4 +1,5 @@
-"""Robustness: corruptions of every size, found again in the store; evaluate for every method; sets that are not outside; folders of ImageNet."""
+"""Robustness: corruptions of every size, found again in the store; evaluate for every
+method; sets that are not outside; folders of ImageNet."""
 
 import warnings
 
@@ -105,7 +106,8 @@ def moved(images, name, severity):
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
 def test_severity_grows(name):
-    """More severe means further from the clean image; the published elastic transform alone moves less and ripples more."""
+    """More severe means further from the clean image; the published elastic transform
+    alone moves less and ripples more."""
     strict = {
         "gaussian noise",
         "shot noise",

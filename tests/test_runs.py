@@ -1,4 +1,5 @@
-"""Run folders: killed at every operation on files, a run goes on, and an old one is never lost."""
+"""Run folders: killed at every operation on files, a run goes on, and an old one is
+never lost."""
 
 import logging
 import os
@@ -28,7 +29,8 @@ class Killed(BaseException):
 
 
 class Death:
-    """Kills before the operation number `after` that changes `folder`; a dead process changes nothing more."""
+    """Kills before the operation number `after` that changes `folder`; a dead process
+    changes nothing more."""
 
     def __init__(self):
         self.folder, self.after, self.count = None, None, 0
@@ -107,7 +109,8 @@ def killed(after, images, out, *options, command=ADAPT):
 
 
 def content(run):
-    """What has to be the same in two runs, bit for bit; nothing when there is no run."""
+    """What has to be the same in two runs, bit for bit; nothing when there is no
+    run."""
     found = {
         name: (run / name).read_bytes()
         for name in ("config.json", "predictions.csv")
@@ -125,7 +128,7 @@ def content(run):
 def clean(folder, *names):
     """No draft and no run that was begun lies about."""
     assert sorted(path.name for path in folder.iterdir()) == sorted(names)
-    assert not [path for path in folder.rglob(".*")]
+    assert not list(folder.rglob(".*"))
 
 
 @pytest.fixture
@@ -169,7 +172,8 @@ def test_a_first_run_that_is_killed_goes_on_or_is_replaced(
 def test_a_run_that_is_killed_while_it_replaces_another_one(
     exchange, images, whole, tmp_path, monkeypatch
 ):
-    """Old or new is there at every point, whole; with or without an exchange in one step."""
+    """Old or new is there at every point, whole; with or without an exchange in one
+    step."""
     if not exchange:
         monkeypatch.setattr(
             "clipadapt.images.files._exchange", lambda first, second: False
@@ -201,7 +205,8 @@ def test_a_run_that_is_killed_again_and_again(images, whole, tmp_path):
 
 
 def test_a_comparison_that_is_killed_goes_on(images, alone, tmp_path):
-    """At some of the points; both methods are quick, and without labels there is no report."""
+    """At some of the points; both methods are quick, and without labels there is no
+    report."""
 
     def compare(after, out, *options):
         return killed(

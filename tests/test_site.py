@@ -1,4 +1,5 @@
-"""The site's sources fit together. Nothing is rendered here; `make docs` renders, and checks every link of what it made."""
+"""The site's sources fit together. Nothing is rendered here; `make docs` renders, and
+checks every link of what it made."""
 
 import ast
 import inspect
@@ -86,7 +87,11 @@ def test_a_mark_whose_cell_is_gone_or_not_alone_is_an_error():
 
 
 def test_a_value_is_that_of_its_row_and_column(monkeypatch):
-    table = "<table><tr><th></th><th>method</th><th>ece</th></tr><tr><th>0</th><td>A</td><td>0.25</td></tr><tr><th>1</th><td>B</td><td>0.5</td></tr></table>"
+    table = (
+        "<table><tr><th></th><th>method</th><th>ece</th></tr>"
+        "<tr><th>0</th><td>A</td><td>0.25</td></tr>"
+        "<tr><th>1</th><td>B</td><td>0.5</td></tr></table>"
+    )
     monkeypatch.setattr(kept, "kept", lambda name, code, kind: table)
     assert (
         kept.value("any", "any", "B", "ece") == "0.5"
@@ -122,21 +127,65 @@ def test_the_reference_has_every_public_name_as_it_is(tmp_path):
             if f"{{#{name}}}" not in text
         ]
         assert not missing, (module, missing)
+    package = project / "clipadapt"
     assert set(api.modules()) == {
-        path.stem
-        for path in (project / "clipadapt").glob("*.py")
+        ".".join(path.relative_to(package).with_suffix("").parts)
+        for path in package.rglob("*.py")
         if not path.stem.startswith("_")
     }
 
 
+def test_the_reference_follows_the_flow():
+    rooms = [module.partition(".")[0] for module in api.modules()]
+    assert list(dict.fromkeys(rooms)) == list(api.ROOMS)
+    assert len([1 for a, b in zip(rooms, rooms[1:]) if a != b]) == len(api.ROOMS) - 1
+    before: set[str] = set()
+    for module in api.modules():
+        assert not api.imported(module) & set(api.modules()) - before, module
+        before.add(module)
+
+
+def test_parameters_are_shown_as_a_table(tmp_path):
+    text = (
+        "What it does.\n\nsize: how many, at\n    most `five`.\n"
+        "low, high: the ends.\n\nReturns a | b. Raises: nothing."
+    )
+    known = {"size", "low", "high", "seed"}
+    above, described, below = api.split_parameters(text, known)
+    assert above == "What it does." and below == "Returns a | b. Raises: nothing."
+    assert described == {
+        "size": "how many, at most `five`.",
+        "low": "the ends.",
+        "high": "See `low`.",
+    }
+    shown = ["size: int | None = 3", "*", "low: float", "high", "seed: str = 'a, b'"]
+    table = api.table(shown, described)
+    for cell in ("int | None", "3", "how many, at most <code>five</code>.", "'a, b'"):
+        assert cell in table, cell
+    assert table.count("<tr>") == 5
+    api.write(tmp_path)
+    page = (tmp_path / "methods.latteclip.md").read_text(encoding="utf-8")
+    cells = ("group_size", "int", "4")
+    assert "".join(f"<td><code>{cell}</code></td>" for cell in cells) in page
+
+
+def test_a_class_without_a_constructor_shows_the_inherited_one():
+    tree = api.parse("methods.grip")
+    node = api.definitions(tree)["GRIP"]
+    shown = ", ".join(api.constructor(node, "methods.grip"))
+    assert "clip: CLIP" in shown and "rounds: int = 10" in shown
+
+
 def test_a_signature_is_what_python_makes_of_it():
-    code = "class K:\n    def __init__(self, a, b: int = 2, /, c: str = 'x', *rest: float, d, e: list | None = None, **more): pass\ndef f(a, *, b=()): pass\n"
+    code = (
+        "class K:\n    def __init__(self, a, b: int = 2, /, c: str = 'x', *rest: "
+        "float, d, e: list | None = None, **more): pass\ndef f(a, *, b=()): pass\n"
+    )
     space: dict = {}
     exec(code, space)
     made, plain = ast.parse(code).body
-    assert (
-        ", ".join(api.arguments(made.body[0], True))
-        == "a, b: int = 2, /, c: str = 'x', *rest: float, d, e: list | None = None, **more"
+    assert ", ".join(api.arguments(made.body[0], True)) == (
+        "a, b: int = 2, /, c: str = 'x', *rest: float, d, e: list | None = None, **more"
     )
     for shown, real in (
         (api.arguments(made.body[0], True), space["K"]),
@@ -152,7 +201,8 @@ def test_papers_that_the_chapters_cite_are_in_the_bibliography():
         text = "".join(kept.source(cell) for cell in kept.notebook(name)["cells"])
         cited |= set(
             re.findall(
-                r"([A-Z][\w'’-]+)(?: et al\.,?| (?:and|&) [A-Z][\w'’-]+) \(?((?:19|20)\d\d)",
+                r"([A-Z][\w'’-]+)(?: et al\.,?| (?:and|&) [A-Z][\w'’-]+) "
+                r"\(?((?:19|20)\d\d)",
                 text,
             )
         )
@@ -185,14 +235,22 @@ def test_commands_on_the_pages_exist():
 
 
 def test_the_check_finds_what_is_broken(tmp_path):
-    head = "<html><head><title>A</title><meta name='description' content='b'></head><body><h1 id='top'>A</h1>"
+    head = (
+        "<html><head><title>A</title><meta name='description' "
+        "content='b'></head><body><h1 id='top'>A</h1>"
+    )
     (tmp_path / "good.html").write_text(
         head
-        + "<a href='#top'>x</a><a href='good.html#top'>y</a><a href='https://example.org/z'>z</a><img src='data:image/png;base64,x' alt='x'><code>{{</code>"
+        + (
+            "<a href='#top'>x</a><a href='good.html#top'>y</a><a "
+            "href='https://example.org/z'>z</a><img src='data:image/png;base64,x' "
+            "alt='x'><code>{{</code>"
+        )
     )
     assert check_site.check(tmp_path) == []
     (tmp_path / "bad.html").write_text(
-        "<html><body><a href='gone.html'>x</a><a href='good.html#nowhere'>y</a><img src='gone.png'>{{ mark }}"
+        "<html><body><a href='gone.html'>x</a><a href='good.html#nowhere'>y</a><img "
+        "src='gone.png'>{{ mark }}"
     )
     found = "\n".join(check_site.check(tmp_path))
     for problem in (

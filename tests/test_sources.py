@@ -1,7 +1,8 @@
-"""Public data sets load with the right labels: each is written in its real format, tiny, and read back.
+"""Public data sets load with the right labels: each is written in its real format,
+tiny, and read back.
 
-Every written image has a grey value of its own, so a loaded one tells which image it is, what class it truly belongs
-to and which split it was written for.
+Every written image has a grey value of its own, so a loaded one tells which image it
+is, what class it truly belongs to and which split it was written for.
 """
 
 import urllib.request
@@ -95,7 +96,8 @@ PIXELS_ONLY = ["CIFAR10", "CIFAR100", "MNIST", "FashionMNIST", "SVHN", "FER2013"
 
 @pytest.mark.parametrize("name", [name for name in LAYOUTS if name not in PIXELS_ONLY])
 def test_files_are_opened_by_our_own_rules(name, tmp_path, monkeypatch):
-    """torchvision would let Pillow open what it likes: PostScript, for which it starts Ghostscript, and pictures of any size."""
+    """torchvision would let Pillow open what it likes: PostScript, for which it starts
+    Ghostscript, and pictures of any size."""
     write(name, tmp_path)
     images = load(name, tmp_path, "train")
     monkeypatch.setattr(

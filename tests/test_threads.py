@@ -1,4 +1,5 @@
-"""Fits that run at once in threads: each gives the bits that it gives alone, and nobody's random numbers change."""
+"""Fits that run at once in threads: each gives the bits that it gives alone, and
+nobody's random numbers change."""
 
 import random
 import threading
@@ -31,7 +32,8 @@ CAPTIONS = {
 
 
 class Dropping(nn.Module):
-    """A student that draws random numbers at every step, from all three sources that there are."""
+    """A student that draws random numbers at every step, from all three sources that
+    there are."""
 
     def __init__(self, num_classes):
         super().__init__()
@@ -120,7 +122,8 @@ def alone(clip, images):
 def test_twelve_fits_at_once_are_those_of_one_after_the_other(
     clip, images, alone, one_thread
 ):
-    """Meanwhile another thread draws from the global state, and must get the numbers that it would get without them."""
+    """Meanwhile another thread draws from the global state, and must get the numbers
+    that it would get without them."""
     filters, weights = list(warnings.filters), clip.fingerprint
     set_global_state()
     expected = [draw() for _ in range(20_000)]
@@ -151,7 +154,8 @@ def test_twelve_fits_at_once_are_those_of_one_after_the_other(
 
 @pytest.mark.parametrize("student", ["clip", Dropping])
 def test_a_student_that_draws_is_the_same_in_threads(clip, images, one_thread, student):
-    """Dropout takes no generator, so those who might have it take turns; the global state is left as it was."""
+    """Dropout takes no generator, so those who might have it take turns; the global
+    state is left as it was."""
     options = {
         **TINY_COREG,
         "student": student,

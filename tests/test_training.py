@@ -1,4 +1,5 @@
-"""The training loop: its schedule by hand, its order of examples, its bits, and checkpoints that were damaged, changed or cut off."""
+"""The training loop: its schedule by hand, its order of examples, its bits, and
+checkpoints that were damaged, changed or cut off."""
 
 import json
 import math
@@ -188,7 +189,8 @@ def test_every_number_of_the_recipe_has_an_effect(number):
 
 
 def test_one_step_by_hand():
-    """Loss (w - 3)^2 / 2 from w = 1: gradient -2, and weight decay 0.5 adds 0.5; the rate of the one epoch is 0.1."""
+    """Loss (w - 3)^2 / 2 from w = 1: gradient -2, and weight decay 0.5 adds 0.5; the
+    rate of the one epoch is 0.1."""
     weight = torch.nn.Parameter(torch.tensor(1.0))
     history = minimise(
         [weight],
@@ -200,7 +202,8 @@ def test_one_step_by_hand():
 
 
 def test_mean_loss_weighs_batches_by_their_examples():
-    """Losses are the number of examples in the batch: 4, 4 and 2 of ten examples have the mean 3.6."""
+    """Losses are the number of examples in the batch: 4, 4 and 2 of ten examples have
+    the mean 3.6."""
     weight = torch.nn.Parameter(torch.zeros(()))
     assert minimise(
         [weight],
@@ -363,20 +366,26 @@ def test_a_failed_save_keeps_the_last_checkpoint(tmp_path):
     assert checkpoint.load()[1] == RECORD and os.listdir(tmp_path) == ["run"]
 
 
-# Ten rounds over one parameter, of which every round saves a checkpoint; argument 2 is the pause in every round.
+# Ten rounds over one parameter, of which every round saves a checkpoint; argument 2 is
+# the pause in every round.
 WORKER = """
 import sys, time
 import numpy as np, torch
-from clipadapt import training
 from clipadapt.learning.training import (
-    Checkpoint, Recipe, activations_fit, minimise, recomputed, train_epoch, train_epochs)
+    Checkpoint, Recipe, activations_fit, minimise, recomputed, train_epoch,
+    train_epochs)
 data = torch.randn(40, 5, generator=torch.Generator().manual_seed(0))
-weight, checkpoint = torch.nn.Parameter(torch.zeros(5)), Checkpoint(sys.argv[1], {"task": "test"})
-arrays, record = checkpoint.load() or ({"weight": np.zeros(5, np.float32)}, {"round": 0, "history": []})
+weight = torch.nn.Parameter(torch.zeros(5))
+checkpoint = Checkpoint(sys.argv[1], {"task": "test"})
+start = {"weight": np.zeros(5, np.float32)}, {"round": 0, "history": []}
+arrays, record = checkpoint.load() or start
+def loss(batch):
+    return (data[batch] @ weight - 1).square().mean()
 weight.data.copy_(torch.from_numpy(arrays["weight"]))
 for number in range(record["round"], 10):
-    record["history"] += minimise([weight], lambda batch: (data[batch] @ weight - 1).square().mean(), 40, Recipe(epochs=2), (7, number))
-    checkpoint.save({"weight": weight.detach().numpy()}, {"round": number + 1, "history": record["history"]})
+    record["history"] += minimise([weight], loss, 40, Recipe(epochs=2), (7, number))
+    record["round"] = number + 1
+    checkpoint.save({"weight": weight.detach().numpy()}, record)
     time.sleep(float(sys.argv[2]))
 """
 
@@ -422,7 +431,8 @@ class Shared(torch.nn.Module):
 
 
 def weights_after(method, early, steps=None):
-    """All weights after four epochs of three batches, and whether a layer was unused."""
+    """All weights after four epochs of three batches, and whether a layer was
+    unused."""
     network = Shared()
     inputs = torch.randn(30, 8, generator=torch.Generator().manual_seed(1))
     recipe = Recipe(4, 10, 0.1, weight_decay=0.1, method=method, per_step=True)

@@ -1,4 +1,5 @@
-"""Models from strangers: nothing that a model folder says is run, and what is wrong with it is said in one sentence."""
+"""Models from strangers: nothing that a model folder says is run, and what is wrong
+with it is said in one sentence."""
 
 import json
 import os
@@ -45,7 +46,8 @@ sys.addaudithook(watch)
 
 @pytest.fixture
 def started(monkeypatch):
-    """The processes that were started since the test began; a question at the terminal counts, too."""
+    """The processes that were started since the test began; a question at the terminal
+    counts, too."""
     events = []
     monkeypatch.setattr(
         "builtins.input", lambda question="": events.append(("input", question)) or "y"
@@ -66,7 +68,8 @@ class Tokenizer(PreTrainedTokenizerFast):
 
 
 class Stranger:
-    """A copy of the built-in model whose configuration and files a test changes; `harmed` exists once its code has run."""
+    """A copy of the built-in model whose configuration and files a test changes;
+    `harmed` exists once its code has run."""
 
     def __init__(self, folder):
         self.folder, self.harmed = folder / "model", folder / "harmed"
@@ -104,7 +107,8 @@ OWN_TOKENIZER = {
 
 
 def load_and_watch(stranger, started):
-    """Load a stranger's model; return the error. Fails when anything was run or asked on the way."""
+    """Load a stranger's model; return the error. Fails when anything was run or asked
+    on the way."""
     error = None
     try:
         stranger.load()
@@ -393,7 +397,8 @@ def test_what_was_checked_is_what_is_used(stranger):
     path = stranger.folder / "open_clip_config.json"
     text = path.read_text().replace(
         '"text_cfg": {',
-        '"text_cfg": {"hf_tokenizer_name": "x", "tokenizer_kwargs": {"trust_remote_code": true}}, "text_cfg": {',
+        '"text_cfg": {"hf_tokenizer_name": "x", "tokenizer_kwargs": '
+        '{"trust_remote_code": true}}, "text_cfg": {',
     )
     path.write_text(text)
     try:

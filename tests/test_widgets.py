@@ -1,4 +1,5 @@
-"""The widgets without a browser: sliders and buttons are attributes, and what is shown is what the plain functions say."""
+"""The widgets without a browser: sliders and buttons are attributes, and what is shown
+is what the plain functions say."""
 
 import csv
 import io
@@ -46,7 +47,8 @@ def images():
 
 @pytest.fixture(autouse=True)
 def small_pictures(monkeypatch):
-    """Pictures of few pixels, whose parts are not moved apart, are drawn faster. The chapter draws the real ones."""
+    """Pictures of few pixels, whose parts are not moved apart, are drawn faster. The
+    chapter draws the real ones."""
     draw = widgets._png
 
     def small(figure, dpi=96, level=6):
@@ -385,7 +387,8 @@ def test_long_names_stay_apart(most):
 
 
 def test_a_slider_does_not_read_photographs_anew(monkeypatch):
-    """Forty photographs of 12 million pixels took 24 seconds for each move of a slider."""
+    """Forty photographs of 12 million pixels took 24 seconds for each move of a
+    slider."""
     photographs = ImageSet(
         [Image.effect_noise((600, 400), 50).convert("RGB") for _ in range(6)],
         ["a", "b"],

@@ -1,4 +1,5 @@
-"""A randomly initialised LLaVA-NeXT of a sixth of a million weights, through the ordinary classes. What it says is noise."""
+"""A randomly initialised LLaVA-NeXT of a sixth of a million weights, through the
+ordinary classes. What it says is noise."""
 
 from pathlib import Path
 
@@ -15,8 +16,10 @@ from transformers import (
 )
 
 TEMPLATE = (
-    "{% for message in messages %}{{ '<s>' + message['role'] + ': ' }}{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}{{ '<image>' }}{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endfor %}"
+    "{% for message in messages %}{{ '<s>' + message['role'] + ': ' }}{% for part in "
+    "message['content'] %}"
+    "{% if part['type'] == 'image' %}{{ '<image>' }}{% else %}{{ part['text'] }}{% "
+    "endif %}{% endfor %}{% endfor %}"
     "{% if add_generation_prompt %}{{ ' assistant: ' }}{% endif %}"
 )
 TEXT = [

@@ -46,7 +46,8 @@ TINY = {
 
 
 def tiny(make, seed=0):
-    """A small random model with the preprocessing and the context of the built-in one; larger weights than OpenCLIP's, so that every detail shows."""
+    """A small random model with the preprocessing and the context of the built-in one;
+    larger weights than OpenCLIP's, so that every detail shows."""
     builtin = load_clip(device="cpu")
     with torch.random.fork_rng():
         torch.manual_seed(seed)

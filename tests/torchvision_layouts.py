@@ -1,6 +1,8 @@
-"""Tiny copies of sixteen public data sets, in the folders and file formats that torchvision reads.
+"""Tiny copies of sixteen public data sets, in the folders and file formats that
+torchvision reads.
 
-Every image has one grey value of its own, in all its pixels, so that a loaded image can be traced to the written one.
+Every image has one grey value of its own, in all its pixels, so that a loaded image can
+be traced to the written one.
 """
 
 import csv
@@ -222,7 +224,8 @@ def write_fer2013(
     images,
     files=(("fer2013.csv", ("emotion", "pixels", "Usage"), ("train", "test")),),
 ):
-    """The one file with every label; or `files`, each with its columns and the splits that it holds."""
+    """The one file with every label; or `files`, each with its columns and the splits
+    that it holds."""
     for file, columns, splits in files:
         with open(new_file(root / "fer2013" / file), "w", newline="") as stream:
             table = csv.DictWriter(stream, columns, extrasaction="ignore")
@@ -294,7 +297,9 @@ def write_caltech101(root, images):
             )
 
 
-LAYOUTS = {  # the writer, and the classes it writes: what stands for them on disk, and their names in `datasets.json`
+# the writer, and the classes it writes: what stands for them on disk, and their names
+# in `datasets.json`
+LAYOUTS = {
     "CIFAR10": (
         partial(
             write_cifar,

@@ -1,4 +1,5 @@
-"""Check a rendered site: every link inside it leads somewhere, every picture is there and described, every page has a title and a description.
+"""Check a rendered site: every link inside it leads somewhere, every picture is there
+and described, every page has a title and a description.
 
 python tools/check_site.py [FOLDER]     default _docs
 """
@@ -71,7 +72,10 @@ class Page(HTMLParser):
                 for source in self.undescribed
             ]
             + [
-                f"something that was not read as Markdown: {text[max(0, text.index(mark) - 30) :][:80]!r}"
+                (
+                    "something that was not read as Markdown: "
+                    f"{text[max(0, text.index(mark) - 30) :][:80]!r}"
+                )
                 for mark in UNREAD
                 if mark in text
             ]

@@ -1,4 +1,5 @@
-"""Remove what nbdev_clean keeps and nobody wants to read later: widgets (their pictures stay), progress bars that were shown while a cell ran, and the blanks they left."""
+"""Remove what nbdev_clean keeps and nobody wants to read later: widgets (their pictures
+stay), progress bars that were shown while a cell ran, and the blanks they left."""
 
 import re
 from pathlib import Path
@@ -13,7 +14,8 @@ def is_bar(output) -> bool:
 
 
 def drop_widget(output) -> bool:
-    """Whether an output had a widget beside its picture, which is dropped: its kernel is gone."""
+    """Whether an output had a widget beside its picture, which is dropped: its kernel
+    is gone."""
     data = output.get("data", {})
     return (
         "image/png" in data
@@ -24,7 +26,7 @@ def drop_widget(output) -> bool:
 project = Path(__file__).resolve().parent.parent
 for path in [
     *(project / "nbs").rglob("*.ipynb"),
-    *(project / "solutions").glob("*.ipynb"),
+    *(project / "solutions").rglob("*.ipynb"),
 ]:
     notebook = nbformat.read(path, as_version=4)
     dirty = notebook.metadata.pop("widgets", None)
@@ -32,8 +34,7 @@ for path in [
         kept = [output for output in cell.get("outputs", []) if not is_bar(output)]
         if len(kept) < len(cell.get("outputs", [])):
             cell.outputs, dirty = kept, True
-        dirty = (
-            any([drop_widget(output) for output in cell.get("outputs", [])]) or dirty
-        )
+        dropped = [drop_widget(output) for output in cell.get("outputs", [])]
+        dirty = any(dropped) or dirty
     if dirty:
         nbformat.write(notebook, path)

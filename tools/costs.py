@@ -1,9 +1,9 @@
 """Time and cost of every chapter, measured and computed, never typed.
 
 `python tools/costs.py --measure [NOTEBOOK ...]` runs notebooks (without their slow and
-cuda cells) and keeps seconds and peak memory in tools/costs.json. `--write` puts the line
-"> **Time and cost**: ..." into each chapter. Without an option nothing is changed: what
-is out of date is named, and the exit code is 1.
+cuda cells) and keeps seconds and peak memory in tools/costs.json. `--write` puts the
+line "> **Time and cost**: ..." into each chapter. Without an option nothing is changed:
+what is out of date is named, and the exit code is 1.
 """
 
 from __future__ import annotations

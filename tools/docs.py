@@ -1,4 +1,5 @@
-"""Build the site into _docs: with quarto where it is on PATH, else with smalldocs, which needs nothing but Python. Then check it.
+"""Build the site into _docs: with quarto where it is on PATH, else with smalldocs,
+which needs nothing but Python. Then check it.
 
 python tools/docs.py               what `make docs` does
 python tools/docs.py smalldocs     the same without quarto, though it is there
@@ -11,7 +12,6 @@ import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
-from pathlib import Path
 
 import api
 import check_site
@@ -29,7 +29,8 @@ FLAGS = {
 
 
 def prepare() -> None:
-    """Fill _proc: notebooks as nbdev prepares them, then what the site adds to them, the pages, the gallery, the reference."""
+    """Fill _proc: notebooks as nbdev prepares them, then what the site adds to them,
+    the pages, the gallery, the reference."""
     refresh_quarto_yml()
     proc_nbs(
         n_workers=0, force=True, skip_folder_re=r"^([_.]|data$|runs$)"
@@ -43,20 +44,40 @@ def prepare() -> None:
         )
     api.write(site / "api")
     bars = yaml.safe_load((site / "sidebar.yml").read_text(encoding="utf-8"))
-    reference = [
-        {"text": f"clipadapt.{module}", "href": f"api/{module}.md"}
-        for module in api.modules()
-    ]
-    bars["website"]["sidebar"].append(
-        {
-            "id": "reference",
-            "style": "floating",
-            "contents": ["api/index.md", *reference],
-        }
-    )
+    for bar in bars["website"]["sidebar"]:
+        bar["contents"] = numbered(bar["contents"])
+    bars["website"]["sidebar"].append(reference())
     (site / "sidebar.yml").write_text(
         yaml.safe_dump(bars, sort_keys=False), encoding="utf-8"
     )
+
+
+def numbered(contents: list) -> list:
+    """The entries of a sidebar, chapters with the number that their file names have."""
+    entries = []
+    for entry in contents:
+        number = (
+            re.match(r"(\d\d)_\w+\.ipynb$", entry) if isinstance(entry, str) else None
+        )
+        if number:
+            text = f"{number[1]} {kept.title(entry.removesuffix('.ipynb'))}"
+            entry = {"text": text, "href": entry}
+        elif "contents" in entry:
+            entry = {**entry, "contents": numbered(entry["contents"])}
+        entries.append(entry)
+    return entries
+
+
+def reference() -> dict:
+    """The sidebar of the reference: a section a room."""
+    rooms: dict[str, list] = {}
+    for module in api.modules():
+        room = module.partition(".")[0]
+        entry = {"text": module, "href": f"api/{module}.md"}
+        rooms.setdefault(f"clipadapt.{room}", []).append(entry)
+    sections = [{"section": room, "contents": rooms[room]} for room in rooms]
+    contents = ["api/index.md", *sections]
+    return {"id": "reference", "style": "floating", "contents": contents}
 
 
 def chapter(name: str, names: dict[str, str]) -> None:
@@ -76,9 +97,8 @@ def chapter(name: str, names: dict[str, str]) -> None:
         if cell["cell_type"] == "raw":
             cells += [{**cell, "source": front_matter(text)}, markdown(links(name))]
         elif cell["cell_type"] == "markdown":
-            cells.append(
-                {**cell, "source": link_names(text, names, "../" * name.count("/"))}
-            )
+            text = link_names(drawings(text), names, "../" * name.count("/"))
+            cells.append({**cell, "source": text})
         elif text.strip() and "default_exp" not in text:
             cells += code(cell, flags[cell["id"]], described.get(cell["id"]))
     page["cells"] = [
@@ -88,7 +108,8 @@ def chapter(name: str, names: dict[str, str]) -> None:
 
 
 def code(cell: dict, flags: list[str], described: str | None) -> list[dict]:
-    """A code cell with what the site puts around it: a place to link to (#at- and the cell's id), its flag, words for its picture, lines that wrap."""
+    """A code cell with what the site puts around it: a place to link to (#at- and the
+    cell's id), its flag, words for its picture, lines that wrap."""
     before = [
         markdown(f'```{{=html}}\n<a id="at-{cell["id"]}"></a>\n```'),
         *(markdown(f"[{FLAGS[flag]}]{{.flag}}") for flag in flags),
@@ -96,7 +117,10 @@ def code(cell: dict, flags: list[str], described: str | None) -> list[dict]:
     if described:
         cell = {
             **cell,
-            "source": f"#| fig-alt: {json.dumps(described, ensure_ascii=False)}\n{kept.source(cell)}",
+            "source": (
+                f"#| fig-alt: {json.dumps(described, ensure_ascii=False)}\n"
+                f"{kept.source(cell)}"
+            ),
         }
     for output in cell["outputs"]:
         if "text/html" in output.get("data", {}):
@@ -111,7 +135,8 @@ def code(cell: dict, flags: list[str], described: str | None) -> list[dict]:
 
 
 def printed_prose(cell: dict) -> bool:
-    """Did the cell print sentences, whose long lines should wrap? Tables, whose columns stand under each other, should scroll."""
+    """Did the cell print sentences, whose long lines should wrap? Tables, whose columns
+    stand under each other, should scroll."""
     lines = [
         line
         for output in cell["outputs"]
@@ -127,14 +152,16 @@ def markdown(text: str) -> dict:
 
 
 def front_matter(text: str) -> str:
-    """nbdev's front matter, without the file name that leaves out the number of the chapter."""
+    """nbdev's front matter, without the file name that leaves out the number of the
+    chapter."""
     found = yaml.safe_load(text.strip().strip("-"))
     found.pop("output-file", None)
     return f"---\n{yaml.safe_dump(found, allow_unicode=True, width=1000)}---\n"
 
 
 def links(name: str) -> str:
-    """The line under a chapter's title: where to run it, and its page in the reference. The index is the front page and needs none."""
+    """The line under a chapter's title: where to run it, and its page in the reference.
+    The index is the front page and needs none."""
     if name == "index":
         return ""
     module, up = kept.module(name), "../" * name.count("/")
@@ -143,14 +170,25 @@ def links(name: str) -> str:
         if module
         else f"[Reference]({up}api/index.md)"
     )
-    return (
-        f'::: {{.chapter-links}}\n[Open in Colab]({COLAB}/{name}.ipynb){{title="In Colab, first run: %pip install clipadapt fastcore"}} '
-        f"[Notebook](https://github.com/clipadapt/clipadapt/blob/main/nbs/{name}.ipynb) {reference}\n:::"
-    )
+    notebook = f"https://github.com/clipadapt/clipadapt/blob/main/nbs/{name}.ipynb"
+    first = "In Colab, first run: %pip install clipadapt fastcore"
+    colab = f'[Open in Colab]({COLAB}/{name}.ipynb){{title="{first}"}}'
+    return f"::: {{.chapter-links}}\n{colab} [Notebook]({notebook}) {reference}\n:::"
+
+
+def drawings(text: str) -> str:
+    """Drawings with their text alternative, which is not shown as a caption, too."""
+
+    def described(found: re.Match) -> str:
+        words = found[1].replace('"', "”").replace("\n", " ")
+        return f'![]({found[2]}){{fig-alt="{words}"}}'
+
+    return re.sub(r"!\[([^\]]+)\]\(((?:\.\./)*drawings/[^)]+)\)", described, text)
 
 
 def link_names(text: str, names: dict[str, str], up: str) -> str:
-    """Names of the package that stand in backticks become links to the reference, outside headings, code blocks and links. Plain words stay as they are."""
+    """Names of the package that stand in backticks become links to the reference,
+    outside headings, tables, HTML, code blocks and links. Plain words stay."""
 
     def linked(found: re.Match) -> str:
         name = found.group(1)
@@ -160,7 +198,9 @@ def link_names(text: str, names: dict[str, str], up: str) -> str:
             else found.group(0)
         )
 
-    parts = re.split(r"(?ms)(^```.*?^```|^#.*?$|^\|.*?$|\[[^\]]*\]\([^)]*\))", text)
+    parts = re.split(
+        r"(?ms)(^```.*?^```|^#.*?$|^\|.*?$|^<.*?$|\[[^\]]*\]\([^)]*\))", text
+    )
     return "".join(
         part if position % 2 else re.sub(r"(?<!`)`(\w+)`(?!`)", linked, part)
         for position, part in enumerate(parts)
@@ -177,7 +217,8 @@ def render(renderer: str) -> None:
     else:
         if not find_spec("smalldocs"):
             sys.exit(
-                "the site needs quarto on the PATH, or Python 3.11 or newer for smalldocs (make PYTHON=python3.12 in a fresh checkout)"
+                "the site needs quarto on the PATH, or Python 3.11 or newer for "
+                "smalldocs (make PYTHON=python3.12 in a fresh checkout)"
             )
         from smalldocs.site import build
 
@@ -211,7 +252,8 @@ KNOWN = {"format.html.html-math-method is ignored", "format.html.grid is ignored
 
 
 def offline_maths(page: str) -> str:
-    """Formulas as MathML, which browsers draw themselves; smalldocs would have them drawn by a script from the network."""
+    """Formulas as MathML, which browsers draw themselves; smalldocs would have them
+    drawn by a script from the network."""
     from latex2mathml.converter import convert
 
     def formula(found: re.Match) -> str:
@@ -236,7 +278,8 @@ def offline_maths(page: str) -> str:
 
 
 def edit_where_written(page: str) -> str:
-    """The reference is written in the notebooks' docstrings, so that is where "edit this page" leads."""
+    """The reference is written in the notebooks' docstrings, so that is where "edit
+    this page" leads."""
     for module, name in api.modules().items():
         page = page.replace(f"/main/nbs/api/{module}.md", f"/main/nbs/{name}.ipynb")
     return page.replace("/main/nbs/api/index.md", "/main/tools/api.py")
@@ -256,5 +299,6 @@ if __name__ == "__main__":
     print(*problems, sep="\n")
     pages = len(list(out.rglob("*.html")))
     sys.exit(f"{len(problems)} problems on {pages} pages") if problems else print(
-        f"{pages} pages in {out.relative_to(kept.project)}/, made with {renderer}; open {out.relative_to(kept.project)}/index.html"
+        f"{pages} pages in {out.relative_to(kept.project)}/, made with {renderer}; "
+        f"open {out.relative_to(kept.project)}/index.html"
     )

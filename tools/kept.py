@@ -1,14 +1,21 @@
-"""What the notebooks kept: outputs, found by a piece of the code that made them. No page of the site has a measured figure that somebody typed.
+"""What the notebooks kept: outputs, found by a piece of the code that made them. No
+page of the site has a measured figure that somebody typed.
 
 The pages in nbs/pages are Jinja templates. They may say
 
-    {{ table("09_grip", "unsupervised.groupby") }}                                      the table which that cell printed
-    {{ value("15_compare", "tabulate(everything, test)", "GRIP", "accuracy") }}          one number of it, by its row and column
-    {{ percent("15_compare", "tabulate(everything, test)", "GRIP", "accuracy") }}        the same number, times a hundred, with one decimal
-    {{ text("15_compare", "print(recommend(everything") }}                              what it printed
-    {{ plot("15_compare", "plot_cost(everything") }}                                    its picture
+    {{ table("07_grip", "unsupervised.groupby") }}
+        the table which that cell printed
+    {{ value("15_compare", "tabulate(everything, test)", "GRIP", "accuracy") }}
+        one number of it, by its row and column
+    {{ percent("15_compare", "tabulate(everything, test)", "GRIP", "accuracy") }}
+        the same number, times a hundred, with one decimal
+    {{ text("15_compare", "print(recommend(everything") }}
+        what it printed
+    {{ plot("15_compare", "plot_cost(everything") }}
+        its picture
 
-The code must occur in exactly one code cell of the notebook, and the cell must have kept such an output; anything else is an error.
+The code must occur in exactly one code cell of the notebook, and the cell must have
+kept such an output; anything else is an error.
 """
 
 import ast
@@ -44,7 +51,8 @@ def listed(contents: list) -> list[str]:
 
 
 def chapters() -> list[str]:
-    """The notebooks in the order of the course, as paths below nbs/ without their ending."""
+    """The notebooks in the order of the course, as paths below nbs/ without their
+    ending."""
     return [
         file[: -len(".ipynb")]
         for bar in sidebar()
@@ -93,13 +101,16 @@ def find(name: str, code: str) -> dict:
     ]
     if len(found) != 1:
         raise LookupError(
-            f"nbs/{name}.ipynb: {len(found) or 'no'} code cells contain {code!r}; a page of the site needs exactly one. Give a piece of the code that occurs once"
+            f"nbs/{name}.ipynb: {len(found) or 'no'} code cells contain {code!r}; a "
+            "page of the site needs exactly one. Give a piece of the code that "
+            "occurs once"
         )
     return found[0]
 
 
 def kept(name: str, code: str, kind: str) -> str:
-    """The first output of a kind ("text/html", "image/png", ...) that a cell kept; for "stream", all that it printed and said."""
+    """The first output of a kind ("text/html", "image/png", ...) that a cell kept; for
+    "stream", all that it printed and said."""
     cell = find(name, code)
     said = [
         output["text"] if "text" in output else output["data"]["text/plain"]
@@ -113,7 +124,8 @@ def kept(name: str, code: str, kind: str) -> str:
         if kind in output.get("data", {}):
             return "".join(output["data"][kind])
     raise LookupError(
-        f"nbs/{name}.ipynb: the cell with {code!r} kept no output of the kind {kind}; run it and commit its output"
+        f"nbs/{name}.ipynb: the cell with {code!r} kept no output of the kind {kind}; "
+        "run it and commit its output"
     )
 
 
@@ -123,7 +135,8 @@ def link(name: str) -> str:
 
 
 def rows(table_html: str) -> list[list[str]]:
-    """The cells of an HTML table, row by row. Raises ValueError for one with cells that span several rows or columns."""
+    """The cells of an HTML table, row by row. Raises ValueError for one with cells that
+    span several rows or columns."""
     found = BeautifulSoup(table_html, "html.parser").find_all("tr")
     if any(
         cell.get("rowspan", "1") != "1" or cell.get("colspan", "1") != "1"
@@ -131,7 +144,8 @@ def rows(table_html: str) -> list[list[str]]:
         for cell in row.find_all(["th", "td"])
     ):
         raise ValueError(
-            "this table has cells that span rows or columns: show it whole, with table(...)"
+            "this table has cells that span rows or columns: show it whole, with "
+            "table(...)"
         )
     return [
         [cell.get_text(" ", strip=True) for cell in row.find_all(["th", "td"])]
@@ -140,13 +154,16 @@ def rows(table_html: str) -> list[list[str]]:
 
 
 def value(name: str, code: str, row: str, column: str) -> str:
-    """One entry of a table: by the first cell of its row (or the second, behind a row number), and the heading of its column."""
+    """One entry of a table: by the first cell of its row (or the second, behind a row
+    number), and the heading of its column."""
     lines = rows(kept(name, code, "text/html"))
     heads = lines[0]
     found = [line for line in lines[1:] if row in line[:2]]
     if column not in heads or len(found) != 1:
         raise LookupError(
-            f"nbs/{name}.ipynb: the table of {code!r} has no single entry in row {row!r}, column {column!r}; columns: {heads}, rows: {[line[:2] for line in lines[1:]]}"
+            f"nbs/{name}.ipynb: the table of {code!r} has no single entry in row "
+            f"{row!r}, column {column!r}; columns: {heads}, rows: "
+            f"{[line[:2] for line in lines[1:]]}"
         )
     return found[0][heads.index(column)]
 
@@ -173,16 +190,24 @@ def table(name: str, code: str) -> str:
         breakable(kept(name, code, "text/html")),
         flags=re.DOTALL,
     )
-    return f'```{{=html}}\n<div class="kept">\n{shown.strip()}\n</div>\n```\n\n[From the chapter {link(name)}.]{{.kept-from}}\n'
+    return (
+        f'```{{=html}}\n<div class="kept">\n'
+        f"{shown.strip()}\n</div>\n```\n"
+        f"\n[From the chapter {link(name)}.]{{.kept-from}}\n"
+    )
 
 
 def text(name: str, code: str) -> str:
     """What a cell printed."""
-    return f"```text\n{kept(name, code, 'stream').strip()}\n```\n\n[Printed in the chapter {link(name)}.]{{.kept-from}}\n"
+    return (
+        f":::: {{.wrapped}}\n```text\n{kept(name, code, 'stream').strip()}\n"
+        f"```\n::::\n\n[Printed in the chapter {link(name)}.]{{.kept-from}}\n"
+    )
 
 
 def about(name: str, cell: dict) -> str:
-    """What a picture shows, in words, from the code that drew it: its titles (… where a measured number stands), else the section it stands in."""
+    """What a picture shows, in words, from the code that drew it: its titles (… where a
+    measured number stands), else the section it stands in."""
     titles = [
         words
         for words in map(words_of, titles_of(cell))
@@ -207,7 +232,8 @@ def about(name: str, cell: dict) -> str:
 
 
 def titles_of(cell: dict) -> list[ast.expr]:
-    """The expressions that a cell's code uses as titles: `title=...`, `set_title(...)`, `suptitle(...)`."""
+    """The expressions that a cell's code uses as titles: `title=...`, `set_title(...)`,
+    `suptitle(...)`."""
     code = re.sub(r"(?m)^%.*$", "", source(cell))
     calls = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
     calls.sort(key=lambda call: (call.lineno, call.col_offset))
@@ -248,7 +274,8 @@ def words_of(node: ast.expr) -> str:
 
 
 def pictures(name: str) -> list[tuple[dict, str]]:
-    """The cells of a chapter that kept a picture, each with its base64 PNG; a cell with several pictures comes several times."""
+    """The cells of a chapter that kept a picture, each with its base64 PNG; a cell with
+    several pictures comes several times."""
     return [
         (cell, "".join(output["data"]["image/png"]))
         for cell in notebook(name)["cells"]
@@ -268,11 +295,15 @@ def plot(folder: Path, name: str, code: str) -> str:
     file = f"kept/{name.replace('/', '-')}-{cell['id']}.png"
     save_png(picture, folder / file)
     words = about(name, cell).replace('"', "”")
-    return f'![{words}]({file}){{fig-alt="{words}"}}\n\n[From the chapter {link(name)}.]{{.kept-from}}\n'
+    return (
+        f'![{words}]({file}){{fig-alt="{words}"}}\n'
+        f"\n[From the chapter {link(name)}.]{{.kept-from}}\n"
+    )
 
 
 def gallery(folder: Path) -> str:
-    """Every picture of every chapter, in the order of the course, each a link to the cell that drew it."""
+    """Every picture of every chapter, in the order of the course, each a link to the
+    cell that drew it."""
     parts = []
     for name in chapters():
         shown = []
@@ -281,7 +312,8 @@ def gallery(folder: Path) -> str:
             save_png(picture, folder / file)
             words = html.escape(about(name, cell))
             shown.append(
-                f'<a href="../{name}.html#at-{cell["id"]}"><img src="{file}" alt="{words}" loading="lazy"><span>{words}</span></a>'
+                f'<a href="../{name}.html#at-{cell["id"]}"><img src="{file}" '
+                f'alt="{words}" loading="lazy"><span>{words}</span></a>'
             )
         if shown:
             parts.append(
@@ -293,7 +325,8 @@ def gallery(folder: Path) -> str:
 
 
 def fill(page: str, folder: Path) -> str:
-    """A page with its marks replaced by what the notebooks kept; pictures are saved into the folder."""
+    """A page with its marks replaced by what the notebooks kept; pictures are saved
+    into the folder."""
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined,
         comment_start_string="{##",

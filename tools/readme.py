@@ -18,6 +18,8 @@ project = Path(__file__).resolve().parent.parent
 def write_readme(folder: Path) -> None:
     notebook = nbformat.read(project / "nbs" / "index.ipynb", as_version=4)
     notebook.metadata["language_info"] = {"name": "python"}
+    for cell in notebook.cells:  # directives are for the site and the tests
+        cell.source = re.sub(r"(?m)^#\|.*\n?", "", cell.source)
     exporter = MarkdownExporter(
         config=Config(
             {
@@ -34,7 +36,7 @@ def write_readme(folder: Path) -> None:
     text, resources = exporter.from_notebook_node(
         notebook, {"output_files_dir": "images", "unique_key": "readme"}
     )
-    text = re.sub(r"\]\(([^):]+\.ipynb)\)", r"](nbs/\1)", text).replace(
+    text = re.sub(r"\]\(([^):]+\.(?:ipynb|svg))\)", r"](nbs/\1)", text).replace(
         "](https://github.com/clipadapt/clipadapt/blob/main/", "]("
     )
     (folder / "images").mkdir(parents=True, exist_ok=True)

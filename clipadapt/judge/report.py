@@ -68,7 +68,7 @@ def report(
         ::-1
     ]
     template = Environment(autoescape=True).from_string(
-        (files("clipadapt") / "report.html").read_text(encoding="utf-8")
+        (files("clipadapt.judge") / "report.html").read_text(encoding="utf-8")
     )
     page = template.render(
         rows=table.to_dict("records"),

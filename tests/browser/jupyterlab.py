@@ -1,4 +1,5 @@
-"""Drive the chapter on widgets in JupyterLab, in a real browser, as a reader does; photographs go to runs/browser/. Run by `make test-browser`.
+"""Drive the chapter on widgets in JupyterLab, in a real browser, as a reader does;
+photographs go to runs/browser/. Run by `make test-browser`.
 
 The browser is a Chromium: the environment variable CHROMIUM, or /usr/bin/chromium.
 """
@@ -23,7 +24,8 @@ from clipadapt.app.widgets import describe, select
 project = Path(__file__).resolve().parents[2]
 photos = project / "runs" / "browser"
 CHAPTER, TOKEN = os.environ.get("CHAPTER", "17_widgets"), "reader"
-# Cells that are run before the notebook has its kernel make JupyterLab ask for one, in a dialog that takes every key.
+# Cells that are run before the notebook has its kernel make JupyterLab ask for one, in
+# a dialog that takes every key.
 KERNEL_READY = """() => {
     const context = window.jupyterapp?.shell?.currentWidget?.sessionContext;
     return context?.isReady && context.session?.kernel?.status === 'idle';
@@ -111,7 +113,8 @@ def page(server):
 
 @pytest.fixture(scope="module")
 def ran(page):
-    """The chapter after all cells have run, and the texts that the live curves showed on the way."""
+    """The chapter after all cells have run, and the texts that the live curves showed
+    on the way."""
     seen = []
     page.evaluate(
         "void window.jupyterapp.commands.execute('notebook:run-all-cells')"
@@ -164,7 +167,8 @@ def press(found, slider: str, *keys: str) -> str:
 
 
 def drag(found, slider: str, pixels: int) -> str:
-    """Drag the handle of a slider by so many pixels with the mouse; return what its readout says."""
+    """Drag the handle of a slider by so many pixels with the mouse; return what its
+    readout says."""
     control, mouse = found.locator(".widget-slider", has_text=slider), found.page.mouse
     box = control.locator(".noUi-handle").bounding_box()
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
@@ -187,7 +191,8 @@ def photograph(page, found, name: str) -> None:
     """Photograph a panel in the light and in the dark theme."""
     for theme in ("JupyterLab Light", "JupyterLab Dark"):
         page.evaluate(
-            "theme => window.jupyterapp.commands.execute('apputils:change-theme', {theme})",
+            "theme => window.jupyterapp.commands.execute('apputils:change-theme', "
+            "{theme})",
             theme,
         )
         page.wait_for_selector(
@@ -303,7 +308,8 @@ def test_photograph_of_the_first_screen(ran):
     page, _ = ran
     for theme in ("JupyterLab Light", "JupyterLab Dark"):
         page.evaluate(
-            "theme => window.jupyterapp.commands.execute('apputils:change-theme', {theme})",
+            "theme => window.jupyterapp.commands.execute('apputils:change-theme', "
+            "{theme})",
             theme,
         )
         panel(page, "threshold")

@@ -1,4 +1,5 @@
-"""`python -m tools.drawings [NAME ...]`: write nbs/drawings/NAME.svg, or all of them."""
+"""`python -m tools.drawings [NAME ...]`: write nbs/drawings/NAME.svg, or all of
+them."""
 
 import sys
 from importlib import import_module
