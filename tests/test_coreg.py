@@ -695,7 +695,7 @@ def test_drawn_views_take_a_batch_of_memory(clip, monkeypatch):
         taken.append(read(*arguments))
         return taken[-1]
 
-    monkeypatch.setattr(module, "pixel_rows", watched)
+    monkeypatch.setattr(students, "pixel_rows", watched)
     params = {
         **SHORT,
         "image_size": 16,

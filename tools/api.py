@@ -317,6 +317,7 @@ def constructor(node: ast.ClassDef, module: str) -> list[str]:
         if isinstance(item, ast.AnnAssign)
         and isinstance(item.target, ast.Name)
         and not item.target.id.startswith("_")
+        and not ast.unparse(item.annotation).startswith("ClassVar")
     ]
     base = base_of(node, module)
     return fields or (constructor(*base) if base else [])
