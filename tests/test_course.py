@@ -44,10 +44,7 @@ def name(path: Path) -> str:
 
 # Not rewritten yet: a list that only shrinks.
 WAITING = {
-    "nbs/03_pseudolabels",
     "nbs/engine/cli",
-    "nbs/engine/features",
-    "nbs/engine/index",
     "nbs/engine/tiny_clip",
     "nbs/engine/widgets",
 }
