@@ -67,10 +67,21 @@ def _watch(pid: int, peaks: list[float]) -> None:
         pass
 
 
+def _fives(minutes: float) -> int:
+    """Minutes as people say them."""
+    return max(5, 5 * round(minutes / 5))
+
+
 def in_words(notebook: Notebook, measured: dict[str, int]) -> str:
     """The line that stands at the head of a chapter."""
-    minutes = notebook.words / WORDS + len(notebook.lines) / LINES
-    minutes = max(5, 5 * round(minutes / 5))
+    folded = sum(
+        len(cell.code.splitlines()) for cell in notebook.code if cell.is_folded
+    )
+    visible = len(notebook.lines) - folded
+    minutes = _fives(notebook.words / WORDS + visible / LINES)
+    more_minutes = (
+        f", {_fives(folded / LINES)} more with the folded code" if folded else ""
+    )
     seconds = max(10, 10 * round(measured["seconds"] / 10))
     needs = f"{seconds} seconds" if seconds < 100 else f"{round(seconds / 60)} minutes"
     gigabytes = f"{max(measured['megabytes'], 100) / 1000:.1f} GB"
@@ -78,7 +89,7 @@ def in_words(notebook: Notebook, measured: dict[str, int]) -> str:
     cells = "cell" if slow == 1 else "cells"
     more = f" ({slow} slow {cells} more, whose results are shown)" if slow else ""
     return (
-        f"{MARK}{minutes} minutes to read with the code, {needs} to run on one core"
+        f"{MARK}{minutes} minutes to read{more_minutes}, {needs} to run on one core"
         f"{more}, {gigabytes} of memory, no download, no GPU."
     )
 
@@ -123,7 +134,8 @@ def main() -> int:
             write(notebook, line)
         elif written(notebook) != line:
             stale.append(f"{notebook.name} says another time or cost than it has")
-    print(*stale, sep="\n")
+    if stale:
+        print(*stale, sep="\n")
     return int(bool(stale) and not given.measure)
 
 
