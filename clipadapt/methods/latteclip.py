@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import cast
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from ..clip.features import fit_facts
 from ..clip.model import CLIP
 from ..clip.templates import average_prompts, check_templates, encode_prompts
 from ..images.files import Array
-from ..images.sets import ImageSet, check_classnames, check_count
+from ..images.sets import ImageSet, Integers, check_classnames, check_count
 from ..images.views import View
 from clipadapt.learning.towers import (
     CROPS,
@@ -269,6 +270,10 @@ class _RunState:
 class _Step(_RunState):
     """One batch: the algorithm's lines 3 to 7."""
 
+    owners: list[Tensor]
+    snapshot: Tensor
+    pseudolabels: Callable[..., list[Tensor]]
+
     def loss(self, batch: Tensor, features: Tensor) -> Tensor:
         """The loss of a batch of views; the prototypes move on the way."""
         method, prototypes = self.method, self.prototypes
@@ -302,7 +307,7 @@ class _Step(_RunState):
             same = same if self.method.targets == "classes" else None
             scale = self.training.logit_scale()
             total = total + contrastive_loss(features, targets, scale, same)
-        return total
+        return cast(Tensor, total)
 
 # %% ../../nbs/10_latteclip.ipynb #new-28
 #| code-fold: true
@@ -508,6 +513,17 @@ def _view(method: LatteCLIP) -> View | None:
 class _Fitting(FineTuned):
     """How LatteCLIP is fitted: guesses, captions, then epochs."""
 
+    templates: str | Sequence[str]
+    texts: Sequence[str] | None
+    captioner: Captioner | None
+    domain: str
+    question: str
+    checkpoint: str | None
+    _given: Mapping[str, Sequence[str]] | None
+    _check_parameters: Callable[[], None]
+    _facts: Callable[..., dict]
+    _groups: Callable[..., np.ndarray]
+
     def _fit(self, images: ImageSet, labels: np.ndarray) -> None:
         self._check_parameters()
         if self._given is not None:
@@ -522,7 +538,8 @@ class _Fitting(FineTuned):
         checkpoint = Checkpoint(self.checkpoint, facts)
         captions = self._captions(images, guesses.numpy())
         self._forget()
-        run = _Run(self, images, labels, prompts, guesses, captions)
+        method = cast(LatteCLIP, self)
+        run = _Run(method, images, labels, prompts, guesses, captions)
         self.guesses_, self.kinds_ = guesses.numpy(), list(run.descriptions.kinds)
         self.missing_ = {
             kind: sum(not text for text in texts) for kind, texts in captions.items()
@@ -533,7 +550,8 @@ class _Fitting(FineTuned):
         """The captions that this fit uses, a list of N texts for each kind."""
         wanted = [kind for kind in TEXTS[1:] if kind in (self.texts or TEXTS)]
         if self._given is not None:
-            return {kind: self._given[kind] for kind in self._given if kind in wanted}
+            given = self._given.items()
+            return {kind: list(texts) for kind, texts in given if kind in wanted}
         found = {}
         if self.captioner is not None and "image" in wanted:
             told = guesses if self.question == "named" else np.full_like(guesses, -1)
@@ -550,12 +568,19 @@ class _Fitting(FineTuned):
 class _Keeping(_Fitting):
     """What of a fit is checked, kept and recognised again."""
 
+    group_size: int
+    mixer: str
+    weight_alpha: float
+    guesses_: np.ndarray
+    kinds_: list[str]
+    mixer_weights_: np.ndarray
+
     def _groups(self, guesses: np.ndarray) -> np.ndarray:
         return draw_groups(guesses, self.group_size, self.seed)
 
     def _check_parameters(self) -> None:
         """ValueError for the first parameter out of range, before a captioner works."""
-        _check_choices(self)
+        _check_choices(cast(LatteCLIP, self))
         given = getattr(self, "_given", None) or {}
         captions = {
             kind
@@ -721,7 +746,7 @@ class LatteCLIP(_Keeping):
     def fit(
         self,
         X,
-        y: Sequence[int] | None = None,
+        y: Integers | None = None,
         *,
         captions: Mapping[str, Sequence[str]] | None = None,
         on_epoch: Callable[[LatteCLIP], dict] | None = None,

@@ -166,7 +166,7 @@ def train_linear(
     and as `minimise` does.
     """
     _check_table(features, weights, len(targets), layer)
-    draw = features if callable(features) else _draw_from(features, seed)
+    draw = _draw_from(features, seed) if isinstance(features, Tensor) else features
     count, device, seen = len(targets), layer.weight.device, 0
 
     def batch_loss(batch: Tensor) -> Tensor:
@@ -240,6 +240,18 @@ def student_views(
 # %% ../../nbs/11_lpclip.ipynb #cell-30
 class _Student(Adapter):
     """How `LPCLIP` fits and predicts; the options are explained there."""
+
+    templates: str | Sequence[str]
+    views: int | None
+    init: str
+    weighted: bool
+    threshold: float | None
+    strong: bool
+    temperature: float
+    flip: bool
+    epochs: int
+    _check_parameters: Callable[[], None]
+    _recipe: Callable[[], Recipe]
 
     def _fit(self, images: ImageSet, labels: np.ndarray) -> None:
         self._check_parameters()
