@@ -211,6 +211,10 @@ class _RunState:
     guesses: its pseudolabels, int64 [N].
     """
 
+    owners: list[Tensor]
+    snapshot: Tensor
+    pseudolabels: Callable[..., list[Tensor]]
+
     def __init__(
         self,
         method: LatteCLIP,
@@ -269,10 +273,6 @@ class _RunState:
 # %% ../../nbs/10_latteclip.ipynb #new-27
 class _Step(_RunState):
     """One batch: the algorithm's lines 3 to 7."""
-
-    owners: list[Tensor]
-    snapshot: Tensor
-    pseudolabels: Callable[..., list[Tensor]]
 
     def loss(self, batch: Tensor, features: Tensor) -> Tensor:
         """The loss of a batch of views; the prototypes move on the way."""
@@ -509,20 +509,32 @@ def _view(method: LatteCLIP) -> View | None:
     clip = method.clip
     return finetuning_view(clip.image_size, method.colour, clip.squashes, method.crop)
 
-# %% ../../nbs/10_latteclip.ipynb #new-35
-class _Fitting(FineTuned):
-    """How LatteCLIP is fitted: guesses, captions, then epochs."""
+# %% ../../nbs/10_latteclip.ipynb #declared
+#| code-fold: true
+#| code-summary: "What the parts of the class know of the whole: names and types"
+class _Declared(FineTuned):
+    """What the parts of `LatteCLIP` below use of it."""
 
     templates: str | Sequence[str]
     texts: Sequence[str] | None
     captioner: Captioner | None
     domain: str
     question: str
+    group_size: int
+    mixer: str
+    weight_alpha: float
     checkpoint: str | None
+    guesses_: np.ndarray
+    kinds_: list[str]
+    mixer_weights_: np.ndarray
     _given: Mapping[str, Sequence[str]] | None
     _check_parameters: Callable[[], None]
     _facts: Callable[..., dict]
     _groups: Callable[..., np.ndarray]
+
+# %% ../../nbs/10_latteclip.ipynb #new-35
+class _Fitting(_Declared):
+    """How LatteCLIP is fitted: guesses, captions, then epochs."""
 
     def _fit(self, images: ImageSet, labels: np.ndarray) -> None:
         self._check_parameters()
@@ -567,13 +579,6 @@ class _Fitting(FineTuned):
 #| code-summary: "Parameters checked, a fit kept and recognised again"
 class _Keeping(_Fitting):
     """What of a fit is checked, kept and recognised again."""
-
-    group_size: int
-    mixer: str
-    weight_alpha: float
-    guesses_: np.ndarray
-    kinds_: list[str]
-    mixer_weights_: np.ndarray
 
     def _groups(self, guesses: np.ndarray) -> np.ndarray:
         return draw_groups(guesses, self.group_size, self.seed)

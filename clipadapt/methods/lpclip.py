@@ -237,9 +237,11 @@ def student_views(
         return encode_batch
     return torch.stack([clip.encode_image(view(number)) for number in range(views)])
 
-# %% ../../nbs/11_lpclip.ipynb #cell-30
-class _Student(Adapter):
-    """How `LPCLIP` fits and predicts; the options are explained there."""
+# %% ../../nbs/11_lpclip.ipynb #declared
+#| code-fold: true
+#| code-summary: "What the parts of the class know of the whole: names and types"
+class _Declared(Adapter):
+    """What the part of `LPCLIP` below uses of it."""
 
     templates: str | Sequence[str]
     views: int | None
@@ -252,6 +254,10 @@ class _Student(Adapter):
     epochs: int
     _check_parameters: Callable[[], None]
     _recipe: Callable[[], Recipe]
+
+# %% ../../nbs/11_lpclip.ipynb #cell-30
+class _Student(_Declared):
+    """How `LPCLIP` fits and predicts; the options are explained there."""
 
     def _fit(self, images: ImageSet, labels: np.ndarray) -> None:
         self._check_parameters()
