@@ -314,27 +314,26 @@ def constructor(node: ast.ClassDef, module: str) -> list[str]:
     fields = [
         one(ast.arg(item.target.id, item.annotation), item.value)
         for item in node.body
-        if takes_fields(node, module)
-        and isinstance(item, ast.AnnAssign)
+        if isinstance(item, ast.AnnAssign)
         and isinstance(item.target, ast.Name)
         and not item.target.id.startswith("_")
         and not ast.unparse(item.annotation).startswith("ClassVar")
     ]
     base = base_of(node, module)
-    return fields or (constructor(*base) if base else [])
+    if fields and not only_declares(node, module):
+        return fields
+    return constructor(*base) if base else []
 
 
-def takes_fields(node: ast.ClassDef, module: str) -> bool:
-    """Whether annotations in the class are its arguments: a data class or a record.
+def only_declares(node: ast.ClassDef, module: str) -> bool:
+    """Whether annotations in the class are no arguments: in estimators and networks.
 
-    In any other class they only tell a type checker what an attribute is.
+    There they tell a type checker what an attribute is.
     """
-    if any("dataclass" in ast.unparse(item) for item in node.decorator_list):
-        return True
-    if {ast.unparse(base) for base in node.bases} & {"NamedTuple", "BaseModel"}:
+    if {ast.unparse(base) for base in node.bases} & {"BaseEstimator", "nn.Module"}:
         return True
     base = base_of(node, module)
-    return base is not None and takes_fields(*base)
+    return base is not None and only_declares(*base)
 
 
 def inherited(node: ast.ClassDef, module: str) -> dict[str, str]:
