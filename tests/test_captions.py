@@ -131,12 +131,10 @@ def test_a_killed_run_goes_on_where_it_was_and_two_processes_share_one_cache(
         time.sleep(0.01)
         return ["here"] * len(images)
 
+    images = digits("train").subset(range(COUNT))
+    captioner = CallableCaptioner(describe, "worker", batch_size=BATCH)
     wait((tmp_path / "ready other").exists)
     (tmp_path / "together").touch()
-    images, captioner = (
-        digits("train").subset(range(COUNT)),
-        CallableCaptioner(describe, "worker", batch_size=BATCH),
-    )
     texts = caption(captioner, images, "?", cache).texts
     output, errors = other.communicate(timeout=100)
     assert other.returncode == 0, errors

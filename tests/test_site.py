@@ -15,6 +15,7 @@ project = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(project / "tools"))
 import api  # noqa: E402
 import check_site  # noqa: E402
+import docs  # noqa: E402
 import kept  # noqa: E402
 
 nbs = project / "nbs"
@@ -192,6 +193,29 @@ def test_a_signature_is_what_python_makes_of_it():
         (api.arguments(plain, False), space["f"]),
     ):
         assert f"({', '.join(shown)})" == str(inspect.signature(real))
+
+
+def test_a_drawing_is_described_and_has_no_caption():
+    text = 'Look: ![A loop of "three"\nsteps.](../drawings/loop.svg) and ![x](x.png)'
+    made = 'Look: ![](../drawings/loop.svg){fig-alt="A loop of ”three” steps."}'
+    assert docs.drawings(text) == f"{made} and ![x](x.png)"
+
+
+def test_chapters_have_their_numbers_in_the_sidebar():
+    entries = ["index.ipynb", {"section": "I", "contents": ["07_grip.ipynb"]}]
+    first, second = docs.numbered([*entries, "engine/model.ipynb"])[:2]
+    assert first == "index.ipynb"
+    assert second["contents"] == [
+        {"text": f"07 {kept.title('07_grip')}", "href": "07_grip.ipynb"}
+    ]
+
+
+def test_names_become_links_but_in_questions_that_fold():
+    text = "`GRIP` loops.\n<details><summary>1. Why `GRIP`?</summary>"
+    linked = docs.link_names(text, {"GRIP": "methods.grip"}, "../")
+    assert linked == text.replace(
+        "`GRIP` loops", "[`GRIP`](../api/methods.grip.md#GRIP) loops"
+    )
 
 
 def test_papers_that_the_chapters_cite_are_in_the_bibliography():

@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import open_clip
@@ -98,7 +98,8 @@ class SmallResNet(nn.Module):
         super().__init__()
         block, first = (_PreBlock, stride) if preactivation else (_Block, 1)
         stem = nn.Conv2d(3, width, 3, 1 if preactivation else stride, 1, bias=False)
-        layers, channels = [stem, nn.BatchNorm2d(width), nn.ReLU()], width
+        layers: list[nn.Module] = [stem, nn.BatchNorm2d(width), nn.ReLU()]
+        channels = width
         for stage, blocks in enumerate(depth):
             for number in range(blocks):
                 step = 1 if number else 2 if stage else first
@@ -256,13 +257,16 @@ class Student(nn.Module):
     Returns logits and embeddings.
     """
 
+    network: nn.Module
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, network: nn.Module, mean: Tensor, std: Tensor):
         super().__init__()
         self.network = network
-        self.register_buffer(
-            "mean", mean.view(1, -1, *[1] * (2 if len(mean) == 3 else 0))
-        )
-        self.register_buffer("std", std.view(self.mean.shape))
+        shape = (1, -1, 1, 1) if len(mean) == 3 else (1, -1)
+        self.register_buffer("mean", mean.view(shape))
+        self.register_buffer("std", std.view(shape))
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         answer = self.network((inputs - self.mean) / self.std)
@@ -404,7 +408,7 @@ def pixel_rows(
     Returns uint8 [K, B, S, S, 3]. Raises what reading an image raises.
     """
     chosen, numbers = rows.tolist(), indices.tolist()
-    size = makers[0].view.keywords["size"]
+    size = cast(partial, makers[0].view).keywords["size"]
     pixels = np.empty((*rows.shape, size, size, 3), np.uint8)
 
     def read(place: int) -> None:
@@ -429,7 +433,7 @@ class _Seen(Sequence):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, place: int) -> Image.Image:
+    def __getitem__(self, place):
         index, row = self.indices[place % len(self.indices)], self.rows[place]
         image = self.images[index][0]
         return self.makers[row](image, index) if row else image
@@ -524,6 +528,14 @@ class StudentViews(Adapter):
     with `self.image_size_ = self._size(images)`.
     """
 
+    student: str | Callable[[int], nn.Module]
+    image_size: int | None
+    image_size_: int
+    views: int | None
+    flip: bool
+    augmentation: str
+    view_memory: float
+
     def _size(self, images: ImageSet) -> int:
         """The side of the students' images in pixels."""
         if self.student in ("head", "clip"):
@@ -612,6 +624,11 @@ class StudentPair(StudentViews):
     A subclass has two parameters more, `options` and `templates`.
     """
 
+    options: dict | None
+    templates: str | Sequence[str]
+    weights_: np.ndarray
+    _students: list[Student]
+
     def _new_students(self, pixels: Tensor | None = None) -> list[Student]:
         """Both networks, untrained, from two seeds.
 
@@ -625,7 +642,8 @@ class StudentPair(StudentViews):
         for index in range(2):
             network = self._new_network(2 * self.seed + index)
             student = Student(network, *self._mean_and_std(pixels))
-            students.append(student.to(self.clip.device, memory_format=layout))
+            student = student.to(self.clip.device)
+            students.append(student.to(memory_format=layout))
         return students
 
     def _mean_and_std(self, pixels: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -644,7 +662,7 @@ class StudentPair(StudentViews):
         """A network whose start is drawn from `seed`."""
         if callable(self.student):  # others' networks may draw from anywhere
             with seeded(seed), own_draws(seed):
-                return self.student(len(self.classnames_))
+                return cast(nn.Module, self.student(len(self.classnames_)))
         with own_draws(seed):
             return self._built_in_network()
 
@@ -655,7 +673,8 @@ class StudentPair(StudentViews):
             return SmallResNet(len(self.classnames_), **{**shape, **options})
         tower = None
         if self.student == "clip":
-            tower = copy.deepcopy(self.clip.model.visual).float().requires_grad_(True)
+            visual = cast(nn.Module, self.clip.model.visual)
+            tower = copy.deepcopy(visual).float().requires_grad_(True)
         return PromptedHead(
             self.clip, self.classnames_, self.templates, tower, **options
         )
@@ -824,7 +843,8 @@ class CheckedStudents(StudentPair):
         """Those of a `PromptedHead`, with or without a tower."""
         tower, colours = 0, 2
         if self.student == "clip":
-            tower, colours = _count_numbers(self.clip.model.visual), 6
+            tower = _count_numbers(cast(nn.Module, self.clip.model.visual))
+            colours = 6
         width = self.clip.embed_dim
         embedding = (self.options or {}).get("embedding", 128)
         head = len(self.classnames_) * width + (width + 1) * embedding
@@ -876,7 +896,7 @@ def _to_onnx(answer: nn.Module, example: Tensor) -> bytes:
         dynamic_shapes=({0: torch.export.Dim("batch")},),
         verbose=False,
     )
-    return program.model_proto.SerializeToString()
+    return cast(torch.onnx.ONNXProgram, program).model_proto.SerializeToString()
 
 
 EXPORTERS = {"torchscript": _to_torchscript, "onnx": _to_onnx}

@@ -12,8 +12,8 @@ import itertools
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import NamedTuple
+from functools import cache, partial
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -273,14 +273,14 @@ def _check_prior(prior: Sequence[float] | None, num_classes: int) -> Tensor | No
     """The prior as float32 [C] of sum 1; ValueError unless all are positive."""
     if prior is None:
         return None
-    prior = torch.tensor(prior, dtype=torch.float32)
-    positive = prior.shape == (num_classes,) and (prior > 0).all()
-    if not positive or not prior.sum().isfinite():
+    often = torch.tensor(prior, dtype=torch.float32)
+    positive = often.shape == (num_classes,) and (often > 0).all()
+    if not positive or not often.sum().isfinite():
         raise ValueError(
             f"prior must be {num_classes} positive numbers, one for each class, got"
-            f" {prior.tolist()!r:.80}"
+            f" {often.tolist()!r:.80}"
         )
-    return prior / prior.sum()
+    return often / often.sum()
 
 # %% ../../nbs/08_coreg.ipynb #cell-25
 def mean_over(values: Tensor, mask: Tensor) -> Tensor:
@@ -595,7 +595,7 @@ class _EpochLoss:
     rng: draws what is mixed.
     """
 
-    run: _Run
+    run: _Epochs
     network: _Network
     partner: _Network
     views: Views
@@ -782,23 +782,40 @@ def _seeding(loss: Callable[[Tensor], Tensor], seed: int) -> Callable[[Tensor], 
 # %% ../../nbs/08_coreg.ipynb #cell-52
 #| code-fold: true
 #| code-summary: "What a fit needs before its first epoch"
-class _Start:
+class _Asking:
+    """What all parts of a fit share."""
+
+    method: CoReg
+    count: int
+    device: torch.device
+
+    def answer(self, network: nn.Module, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits [B, C] and unit embeddings [B, E], in float32 at any precision."""
+        with self.method.clip.autocast():
+            logits, embeddings = network(inputs)
+        return logits.float(), F.normalize(embeddings.float(), dim=1)
+
+
+class _Start(_Asking):
     """The images as the students see them, what they are annotated with, networks."""
+
+    images: ImageSet
+    recipe: Recipe
+    views: Views
+    plain: Views
 
     def _annotate(self, labels: np.ndarray, candidates: np.ndarray | None) -> None:
         """Ask the CLIP, where it is needed, for annotation and prior."""
         method, num_classes = self.method, len(self.method.classnames_)
         self.soft = candidates is None and method.annotation == "mean"
         estimate = isinstance(method.prior, str)
-        says = None
-        if candidates is None or estimate:
-            says = method._annotator(self.images)
+        says = cache(lambda: method._annotator(self.images))
         if candidates is None:
-            annotation = says(method.annotation)
+            annotation = says()(method.annotation)
         else:
             annotation = check_candidates(candidates, self.count, num_classes)
         self.annotation = torch.from_numpy(complete_annotation(annotation, labels))
-        prior = says("mean").mean(0).tolist() if estimate else method.prior
+        prior = says()("mean").mean(0).tolist() if estimate else method.prior
         self.prior = _check_prior(prior, num_classes)
 
     def _make_networks(self) -> None:
@@ -852,8 +869,15 @@ class _Start:
         return self.as_they_are(torch.from_numpy(chosen))
 
 # %% ../../nbs/08_coreg.ipynb #cell-53
-class _Splitting:
+#| code-fold: true
+#| code-summary: "The look at all images, and the split"
+class _Splitting(_Asking):
     """Between two epochs both networks look at all images, and split them anew."""
+
+    annotation: Tensor
+    soft: bool
+    prior: Tensor | None
+    labelled: Tensor
 
     @torch.no_grad()
     def look(
@@ -895,6 +919,8 @@ class _Splitting:
 #| code-summary: "One epoch: train one network, then the other, then look and split"
 class _Epochs(_Start, _Splitting):
     """One fit, epoch by epoch."""
+
+    splits: list[Split]
 
     def epoch(self, number: int) -> dict:
         """Train both networks for one epoch, look at all images, split them anew.
@@ -994,12 +1020,6 @@ class _Run(_Epochs):
         self._annotate(labels, candidates)
         self.views, self.plain = method._kept_views(images)
         self._make_networks()
-
-    def answer(self, network: nn.Module, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits [B, C] and unit embeddings [B, E], in float32 at any precision."""
-        with self.method.clip.autocast():
-            logits, embeddings = network(inputs)
-        return logits.float(), F.normalize(embeddings.float(), dim=1)
 
     def state(self) -> dict[str, np.ndarray]:
         """All that an epoch hands to the next, by name."""
@@ -1119,6 +1139,19 @@ def _check_parameters(method: CoReg) -> None:
 class _Fit(ExportedStudents):
     """What `CoReg` does when it is fitted; its parameters are those of `CoReg`."""
 
+    annotation: str
+    k: int
+    ratio: float
+    threshold: float
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    momentum: float
+    weight_decay: float
+    schedule: str
+    checkpoint: str | None
+    _candidates: np.ndarray | None
+
     def _fit(self, images: ImageSet, labels: np.ndarray) -> None:
         self._check_parameters()
         self.image_size_ = self._size(images)
@@ -1126,7 +1159,7 @@ class _Fit(ExportedStudents):
             self.checkpoint, self._facts(images, labels) if self.checkpoint else {}
         )
         self._forget_students()
-        run = _Run(self, images, labels, self._candidates)
+        run = _Run(cast(CoReg, self), images, labels, self._candidates)
         self.candidates_ = (run.annotation > 0).numpy()
         train_epochs(self, run, self.epochs, checkpoint)
 
@@ -1168,12 +1201,12 @@ class _Fit(ExportedStudents):
         candidates = np.empty(0) if candidates is None else np.asarray(candidates)
         facts = fit_facts(self, images, labels=labels, candidates=candidates)
         if callable(self.student):
-            name = f"{self.student.__module__}.{self.student.__qualname__}"
-            facts = {**facts, "student": name}
+            kind = cast(type, self.student)
+            facts = {**facts, "student": f"{kind.__module__}.{kind.__qualname__}"}
         return facts
 
     def _check_parameters(self) -> None:
-        _check_parameters(self)
+        _check_parameters(cast(CoReg, self))
         self._recipe()
 
     def _check_loaded(self) -> None:
@@ -1424,18 +1457,18 @@ def synthetic_candidates(
     Raises ValueError for probabilities outside 0 ... 1, unknown labels, and noise among
     one class.
     """
-    labels = check_labels(labels, len(labels), num_classes)
+    true = check_labels(labels, len(labels), num_classes)
     rates = 0 <= ambiguity <= 1 and 0 <= noise <= 1
-    if not rates or (noise and num_classes < 2) or (labels < 0).any():
+    if not rates or (noise and num_classes < 2) or (true < 0).any():
         raise ValueError(
             "ambiguity and noise must lie in 0 ... 1 (and be 0 for one class), and"
-            f" every label be known; got {ambiguity}, {noise}, {(labels < 0).sum()}"
+            f" every label be known; got {ambiguity}, {noise}, {(true < 0).sum()}"
             " unknown labels"
         )
-    rng, rows = np.random.default_rng(seed), np.arange(len(labels))
-    candidates = rng.random((len(labels), num_classes)) < ambiguity
-    wrong = rng.random(len(labels)) < noise
-    candidates[rows, labels] = ~wrong
-    other = (labels + rng.integers(1, max(2, num_classes), len(labels))) % num_classes
+    rng, rows = np.random.default_rng(seed), np.arange(len(true))
+    candidates = rng.random((len(true), num_classes)) < ambiguity
+    wrong = rng.random(len(true)) < noise
+    candidates[rows, true] = ~wrong
+    other = (true + rng.integers(1, max(2, num_classes), len(true))) % num_classes
     candidates[rows[wrong], other[wrong]] = True
     return candidates
