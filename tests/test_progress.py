@@ -27,7 +27,7 @@ from clipadapt.images import sets
 sets._DELAY = 0
 list(sets.track("abc", "reading", "files"))
 """
-BARS = "encoding images", "LPCLIP", "%|"
+BARS = "encoding images", "encoding texts", "LP-CLIP", "%|"
 
 
 def work(code, stderr, **more):
