@@ -26,7 +26,8 @@ from tiny_llava import save_tiny_llava
 
 import clipadapt
 from clipadapt import CLIP, Adapter, digits
-from clipadapt.app.cli import METHODS, _check_value, _configure, _in_words, main
+from clipadapt.app.cli import main
+from clipadapt.app.runs import METHODS, check_value, configure, in_words
 from clipadapt.images.files import _host, write_arrays
 from clipadapt.learning.adapter import read_saved
 
@@ -1761,18 +1762,18 @@ def test_every_parameter_of_every_method_can_be_set(name, clip):
             kind(clip, ["a", "b"]),
             signature.parameters[parameter].default,
         )
-        _configure(method, [f"{parameter}={json.dumps(default)}"])
+        configure(method, [f"{parameter}={json.dumps(default)}"])
         assert method.get_params(deep=False)[parameter] == json.loads(
             json.dumps(default)
         )
-        words = _in_words(hints[parameter])
+        words = in_words(hints[parameter])
         assert words, f"{parameter} of {name} cannot be set"
         for word in words:
-            _check_value(method, parameter, SAMPLES[word])
+            check_value(method, parameter, SAMPLES[word])
         with pytest.raises(
             ValueError, match=f"{parameter} of {name} must be {words[0]}"
         ):
-            _check_value(method, parameter, [{}, [[]]])
+            check_value(method, parameter, [{}, [[]]])
 
 
 @pytest.mark.parametrize("method", ["fpl", "ifpl", "grip"])

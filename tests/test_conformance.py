@@ -24,7 +24,8 @@ from conformance.photographs import (
 from PIL import Image
 
 from clipadapt import ImageSet, Prototypes, ZeroShot, load_clip
-from clipadapt.app.cli import METHODS, main
+from clipadapt.app.cli import main
+from clipadapt.app.runs import METHODS
 from clipadapt.clip.model import CLIP
 from clipadapt.images import corruptions
 from clipadapt.judge import robustness

@@ -18,7 +18,7 @@ from open_clip.transformer import QuickGELU
 from sklearn.base import clone
 
 from clipadapt import CLIP, ImageSet, ZeroShot, digits, load_clip
-from clipadapt.app.cli import _configure
+from clipadapt.app.runs import configure
 from clipadapt.images.files import read_arrays
 from clipadapt.learning import prompts
 from clipadapt.learning.prompts import TextualPrompt
@@ -990,7 +990,7 @@ def test_without_unlabelled_images_there_is_nothing_to_ask(clip, images):
     ],
 )
 def test_the_command_line_can_choose(clip, setting, expected):
-    params = _configure(GRIP(clip, ["a", "b"]), [setting]).get_params(deep=False)
+    params = configure(GRIP(clip, ["a", "b"]), [setting]).get_params(deep=False)
     assert {**params, **expected} == params
 
 

@@ -320,7 +320,20 @@ def constructor(node: ast.ClassDef, module: str) -> list[str]:
         and not ast.unparse(item.annotation).startswith("ClassVar")
     ]
     base = base_of(node, module)
-    return fields or (constructor(*base) if base else [])
+    if fields and not only_declares(node, module):
+        return fields
+    return constructor(*base) if base else []
+
+
+def only_declares(node: ast.ClassDef, module: str) -> bool:
+    """Whether annotations in the class are no arguments: in estimators and networks.
+
+    There they tell a type checker what an attribute is.
+    """
+    if {ast.unparse(base) for base in node.bases} & {"BaseEstimator", "nn.Module"}:
+        return True
+    base = base_of(node, module)
+    return base is not None and only_declares(*base)
 
 
 def inherited(node: ast.ClassDef, module: str) -> dict[str, str]:

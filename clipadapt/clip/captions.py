@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -45,7 +45,13 @@ from .model import _ahead, _batches, _check_device, _name, cache_directory
 from .modelfiles import named_code, read_json
 from ..images.files import hash_parts
 from ..images.pictures import short_reason
-from ..images.sets import ImageSet, as_imageset, check_classnames, check_count
+from clipadapt.images.sets import (
+    ImageSet,
+    Integers,
+    as_imageset,
+    check_classnames,
+    check_count,
+)
 
 # %% auto #0
 __all__ = ['DOMAINS', 'MAX_WORDS', 'MAX_CHARACTERS', 'FAINT', 'PLAIN_BORDER', 'PLAIN_GROUND', 'OTHER_COLOURS', 'ATTRIBUTES',
@@ -126,7 +132,7 @@ def group_prompt(domain: str) -> str:
 #| code-fold: true
 #| code-summary: "image_prompts: questions that tell the pseudolabel"
 def image_prompts(
-    domain: str, pseudolabels: Sequence[int], classnames: Sequence[str]
+    domain: str, pseudolabels: Integers, classnames: Sequence[str]
 ) -> list[str]:
     """One question for each of N images, which may tell the model the pseudolabel.
 
@@ -153,7 +159,7 @@ def image_prompts(
     return [told[label] if label >= 0 else generic for label in labels]
 
 
-def _check_pseudolabels(pseudolabels: Sequence[int]) -> np.ndarray:
+def _check_pseudolabels(pseudolabels: Integers) -> np.ndarray:
     """Pseudolabels as int64 [N], -1 for none, or a ValueError."""
     labels = np.asarray(pseudolabels)
     is_row = labels.ndim == 1
@@ -172,7 +178,7 @@ def _check_pseudolabels(pseudolabels: Sequence[int]) -> np.ndarray:
 
 # %% ../../nbs/09_captions.ipynb #new-17
 def draw_groups(
-    pseudolabels: Sequence[int], size: int = 4, seed: int | Sequence[int] = 0
+    pseudolabels: Integers, size: int = 4, seed: int | Sequence[int] = 0
 ) -> np.ndarray:
     """For each image, `size` images drawn uniformly from all with its pseudolabel.
 
@@ -184,10 +190,10 @@ def draw_groups(
     Returns int64 [N, size], a row of -1 where the pseudolabel is -1. Raises ValueError
     for other labels and a size below 1. LatteCLIP, section 3.1.
     """
-    pseudolabels, size = _check_pseudolabels(pseudolabels), check_count(size, "size")
-    groups = np.full((len(pseudolabels), size), -1, np.int64)
-    order = np.argsort(pseudolabels, kind="stable")
-    classes, starts = np.unique(pseudolabels[order], return_index=True)
+    labels, size = _check_pseudolabels(pseudolabels), check_count(size, "size")
+    groups = np.full((len(labels), size), -1, np.int64)
+    order = np.argsort(labels, kind="stable")
+    classes, starts = np.unique(labels[order], return_index=True)
     for label, members in zip(classes, np.split(order, starts[1:])):
         if label >= 0:
             rng = np.random.default_rng([*np.atleast_1d(seed), label])
@@ -292,7 +298,7 @@ class CallableCaptioner(Captioner):
 
     def __init__(
         self,
-        function: Callable[[Sequence[Image.Image], Sequence[str]], Sequence[str]],
+        function: Callable[[Sequence[Image.Image], Sequence[str]], list[str]],
         name: str,
         batch_size: int = 8,
     ):
@@ -456,9 +462,11 @@ class _Cache:
                 "cache is a file, None for the one in the cache directory, or False to "
                 "keep nothing; not True"
             )
-        self.location = ":memory:" if location is False else _cache_file(location)
+        self.location: str | Path = ":memory:"
+        if location is not False:
+            self.location = _cache_file(location)
         with self.explained():
-            if location is not False:
+            if isinstance(self.location, Path):
                 self.location.parent.mkdir(parents=True, exist_ok=True)
             self.connection = sqlite3.connect(self.location, timeout=60)
             _prepare(self.connection)
@@ -525,7 +533,7 @@ def _hash_readable(images: ImageSet, rows: np.ndarray) -> list[bytes | Exception
 
     Bad ones are found by halving."""
     try:
-        return hash_each(images.subset(rows))
+        return [*hash_each(images.subset(rows))]
     except Exception as error:  # of any reader of images
         if len(rows) == 1:
             return [error]
@@ -557,7 +565,7 @@ def _reason(error: Exception) -> str:
 def _run(
     captioner: Captioner,
     images: ImageSet,
-    groups: Sequence[np.ndarray],
+    groups: Sequence[np.ndarray] | np.ndarray,
     prompts: str | Sequence[str],
     cache: str | Path | None | bool,
     describe: Callable,
@@ -573,9 +581,10 @@ def _run(
     digests = dict(zip(used.tolist(), _hash_readable(images, used)))
     keys, errors = {}, {}
     for i, group in enumerate(groups):
-        hashes = [digests[index] for index in group.tolist()]
-        if _first_error(hashes):
-            errors[i] = _first_error(hashes)
+        read = [digests[index] for index in group.tolist()]
+        hashes = [digest for digest in read if isinstance(digest, bytes)]
+        if len(hashes) < len(read):
+            errors[i] = _first_error(read)
         elif hashes:
             keys[i] = (key_of(hashes), prompts[i], name)
     store = _Cache(cache)
@@ -592,7 +601,9 @@ def _run(
 
 
 def _warn(
-    images: ImageSet, groups: Sequence[np.ndarray], errors: dict[int, Exception]
+    images: ImageSet,
+    groups: Sequence[np.ndarray] | np.ndarray,
+    errors: dict[int, Exception],
 ) -> None:
     if not errors:
         return
@@ -964,7 +975,8 @@ class AttributeCaptioner(Captioner):
             for attribute in ATTRIBUTES
             if attribute not in self.say
         }
-        return described_caption(replace(attributes, **unsaid), _Certain(), keep=1)
+        certain = cast(np.random.Generator, _Certain())
+        return described_caption(replace(attributes, **unsaid), certain, keep=1)
 
 # %% ../../nbs/09_captions.ipynb #new-64
 #| code-fold: true
@@ -977,7 +989,7 @@ def _identify_model(model: str, folder: Path) -> str:
     if not os.path.isdir(folder):
         from transformers.utils import cached_file
 
-        parts = Path(cached_file(model, "config.json")).parts
+        parts = Path(cast(str, cached_file(model, "config.json"))).parts
         return (
             f"{model} {parts[parts.index('snapshots') + 1]}"
             if "snapshots" in parts
@@ -1200,8 +1212,8 @@ class TransformersCaptioner(Captioner):
         )
 
     @cached_property
-    def model(self) -> torch.nn.Module:
-        """The model, loaded when first asked for."""
+    def model(self) -> Any:
+        """A model of transformers, loaded when first asked for."""
         return _load_weights(
             self.model_name, self.dtype, self.quantization, self.device
         )
@@ -1210,7 +1222,7 @@ class TransformersCaptioner(Captioner):
         """Load the weights.
 
         Raises FileNotFoundError, ConnectionError or ValueError, with what to do."""
-        self.model
+        _ = self.model  # to ask for it is to load it
 
     @torch.inference_mode()
     def describe(

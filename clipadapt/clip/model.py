@@ -23,6 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache, cached_property, partial
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -105,7 +106,9 @@ def _normalised(preprocess, pixels: torch.Tensor) -> torch.Tensor:
     channels_first = (
         pixels.permute(0, 3, 1, 2).contiguous()
     )  # in memory, too: oneDNN can crash on the other order where a tower is trained
-    return _split_preprocess(preprocess)[1](channels_first.float().div_(255))
+    split = _split_preprocess(preprocess)
+    assert split is not None, "pixels stay bytes only where there are two parts"
+    return split[1](channels_first.float().div_(255))
 
 # %% ../../nbs/engine/model.ipynb #cell-13
 _LONGEST = 64  # times the short side; of longer images only the middle is used
@@ -281,7 +284,8 @@ class FrozenModel:
                 f"precision must be 'auto', 'float32' or 'bf16', not {precision!r}"
             )
         self.device = torch.device(device)
-        self.model = model.to(self.device).eval().requires_grad_(False)
+        # Any: an OpenCLIP model does not declare its towers
+        self.model: Any = model.to(self.device).eval().requires_grad_(False)
         self._hashed: tuple[list[float], str] | None = None
         if precision == "auto":
             precision = "bf16" if self.device.type == "cuda" else "float32"
@@ -559,12 +563,10 @@ def _expanded(
             raise ValueError(
                 f"a model is named by a text such as 'ViT-B-32', got {value!r}"
             )
-    scheme, folder = (
-        ("local-dir:", str(name)[10:])
-        if str(name).startswith("local-dir:")
-        else ("", name)
-    )
-    name = scheme + os.path.expanduser(folder) if scheme else name and str(name)
+    if name is not None:
+        name = str(name)
+        if name.startswith("local-dir:"):
+            name = "local-dir:" + os.path.expanduser(name.removeprefix("local-dir:"))
     return name, pretrained and os.path.expanduser(pretrained)
 
 
@@ -579,17 +581,17 @@ def _lasting(name: str | None, pretrained: str | None) -> tuple[str | None, str 
 # %% ../../nbs/engine/model.ipynb #cell-31
 #| code-fold: true
 #| code-summary: "An architecture with weights by tag or file"
-def _open_architecture(name: str, pretrained: str, quick_gelu: bool):
+def _open_architecture(name: str, pretrained: str | None, quick_gelu: bool):
     """Model, preprocessing and tokenizer of an architecture; weights by tag or file."""
     weights = pretrained
     try:
-        if is_known(name, pretrained):
+        if pretrained is not None and is_known(name, pretrained):
             weights = open_clip.download_pretrained(
                 open_clip.get_pretrained_cfg(name, pretrained)
             )
     except Exception as error:  # of whichever library carries the connection
         raise unreachable(f"{name} with weights {pretrained!r}", error) from error
-    no_code = (
+    no_code: dict[str, Any] = (
         {"trust_remote_code": False}
         if open_clip.get_model_config(name)["text_cfg"].get("hf_tokenizer_name")
         else {}

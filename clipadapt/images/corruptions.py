@@ -11,6 +11,7 @@ import difflib
 import io
 from functools import partial
 from numbers import Real
+from typing import cast
 
 import numpy as np
 from PIL import Image
@@ -203,11 +204,12 @@ def _fractal(
     Each octave of detail is `decay` squared times lower than the one before."""
     side = max(shape)
     octaves = range(max(1, (side - 1).bit_length()))
-    heights = sum(
+    octave_heights = (
         _stretch(rng.uniform(-1, 1, (2 ** (k + 1), 2 ** (k + 1))), (side, side))
         * decay ** (-2 * k)
         for k in octaves
     )
+    heights = cast(np.ndarray, sum(octave_heights))
     heights = heights[: shape[0], : shape[1]] - heights.min()
     return heights / max(heights.max(), 1e-6)
 
@@ -257,10 +259,11 @@ def _ice(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
 
     They are thicker in some places than in others."""
     side, seeds = min(shape), rng.random((*shape, 1), np.float32) ** 12
-    needles = sum(
+    directions = (
         _filter(seeds, _motion_kernel(side / 6, side / 16, rng.uniform(0, 360)))
         for _ in range(3)
-    )[..., 0]
+    )
+    needles = cast(np.ndarray, sum(directions))[..., 0]
     ice = (0.25 + 0.75 * needles / max(needles.max(), 1e-6)) * (
         0.3 + 1.2 * _fractal(rng, shape, 1.5)
     )

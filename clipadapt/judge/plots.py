@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from ..images.pictures import printable
 from ..images.sets import check_classnames, check_count
@@ -48,7 +49,7 @@ def _axes(axes: Axes | None, figsize: tuple[float, float]) -> Axes:
 
 def _set_title(axes: Axes, title: str) -> None:
     """Set a title, broken into lines no longer than the axes are wide."""
-    inches = axes.get_position().width * axes.figure.get_figwidth()
+    inches = axes.get_position().width * cast(Figure, axes.figure).get_figwidth()
     width = max(20, int(13 * inches))
     axes.set_title(textwrap.fill(title, width, break_long_words=False), fontsize=12)
 
@@ -124,7 +125,7 @@ def _confusion_title(
     shares, counts: of the same cells, one row a true class, float and int [C, C].
     """
     errors = np.nan_to_num(shares * (1 - np.eye(len(shares))))
-    true, predicted = np.unravel_index(errors.argmax(), errors.shape)
+    true, predicted = divmod(int(errors.argmax()), len(errors))
     if errors[true, predicted] == 0:
         return "Nothing is confused: every image is on the diagonal"
     share, count = errors[true, predicted], counts[true, predicted]
@@ -174,7 +175,7 @@ def _cells(
     return counts, counts / np.where(totals > 0, totals, np.nan)[:, None]
 
 
-def _heat(axes: Axes, shares: np.ndarray, names: list[str]) -> None:
+def _heat(axes: Axes, shares: np.ndarray, names: Sequence[str]) -> None:
     """Draw a row-normalised confusion matrix with `names` on both axes."""
     texts = _cell_texts(shares) if len(names) <= 20 else None
     scale = {"label": "images of the true class (%)"}

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
@@ -31,6 +32,7 @@ from clipadapt.images.corruptions import (
 )
 from clipadapt.images.sets import (
     ImageSet,
+    Integers,
     as_imageset,
     check_classnames,
     check_count,
@@ -285,7 +287,7 @@ def warn_of_overlap(
 def _checked(
     method: Adapter,
     test,
-    y: Sequence[int] | None,
+    y: Integers | None,
     corruptions: Sequence[str],
     severities: Sequence[int],
     outside: Mapping[str, ImageSet] | None,
@@ -351,7 +353,7 @@ def _ask_everything(
 def evaluate(
     method: Adapter,
     test,
-    y: Sequence[int] | None = None,
+    y: Integers | None = None,
     *,
     corruptions: Sequence[str] = tuple(CORRUPTIONS),
     severities: Sequence[int] = SEVERITIES,
@@ -434,7 +436,7 @@ def worst_corruption(table: pd.DataFrame) -> tuple[str, float]:
         ValueError without corruptions.
     """
     accuracies = _corruption_accuracies(table)
-    return accuracies.idxmin(), float(accuracies.min())
+    return str(accuracies.idxmin()), float(accuracies.min())
 
 
 def mean_corruption_accuracy(table: pd.DataFrame) -> float:
@@ -445,7 +447,7 @@ def mean_corruption_accuracy(table: pd.DataFrame) -> float:
     return float(_corruption_accuracies(table).mean())
 
 # %% ../../nbs/14_robustness.ipynb #cell-31
-def _summary(name: str, part: pd.DataFrame, score: str) -> dict:
+def _summary(name: Hashable, part: pd.DataFrame, score: str) -> dict:
     """The row of one method in `summarise`."""
     clean = part[part.kind == "test"].groupby("metric").value.mean()
     corrupted = (part.kind == "corruption").any()
@@ -647,9 +649,11 @@ def plot_latent(
     labels = check_labels(labels, count, len(names))
     _check_known(labels)
     purities = {name: neighbour_purity(some, labels) for name, some in spaces.items()}
-    shape = {"figsize": (5.4 * len(spaces), 4.8), "squeeze": False}
+    size = (5.4 * len(spaces), 4.8)
     with sns.axes_style("white"):
-        figure, panels = plt.subplots(1, len(spaces), layout="constrained", **shape)
+        figure, panels = plt.subplots(
+            1, len(spaces), layout="constrained", figsize=size, squeeze=False
+        )
     hues = [names[label] for label in labels]
     for axes, (name, features) in zip(panels[0], spaces.items()):
         last = axes is panels[0, -1]
@@ -758,15 +762,15 @@ class Restricted(Adapter):
         self.method, self.classnames_ = method, asked
         self.columns = [known.index(name) for name in asked]
 
-    def fit(self, X, y: Sequence[int] | None = None) -> Restricted:
+    def fit(self, X, y: Integers | None = None) -> Restricted:
         """Raises ValueError: there is nothing to fit."""
         raise ValueError(
             "a restricted method is fitted already: fit the method in it, and restrict "
             "it again"
         )
 
-    def _predict_logits(self, images: ImageSet) -> np.ndarray:
-        return self.method.predict_logits(images)[:, self.columns]
+    def _predict_logits(self, images: ImageSet) -> torch.Tensor:
+        return torch.from_numpy(self.method.predict_logits(images)[:, self.columns])
 
     def _predict_proba(self, images: ImageSet) -> np.ndarray:
         probabilities = self.method.predict_proba(images)[:, self.columns] + 1e-12

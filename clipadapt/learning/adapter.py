@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, get_type_hints
+from typing import Any, ClassVar, TypeVar, cast, get_type_hints
 
 import numpy as np
 import torch
@@ -36,7 +36,13 @@ from clipadapt.images.files import (
     read_own_file,
     write_arrays,
 )
-from ..images.sets import ImageSet, as_imageset, check_classnames, check_labels
+from clipadapt.images.sets import (
+    ImageSet,
+    Integers,
+    as_imageset,
+    check_classnames,
+    check_labels,
+)
 
 # %% auto #0
 __all__ = ['SavedClip', 'SavedMethod', 'Declared', 'Saved', 'check_declared', 'read_saved', 'translate_labels', 'Adapter']
@@ -81,6 +87,9 @@ class Declared(BaseEstimator):
     optional: names of attributes in `fitted` that need not be there.
     """
 
+    clip: CLIP
+    classnames_: list[str]
+
     unsaved: ClassVar[tuple[str, ...]] = ("clip", "classnames")
     fitted: ClassVar[dict[str, Any]] = {}
     optional: ClassVar[tuple[str, ...]] = ()
@@ -114,6 +123,9 @@ class Declared(BaseEstimator):
 # %% ../../nbs/engine/adapter.ipynb #cell-14
 #| code-fold: true
 #| code-summary: "Saved: save and load"
+_Loaded = TypeVar("_Loaded", bound="Saved")
+
+
 class Saved(Declared):
     """Saving and loading of estimators with the parameters `clip` and `classnames`."""
 
@@ -136,7 +148,9 @@ class Saved(Declared):
         path.with_name(_EARLIER).unlink(missing_ok=True)
 
     @classmethod
-    def load(cls, directory: str | Path, clip: CLIP | None = None) -> Saved:
+    def load(
+        cls: type[_Loaded], directory: str | Path, clip: CLIP | None = None
+    ) -> _Loaded:
         """Read a method that `save` wrote.
 
         directory: the folder it is in.
@@ -151,12 +165,19 @@ class Saved(Declared):
         record, arrays = read_saved(Path(directory))
         _check_method(cls, record, path)
         clip = _fitting_clip(clip, record.clip, path)
-        method = cls(clip, record.fitted["classnames_"], **record.params)
+        make = cast(Callable[..., _Loaded], cls)  # a subclass has the parameters
+        method = make(clip, record.fitted["classnames_"], **record.params)
         _check_state(method, arrays, record.fitted, path, REMEDY)
         vars(method).update(record.fitted | arrays)
         with blaming(path, REMEDY):
             method._check_loaded()
         return method
+
+    def _check_fitted(self) -> None:
+        if not hasattr(self, "classnames_"):
+            raise NotFittedError(
+                f"this {type(self).__name__} is not fitted yet: call fit(images) first"
+            )
 
 # %% ../../nbs/engine/adapter.ipynb #cell-16
 #| code-fold: true
@@ -256,9 +277,9 @@ def _check_state(
     declared["classnames_"] = list[str]
     if "fitted" not in vars(kind):
         free = {name for name in found - set(declared) if _is_fitted_name(name)}
-        declared |= {name: Any for name in free & set(values)}
+        declared |= dict.fromkeys(free & set(values), Any)
         declared |= _any_numbers({name: arrays[name] for name in free & set(arrays)})
-    sizes = {"C": len(values["classnames_"])}
+    sizes = {"C": len(cast(list, values["classnames_"]))}
     if any("D" in what.shape for what in declared.values() if isinstance(what, Array)):
         sizes["D"] = method.clip.embed_dim
     check_declared(arrays, values, declared, sizes, path, remedy)
@@ -300,7 +321,7 @@ def _check_names(names: JsonValue) -> None:
     """ValueError unless `names` are class names as `fit` keeps them."""
     if not isinstance(names, list) or not names:
         raise ValueError("it has no class names")
-    if check_classnames(names) != names:
+    if check_classnames(cast(list[str], names)) != names:
         raise ValueError("its class names are not written as fit writes them")
 
 # %% ../../nbs/engine/adapter.ipynb #cell-24
@@ -358,7 +379,7 @@ def _fitting_clip(clip: CLIP | None, wanted: SavedClip, path: Path) -> CLIP:
 
 # %% ../../nbs/engine/adapter.ipynb #cell-27
 def translate_labels(
-    images: ImageSet, y: Sequence[int] | None, classnames: Sequence[str]
+    images: ImageSet, y: Integers | None, classnames: Sequence[str]
 ) -> np.ndarray:
     """Labels int64 [N] counted by `classnames`.
 
@@ -418,7 +439,9 @@ class _Answering(Saved):
         """
         return self.predict_proba(X).argmax(1).astype(np.int64)
 
-    def _ask(self, answer: Callable[[ImageSet], torch.Tensor], X) -> np.ndarray:
+    def _ask(
+        self, answer: Callable[[ImageSet], torch.Tensor | np.ndarray], X
+    ) -> np.ndarray:
         """What `answer` says of `X`, without its labels, float32 [N, C]."""
         self._check_fitted()
         images = as_imageset(X)
@@ -439,14 +462,8 @@ class _Answering(Saved):
             "predict_proba"
         )
 
-    def _predict_proba(self, images: ImageSet) -> torch.Tensor:
+    def _predict_proba(self, images: ImageSet) -> torch.Tensor | np.ndarray:
         return self._predict_logits(images).softmax(1)
-
-    def _check_fitted(self) -> None:
-        if not hasattr(self, "classnames_"):
-            raise NotFittedError(
-                f"this {type(self).__name__} is not fitted yet: call fit(images) first"
-            )
 
 # %% ../../nbs/engine/adapter.ipynb #cell-31
 #| code-fold: true
@@ -474,7 +491,12 @@ class Adapter(_Answering):
     def __init__(self, clip: CLIP, classnames: Sequence[str], *, seed: int = 0):
         self.clip, self.classnames, self.seed = clip, classnames, seed
 
-    def fit(self, X, y: Sequence[int] | None = None) -> Adapter:
+    def _fit(self, images: ImageSet, labels: np.ndarray) -> None:
+        raise NotImplementedError(
+            f"{type(self).__name__} has to define _fit(images, labels)"
+        )
+
+    def fit(self, X, y: Integers | None = None) -> Adapter:
         """Adapt to images and return self.
 
         X: an ImageSet, a list of paths or Pillow images, or a tensor [N, 3, H, W];
@@ -500,7 +522,7 @@ class Adapter(_Answering):
             raise
         return self
 
-    def score(self, X, y: Sequence[int] | None = None) -> float:
+    def score(self, X, y: Integers | None = None) -> float:
         """Accuracy (0-1) on the labelled images.
 
         X: the images, as for `predict_proba`.
@@ -519,9 +541,7 @@ class Adapter(_Answering):
             )
         return float((self.predict(images.subset(known)) == labels[known]).mean())
 
-    def true_labels(
-        self, images: ImageSet, y: Sequence[int] | None = None
-    ) -> np.ndarray:
+    def true_labels(self, images: ImageSet, y: Integers | None = None) -> np.ndarray:
         """Labels int64 [N], counted by this method's classes: see `translate_labels`.
 
         images: the N images.

@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
-import open_clip
 import psutil
 import torch
 import torch.nn.functional as F
-from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
+from open_clip.transformer import (
+    QuickGELU,
+    ResidualAttentionBlock,
+    VisionTransformer,
+)
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
@@ -111,7 +115,7 @@ class TextTower(nn.Module):
 # %% ../../nbs/06_prompts.ipynb #cell-15
 #| code-fold: true
 #| code-summary: "Where a text ends, and its feature read there"
-def text_ends(clip: CLIP, tower: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+def text_ends(clip: CLIP, tower: Any, tokens: torch.Tensor) -> torch.Tensor:
     """Where each text ends, int64 [C]: the position that its feature is read from.
 
     clip: the CLIP, for the message.
@@ -121,10 +125,11 @@ def text_ends(clip: CLIP, tower: nn.Module, tokens: torch.Tensor) -> torch.Tenso
     Raises ValueError for a text encoder that is not causal, or reads its feature
     elsewhere.
     """
-    pooling, end = (
-        getattr(tower, name, getattr(tower, f"text_{name}", None))
-        for name in ("pool_type", "eos_id")
-    )
+
+    def setting(name: str) -> Any:
+        return getattr(tower, name, getattr(tower, f"text_{name}", None))
+
+    pooling, end = setting("pool_type"), setting("eos_id")
     if (
         getattr(tower, "attn_mask", None) is None
         or pooling not in ("argmax", "eos")
@@ -134,12 +139,10 @@ def text_ends(clip: CLIP, tower: nn.Module, tokens: torch.Tensor) -> torch.Tenso
             f"the text encoder of {clip} is not causal up to an end token, so textual "
             "prompts do not fit in front of a class name"
         )
-    return (tokens == end).int().argmax(1) if pooling == "eos" else tokens.argmax(1)
+    return tokens.eq(end).int().argmax(1) if pooling == "eos" else tokens.argmax(1)
 
 
-def read_out(
-    tower: nn.Module, hidden: torch.Tensor, ends: torch.Tensor
-) -> torch.Tensor:
+def read_out(tower: Any, hidden: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
     """Unit text features, float32 [C, D].
 
     tower: the text encoder.
@@ -316,6 +319,11 @@ class Prompt(nn.Module):
     A subclass has `prepare(images)`, `embed_classes()`, `embed_images(inputs)` and
     `plain_features(inputs)`. Raises ValueError for no class name.
     """
+
+    prepare: Callable[..., torch.Tensor]
+    embed_classes: Callable[..., torch.Tensor]
+    embed_images: Callable[..., torch.Tensor]
+    plain_features: Callable[..., torch.Tensor]
 
     def __init__(self, clip: CLIP, classnames: Sequence[str]):
         super().__init__()
@@ -558,14 +566,11 @@ class own_draws(TorchFunctionMode):
         super().__init__()
         self.generator = torch.Generator().manual_seed(seed)
 
-    def __torch_function__(self, function, types, args=(), kwargs=None):
+    def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
-        if (
-            getattr(function, "__name__", "") in _DRAWS
-            and kwargs.get("generator") is None
-        ):
+        if getattr(func, "__name__", "") in _DRAWS and kwargs.get("generator") is None:
             kwargs["generator"] = self.generator
-        return function(*args, **kwargs)
+        return func(*args, **kwargs)
 
 # %% ../../nbs/06_prompts.ipynb #cell-35
 #| code-fold: true
@@ -616,9 +621,8 @@ class MultimodalPrompt(Prompt):
 
     def _make_network(self, sides: tuple[int, int], width: int) -> None:
         """The layers that join both prompts, of the two encoders' widths `sides`."""
-        gelu = open_clip.transformer.QuickGELU
         self.enter = nn.ModuleList([nn.Linear(side, width) for side in sides])
-        self.block = ResidualAttentionBlock(width, 1, act_layer=gelu)
+        self.block = ResidualAttentionBlock(width, 1, act_layer=QuickGELU)
         self.leave = nn.ModuleList([nn.Linear(width, side) for side in sides])
 
     def join(self) -> tuple[torch.Tensor, torch.Tensor]:

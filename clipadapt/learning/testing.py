@@ -45,7 +45,7 @@ class Case:
     test: ImageSet
 
 
-def _require(condition: bool, message: str) -> None:
+def _require(condition: bool | np.bool_, message: str) -> None:
     if not condition:
         raise AssertionError(message)
 
@@ -340,6 +340,7 @@ def check_nothing_touched(case: Case) -> None:
     labels, model = np.full(len(case.train), -1), case.fitted.clip.model
 
     def state() -> dict:
+        numpy_state = np.random.get_state(legacy=False)
         return {
             "the images": b"".join(
                 np.asarray(image).tobytes() for image, _ in case.train
@@ -348,7 +349,7 @@ def check_nothing_touched(case: Case) -> None:
             "the labels of the set": case.train.labels.tobytes(),
             "the CLIP's weights": hash_weights(case.fitted.clip.model),
             "Python's random state": random.getstate(),
-            "NumPy's random state": np.random.get_state()[1].tobytes(),
+            "NumPy's random state": numpy_state["state"]["key"].tobytes(),
             "PyTorch's random state": torch.get_rng_state().numpy().tobytes(),
         }
 
@@ -441,6 +442,6 @@ def check_adapter(method: type[Adapter], clip: CLIP | None = None, **params):
                 f"{method.__name__} fails {check.__name__}: {error}"
             ) from error
         seconds = round(time.perf_counter() - start, 2)
-        promise = " ".join(check.__doc__.split())
+        promise = " ".join((check.__doc__ or "").split())
         rows.append({"check": check.__name__, "promise": promise, "seconds": seconds})
     return pd.DataFrame(rows)

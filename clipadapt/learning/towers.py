@@ -11,7 +11,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -121,13 +121,13 @@ class TextTable:
         return features[place.to(features.device)]
 
 
-def _text_tower(clip: CLIP) -> torch.nn.Module:
+def _text_tower(clip: CLIP) -> Any:
     return getattr(clip.model, "text", clip.model)
 
 # %% ../../nbs/engine/towers.ipynb #cell-16
 #| code-fold: true
 #| code-summary: "Texts encoded no farther than they reach; prompts and class features"
-def _encode_cut(tower: torch.nn.Module, tokens: Tensor, ends: Tensor) -> Tensor:
+def _encode_cut(tower: Any, tokens: Tensor, ends: Tensor) -> Tensor:
     """Unit features [M, D] of texts that are cut after the last end token."""
     length = int(ends.max()) + 1
     hidden = (
@@ -476,6 +476,9 @@ class _Kept(Adapter):
         "logit_scale_": Annotated[float, Field(gt=0)],
     }
 
+    def _highest_scale(self) -> float:
+        return max(100.0, self.clip.logit_scale)
+
     def _forget(self) -> None:
         """Drop the model of an earlier fit or epoch: it is most of what a fit keeps."""
         for name in ("_tuned", "image_weights_"):
@@ -512,9 +515,6 @@ class FineTuned(_Kept):
                 f"logit_scale_ is {self.logit_scale_:g}; after fine-tuning {self.clip} "
                 f"it lies between 0 and {highest:g}"
             )
-
-    def _highest_scale(self) -> float:
-        return max(100.0, self.clip.logit_scale)
 
     def tuned_clip(self) -> CLIP:
         """The CLIP with the fine-tuned image tower.

@@ -317,7 +317,7 @@ def note(record: dict, extra: dict | None, callback: str) -> None:
     record.update(extra)
 
 
-def _plain(values: Any, what: str) -> JsonValue:
+def _plain(values: Any, what: str) -> Any:
     """Values as plain JSON, arrays made lists; ValueError, calling them `what`."""
     try:
         return json.loads(json.dumps(values, default=lambda value: value.tolist()))
@@ -339,6 +339,7 @@ class _Waiting:
         if parameter in self.seen:
             raise RuntimeError("a parameter got two gradients in one backward pass")
         self.seen.add(parameter)
+        assert parameter.grad is not None, "a gradient that is complete is there"
         self.bytes += parameter.grad.nbytes
         if self.bytes > GRADIENTS:
             self.step()
@@ -519,7 +520,7 @@ def training_state(
 # %% ../../nbs/engine/training.ipynb #cell-42
 #| code-fold: true
 #| code-summary: "What such a state must hold"
-_SLOTS = {
+_SLOTS: dict[type[torch.optim.Optimizer], tuple[str, ...]] = {
     torch.optim.SGD: ("momentum_buffer",),
     torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"),
 }
@@ -734,7 +735,7 @@ class Checkpoint:
         that cannot be read either, when a fact is not what it was (it is named), and
         for a content that is not as asked for.
         """
-        if self.path is None or not self.path.is_file():
+        if self.path is None or self._files is None or not self.path.is_file():
             return None
         found, run = self._files.read()
         changed = _changed(run.facts, self.facts)
@@ -754,7 +755,7 @@ class Checkpoint:
     def delete(self) -> None:
         """Remove the file and the round before it, once neither is needed."""
         if self._files is not None:
-            for path in (self.path, self._files.previous):
+            for path in (self._files.path, self._files.previous):
                 path.unlink(missing_ok=True)
 
 # %% ../../nbs/engine/training.ipynb #cell-54

@@ -31,6 +31,7 @@ from clipadapt.clip.templates import (
 from ..images.files import Array
 from clipadapt.images.sets import (
     ImageSet,
+    Integers,
     check_classnames,
     check_count,
     check_labels,
@@ -1410,7 +1411,7 @@ class CoReg(_Fit):
     def fit(
         self,
         X,
-        y: Sequence[int] | None = None,
+        y: Integers | None = None,
         *,
         candidates: np.ndarray | None = None,
         on_epoch: Callable[[CoReg], dict] | None = None,

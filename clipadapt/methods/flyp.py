@@ -17,7 +17,7 @@ from ..clip.features import fit_facts
 from ..clip.model import CLIP
 from ..clip.templates import check_templates
 from ..images.files import Array
-from ..images.sets import ImageSet
+from ..images.sets import ImageSet, Integers
 from ..images.views import View
 from clipadapt.learning.towers import (
     CROPS,
@@ -119,6 +119,18 @@ class _FlypRun(_Labels):
 #| code-summary: "Checks of the parameters, and what is made of them"
 class _Checked(FineTuned):
     """What FLYP checks before it runs, and after it was loaded."""
+
+    templates: str | Sequence[str]
+    view: str | None
+    crop: str
+    alpha: float
+    epochs: int
+    iterations: int | None
+    batch_size: int | None
+    learning_rate: float
+    momentum: float
+    weight_decay: float
+    warmup: float
 
     def _check_parameters(self) -> None:
         """Raise ValueError for the first parameter out of range."""
@@ -241,7 +253,7 @@ class FLYP(_Checked):
     def fit(
         self,
         X,
-        y: Sequence[int] | None = None,
+        y: Integers | None = None,
         on_epoch: Callable[[FLYP], dict] | None = None,
     ):
         """Adapt to the images `X` and return self: see `Adapter.fit`.

@@ -20,7 +20,7 @@ from ..clip.features import fit_facts
 from ..clip.model import CLIP
 from ..clip.templates import average_prompts, check_templates, encode_prompts
 from ..images.files import Array
-from ..images.sets import ImageSet, check_count
+from ..images.sets import ImageSet, Integers, check_count
 from ..learning.adapter import Adapter
 from clipadapt.learning.prompts import (
     MultimodalPrompt,
@@ -228,7 +228,7 @@ class _Run(_Selection):
 # %% ../../nbs/07_grip.ipynb #cell-23
 #| code-fold: true
 #| code-summary: "The parameters, and their checks"
-PROMPTS: dict[str, type[Prompt]] = {
+PROMPTS: dict[str, Callable[..., Prompt]] = {
     "textual": TextualPrompt,
     "visual": VisualPrompt,
     "multimodal": MultimodalPrompt,
@@ -384,6 +384,10 @@ def _set_numbers(prompt: Prompt, numbers: np.ndarray) -> None:
 class _Prompted(_Parameters):
     """Prediction with the prompt whose parameters are in `prompt_`."""
 
+    _prompt: Prompt
+    prompt_: np.ndarray
+    pseudolabels_: np.ndarray
+
     def _ready_prompt(self) -> Prompt:
         """The trained prompt; after `load` it is made again from its parameters."""
         if not hasattr(self, "_prompt"):
@@ -476,7 +480,7 @@ class PromptSelfTraining(_Prompted):
     def fit(
         self,
         X,
-        y: Sequence[int] | None = None,
+        y: Integers | None = None,
         on_round: Callable[[PromptSelfTraining, Pseudolabels], dict] | None = None,
     ):
         """Adapt to the images `X` and return self: see `Adapter.fit`.

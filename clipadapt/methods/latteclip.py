@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import cast
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from ..clip.features import fit_facts
 from ..clip.model import CLIP
 from ..clip.templates import average_prompts, check_templates, encode_prompts
 from ..images.files import Array
-from ..images.sets import ImageSet, check_classnames, check_count
+from ..images.sets import ImageSet, Integers, check_classnames, check_count
 from ..images.views import View
 from clipadapt.learning.towers import (
     CROPS,
@@ -210,6 +211,10 @@ class _RunState:
     guesses: its pseudolabels, int64 [N].
     """
 
+    owners: list[Tensor]
+    snapshot: Tensor
+    pseudolabels: Callable[..., list[Tensor]]
+
     def __init__(
         self,
         method: LatteCLIP,
@@ -302,7 +307,7 @@ class _Step(_RunState):
             same = same if self.method.targets == "classes" else None
             scale = self.training.logit_scale()
             total = total + contrastive_loss(features, targets, scale, same)
-        return total
+        return cast(Tensor, total)
 
 # %% ../../nbs/10_latteclip.ipynb #new-28
 #| code-fold: true
@@ -504,8 +509,31 @@ def _view(method: LatteCLIP) -> View | None:
     clip = method.clip
     return finetuning_view(clip.image_size, method.colour, clip.squashes, method.crop)
 
+# %% ../../nbs/10_latteclip.ipynb #declared
+#| code-fold: true
+#| code-summary: "What the parts of the class know of the whole: names and types"
+class _Declared(FineTuned):
+    """What the parts of `LatteCLIP` below use of it."""
+
+    templates: str | Sequence[str]
+    texts: Sequence[str] | None
+    captioner: Captioner | None
+    domain: str
+    question: str
+    group_size: int
+    mixer: str
+    weight_alpha: float
+    checkpoint: str | None
+    guesses_: np.ndarray
+    kinds_: list[str]
+    mixer_weights_: np.ndarray
+    _given: Mapping[str, Sequence[str]] | None
+    _check_parameters: Callable[[], None]
+    _facts: Callable[..., dict]
+    _groups: Callable[..., np.ndarray]
+
 # %% ../../nbs/10_latteclip.ipynb #new-35
-class _Fitting(FineTuned):
+class _Fitting(_Declared):
     """How LatteCLIP is fitted: guesses, captions, then epochs."""
 
     def _fit(self, images: ImageSet, labels: np.ndarray) -> None:
@@ -522,7 +550,8 @@ class _Fitting(FineTuned):
         checkpoint = Checkpoint(self.checkpoint, facts)
         captions = self._captions(images, guesses.numpy())
         self._forget()
-        run = _Run(self, images, labels, prompts, guesses, captions)
+        method = cast(LatteCLIP, self)
+        run = _Run(method, images, labels, prompts, guesses, captions)
         self.guesses_, self.kinds_ = guesses.numpy(), list(run.descriptions.kinds)
         self.missing_ = {
             kind: sum(not text for text in texts) for kind, texts in captions.items()
@@ -533,7 +562,8 @@ class _Fitting(FineTuned):
         """The captions that this fit uses, a list of N texts for each kind."""
         wanted = [kind for kind in TEXTS[1:] if kind in (self.texts or TEXTS)]
         if self._given is not None:
-            return {kind: self._given[kind] for kind in self._given if kind in wanted}
+            given = self._given.items()
+            return {kind: list(texts) for kind, texts in given if kind in wanted}
         found = {}
         if self.captioner is not None and "image" in wanted:
             told = guesses if self.question == "named" else np.full_like(guesses, -1)
@@ -555,7 +585,7 @@ class _Keeping(_Fitting):
 
     def _check_parameters(self) -> None:
         """ValueError for the first parameter out of range, before a captioner works."""
-        _check_choices(self)
+        _check_choices(cast(LatteCLIP, self))
         given = getattr(self, "_given", None) or {}
         captions = {
             kind
@@ -721,7 +751,7 @@ class LatteCLIP(_Keeping):
     def fit(
         self,
         X,
-        y: Sequence[int] | None = None,
+        y: Integers | None = None,
         *,
         captions: Mapping[str, Sequence[str]] | None = None,
         on_epoch: Callable[[LatteCLIP], dict] | None = None,

@@ -166,7 +166,7 @@ def train_linear(
     and as `minimise` does.
     """
     _check_table(features, weights, len(targets), layer)
-    draw = features if callable(features) else _draw_from(features, seed)
+    draw = _draw_from(features, seed) if isinstance(features, Tensor) else features
     count, device, seen = len(targets), layer.weight.device, 0
 
     def batch_loss(batch: Tensor) -> Tensor:
@@ -237,8 +237,26 @@ def student_views(
         return encode_batch
     return torch.stack([clip.encode_image(view(number)) for number in range(views)])
 
+# %% ../../nbs/11_lpclip.ipynb #declared
+#| code-fold: true
+#| code-summary: "What the parts of the class know of the whole: names and types"
+class _Declared(Adapter):
+    """What the part of `LPCLIP` below uses of it."""
+
+    templates: str | Sequence[str]
+    views: int | None
+    init: str
+    weighted: bool
+    threshold: float | None
+    strong: bool
+    temperature: float
+    flip: bool
+    epochs: int
+    _check_parameters: Callable[[], None]
+    _recipe: Callable[[], Recipe]
+
 # %% ../../nbs/11_lpclip.ipynb #cell-30
-class _Student(Adapter):
+class _Student(_Declared):
     """How `LPCLIP` fits and predicts; the options are explained there."""
 
     def _fit(self, images: ImageSet, labels: np.ndarray) -> None:

@@ -21,7 +21,7 @@ from clipadapt.clip.templates import (
     zero_shot_probabilities,
 )
 from ..images.files import Array
-from ..images.sets import ImageSet, check_count, check_labels
+from ..images.sets import ImageSet, Integers, check_count, check_labels
 from ..learning.adapter import Adapter
 from ..learning.pseudolabels import top_k
 
@@ -46,7 +46,7 @@ def text_prototypes(
 
 def image_prototypes(
     features,
-    labels: Sequence[int],
+    labels: Integers,
     num_classes: int,
     fallback: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -64,10 +64,10 @@ def image_prototypes(
     features = unit_rows(features, "features")
     labels = check_labels(labels, len(features), num_classes)
     shape = (num_classes, features.shape[1])
-    fallback = np.zeros(shape, np.float32) if fallback is None else np.asarray(fallback)
-    if fallback.shape != shape:
-        raise ValueError(f"fallback must have shape {shape}, got {fallback.shape}")
-    return _class_means(features[labels >= 0], labels[labels >= 0], fallback)
+    start = np.zeros(shape, np.float32) if fallback is None else np.asarray(fallback)
+    if start.shape != shape:
+        raise ValueError(f"fallback must have shape {shape}, got {start.shape}")
+    return _class_means(features[labels >= 0], labels[labels >= 0], start)
 
 # %% ../../nbs/04_prototypes.ipynb #cell-12
 #| code-fold: true
@@ -114,7 +114,7 @@ def mix_prototypes(
 #| code-fold: true
 #| code-summary: "Several prototypes for each class, by k-means"
 def cluster_prototypes(
-    features, labels: Sequence[int], num_classes: int, per_class: int, seed: int = 0
+    features, labels: Integers, num_classes: int, per_class: int, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Several prototypes of each class by spherical k-means (FAISS's).
 
@@ -152,6 +152,7 @@ def _centres(members: np.ndarray, count: int, seed: int) -> np.ndarray:
         min_points_per_centroid=1,
     )
     kmeans.train(members)
+    assert kmeans.centroids is not None, "trained, it has centres"
     return _unit_or(kmeans.centroids, members[:count])
 
 # %% ../../nbs/04_prototypes.ipynb #cell-23
@@ -193,7 +194,7 @@ def _assigned(
 def iterate_prototypes(
     features,
     text: np.ndarray,
-    labels: Sequence[int] | None = None,
+    labels: Integers | None = None,
     *,
     momentum: float = 0.7,
     iterations: int = 50,

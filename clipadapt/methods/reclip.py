@@ -18,7 +18,7 @@ from ..clip.features import fit_facts
 from ..clip.model import CLIP
 from ..clip.templates import check_templates
 from ..images.files import Array
-from ..images.sets import ImageSet, check_count
+from ..images.sets import ImageSet, Integers, check_count
 from ..learning.adapter import Adapter
 from clipadapt.learning.towers import (
     TextTable,
@@ -87,6 +87,14 @@ def _tower_of(name: str) -> str:
 class _Losses:
     """What the two towers of a run minimise."""
 
+    method: ReCLIP
+    tuned: CLIP
+    table: TextTable
+    classes: int
+    features: Tensor
+    pseudolabels: np.ndarray
+    classifiers: Tensor
+
     def text_loss(self, batch: Tensor) -> Tensor:
         """Cross-entropy of frozen image features against the prompts as they are now.
 
@@ -121,6 +129,14 @@ class _Losses:
 #| code-summary: "What an epoch hands to the next, for checkpoints"
 class _State:
     """How a run is written down and taken up again."""
+
+    images: ImageSet
+    classes: int
+    norms: dict[str, nn.ParameterList]
+    optimisers: dict[str, torch.optim.Optimizer]
+    zero_shot: Tensor
+    pseudolabels: np.ndarray
+    classifiers: Tensor
 
     def state(self) -> dict[str, np.ndarray]:
         """All that an epoch hands to the next, by name."""
@@ -265,6 +281,19 @@ SMALL = {
 class _Checked(Adapter):
     """What ReCLIP checks before it runs, and after it was loaded."""
 
+    templates: str | Sequence[str]
+    k: int
+    alpha: float
+    projection: str | None
+    cut: int | None
+    image_loss: str
+    epochs: int | None
+    batch_size: int | None
+    learning_rate: float
+    momentum: float
+    weight_decay: float
+    layer_norms_: np.ndarray
+
     def _check_parameters(self) -> None:
         """Raise ValueError for the first parameter out of range."""
         epochs = 0 if self.epochs is None else self.epochs
@@ -380,7 +409,7 @@ class ReCLIP(_Checked):
     def fit(
         self,
         X,
-        y: Sequence[int] | None = None,
+        y: Integers | None = None,
         on_epoch: Callable[[ReCLIP], dict] | None = None,
     ):
         """Adapt to the images `X` and return self: see `Adapter.fit`.

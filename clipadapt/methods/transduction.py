@@ -151,10 +151,10 @@ def propagate_labels(
     for block in np.split(np.arange(classes), range(64, classes, 64)):
         seeds = (known[:, None] == block) / shares[block]
         scores[:, block] = diffuse(graph, seeds, alpha, tolerance)[classes:]
-    found, lost = scores.argmax(1), ~scores.any(1)
-    if lost.any():
+    found, lost = scores.argmax(1), np.flatnonzero(~scores.any(1))
+    if len(lost):
         unit = F.normalize(nodes, dim=1)
-        nearest = (unit[classes:][lost] @ unit[:classes].T).argmax(1)
+        nearest = (unit[classes:][torch.from_numpy(lost)] @ unit[:classes].T).argmax(1)
         found[lost] = nearest.cpu().numpy()
     return np.where(labels >= 0, labels, found), scores
 

@@ -11,7 +11,8 @@ import torch
 from click.testing import CliRunner
 
 from clipadapt import digits, load_clip
-from clipadapt.app.cli import METHODS, main
+from clipadapt.app.cli import main
+from clipadapt.app.runs import METHODS
 from clipadapt.images.sets import check_classnames, check_labels
 
 from .mutate import (
@@ -258,10 +259,10 @@ class CommandLine(Target):
             return few
 
         for name, change in (
-            ("zeroshot.load_clip", load_once),
-            ("data.digits", the_few),
-            ("features.cache_directory", lambda: folder / "cache"),
-            ("captions.cache_directory", lambda: folder / "cache"),
+            ("clip.model.load_clip", load_once),
+            ("images.sets.digits", the_few),
+            ("clip.features.cache_directory", lambda: folder / "cache"),
+            ("clip.captions.cache_directory", lambda: folder / "cache"),
         ):
             self.changes.enter_context(mock.patch(f"clipadapt.{name}", change))
         saved = self.invoke(
