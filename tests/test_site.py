@@ -3,6 +3,7 @@ checks every link of what it made."""
 
 import ast
 import inspect
+import json
 import re
 import sys
 from pathlib import Path
@@ -238,6 +239,44 @@ def test_papers_that_the_chapters_cite_are_in_the_bibliography():
     assert len(cited) > 30 and not missing, (
         f"add to nbs/pages/bibliography.md: {missing}"
     )
+
+
+def test_papers_that_the_project_links_to_are_in_the_bibliography():
+    known = "".join(
+        page.read_text(encoding="utf-8")
+        for page in pages
+        if page.stem.startswith(("bibliography", "paper_"))
+    )
+    files = [
+        *nbs.rglob("*.ipynb"),
+        *nbs.rglob("*.md"),
+        *(project / "solutions").rglob("*.ipynb"),
+    ]
+    missing = {
+        (file.name, number)
+        for file in files
+        if ".ipynb_checkpoints" not in file.parts
+        for number in re.findall(
+            r"arxiv\.org/abs/(\d{4}\.\d{5})", file.read_text(encoding="utf-8")
+        )
+        if number not in known
+    }
+    assert not missing, f"add to nbs/pages/bibliography.md: {sorted(missing)}"
+
+
+def test_figures_of_the_sample_solution_on_the_page_are_those_it_printed():
+    page = (nbs / "pages" / "which_method.md").read_text(encoding="utf-8")
+    solution = json.loads(
+        (project / "solutions" / "18_project.ipynb").read_text(encoding="utf-8")
+    )
+    printed = "".join(
+        "".join(output.get("text", ""))
+        for cell in solution["cells"]
+        for output in cell.get("outputs", [])
+    )
+    for method in ("zero-shot", "prototypes"):
+        (share,) = re.findall(rf"(?m)^{method} {{2,}}(\d\d\.\d)$", printed)
+        assert f"{share} %" in page, f"{method}: {share} %"
 
 
 def test_commands_on_the_pages_exist():

@@ -24,7 +24,6 @@ import numpy as np
 import torch
 from PIL import Image
 from scipy import ndimage
-from tqdm.auto import tqdm
 
 from .features import hash_each
 from clipadapt.clip.glyphs import (
@@ -51,6 +50,7 @@ from clipadapt.images.sets import (
     as_imageset,
     check_classnames,
     check_count,
+    track,
 )
 
 # %% auto #0
@@ -638,13 +638,13 @@ def _fill(
         batches,
         min(4, os.cpu_count() or 1),
     )
-    with tqdm(
+    with track(
+        None,
+        "captioning",
+        "captions",
         total=len(known) + len(keys),
         initial=len(known),
-        desc="captioning",
-        unit=" captions",
         leave=False,
-        delay=2,
     ) as progress:
         for batch, loaded in zip(batches, read):
             things = {keys[k]: thing for k, thing in zip(batch, loaded)}

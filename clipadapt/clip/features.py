@@ -45,6 +45,7 @@ from clipadapt.images.sets import (
     as_imageset,
     check_classnames,
     check_count,
+    track,
 )
 from ..images.views import strong_view, weak_view
 
@@ -556,9 +557,9 @@ class _Filling(_Folders):
         """Make every missing shard of images that are still those that were hashed."""
         manifest, array = self._entry(folder, facts, clip.embed_dim)
         missing = _missing(manifest, array)
-        done = len(images) - sum(len(manifest.rows(shard)) for shard in missing)
-        shown = {"desc": "encoding images", "unit": " images", "delay": 2}
-        with tqdm(total=len(images), initial=done, **shown) as progress:
+        count = len(images)
+        done = count - sum(len(manifest.rows(shard)) for shard in missing)
+        with track(None, "encoding images", total=count, initial=done) as progress:
             for shard in missing:
                 rows = manifest.rows(shard)
                 features = _encode_rows(clip, images, rows, self.batch_size, progress)

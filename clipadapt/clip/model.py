@@ -33,7 +33,6 @@ from PIL import Image
 from platformdirs import user_cache_path
 from safetensors.torch import load_file, save_file
 from torchvision.transforms import Compose, Normalize, Resize, ToTensor
-from tqdm.auto import tqdm
 
 from .modelfiles import open_model, unreachable
 from clipadapt.images.files import (
@@ -44,7 +43,7 @@ from clipadapt.images.files import (
     write_record,
 )
 from ..images.pictures import short_reason
-from ..images.sets import ImageSet, _Selection, _View, as_imageset
+from ..images.sets import ImageSet, _Selection, _View, as_imageset, track
 
 # %% auto #0
 __all__ = ['hash_weights', 'FrozenModel', 'CLIP', 'is_known', 'load_clip', 'cache_directory', 'builtin_directory',
@@ -231,9 +230,7 @@ def _collect(
 ) -> torch.Tensor:
     """The features of all batches, [count, D], with a bar when it takes long."""
     features = [torch.empty(0, clip.embed_dim)] if not count else []
-    with tqdm(
-        total=count, desc=f"encoding {unit}s", unit=f" {unit}s", delay=2
-    ) as progress:
+    with track(None, f"encoding {unit}s", f"{unit}s", total=count) as progress:
         for batch in batches:
             features.append(batch)
             progress.update(len(batch))

@@ -13,6 +13,7 @@ import os
 import random
 import re
 import reprlib
+import sys
 import threading
 import unicodedata
 import warnings
@@ -40,7 +41,7 @@ from clipadapt.images.pictures import (
 
 # %% auto #0
 __all__ = ['Integers', 'Images', 'DIGIT_NAMES', 'check_classnames', 'check_labels', 'check_count', 'check_number', 'seeded',
-           'ImageSet', 'as_imageset', 'read_folder', 'digits', 'show_images']
+           'track', 'ImageSet', 'as_imageset', 'read_folder', 'digits', 'show_images']
 
 # %% ../../nbs/engine/sets.ipynb #cell-7
 def check_classnames(classnames: Iterable[str] | str | Path) -> list[str]:
@@ -274,6 +275,49 @@ def seeded(seed: int) -> Iterator[None]:
         finally:
             random.setstate(python_state)
             np.random.set_state(numpy_state)
+
+# %% ../../nbs/engine/sets.ipynb #track-1
+_DELAY = 2  # seconds before a bar appears
+
+
+def _is_watched() -> bool:
+    """Whether somebody sees a bar: in a notebook, by tqdm's own sign, or a terminal."""
+    in_notebook = "ipykernel.zmqshell" in sys.modules
+    return in_notebook or (sys.stderr is not None and sys.stderr.isatty())
+
+# %% ../../nbs/engine/sets.ipynb #track-3
+def track(
+    iterable: Iterable | None = None,
+    description: str = "",
+    unit: str = "images",
+    *,
+    total: int | None = None,
+    initial: int = 0,
+    leave: bool = True,
+) -> tqdm:
+    """A progress bar that shows when something takes long and somebody can see it.
+
+    iterable: what to pass on, step by step; None for a bar that is moved by `update`.
+    description: what is being done, before the bar.
+    unit: what a step is, in the plural.
+    total: how many steps there are; None asks the iterable.
+    initial: how many of them were done before.
+    leave: whether the bar stays when it is full.
+
+    Returns the bar, which is iterable and a context manager. It is silent where there
+    is neither a notebook nor a terminal, and wherever TQDM_DISABLE is set.
+    """
+    options = {} if _is_watched() else {"disable": True}
+    return tqdm(
+        iterable,
+        description,
+        total,
+        leave,
+        unit=f" {unit}",
+        initial=initial,
+        delay=_DELAY,
+        **options,
+    )
 
 # %% ../../nbs/engine/sets.ipynb #cell-23
 class _Looks:
@@ -701,8 +745,8 @@ def _without_damaged(images: ImageSet, on_error: str) -> ImageSet:
     paths = images.images
     check = partial(_damage, max_pixels=images.max_pixels)
     with ThreadPoolExecutor() as pool:
-        progress = {"total": len(paths), "unit": "image", "delay": 2}
-        reasons = [*tqdm(pool.map(check, paths), "checking images", **progress)]
+        checked = pool.map(check, paths)
+        reasons = [*track(checked, "checking images", total=len(paths))]
     damaged = [(str(path), reason) for path, reason in zip(paths, reasons) if reason]
     skipped = images.skipped + damaged
     if not skipped:

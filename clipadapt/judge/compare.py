@@ -24,12 +24,17 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from sklearn.base import clone
-from tqdm.auto import tqdm
 
 from ..clip.features import FeatureStore, StoredCLIP, fit_facts, hash_images
 from ..images.corruptions import CORRUPTIONS, Corrupted
 from ..images.files import Array, blaming, check_arrays, hash_parts
-from ..images.sets import ImageSet, check_classnames, check_count, check_number
+from clipadapt.images.sets import (
+    ImageSet,
+    check_classnames,
+    check_count,
+    check_number,
+    track,
+)
 from . import plots
 from .plots import label_text, label_texts
 from ..learning import metrics
@@ -134,7 +139,7 @@ def run_all(
     if folder is not None:
         hashed = hash_images(test)
         make = partial(_kept_run, folder=Path(folder), test_hash=hashed)
-    for name, method, seed in tqdm(todo, "comparing", unit="fit", delay=2, leave=False):
+    for name, method, seed in track(todo, "comparing", "fits", leave=False):
         run = make(name, method, train, test, seed)
         runs.append(run if fitted else replace(run, method=clone(run.method)))
     if all(run.error for run in runs):
@@ -787,8 +792,7 @@ def corruption_accuracies(
         }
         size = stored.image_size
         right = pd.DataFrame(0, list(methods), list(CORRUPTIONS))
-        progress = dict(unit="corruption", delay=2, leave=False)
-        for name in tqdm(CORRUPTIONS, "corrupting", **progress):
+        for name in track(CORRUPTIONS, "corrupting", "corruptions", leave=False):
             spoilt = Corrupted(test, name, severity, size=size, squash=stored.squashes)
             for block in _blocks(spoilt):
                 for key, method in methods.items():

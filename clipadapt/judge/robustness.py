@@ -37,6 +37,7 @@ from clipadapt.images.sets import (
     check_classnames,
     check_count,
     check_labels,
+    track,
 )
 from . import plots
 from .plots import label_text, label_texts
@@ -393,7 +394,7 @@ def evaluate(
     spoilt = [(corruption, s) for corruption in corruptions for s in severities]
     steps = 1 + len(spoilt) + len(sets)
     said = f"evaluating {name}"
-    with tqdm(total=steps, desc=said, unit=" sets", delay=2) as progress:
+    with track(None, said, "sets", total=steps) as progress:
         rows = _ask_everything(method, images, labels, spoilt, sets, seed, progress)
     return pd.DataFrame([(name, *row) for row in rows], columns=COLUMNS)
 

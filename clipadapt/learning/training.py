@@ -34,7 +34,7 @@ from clipadapt.images.files import (
     whole_file,
     write_arrays,
 )
-from ..images.sets import check_count
+from ..images.sets import check_count, track
 from .adapter import check_declared
 
 # %% auto #0
@@ -288,9 +288,7 @@ def progress_bar(epochs: Iterable[int], description: str) -> Iterator[tqdm]:
     epochs: their numbers.
     description: what is trained.
     """
-    with tqdm(
-        epochs, desc=description, unit=" epochs", delay=2, leave=False
-    ) as progress:
+    with track(epochs, description, "epochs", leave=False) as progress:
         try:
             yield progress
         except BaseException:
