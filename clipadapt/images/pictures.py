@@ -292,8 +292,16 @@ def _ask_for_less(image: Image.Image, side: int | None) -> None:
     if image.format == "JPEG2000":
         file: Any = image  # `reduce` is a method of all other images
         file.reduce = min(_halvings(image), scale.bit_length() - 1)
+        while not _as_pillow_rounds(image.size, file.reduce):
+            file.reduce -= 1
     else:
         image.draft("RGB", (image.width // scale, image.height // scale))
+
+
+def _as_pillow_rounds(size: tuple[int, int], steps: int) -> bool:
+    """Whether halving rounds these sides as Pillow expects it: else it cannot read."""
+    scale = 2**steps
+    return all((side + scale // 2) // scale == -(-side // scale) for side in size)
 
 
 def _halvings(image: Image.Image) -> int:
