@@ -197,6 +197,8 @@ def test_views_are_those_of_each_image_alone(small, shrunk):
         seen = small if transform is None else small.view(transform, seed)
         assert torch.equal(clip.encode_image(seen, batch_size=5), features)
     assert not torch.equal(together[1], together[3])
+    few = [*clip.encode_views(small, views, indices=[7, 2])]
+    assert torch.allclose(few[0], together[:, [7, 2]], atol=1e-6)
     with pytest.raises(ValueError, match="at least one"):
         clip.encode_views(small, [])
 
@@ -299,6 +301,9 @@ def test_one_damaged_image_among_many_costs_its_own_features_only(clip, small):
     damaged = {}
     [both] = clip.encode_views(small, views, damaged=damaged)
     assert both.isnan().all(2).nonzero()[:, 1].tolist() == [3, 7, 3, 7]
+    damaged = {}
+    [few] = clip.encode_views(small, views, damaged=damaged, indices=[0, 7, 1])
+    assert list(damaged) == [1] and few.isnan().any(2).sum() == 2
 
 
 def test_a_batch_in_which_nothing_can_be_read(clip):
