@@ -539,23 +539,28 @@ class CLIP(FrozenModel):
         views: Sequence[View],
         batch_size: int = 64,
         damaged: dict[int, str] | None = None,
+        indices: Sequence[int] | None = None,
     ) -> Iterator[torch.Tensor]:
         """Features of several views of each image, which is decoded once for them all.
 
         images, batch_size, damaged: as for `encode_batches`.
         views: V pairs (transform, seed), as for `ImageSet.view`; a transform None
             stands for the image as it is.
+        indices: the images to encode, in views of the whole set; None for all. What is
+            damaged is then counted by its place among them.
 
         Yields [V, B, D], batch after batch: what `encode_image` gives of each view.
         """
         images, views = as_imageset(images), list(views)
         if not views:
             raise ValueError("views must hold at least one pair (transform, seed)")
-        batches = _batches(len(images), batch_size)
-        found = {} if damaged is None else damaged
-        read = partial(_try_to_cut, self, images, views, damaged is None)
+        chosen = images if indices is None else images.subset(indices)
+        order = range(len(images)) if indices is None else indices
+        read = partial(_try_to_cut, self, images, views, damaged is None, order)
+        batches = _batches(len(chosen), batch_size)
         cut = _in_parts(read, batches, workers())
-        return _encode_cut(self, cut, images, batches, len(views), found)
+        found = {} if damaged is None else damaged
+        return _encode_cut(self, cut, chosen, batches, len(views), found)
 
     def pixel_batches(self, images, batch_size: int = 64) -> Iterator[torch.Tensor]:
         """Preprocessed images, float32 [B, 3, H, W] on the CLIP's device.
@@ -639,11 +644,16 @@ class CLIP(FrozenModel):
 #| code-fold: true
 #| code-summary: "Several views of a batch, without the images that cannot be read"
 def _try_to_cut(
-    clip: CLIP, images: ImageSet, views: Sequence[View], strict: bool, index: int
+    clip: CLIP,
+    images: ImageSet,
+    views: Sequence[View],
+    strict: bool,
+    order: Sequence[int],
+    place: int,
 ) -> list | str:
     """What `cut_image` gives; or, unless `strict`, why the image cannot be read."""
     try:
-        return cut_image(clip, images, index, views)
+        return cut_image(clip, images, int(order[place]), views)
     except (ValueError, FileNotFoundError) as error:
         if strict:
             raise

@@ -262,16 +262,50 @@ class FeatureTable(_Reading):
         self.damaged = False
         return count
 
-    def compact(self, keep: timedelta = timedelta(hours=1)) -> None:
+    def verify(self) -> tuple[int, int]:
+        """Read every row, and repair the table if some are damaged.
+
+        Returns how many rows are sound, and how many are not (0 where their number
+        cannot be read either).
+        """
+        table, count = self._open(), 0
+        for keys, _ in self._sound_rows():
+            count += len(keys)
+        lost = max(0, table.count_rows() - count) if table is not None else 0
+        if lost or self.damaged:
+            self.repair()
+        return count, lost
+
+    def compact(self, least: int = 2, keep: timedelta = timedelta(hours=1)) -> None:
         """Put many fragments together in one, and remove what nobody reads any more.
 
+        least: do nothing for fewer fragments.
         keep: how long files of earlier versions stay, for those who still read them.
         """
         table = self._open()
-        if table is not None:
+        if table is not None and len(table.get_fragments()) >= least:
             with explained(self.path, "the feature store"):
                 table.optimize.compact_files()
                 table.cleanup_old_versions(older_than=keep)
+
+    @classmethod
+    def at(cls, path: str | Path) -> FeatureTable:
+        """The table at a path, as it describes itself; empty if it cannot be opened.
+
+        path: the folder of the table.
+        """
+        import lance
+
+        try:
+            schema = lance.dataset(str(path)).schema
+            feature = schema.field("feature").type
+            facts = {k.decode(): v.decode() for k, v in (schema.metadata or {}).items()}
+            dtype = feature.value_type.to_pandas_dtype()
+            return cls(path, feature.list_size, np.dtype(dtype).name, facts)
+        except Exception:  # Lance and Arrow have many names for a damaged file
+            empty = cls(path, 1)
+            empty.damaged = True
+            return empty
 
     def __len__(self) -> int:
         table = self._open()
