@@ -290,10 +290,11 @@ def _ask_for_less(image: Image.Image, side: int | None) -> None:
     if scale == 1:
         return
     if image.format == "JPEG2000":
+        steps = min(_halvings(image), scale.bit_length() - 1)
+        while not _as_pillow_rounds(image.size, steps):
+            steps -= 1
         file: Any = image  # `reduce` is a method of all other images
-        file.reduce = min(_halvings(image), scale.bit_length() - 1)
-        while not _as_pillow_rounds(image.size, file.reduce):
-            file.reduce -= 1
+        file.reduce = steps
     else:
         image.draft("RGB", (image.width // scale, image.height // scale))
 
