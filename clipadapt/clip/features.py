@@ -553,14 +553,16 @@ class _Tables:
 Views = Sequence[tuple[Callable | None, int]]  # transforms with their seeds
 
 
-def _view_keys(images: ImageSet, digests: list[bytes], view: tuple) -> list[bytes]:
+def _view_keys(
+    images: ImageSet, digests: list[bytes], view: tuple, strict: bool
+) -> list[bytes]:
     """The keys of one view of every image, of which `digests` are the hashes."""
     transform, seed = view
     if transform is None:
         return digests
     identity = _identify(transform)
     if identity is None:
-        return hash_each(images.view(transform, seed))
+        return hash_each(images.view(transform, seed), strict=strict)
     draws = (draw_of(images.images, index) for index in range(len(images)))
     pairs = zip(draws, digests, strict=True)
     return [_hash_view(identity, seed, draw, digest) for draw, digest in pairs]
@@ -569,26 +571,37 @@ def _view_keys(images: ImageSet, digests: list[bytes], view: tuple) -> list[byte
 def _encode_block(
     clip: CLIP, images: ImageSet, views: Views, block: list[int], **options
 ) -> np.ndarray:
-    """Features [V, B, D] of some images; every image is decoded once."""
+    """Features [V, B, D] of some images; every image is decoded once.
+
+    Whatever is said of an image names it by its number in the whole set.
+    """
     if len(views) > 1:
-        batches = clip.encode_views(images, views, indices=block, **options)
-        return torch.cat([*batches], 1).numpy()
+        with _numbered(block, "has features"):
+            batches = clip.encode_views(images, views, indices=block, **options)
+            return torch.cat([*batches], 1).numpy()
     transform, seed = views[0]
     seen = images if transform is None else images.view(transform, seed)
-    batches = clip.encode_batches(seen.subset(block), **options)
-    return torch.cat([*batches])[None].numpy()
+    with _numbered(block):
+        batches = clip.encode_batches(seen.subset(block), **options)
+        return torch.cat([*batches])[None].numpy()
 
 
 @contextmanager
-def _counted_from(first: int) -> Iterator[None]:
-    """Say in an error that names an image by number where the counting began."""
+def _numbered(block: list[int], about: str = "") -> Iterator[None]:
+    """In an error that contains `about`, count images in the set, not in the block."""
     try:
         yield
     except ValueError as error:
-        if not first or not str(error).startswith("image "):
+        message = _renumbered(str(error), block)
+        if message == str(error) or about not in message:
             raise
-        message = f"of the images from number {first} on, {error}"
         raise ValueError(message) from error
+
+
+def _renumbered(message: str, block: list[int]) -> str:
+    """A message about an image of a block, with its number in the set."""
+    found = re.match(r"image (\d+)\b", message)
+    return f"image {block[int(found[1])]}{message[found.end() :]}" if found else message
 
 
 def _check_unchanged(
@@ -707,7 +720,8 @@ class _Encoding:
         self.store, self.clip, self.images, self.views = store, clip, images, views
         self.damaged, self.table = damaged, store.table(clip)
         self.digests = self._hash()
-        self.keys = [_view_keys(images, self.digests, view) for view in views]
+        given = images, self.digests
+        self.keys = [_view_keys(*given, view, damaged is None) for view in views]
 
     def _hash(self) -> list[bytes]:
         """The hash of each image; of one that cannot be read only where that is said."""
@@ -746,8 +760,7 @@ class _Encoding:
         with track(None, "encoding images", total=count, initial=done) as progress:
             for block in _batches(len(wanted), size):
                 rows = wanted[block.start : block.stop]
-                with _counted_from(rows[0]):
-                    features[:, rows] = self._encode(rows)
+                features[:, rows] = self._encode(rows)
                 self._keep(features, rows)
                 progress.update(len(rows))
         for row in missing:
@@ -775,6 +788,8 @@ class _Encoding:
         encoded = _encode_block(
             self.clip, self.images, self.views, rows, damaged=bad, **options
         )
+        if len(self.views) == 1:
+            bad = {place: _renumbered(reason, rows) for place, reason in bad.items()}
         self.damaged.update({rows[place]: reason for place, reason in bad.items()})
         return encoded
 
