@@ -28,7 +28,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from .model import CLIP, _ahead, _batches, _name, cache_directory
-from .tables import KEY, FeatureTable, _is_damage
+from .tables import KEY, FeatureTable, _folder, _is_damage
 from clipadapt.images.files import (
     draft_target,
     explained,
@@ -441,7 +441,7 @@ def _describe(path: Path) -> dict | None:
     import lance
 
     try:
-        table = lance.dataset(str(path))
+        table = lance.dataset(_folder(path))
         facts = json.loads((table.schema.metadata or {})[b"facts"])
         return {
             "key": path.stem[:8],

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -170,10 +171,10 @@ class _Reading:
         """The table, or None where there is none that can be used."""
         import lance
 
-        if not self.path.exists():
+        if not os.path.lexists(self.path):
             return None
         with self._surviving():
-            table = lance.dataset(str(self.path))
+            table = lance.dataset(_folder(self.path))
             if not table.schema.equals(self.schema, check_metadata=False):
                 raise ValueError("a table with other columns")
             return table
@@ -199,6 +200,13 @@ class _Reading:
         for fragment in self._fragments()[::-1]:
             with self._surviving():
                 yield from _sound_blocks(fragment)
+
+
+def _folder(path: str | Path) -> str:
+    """The path of a folder; NotADirectoryError for a file, which Lance tries long."""
+    if not os.path.isdir(path):
+        raise NotADirectoryError(f"{path} is no folder")
+    return str(path)
 
 
 _PASSING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR}
@@ -301,6 +309,8 @@ class FeatureTable(_Reading):
         does.
         """
         with explained(self.path.parent, "the feature store"):
+            if not self.path.is_dir():
+                _remove(self.path)
             with whole_directory(self.path, replace=True) as draft:
                 anew = FeatureTable(draft, self.dim, str(self.dtype))
                 anew.schema = self.schema
@@ -354,7 +364,7 @@ class FeatureTable(_Reading):
         import lance
 
         try:
-            schema = lance.dataset(str(path)).schema
+            schema = lance.dataset(_folder(path)).schema
             feature = schema.field("feature").type
             facts = {k.decode(): v.decode() for k, v in (schema.metadata or {}).items()}
             dtype = feature.value_type.to_pandas_dtype()
