@@ -375,7 +375,7 @@ def test_never_more_photographs_in_memory_than_threads(clip, monkeypatch):
         with lock:
             alive[0] -= 1
 
-    def slow(item, max_pixels, side):
+    def slow(item, *options):
         picture = Image.new("RGB", (640, 480))
         with lock:
             alive[0] += 1

@@ -43,7 +43,7 @@ from clipadapt.images.files import (
     whole_directory,
     write_record,
 )
-from ..images.pictures import shared, short_reason
+from ..images.pictures import gpu_decodes, shared, short_reason
 from clipadapt.images.sets import (
     ImageSet,
     _Selection,
@@ -142,7 +142,8 @@ def cut_image(
 
     Returns V arrays uint8 [H, W, 3], to be normalised. Raises what `read_image` raises.
     """
-    picture = images.read(index, clip.side)
+    gpu = clip.device if clip.decoder == "nvJPEG" else None
+    picture = images.read(index, clip.side, gpu)
     number, cut = draw_of(images.images, index), []
     for transform, seed in views:
         seen = picture
@@ -493,6 +494,12 @@ class CLIP(FrozenModel):
         Twice what the model reads, so that its preprocessing still has the last word.
         """
         return None if self.exact else 2 * self.image_size
+
+    @property
+    def decoder(self) -> str:
+        """What decodes JPEG files: "nvJPEG" on a GPU that can, otherwise "Pillow"."""
+        on_gpu = not self.exact and gpu_decodes(self.device)
+        return "nvJPEG" if on_gpu else "Pillow"
 
     @property
     def squashes(self) -> bool:
