@@ -368,9 +368,6 @@ def test_never_more_photographs_in_memory_than_threads(clip, monkeypatch):
     """Sixteen threads, and batches of a hundred images."""
     alive, most, lock = [0], [0], threading.Lock()
 
-    class Photograph(Image.Image):
-        pass
-
     def gone():
         with lock:
             alive[0] -= 1

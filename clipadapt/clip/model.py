@@ -647,7 +647,7 @@ class CLIP(FrozenModel):
         name, weights = self.name or "built-in", self.pretrained or "own weights"
         return f"CLIP({name}, {weights}, {self.device}, {self.precision})"
 
-# %% ../../nbs/engine/model.ipynb #new-47
+# %% ../../nbs/engine/model.ipynb #photographs-1
 #| code-fold: true
 #| code-summary: "Several views of a batch, without the images that cannot be read"
 def _try_to_cut(

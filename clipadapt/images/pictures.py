@@ -288,7 +288,7 @@ def _shrinking(image: Image.Image) -> int:
     """The whole factor by which a large picture is shrunk; 1 for all others."""
     return math.ceil(math.sqrt(max(1, image.width * image.height / _LARGE)))
 
-# %% ../../nbs/engine/pictures.ipynb #new-39
+# %% ../../nbs/engine/pictures.ipynb #photographs-1
 def _ask_for_less(image: Image.Image, side: int | None) -> None:
     """Have a JPEG or JPEG 2000 file decoded smaller, where enough of it is left.
 
@@ -333,7 +333,7 @@ def _halvings(image: Image.Image) -> int:
 
 _HEADER = 65536  # bytes at the beginning or the end of a file
 
-# %% ../../nbs/engine/pictures.ipynb #new-45
+# %% ../../nbs/engine/pictures.ipynb #photographs-3
 @cache
 def gpu_decodes(device: torch.device) -> bool:
     """Whether this device decodes JPEG files.
@@ -569,7 +569,7 @@ def _numbers(item) -> np.ndarray:
         "[H, W] or [H, W, 3], a tensor [3, H, W], or the bytes of an image file"
     )
 
-# %% ../../nbs/engine/pictures.ipynb #new-41
+# %% ../../nbs/engine/pictures.ipynb #photographs-8
 _END_MARKS = {
     "JPEG": b"\xff\xd9",
     "MPO": b"\xff\xd9",  # several JPEGs in one file

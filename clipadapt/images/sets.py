@@ -809,7 +809,7 @@ def _counted(ignored: Sequence[tuple[str, str]], sentence: str) -> str:
         parts.append(f"{sum(count for _, count in kinds[8:])} others")
     return sentence.format(", ".join(parts)) if parts else ""
 
-# %% ../../nbs/engine/sets.ipynb #new-61
+# %% ../../nbs/engine/sets.ipynb #photographs-0
 def workers() -> int:
     """How many threads read images: one for each processor of ours, 32 at most."""
     try:
