@@ -81,6 +81,7 @@ def _as_array(column) -> np.ndarray:
 
 
 _BLOCK = 2**22  # bytes of features that are read at once
+_LARGE = 2**17  # rows of a fragment that compacting leaves alone
 
 
 def _in_a_block(schema) -> int:
@@ -348,7 +349,9 @@ class FeatureTable(_Reading):
             return
         try:
             with explained(self.path.parent, "the feature store"):
-                table.optimize.compact_files()
+                table.optimize.compact_files(
+                    target_rows_per_fragment=_LARGE, compaction_mode="try_binary_copy"
+                )
                 table.cleanup_old_versions(older_than=keep, delete_unverified=True)
         except BaseException as error:
             if getattr(error, "errno", None) or not _is_damage(error):
