@@ -625,5 +625,5 @@ def _last_byte(image: Image.Image) -> float:
     starts, counts = tags.get(273, tags.get(324)), tags.get(279, tags.get(325))
     try:
         return np.add(np.atleast_1d(starts), np.atleast_1d(counts)).max()
-    except (TypeError, ValueError):
+    except Exception:  # whatever a damaged file has there: decoding will tell
         return math.inf

@@ -812,11 +812,10 @@ def _counted(ignored: Sequence[tuple[str, str]], sentence: str) -> str:
 # %% ../../nbs/engine/sets.ipynb #photographs-0
 def workers() -> int:
     """How many threads read images: one for each processor of ours, 32 at most."""
-    try:
-        processors = len(os.sched_getaffinity(0))
-    except AttributeError:  # not every system can say which are ours
-        processors = os.cpu_count() or 1
-    return min(32, processors)
+    count = getattr(os, "process_cpu_count", None)  # Python 3.13
+    if count is None and hasattr(os, "sched_getaffinity"):
+        return min(32, len(os.sched_getaffinity(0)))
+    return min(32, (count or os.cpu_count)() or 1)
 
 # %% ../../nbs/engine/sets.ipynb #cell-46
 def _without_damaged(images: ImageSet, on_error: str, check: str) -> ImageSet:
