@@ -51,6 +51,7 @@ from clipadapt.images.files import (
 
 if TYPE_CHECKING:  # they import torch, which takes seconds
     from clipadapt.clip.model import CLIP
+    from clipadapt.clip.tables import FeatureTable
     from clipadapt.images.sets import ImageSet
     from clipadapt.learning.adapter import Adapter, SavedClip, SavedMethod
 
