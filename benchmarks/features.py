@@ -76,7 +76,9 @@ def reuse(label, clip, images, folder):
     rows["store, second use, all files read"] = seconds(
         lambda: checking.encode(clip, images)
     )
-    rows["store, one image more"] = seconds(lambda: store.encode(clip, one_more(images)))
+    rows["store, one image more"] = seconds(
+        lambda: store.encode(clip, one_more(images))
+    )
     return [
         {
             "model": label,

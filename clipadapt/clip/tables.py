@@ -196,8 +196,8 @@ class _Reading:
                 raise
             self.damaged = True
 
-    def _sound_rows(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Keys and features of all rows that can be read, the oldest first."""
+    def rows(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Keys and features of all sound rows, block after block, the oldest first."""
         for fragment in self._fragments()[::-1]:
             with self._surviving():
                 yield from _sound_blocks(fragment)
@@ -315,7 +315,7 @@ class FeatureTable(_Reading):
             with whole_directory(self.path, replace=True) as draft:
                 anew = FeatureTable(draft, self.dim, str(self.dtype))
                 anew.schema = self.schema
-                anew._write(self._sound_rows())
+                anew._write(self.rows())
                 count = len(anew)
             if not count:
                 _remove(self.path)
@@ -329,7 +329,7 @@ class FeatureTable(_Reading):
         cannot be read either).
         """
         table, count = self._open(), 0
-        for keys, _ in self._sound_rows():
+        for keys, _ in self.rows():
             count += len(keys)
         lost = max(0, table.count_rows() - count) if table is not None else 0
         if lost or self.damaged:

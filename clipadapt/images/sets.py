@@ -25,6 +25,7 @@ from contextlib import contextmanager
 from functools import partial
 from numbers import Real
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -287,7 +288,7 @@ def _is_watched() -> bool:
     in_notebook = "ipykernel.zmqshell" in sys.modules
     return in_notebook or (sys.stderr is not None and sys.stderr.isatty())
 
-
+# %% ../../nbs/engine/sets.ipynb #track-3
 def track(
     iterable: Iterable | None = None,
     description: str = "",
@@ -396,9 +397,9 @@ class _View(Sequence):
     def __getitem__(self, index):
         return self.read(index)
 
-    def read(self, index: int, side: int | None = None) -> Image.Image:
-        """View `index`, cut from an image whose shorter side has at least `side`."""
-        image = _read_nth(self.items, index, self.max_pixels, side)
+    def read(self, index: int, *needed: Any) -> Image.Image:
+        """View `index`, cut from what `ImageSet.read` gives for what is `needed`."""
+        image = _read_nth(self.items, index, self.max_pixels, *needed)
         number = draw_of(self.items, index)
         return self.transform(image, np.random.default_rng([self.seed, number]))
 
@@ -424,18 +425,21 @@ def draw_of(items: Sequence, index: int) -> int:
 
 # %% ../../nbs/engine/sets.ipynb #cell-26
 def _read_nth(
-    items: Sequence, index: int, max_pixels: int, side: int | None = None
+    items: Sequence, index: int, max_pixels: int, *needed: Any
 ) -> Image.Image:
-    """Image `index` of a sequence; an error gives its number, where it has no path."""
+    """Image `index` of a sequence; an error gives its number, where it has no path.
+
+    `needed` says which side and device `read_image` gets.
+    """
     below, place = items, index
     while isinstance(below, _Selection):
         below, place = below.items, int(below.indices[place])
     read = getattr(below, "read", None)
     if isinstance(below, Sequence) and callable(read):
-        return read(place, side)
+        return read(place, *needed)
     item = below[place]
     try:
-        return read_image(item, max_pixels, side)
+        return read_image(item, max_pixels, *needed)
     except ValueError as error:
         if isinstance(item, (str, os.PathLike)):
             raise
@@ -519,15 +523,22 @@ class ImageSet(_Looks, _Sources, torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         return _read_labelled(self, index)
 
-    def read(self, index: int, side: int | None = None) -> Image.Image:
+    def read(
+        self,
+        index: int,
+        side: int | None = None,
+        device: torch.device | None = None,
+    ) -> Image.Image:
         """Image `index`, in RGB; negative numbers count from the end.
 
         side: how many pixels the shorter side needs at least; a file may then be
             decoded smaller (`read_image`). None: all there are.
+        device: a GPU that decodes; None for the CPU.
 
         Raises IndexError, and what `read_image` raises.
         """
-        return _read_nth(self.images, _place(self, index), self.max_pixels, side)
+        place = _place(self, index)
+        return _read_nth(self.images, place, self.max_pixels, side, device)
 
     def __repr__(self) -> str:
         return _in_short(self)
@@ -798,7 +809,7 @@ def _counted(ignored: Sequence[tuple[str, str]], sentence: str) -> str:
         parts.append(f"{sum(count for _, count in kinds[8:])} others")
     return sentence.format(", ".join(parts)) if parts else ""
 
-# %% ../../nbs/engine/sets.ipynb #new-61
+# %% ../../nbs/engine/sets.ipynb #photographs-0
 def workers() -> int:
     """How many threads read images: one for each processor of ours, 32 at most."""
     try:
