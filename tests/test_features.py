@@ -45,7 +45,6 @@ from clipadapt.learning.testing import check_adapter
 COUNT, BLOCK = 300, 32
 
 
-
 class Slow(CLIP):
     """A CLIP that takes its time, so that there is time to kill it."""
 
@@ -185,12 +184,12 @@ def test_a_killed_process_is_resumed_bit_for_bit(whole, tmp_path):
 
 def test_two_processes_share_the_work_of_one(whole, tmp_path):
     ready = [tmp_path / f"ready {i}" for i in range(2)]
+    store, go = tmp_path / "store", tmp_path / "go"
     processes = [
-        Process(tmp_path, encode_slowly, tmp_path / "store", 0.25, mine, tmp_path / "go")
-        for mine in ready
+        Process(tmp_path, encode_slowly, store, 0.25, mine, go) for mine in ready
     ]
     wait(lambda: all(map(Path.exists, ready)))
-    (tmp_path / "go").touch()
+    go.touch()
     outputs = [process.finish() for process in processes]
     answers = [output.split() for output, _ in outputs]
     assert sum("waiting for it" in errors for _, errors in outputs) == 1, outputs
@@ -791,9 +790,9 @@ def test_an_error_counts_images_in_the_whole_set(clip, images, tmp_path):
         encode_batches = encode_views
 
     views = [(None, 0), (weak_view(32), 0)]
-    for views in (views[:1], views):
+    for some in (views[:1], views):
         with pytest.raises(ValueError, match="^image 88 has features"):
-            FeatureStore(tmp_path).encode_views(Blinded(clip), ImageSet(pixels), views)
+            FeatureStore(tmp_path).encode_views(Blinded(clip), ImageSet(pixels), some)
         count_of(clip, tmp_path, ImageSet(pixels[:80]), view="weak 0")
 
 

@@ -332,13 +332,12 @@ def test_a_disk_that_refuses_leaves_the_table_as_it_was(
     table, keys, features = make(tmp_path / "table.lance")
     monkeypatch.setattr(lance, "write_dataset", refuse(number, os.strerror(number)))
     for act in (lambda: table.append(*some_rows(5, seed=1)), table.repair):
-        with pytest.raises(OSError, match=f"{tmp_path} cannot be written: {words}") as e:
+        with pytest.raises(OSError, match=f"{tmp_path} cannot.*: {words}") as said:
             act()
-        assert e.value.errno == number and "Lance" not in str(e.value)
+        assert said.value.errno == number and "Lance" not in str(said.value)
     monkeypatch.undo()
     assert check_right(table, keys, features).all() and len(table) == 60
     assert [path.name for path in tmp_path.iterdir()] == ["table.lance"]
-
 
 
 def append_where_files_are_small(path):

@@ -724,7 +724,7 @@ class _Encoding:
         self.keys = [_view_keys(*given, view, damaged is None) for view in views]
 
     def _hash(self) -> list[bytes]:
-        """The hash of each image; of one that cannot be read only where that is said."""
+        """The hash of each image; one that cannot be read raises unless it is noted."""
         return hash_each(self.images, self.store.files, self.damaged is None)
 
     def features(self) -> np.ndarray:
