@@ -842,29 +842,44 @@ class StoredCLIP(CLIP):
             self.store.encode(self.clip, images).astype(np.float32, copy=False)
         )
 
-    def encode_batches(self, images, batch_size: int = 64, **options):
+    def encode_batches(
+        self,
+        images,
+        batch_size: int = 64,
+        damaged: dict[int, str] | None = None,
+    ) -> Iterator[torch.Tensor]:
         """Features encoded by the CLIP itself, batch after batch, without the store.
 
         images: N images.
-        batch_size, options: those of `CLIP.encode_batches`.
+        batch_size, damaged: those of `CLIP.encode_batches`.
         """
-        return self.clip.encode_batches(images, batch_size, **options)
+        return self.clip.encode_batches(images, batch_size, damaged=damaged)
 
-    def encode_views(self, images, views: Views, batch_size: int = 64, **options):
+    def encode_views(
+        self,
+        images,
+        views: Views,
+        batch_size: int = 64,
+        damaged: dict[int, str] | None = None,
+        indices: Sequence[int] | None = None,
+    ) -> Iterator[torch.Tensor]:
         """Unit features of several views of N images, float32 [V, N, D], in one piece.
 
         images: N images; those that the store does not have are decoded once.
         views: V pairs of a transform and a seed: see `FeatureStore.encode_views`.
         batch_size: has no effect, batches are the store's.
-        options: with `indices`, the CLIP itself encodes these images: see
+        damaged: gets the number of each image that cannot be read, and why.
+        indices: with these, the CLIP itself encodes the images: see
             `CLIP.encode_views`.
 
         Yields a single tensor.
         """
-        if options:
-            yield from self.clip.encode_views(images, views, batch_size, **options)
+        if indices is not None:
+            yield from self.clip.encode_views(
+                images, views, batch_size, damaged, indices
+            )
             return
-        features = self.store.encode_views(self.clip, images, views)
+        features = self.store.encode_views(self.clip, images, views, damaged)
         yield torch.from_numpy(features.astype(np.float32, copy=False))
 
     def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> torch.Tensor:
