@@ -312,7 +312,7 @@ def clip_facts(clip: CLIP) -> dict[str, str]:
         "model": hash_parts(repr(clip.model)).hex(),
         "preprocessing": hash_preprocessing(clip),
         "precision": clip.precision,
-        "decoding": "whole" if clip.side is None else f"from {clip.side} pixels",
+        "decoding": f"{clip.decoder}, shorter side from {clip.side or 'whole'}",
     }
 
 # %% ../../nbs/engine/features.ipynb #cell-28
@@ -868,16 +868,14 @@ class StoredCLIP(CLIP):
         images: N images; those that the store does not have are decoded once.
         views: V pairs of a transform and a seed: see `FeatureStore.encode_views`.
         batch_size: has no effect, batches are the store's.
-        damaged: gets the number of each image that cannot be read, and why.
-        indices: with these, the CLIP itself encodes the images: see
-            `CLIP.encode_views`.
+        damaged: as for `FeatureStore.encode_views`.
+        indices: these images are encoded by the CLIP itself, without the store.
 
-        Yields a single tensor.
+        Yields a single tensor, or batches where there are `indices`.
         """
         if indices is not None:
-            yield from self.clip.encode_views(
-                images, views, batch_size, damaged, indices
-            )
+            given = images, views, batch_size, damaged, indices
+            yield from self.clip.encode_views(*given)
             return
         features = self.store.encode_views(self.clip, images, views, damaged)
         yield torch.from_numpy(features.astype(np.float32, copy=False))

@@ -88,7 +88,7 @@ def _ahead(function, items: Iterable, workers: int) -> Iterator:
         while pending:
             yield pending.popleft().result()
 
-
+# %% ../../nbs/engine/model.ipynb #in-parts
 def _in_parts(
     function: Callable[[int], Any], batches: Sequence[range], threads: int
 ) -> Iterator[list]:
@@ -153,7 +153,7 @@ def cut_image(
         cut.append(_prepared(clip.preprocess, seen))
     return cut
 
-
+# %% ../../nbs/engine/model.ipynb #stacked
 def _stacked(pixels: Sequence | torch.Tensor) -> torch.Tensor:
     """Prepared pictures as one batch, on the CPU."""
     if isinstance(pixels, torch.Tensor):
@@ -887,14 +887,8 @@ def load_clip(
     else:
         opened = _open_architecture(name, pretrained, _check_model(name, pretrained))
     name, pretrained = _lasting(name, pretrained)
-    return CLIP(
-        *opened,
-        name=name,
-        pretrained=pretrained,
-        device=device,
-        precision=precision,
-        exact=exact,
-    )
+    how: dict[str, Any] = {"device": device, "precision": precision, "exact": exact}
+    return CLIP(*opened, name=name, pretrained=pretrained, **how)
 
 # %% ../../nbs/engine/model.ipynb #cell-34
 #| code-fold: true

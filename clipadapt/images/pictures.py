@@ -94,7 +94,7 @@ def _as_rgb(image: Image.Image, factor: int = 1) -> Image.Image:
     rgb.info = {}  # the orientation has been applied, so its note must not stay
     return rgb
 
-
+# %% ../../nbs/engine/pictures.ipynb #shared
 def shared(image: Image.Image) -> Image.Image:
     """The pixels of `image` as another image, without its notes and without a copy.
 
@@ -308,7 +308,7 @@ def _ask_for_less(image: Image.Image, side: int | None) -> None:
     else:
         image.draft("RGB", (image.width // scale, image.height // scale))
 
-
+# %% ../../nbs/engine/pictures.ipynb #rounding
 def _as_pillow_rounds(size: tuple[int, int], steps: int) -> bool:
     """Whether halving rounds these sides as Pillow expects it: else it cannot read."""
     scale = 2**steps
@@ -358,7 +358,7 @@ def _jpeg_pixels(file: BinaryIO, device: torch.device) -> torch.Tensor:
     colours = torchvision.io.ImageReadMode.RGB
     return torchvision.io.decode_jpeg(content, colours, device)
 
-
+# %% ../../nbs/engine/pictures.ipynb #on-gpu
 def _decode_on_gpu(
     image: Image.Image, file: BinaryIO, side: int, device: torch.device
 ) -> Image.Image | None:
@@ -598,7 +598,7 @@ def check_image(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> None:
     if not whole:
         read_image(path, max_pixels)
 
-
+# %% ../../nbs/engine/pictures.ipynb #ends-well
 def _ends_well(image: Image.Image, file: BinaryIO) -> bool:
     """Whether an open image file has the end that its kind has."""
     # the header of a JPEG may hold a small picture, which has an end of its own
@@ -625,5 +625,5 @@ def _last_byte(image: Image.Image) -> float:
     starts, counts = tags.get(273, tags.get(324)), tags.get(279, tags.get(325))
     try:
         return np.add(np.atleast_1d(starts), np.atleast_1d(counts)).max()
-    except (TypeError, ValueError):
+    except Exception:  # whatever a damaged file has there: decoding will tell
         return math.inf
