@@ -853,7 +853,7 @@ class StoredCLIP(CLIP):
         images: N images.
         batch_size, damaged: those of `CLIP.encode_batches`.
         """
-        return self.clip.encode_batches(images, batch_size, damaged)
+        return self.clip.encode_batches(images, batch_size, damaged=damaged)
 
     def encode_views(
         self,
