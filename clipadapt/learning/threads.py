@@ -7,11 +7,13 @@
 #| code-summary: "The imports of the module"
 from __future__ import annotations
 
+import ctypes
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 __all__ = ['LARGE', 'BATCH', 'Products', 'encoding_work', 'threads_for']
 
 # %% ../../nbs/engine/threads.ipynb #cell-6
-LARGE = 2**26  # multiply-adds of a product: a millisecond or two of one core (ours)
+LARGE = 2**27  # multiply-adds of a product: a millisecond or two of one core (ours)
 
 # %% ../../nbs/engine/threads.ipynb #cell-8
 _aten = torch.ops.aten
@@ -87,7 +89,7 @@ class _Mine(threading.local):
 
     def __init__(self):
         self.small = False
-        self.torch = 1  # PyTorch's threads outside
+        self.mkl = 0  # MKL's threads outside, where a number was set
         self.pools: dict[str, tuple[LibController, int]] = {}  # OpenMP's, by file
 
 
@@ -109,45 +111,55 @@ def _cut(pools: dict[str, tuple[LibController, int]], api: str) -> None:
         follows_openmp = getattr(library, "threading_layer", None) == "openmp"
         if library.user_api == api and not follows_openmp:
             pools.setdefault(library.filepath, (library, library.num_threads))
-            library.set_num_threads(1)
+            _set(library, 1)
 
 
 def _give_back(pools: dict[str, tuple[LibController, int]]) -> None:
     for library, number in pools.values():
-        library.set_num_threads(number)
+        _set(library, number)
     pools.clear()
+
+
+def _set(library: LibController, number: int) -> None:
+    """Without keeping it from others: threadpoolctl lets one thread set a shared pool."""
+    library.set_num_threads(number)
+    getattr(library, "clear_controlling_thread", lambda: None)()
 
 # %% ../../nbs/engine/threads.ipynb #cell-15
 #| code-fold: true
-#| code-summary: "PyTorch's number, for the calling thread alone"
-def _elsewhere(function: Callable, *given: Any) -> Any:
-    """What `function` returns in a new thread."""
-    answers = []
-    thread = threading.Thread(target=lambda: answers.append(function(*given)))
-    thread.start()
-    thread.join()
-    return answers[0]
+#| code-summary: "MKL, which PyTorch brings along"
+@lru_cache(maxsize=1)
+def _mkl() -> Callable[[int], int] | None:
+    """Sets MKL's threads for the calling Python thread; returns what was set, 0 = none.
+
+    None where PyTorch has no MKL, or does not let us call it.
+    """
+    name = {"win32": "torch_cpu.dll", "darwin": "libtorch_cpu.dylib"}
+    folder = Path(torch.__file__).parent / "lib"
+    try:
+        library = ctypes.CDLL(str(folder / name.get(sys.platform, "libtorch_cpu.so")))
+        return library.MKL_Set_Num_Threads_Local
+    except (OSError, AttributeError):
+        return None
 
 
-def _set_torch(number: int) -> None:
-    """`torch.set_num_threads` for this thread; later ones begin as they would have."""
-    with _lock:
-        default = _elsewhere(torch.get_num_threads)
-        try:
-            torch.set_num_threads(number)
-        finally:
-            _elsewhere(torch.set_num_threads, default)
+def _set_mkl(number: int) -> int:
+    mkl = _mkl()
+    return 0 if mkl is None else mkl(number)
 
 # %% ../../nbs/engine/threads.ipynb #cell-17
-def _to_one() -> None:
-    _mine.small = True
-    _mine.torch = torch.get_num_threads()  # also tells PyTorch of this thread
+def _cut_pools() -> None:
     _cut(_mine.pools, "openmp")
-    if _mine.torch > 1:
-        _set_torch(1)
     with _lock:
         _small.add(threading.get_ident())
         _cut(_shared, "blas")
+
+
+def _to_one() -> None:
+    torch.get_num_threads()  # a new thread takes over PyTorch's number with this
+    _mine.small = True
+    _cut_pools()
+    _mine.mkl = _set_mkl(1)
 
 
 def _to_all() -> None:
@@ -155,8 +167,7 @@ def _to_all() -> None:
         _small.discard(threading.get_ident())
         if not _small:
             _give_back(_shared)
-    if _mine.torch > 1:
-        _set_torch(_mine.torch)
+    _set_mkl(_mine.mkl)
     _give_back(_mine.pools)
     _mine.small = False
 
@@ -175,7 +186,7 @@ def threads_for(work: float) -> Iterator[None]:
     small = work < LARGE
     if small == _mine.small:
         if small:
-            _cut(_mine.pools, "openmp")  # libraries that were loaded in between
+            _cut_pools()  # those of libraries that were loaded in between
         yield
         return
     enter, leave = (_to_one, _to_all) if small else (_to_all, _to_one)
