@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from threadpoolctl import LibController, ThreadpoolController
+from threadpoolctl import ThreadpoolController
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -58,7 +58,7 @@ class Products(TorchDispatchMode):
     def work(self) -> float | None:
         return self.multiply_adds / self.count if self.count else None
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, func, types, args: tuple = (), kwargs=None):
         answer = func(*args, **(kwargs or {}))
         if func is _aten.convolution.default:
             found = answer.numel() * args[1][0].numel()
@@ -90,42 +90,49 @@ class _Mine(threading.local):
     def __init__(self):
         self.small = False
         self.mkl = 0  # MKL's threads outside, where a number was set
-        self.pools: dict[str, tuple[LibController, int]] = {}  # OpenMP's, by file
+        self.pools: dict[str, tuple[Any, int]] = {}  # OpenMP's, by file
 
 
 _mine = _Mine()
 _lock = threading.RLock()
 _small: set[int] = set()  # the Python threads that run small models now
-_shared: dict[str, tuple[LibController, int]] = {}  # BLAS pools outside, by file
+_shared: dict[str, tuple[Any, int]] = {}  # BLAS pools outside, by file
 
-
+# %% ../../nbs/engine/threads.ipynb #cell-15
+#| code-fold: true
+#| code-summary: "The libraries, cut to one thread and given back"
 @lru_cache(maxsize=1)
-def _libraries(modules: int) -> list[LibController]:
+def _libraries(modules: int) -> list[Any]:
     """The libraries with pools; looked for again when Python modules were added."""
     return ThreadpoolController().lib_controllers
 
 
-def _cut(pools: dict[str, tuple[LibController, int]], api: str) -> None:
+def _is_shared(library: Any) -> bool:
+    """Whether all Python threads have one number: BLAS, and OpenMP of Visual C++."""
+    return library.user_api == "blas" or library.prefix == "vcomp"
+
+
+def _cut(pools: dict[str, tuple[Any, int]], shared: bool) -> None:
     """One thread for each library of a kind; `pools` keeps the numbers before."""
     for library in _libraries(len(sys.modules)):
         follows_openmp = getattr(library, "threading_layer", None) == "openmp"
-        if library.user_api == api and not follows_openmp:
+        if _is_shared(library) == shared and not follows_openmp:
             pools.setdefault(library.filepath, (library, library.num_threads))
             _set(library, 1)
 
 
-def _give_back(pools: dict[str, tuple[LibController, int]]) -> None:
+def _give_back(pools: dict[str, tuple[Any, int]]) -> None:
     for library, number in pools.values():
         _set(library, number)
     pools.clear()
 
 
-def _set(library: LibController, number: int) -> None:
-    """Without keeping it from others: threadpoolctl lets one thread set a shared pool."""
+def _set(library: Any, number: int) -> None:
+    """threadpoolctl lets one thread at a time set a shared pool: let go at once."""
     library.set_num_threads(number)
     getattr(library, "clear_controlling_thread", lambda: None)()
 
-# %% ../../nbs/engine/threads.ipynb #cell-15
+# %% ../../nbs/engine/threads.ipynb #cell-16
 #| code-fold: true
 #| code-summary: "MKL, which PyTorch brings along"
 @lru_cache(maxsize=1)
@@ -147,12 +154,12 @@ def _set_mkl(number: int) -> int:
     mkl = _mkl()
     return 0 if mkl is None else mkl(number)
 
-# %% ../../nbs/engine/threads.ipynb #cell-17
+# %% ../../nbs/engine/threads.ipynb #cell-18
 def _cut_pools() -> None:
-    _cut(_mine.pools, "openmp")
+    _cut(_mine.pools, shared=False)
     with _lock:
         _small.add(threading.get_ident())
-        _cut(_shared, "blas")
+        _cut(_shared, shared=True)
 
 
 def _to_one() -> None:
@@ -171,7 +178,7 @@ def _to_all() -> None:
     _give_back(_mine.pools)
     _mine.small = False
 
-
+# %% ../../nbs/engine/threads.ipynb #cell-19
 @contextmanager
 def threads_for(work: float) -> Iterator[None]:
     """Within it, small operations run on one thread, large ones on all there are.
