@@ -312,7 +312,7 @@ def clip_facts(clip: CLIP) -> dict[str, str]:
         "model": hash_parts(repr(clip.model)).hex(),
         "preprocessing": hash_preprocessing(clip),
         "precision": clip.precision,
-        "decoding": "whole" if clip.side is None else f"from {clip.side} pixels",
+        "decoding": f"{clip.decoder}, shorter side from {clip.side or 'whole'}",
     }
 
 # %% ../../nbs/engine/features.ipynb #cell-28
@@ -724,7 +724,7 @@ class _Encoding:
         self.keys = [_view_keys(*given, view, damaged is None) for view in views]
 
     def _hash(self) -> list[bytes]:
-        """The hash of each image; of one that cannot be read only where that is said."""
+        """The hash of each image; one that cannot be read raises unless it is noted."""
         return hash_each(self.images, self.store.files, self.damaged is None)
 
     def features(self) -> np.ndarray:
@@ -733,45 +733,61 @@ class _Encoding:
         if found.all():
             return features
         del features  # so that there is only one array of this size at a time
-        self.store._mention_earlier()
         with _locked(self.table.path):  # another process may have made them meanwhile
+            self.store._mention_earlier()
             self.table.damaged = False
             features, found = self._read()
             if self.table.damaged:
                 self.table.repair()
-            self._fill(features, np.flatnonzero(~found).tolist())
+            self._fill(features, ~found)
         return features
 
     def _read(self) -> tuple[np.ndarray, np.ndarray]:
-        """What the table has: [V, N, D], and for which images it has all views."""
+        """What the table has: [V, N, D], and which of these rows were found, [V, N]."""
         flat = [key for keys in self.keys for key in keys]
         features, found = self.table.read(flat)
         shape = len(self.keys), len(self.digests)
-        return features.reshape(*shape, -1), found.reshape(shape).all(0)
+        return features.reshape(*shape, -1), found.reshape(shape)
 
-    def _fill(self, features: np.ndarray, missing: list[int]) -> None:
-        """Encode the missing images, block after block, and append them."""
-        count, size = len(self.images), self.store.block_size
-        done = count - len(missing)
+    def _fill(self, features: np.ndarray, missing: np.ndarray) -> None:
+        """Encode what is missing [V, N], block after block, and append it."""
+        rows = np.flatnonzero(missing.any(0)).tolist()
+        lacking = {row: tuple(np.flatnonzero(missing[:, row])) for row in rows}
         first: dict[tuple[bytes, ...], int] = {}  # the same image is encoded once
-        for row in missing:
+        for row in rows:
             first.setdefault(self._key(row), row)
-        wanted = [*first.values()]
-        with track(None, "encoding images", total=count, initial=done) as progress:
-            for block in _batches(len(wanted), size):
-                rows = wanted[block.start : block.stop]
-                features[:, rows] = self._encode(rows)
-                self._keep(features, rows)
-                progress.update(len(rows))
-        for row in missing:
-            self._repeat(features, first[self._key(row)], row)
+        count = len(self.images)
+        start = count - len(first)
+        with track(None, "encoding images", total=count, initial=start) as progress:
+            for views, block in self._blocks([*first.values()], lacking):
+                features[np.ix_(views, block)] = self._encode(views, block)
+                self._keep(features, views, block)
+                progress.update(len(block))
+        for row in rows:
+            self._repeat(features, lacking[row], first[self._key(row)], row)
         with suppress(OSError):  # the rows are there, compact or not
             self.table.compact(least=_MANY)
 
-    def _repeat(self, features: np.ndarray, first: int, row: int) -> None:
+    def _blocks(
+        self, rows: list[int], lacking: dict[int, tuple[int, ...]]
+    ) -> Iterator[tuple[list[int], list[int]]]:
+        """Views and images that are encoded together: images that lack the same."""
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for row in rows:
+            groups.setdefault(lacking[row], []).append(row)
+        for views, group in groups.items():
+            for block in _batches(len(group), self.store.block_size):
+                yield [*views], group[block.start : block.stop]
+
+    def _repeat(
+        self, features: np.ndarray, views: tuple[int, ...], first: int, row: int
+    ) -> None:
         """Give an image the features of the first one that is the same."""
-        if self.damaged and first in self.damaged and row != first:
-            features[:, row] = self._encode([row])[:, 0]  # the reason names its file
+        if row == first:
+            return
+        if self.damaged and first in self.damaged:
+            # encoded again, since the reason names its own file
+            features[[*views], row] = self._encode([*views], [row])[:, 0]
         else:
             features[:, row] = features[:, first]
 
@@ -779,27 +795,27 @@ class _Encoding:
         """The keys of all views of one image."""
         return tuple(keys[row] for keys in self.keys)
 
-    def _encode(self, rows: list[int]) -> np.ndarray:
+    def _encode(self, views: list[int], rows: list[int]) -> np.ndarray:
         """[V, B, D]; images that cannot be read are entered in `damaged`."""
-        options = {"batch_size": self.store.batch_size}
+        options: dict = {"batch_size": self.store.batch_size}
+        given = self.clip, self.images, [self.views[view] for view in views], rows
         if self.damaged is None:
-            return _encode_block(self.clip, self.images, self.views, rows, **options)
+            return _encode_block(*given, **options)
         bad: dict[int, str] = {}
-        encoded = _encode_block(
-            self.clip, self.images, self.views, rows, damaged=bad, **options
-        )
-        if len(self.views) == 1:
+        encoded = _encode_block(*given, damaged=bad, **options)
+        if len(views) == 1:
             bad = {place: _renumbered(reason, rows) for place, reason in bad.items()}
         self.damaged.update({rows[place]: reason for place, reason in bad.items()})
         return encoded
 
-    def _keep(self, features: np.ndarray, rows: list[int]) -> None:
+    def _keep(self, features: np.ndarray, views: list[int], rows: list[int]) -> None:
         """Append the rows of a block, if its images are those that were hashed."""
         sound = [row for row in rows if row not in (self.damaged or {})]
         _check_unchanged(self.images, sound, self.digests, self.store.files)
-        keys = [keys[row] for keys in self.keys for row in sound]
+        keys = [self.keys[view][row] for view in views for row in sound]
         if keys:
-            self.table.append(keys, features[:, sound].reshape(len(keys), -1))
+            kept = features[np.ix_(views, sound)]
+            self.table.append(keys, kept.reshape(len(keys), -1))
 
 # %% ../../nbs/engine/features.ipynb #cell-56
 class StoredCLIP(CLIP):
@@ -826,29 +842,42 @@ class StoredCLIP(CLIP):
             self.store.encode(self.clip, images).astype(np.float32, copy=False)
         )
 
-    def encode_batches(self, images, batch_size: int = 64, **options):
+    def encode_batches(
+        self,
+        images,
+        batch_size: int = 64,
+        damaged: dict[int, str] | None = None,
+    ) -> Iterator[torch.Tensor]:
         """Features encoded by the CLIP itself, batch after batch, without the store.
 
         images: N images.
-        batch_size, options: those of `CLIP.encode_batches`.
+        batch_size, damaged: those of `CLIP.encode_batches`.
         """
-        return self.clip.encode_batches(images, batch_size, **options)
+        return self.clip.encode_batches(images, batch_size, damaged=damaged)
 
-    def encode_views(self, images, views: Views, batch_size: int = 64, **options):
+    def encode_views(
+        self,
+        images,
+        views: Views,
+        batch_size: int = 64,
+        damaged: dict[int, str] | None = None,
+        indices: Sequence[int] | None = None,
+    ) -> Iterator[torch.Tensor]:
         """Unit features of several views of N images, float32 [V, N, D], in one piece.
 
         images: N images; those that the store does not have are decoded once.
         views: V pairs of a transform and a seed: see `FeatureStore.encode_views`.
         batch_size: has no effect, batches are the store's.
-        options: with `indices`, the CLIP itself encodes these images: see
-            `CLIP.encode_views`.
+        damaged: as for `FeatureStore.encode_views`.
+        indices: these images are encoded by the CLIP itself, without the store.
 
-        Yields a single tensor.
+        Yields a single tensor, or batches where there are `indices`.
         """
-        if options:
-            yield from self.clip.encode_views(images, views, batch_size, **options)
+        if indices is not None:
+            given = images, views, batch_size, damaged, indices
+            yield from self.clip.encode_views(*given)
             return
-        features = self.store.encode_views(self.clip, images, views)
+        features = self.store.encode_views(self.clip, images, views, damaged)
         yield torch.from_numpy(features.astype(np.float32, copy=False))
 
     def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> torch.Tensor:

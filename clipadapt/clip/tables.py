@@ -81,6 +81,7 @@ def _as_array(column) -> np.ndarray:
 
 
 _BLOCK = 2**22  # bytes of features that are read at once
+_LARGE = 2**17  # rows of a fragment that compacting leaves alone
 
 
 def _in_a_block(schema) -> int:
@@ -195,8 +196,8 @@ class _Reading:
                 raise
             self.damaged = True
 
-    def _sound_rows(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Keys and features of all rows that can be read, the oldest first."""
+    def rows(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Keys and features of all sound rows, block after block, the oldest first."""
         for fragment in self._fragments()[::-1]:
             with self._surviving():
                 yield from _sound_blocks(fragment)
@@ -314,7 +315,7 @@ class FeatureTable(_Reading):
             with whole_directory(self.path, replace=True) as draft:
                 anew = FeatureTable(draft, self.dim, str(self.dtype))
                 anew.schema = self.schema
-                anew._write(self._sound_rows())
+                anew._write(self.rows())
                 count = len(anew)
             if not count:
                 _remove(self.path)
@@ -328,7 +329,7 @@ class FeatureTable(_Reading):
         cannot be read either).
         """
         table, count = self._open(), 0
-        for keys, _ in self._sound_rows():
+        for keys, _ in self.rows():
             count += len(keys)
         lost = max(0, table.count_rows() - count) if table is not None else 0
         if lost or self.damaged:
@@ -348,7 +349,9 @@ class FeatureTable(_Reading):
             return
         try:
             with explained(self.path.parent, "the feature store"):
-                table.optimize.compact_files()
+                table.optimize.compact_files(
+                    target_rows_per_fragment=_LARGE, compaction_mode="try_binary_copy"
+                )
                 table.cleanup_old_versions(older_than=keep, delete_unverified=True)
         except BaseException as error:
             if getattr(error, "errno", None) or not _is_damage(error):
