@@ -14,6 +14,7 @@ from scipy.sparse import csr_array, diags_array
 from torch import Tensor
 
 from ..images.sets import check_count, check_labels
+from ..learning.threads import threads_for
 
 # %% auto #0
 __all__ = ['BLOCK', 'PROJECTIONS', 'neighbour_graph', 'diffuse', 'propagate_labels', 'class_centroids', 'class_directions',
@@ -39,7 +40,8 @@ def neighbour_graph(features: Tensor, k: int = 20) -> csr_array:
     unit = F.normalize(_check_features(features, "features").float(), dim=1)
     count = len(unit)
     k = min(check_count(k, "k"), count - 1)
-    weights, neighbours = _nearest(unit, k)
+    with threads_for(min(count**2, BLOCK) * unit.shape[1]):
+        weights, neighbours = _nearest(unit, k)
     weights = ((weights.double() + 1) / 2).clamp(min=0).flatten().numpy()
     proposed = csr_array(
         (weights, neighbours.flatten().numpy(), np.arange(count + 1) * k),
