@@ -13,9 +13,11 @@ import hashlib
 import json
 import math
 import os
+import platform
 import shutil
 import stat
 import tempfile
+import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -30,6 +32,7 @@ import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F
+from open_clip.transformer import ResidualAttentionBlock
 from PIL import Image
 from platformdirs import user_cache_path
 from safetensors.torch import load_file, save_file
@@ -55,8 +58,9 @@ from clipadapt.images.sets import (
 )
 
 # %% auto #0
-__all__ = ['View', 'cut_image', 'encode_all_views', 'hash_weights', 'FrozenModel', 'CLIP', 'is_known', 'load_clip',
-           'cache_directory', 'builtin_directory', 'expand_weights']
+__all__ = ['View', 'PRECISIONS', 'LARGE_ENCODER', 'WORTH_IT', 'cut_image', 'encode_all_views', 'hash_weights', 'choose_precision',
+           'bfloat16_gain', 'FrozenModel', 'CLIP', 'is_known', 'load_clip', 'cache_directory', 'builtin_directory',
+           'expand_weights']
 
 # %% ../../nbs/engine/model.ipynb #cell-6
 def _split_preprocess(preprocess: Compose) -> tuple[Compose, Normalize] | None:
@@ -357,6 +361,123 @@ def hash_weights(model: torch.nn.Module) -> str:
         digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
 
+# %% ../../nbs/engine/model.ipynb #precision-1
+PRECISIONS = ("auto", "float32", "bf16")
+LARGE_ENCODER = 20_000_000  # parameters of an image encoder (ours; RN50 has 38 million)
+WORTH_IT = 1.5  # times as fast: below that bfloat16 is not worth its rounding (ours)
+
+
+def choose_precision(model: torch.nn.Module, device: torch.device) -> str:
+    """What "auto" stands for: "float32" or "bf16".
+
+    model: an open_clip model; it is large if its image encoder has at least
+        `LARGE_ENCODER` parameters. Others gain little, and stay in float32.
+    device: where it computes. On a GPU it is bf16; on a CPU bf16 for a large model, if
+        `bfloat16_gain` is at least `WORTH_IT`; elsewhere float32.
+
+    `$CLIPADAPT_PRECISION`, where it is set, is obeyed instead. Raises ValueError when
+    that is no precision.
+    """
+    asked = os.environ.get("CLIPADAPT_PRECISION") or "auto"
+    if asked not in PRECISIONS:
+        raise ValueError(
+            f"CLIPADAPT_PRECISION must be auto, float32 or bf16, not {asked!r:.80}"
+        )
+    if asked != "auto":
+        return asked
+    if device.type != "cpu":
+        return "bf16" if device.type == "cuda" else "float32"
+    encoder = getattr(model, "visual", model)
+    size = sum(parameter.numel() for parameter in encoder.parameters())
+    gains = size >= LARGE_ENCODER and bfloat16_gain() >= WORTH_IT
+    return "bf16" if gains else "float32"
+
+
+def _in_bfloat16(model: torch.nn.Module) -> torch.nn.Module:
+    """A copy in bfloat16; float32 weights are not copied on the way."""
+    copies: dict[int, Any] = {}
+    for weight in model.parameters():
+        copies[id(weight)] = torch.nn.Parameter(weight.bfloat16(), requires_grad=False)
+    for buffer in model.buffers():
+        if buffer.is_floating_point():
+            copies[id(buffer)] = buffer.bfloat16()
+    return copy.deepcopy(model, copies)
+
+# %% ../../nbs/engine/model.ipynb #precision-2
+#| code-fold: true
+#| code-summary: "Is this CPU faster in bfloat16?"
+class _Gain(Record):
+    """What was measured, and for which processor, PyTorch and number of threads."""
+
+    processor: str
+    torch: str
+    threads: int
+    gain: float
+
+
+def bfloat16_gain() -> float:
+    """How many times as fast as in float32 this CPU computes in bfloat16.
+
+    It is measured once and kept in `cache_directory()`, or, where that cannot be
+    written, for this process.
+    """
+    return _kept_gain(_processor(), str(torch.__version__), torch.get_num_threads())
+
+
+def _processor() -> str:
+    """What the CPU calls itself, and a hash of all that it says it can do."""
+    facts = Path("/proc/cpuinfo")  # Linux
+    first = facts.read_text().split("\n\n")[0] if facts.exists() else ""
+    told = [line.split(":") for line in sorted(first.splitlines())]
+    said = {key.strip(): value[0].strip() for key, *value in told if value}
+    name = said.get("model name") or platform.processor() or platform.machine()
+    skills = said.get("flags") or said.get("Features") or ""
+    return f"{name}, {hash_parts(skills).hex()[:16]}"
+
+
+@cache
+def _kept_gain(processor: str, version: str, threads: int) -> float:
+    known = {"processor": processor, "torch": version, "threads": threads}
+    key = hash_parts(*map(str, known.values())).hex()[:16]
+    try:
+        path = cache_directory() / f"bfloat16-{key}.json"
+        kept = read_record(path, _Gain)
+        if kept == _Gain(**known, gain=kept.gain) and 0 < kept.gain < math.inf:
+            return kept.gain
+    except (OSError, ValueError):
+        pass  # none yet, or damaged: measured again
+    measured = _Gain(**known, gain=_measure_gain())
+    try:
+        write_record(cache_directory() / f"bfloat16-{key}.json", measured)
+    except OSError:
+        pass  # the next process measures again
+    return measured.gain
+
+# %% ../../nbs/engine/model.ipynb #precision-3
+#| code-fold: true
+#| code-summary: "One transformer block, timed in both precisions"
+@torch.no_grad()
+def _measure_gain(seconds: float = 0.4) -> float:
+    """Time in float32 over time in bfloat16: the best of a few rounds each.
+
+    seconds: no new round begins after that.
+    """
+    with torch.random.fork_rng(devices=[]):  # the program's own draws stay as they are
+        block = ResidualAttentionBlock(768, 12).eval()  # one of a ViT-B
+        tokens = torch.randn(8, 50, 768)  # eight images of a ViT-B/32
+    contenders = [(block, tokens), (_in_bfloat16(block), tokens.bfloat16())]
+    for compute, inputs in contenders:
+        compute(inputs)  # the first call of each prepares what the others use
+    best, start = [math.inf, math.inf], time.perf_counter()
+    for _ in range(5):
+        for k, (compute, inputs) in enumerate(contenders):
+            before = time.perf_counter()
+            compute(inputs)
+            best[k] = min(best[k], time.perf_counter() - before)
+        if time.perf_counter() - start > seconds:
+            break
+    return best[0] / best[1]
+
 # %% ../../nbs/engine/model.ipynb #cell-23
 #| code-fold: true
 #| code-summary: "Where and how a model computes, and its fingerprint"
@@ -365,9 +486,11 @@ class FrozenModel:
 
     model: the open_clip model; it is moved, set to evaluation and frozen.
     device: a device of PyTorch.
-    precision: "float32"; "bf16", which computes in bfloat16 (faster on most GPUs, and
-        for large models on CPUs with fast bfloat16 arithmetic); or "auto", which is
-        bf16 on a GPU and float32 elsewhere.
+    precision: "float32"; "bf16", which computes in bfloat16; or "auto": bf16 on a GPU,
+        and on a CPU that is faster with it if the model is large; otherwise float32.
+
+    In bfloat16 a feature of a photograph has a cosine of at least 0.999 to that in
+    float32. `$CLIPADAPT_PRECISION` says what "auto" is, see `choose_precision`.
 
     Raises ValueError for another precision.
     """
@@ -378,7 +501,7 @@ class FrozenModel:
         device: str | torch.device = "cpu",
         precision: str = "auto",
     ):
-        if precision not in ("auto", "float32", "bf16"):
+        if precision not in PRECISIONS:
             raise ValueError(
                 f"precision must be 'auto', 'float32' or 'bf16', not {precision!r}"
             )
@@ -386,8 +509,9 @@ class FrozenModel:
         # Any: an OpenCLIP model does not declare its towers
         self.model: Any = model.to(self.device).eval().requires_grad_(False)
         self._hashed: tuple[list[float], str] | None = None
+        self._half: tuple[list[float], torch.nn.Module] | None = None
         if precision == "auto":
-            precision = "bf16" if self.device.type == "cuda" else "float32"
+            precision = choose_precision(self.model, self.device)
         self.precision = precision
 
     @property
@@ -422,13 +546,17 @@ class FrozenModel:
         when the sum of any weight tensor has changed, so steps of an optimiser are
         noticed.
         """
-        sums = [
-            tensor.sum(dtype=torch.float32).item()
-            for tensor in self.model.state_dict().values()
-        ]
+        sums = self._sums()
         if self._hashed is None or self._hashed[0] != sums:
             self._hashed = sums, hash_weights(self.model)
         return self._hashed[1]
+
+    def _sums(self) -> list[float]:
+        """The sum of every weight tensor: what tells that one has changed."""
+        return [
+            tensor.sum(dtype=torch.float32).item()
+            for tensor in self.model.state_dict().values()
+        ]
 
     def autocast(self) -> torch.autocast:
         """The context to compute in: bfloat16 for "bf16" on a GPU, else no change."""
@@ -442,10 +570,14 @@ class FrozenModel:
         """The model to encode with.
 
         For bf16 on a CPU it is a bfloat16 copy, since autocast casts every weight again
-        for each batch there.
+        for each batch there. It is kept, and made again when a weight has changed.
         """
-        half = self.precision == "bf16" and self.device.type == "cpu"
-        return copy.deepcopy(self.model).bfloat16() if half else self.model
+        if self.precision != "bf16" or self.device.type != "cpu":
+            return self.model
+        sums = self._sums()
+        if self._half is None or self._half[0] != sums:
+            self._half = sums, _in_bfloat16(self.model)
+        return self._half[1]
 
 # %% ../../nbs/engine/model.ipynb #cell-24
 #| code-fold: true

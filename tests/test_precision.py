@@ -1,0 +1,208 @@
+"""bfloat16 where it pays: what "auto" takes, what is kept of the measurement, and how
+near features and gradients stay. Nothing here depends on how fast this machine is."""
+
+import json
+import math
+import os
+import warnings
+
+import open_clip
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny_models import TINY, tiny
+
+from clipadapt import CLIP, GRIP, digits, load_clip
+from clipadapt.clip import model as module
+from clipadapt.clip.features import clip_facts
+from clipadapt.clip.model import bfloat16_gain, cache_directory, choose_precision
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.fixture(autouse=True)
+def nothing_known(tmp_path, monkeypatch):
+    """No record, no answer kept by this process, no wish in the environment."""
+    monkeypatch.setenv("CLIPADAPT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("CLIPADAPT_PRECISION", raising=False)
+    module._kept_gain.cache_clear()
+    yield
+    module._kept_gain.cache_clear()
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """Counts the measurements; each answers with the number in `gain`."""
+    calls = {"count": 0, "gain": 2.5}
+
+    def measure():
+        calls["count"] += 1
+        return calls["gain"]
+
+    monkeypatch.setattr(module, "_measure_gain", measure)
+    return calls
+
+
+@pytest.fixture(scope="module")
+def large():
+    """A model whose image encoder is large, and cheap to make."""
+    model = torch.nn.Module()
+    model.visual = torch.nn.Linear(5000, 5000, bias=False)
+    return model
+
+
+def another_process():
+    module._kept_gain.cache_clear()
+
+
+def record():
+    [path] = cache_directory().glob("bfloat16-*.json")
+    return path
+
+
+@pytest.mark.parametrize("gain, expected", [(2.5, "bf16"), (1.49, "float32")])
+def test_auto_takes_what_pays(large, measured, gain, expected):
+    measured["gain"] = gain
+    assert choose_precision(large, CPU) == expected
+    assert CLIP(large, None, None).precision == expected
+    assert measured["count"] == 1
+
+
+def test_the_builtin_clip_is_not_even_asked_about(measured):
+    assert load_clip(device="cpu").precision == "float32"
+    assert measured["count"] == 0 and not list(cache_directory().glob("bfloat16-*"))
+
+
+def test_other_devices_are_not_measured(large, measured):
+    assert choose_precision(large, CUDA) == "bf16"
+    assert choose_precision(large, torch.device("mps")) == "float32"
+    assert measured["count"] == 0
+
+
+@pytest.mark.parametrize("asked", ["float32", "bf16"])
+def test_what_is_asked_for_is_obeyed_without_measuring(
+    large, measured, monkeypatch, asked
+):
+    assert CLIP(large, None, None, precision=asked).precision == asked
+    other = {"float32": "bf16", "bf16": "float32"}[asked]
+    monkeypatch.setenv("CLIPADAPT_PRECISION", asked)
+    assert choose_precision(large, CPU) == choose_precision(large, CUDA) == asked
+    assert load_clip(device="cpu").precision == asked
+    assert CLIP(large, None, None, precision=other).precision == other
+    assert measured["count"] == 0
+
+
+def test_the_environment_is_checked(large, measured, monkeypatch):
+    monkeypatch.setenv("CLIPADAPT_PRECISION", "half")
+    with pytest.raises(ValueError, match="CLIPADAPT_PRECISION must be .* not 'half'"):
+        choose_precision(large, CPU)
+    monkeypatch.setenv("CLIPADAPT_PRECISION", "")
+    assert choose_precision(large, CPU) == "bf16"
+
+
+def test_a_machine_is_measured_once(measured, monkeypatch):
+    assert bfloat16_gain() == bfloat16_gain() == 2.5
+    another_process()
+    measured["gain"] = 1.0
+    assert bfloat16_gain() == 2.5 and measured["count"] == 1
+    kept = json.loads(record().read_text())
+    assert set(kept) == {"processor", "torch", "threads", "gain"}
+
+
+@pytest.mark.parametrize("what", ["processor", "PyTorch", "threads"])
+def test_another_machine_is_measured_anew(measured, monkeypatch, what):
+    bfloat16_gain()
+    if what == "processor":
+        monkeypatch.setattr(module, "_processor", lambda: "another")
+    if what == "PyTorch":
+        monkeypatch.setattr(module.torch, "__version__", "99.0")
+    if what == "threads":
+        monkeypatch.setattr(module.torch, "get_num_threads", lambda: 77)
+    measured["gain"] = 1.0
+    assert bfloat16_gain() == 1.0 and measured["count"] == 2
+    assert len(list(cache_directory().glob("bfloat16-*.json"))) == 2
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda kept: "",
+        lambda kept: "{}",
+        lambda kept: kept[: len(kept) // 2],
+        lambda kept: kept.replace("2.5", "-2.5"),
+        lambda kept: kept.replace("2.5", "0.0"),
+        lambda kept: kept.replace("2.5", "Infinity"),
+        lambda kept: kept.replace("2.5", "NaN"),
+        lambda kept: kept.replace('"threads": ', '"threads": 9'),
+        lambda kept: kept.replace('"processor": "', '"processor": "a stranger, '),
+    ],
+)
+def test_a_damaged_record_is_measured_and_written_again(measured, damage):
+    bfloat16_gain()
+    whole = record().read_text()
+    record().write_text(damage(whole))
+    another_process()
+    assert bfloat16_gain() == 2.5 and measured["count"] == 2
+    assert record().read_text() == whole
+
+
+@pytest.mark.parametrize("refusal", ["file", "folder"])
+def test_a_disk_that_refuses_costs_the_measuring_only(
+    measured, monkeypatch, tmp_path, refusal
+):
+    if refusal == "file":  # a part of the path is no folder
+        (tmp_path / "cache").write_text("no folder")
+    else:
+        error = OSError("not a private folder")
+        monkeypatch.setattr(
+            module, "cache_directory", lambda: (_ for _ in ()).throw(error)
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert bfloat16_gain() == bfloat16_gain() == 2.5
+    assert measured["count"] == 1
+    another_process()
+    assert bfloat16_gain() == 2.5 and measured["count"] == 2
+
+
+def test_the_measurement_leaves_the_random_state_alone():
+    before = torch.get_rng_state()
+    gain = module._measure_gain(seconds=0)
+    assert 0 < gain < math.inf and torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_processor_has_a_name():
+    assert module._processor() == module._processor() != ""
+    assert "\n" not in module._processor()
+
+
+@pytest.mark.parametrize("kind", TINY)
+def test_the_copy_is_that_of_pytorch_and_shares_nothing(kind):
+    clip = tiny(TINY[kind])
+    ours, theirs = module._in_bfloat16(clip.model), tiny(TINY[kind]).model.bfloat16()
+    pairs = zip(ours.state_dict().items(), theirs.state_dict().items())
+    for (name, tensor), (other, expected) in pairs:
+        assert name == other and tensor.dtype == expected.dtype
+        assert torch.equal(tensor, expected)
+    for tensor, expected in zip(ours.buffers(), theirs.buffers()):
+        assert tensor.dtype == expected.dtype and torch.equal(tensor, expected)
+    assert all(weight.dtype == torch.float32 for weight in clip.model.parameters())
+    assert not any(weight.requires_grad for weight in ours.parameters())
+
+
+def test_the_copy_is_kept_until_a_weight_changes(test_images):
+    half = load_clip(device="cpu", precision="bf16")
+    first, model = half.encode_image(test_images), half._model()
+    assert half._model() is model is not half.model
+    half.model.visual.proj.data += 0.1  # as an optimiser changes it
+    assert half._model() is not model
+    assert not torch.equal(half.encode_image(test_images), first)
+    exact = load_clip(device="cpu", precision="float32")
+    assert exact._model() is exact.model
+
+
+def test_features_of_two_precisions_are_never_mixed(clip, test_images):
+    half = load_clip(device="cpu", precision="bf16")
+    assert clip_facts(clip) != clip_facts(half)
+    both = [each.encode_image(test_images) for each in (clip, half)]
+    assert (both[0] * both[1]).sum(1).min() > 0.999
