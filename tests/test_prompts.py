@@ -41,7 +41,8 @@ def large(request):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model, _, preprocess = open_clip.create_model_and_transforms(request.param)
-    return CLIP(model, preprocess, open_clip.get_tokenizer(request.param))
+    tokenizer = open_clip.get_tokenizer(request.param)
+    return CLIP(model, preprocess, tokenizer, precision="float32")
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from open_clip.transformer import (
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from ..clip.model import CLIP
+from ..clip.model import CLIP, PRECISIONS, _in_bfloat16
 from ..clip.templates import average_prompts, encode_prompts
 from ..images.sets import ImageSet, as_imageset, check_classnames, check_count
 
@@ -41,21 +41,28 @@ def _causal_block(
 
     shared: [1, P, W], the beginning, computed once.
     own: [C, S, W], the rest of each text, which sees the beginning and itself.
+
+    A block in bfloat16 multiplies by its weights in bfloat16; the attention, and the
+    sum that runs through all blocks, are float32.
     """
-    attention = block.attn
+    attention, dtype = block.attn, block.attn.in_proj_weight.dtype
+    half = dtype == torch.bfloat16
 
     def heads(x):
         projected = F.linear(
-            block.ln_1(x), attention.in_proj_weight, attention.in_proj_bias
+            block.ln_1(x.to(dtype)), attention.in_proj_weight, attention.in_proj_bias
         )
+        projected = projected.float() if half else projected
         return [
             part.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
             for part in projected.chunk(3, -1)
         ]
 
     def rest(x, attended):
-        x = x + block.ls_1(attention.out_proj(attended.transpose(1, 2).flatten(2)))
-        return x + block.ls_2(block.mlp(block.ln_2(x)))
+        attended = attended.transpose(1, 2).flatten(2)
+        attended = attended.to(dtype) if half else attended
+        x = x + block.ls_1(attention.out_proj(attended))
+        return x + block.ls_2(block.mlp(block.ln_2(x.to(dtype))))
 
     (query, key, value), (own_query, own_key, own_value) = heads(shared), heads(own)
     keys, values = (
@@ -80,12 +87,16 @@ class TextTower(nn.Module):
     clip: the CLIP whose text encoder it is.
     classnames: the C names.
     room: the length of the longest prefix that will be asked for.
+    half: compute with a bfloat16 copy of the transformer's weights; its attention stays
+        in float32. Blocks of another kind than OpenCLIP's usual one stay as they are.
 
     Raises ValueError when a class name is too long for it (which, and by how many
     tokens), and for a text encoder that is not causal or has no end token.
     """
 
-    def __init__(self, clip: CLIP, classnames: Sequence[str], room: int):
+    def __init__(
+        self, clip: CLIP, classnames: Sequence[str], room: int, half: bool = False
+    ):
         super().__init__()
         tower = getattr(clip.model, "text", clip.model)
         tokens = clip.tokenizer(list(classnames)).to(clip.device)
@@ -95,6 +106,10 @@ class TextTower(nn.Module):
             embedded = tower.token_embedding(tokens[:, : int(ends.max()) + 1]).float()
         self.start, self.names, self.ends = embedded[:1, :1], embedded[:, 1:], ends - 1
         self._tower = [tower]  # in a list: neither trained nor saved with this module
+        blocks = tower.transformer.resblocks
+        self._usual = all(type(block) is ResidualAttentionBlock for block in blocks)
+        copied = half and self._usual
+        self._blocks = [_in_bfloat16(blocks) if copied else blocks]
 
     def forward(self, prefix: torch.Tensor) -> torch.Tensor:
         """Unit class embeddings, float32 [C, D], for a prefix [P, W]."""
@@ -102,9 +117,8 @@ class TextTower(nn.Module):
         shared = torch.cat([self.start, prefix[None]], 1)
         split, last = shared.shape[1], shared.shape[1] + self.names.shape[1]
         shared, own = shared + positions[:split], self.names + positions[split:last]
-        blocks = tower.transformer.resblocks
-        if all(type(block) is ResidualAttentionBlock for block in blocks):
-            for block in blocks:
+        if self._usual:
+            for block in self._blocks[0]:
                 shared, own = _causal_block(block, shared, own)
         else:  # blocks of another kind: whole texts through their own transformer
             whole = torch.cat([shared.expand(len(own), -1, -1), own], 1)
@@ -444,7 +458,12 @@ class TextualPrompt(Prompt):
     length: how many vectors. They start as normal noise (standard deviation 0.02).
     words: start as the embeddings of these words instead; their number of tokens is
         then the length.
+    precision: of the text encoder: "float32"; "bf16", which computes with bfloat16
+        weights (on a CPU with float32 attention); or "auto", that of the CLIP. The
+        vectors, their gradients and the logits are float32 in any case.
     seed: of the noise.
+
+    Raises ValueError for another precision.
     """
 
     def __init__(
@@ -454,12 +473,19 @@ class TextualPrompt(Prompt):
         *,
         length: int = 16,
         words: str | None = None,
+        precision: str = "auto",
         seed: int = 0,
     ):
         super().__init__(clip, classnames)
+        if precision not in PRECISIONS:
+            raise ValueError(
+                f"precision must be 'auto', 'float32' or 'bf16', not {precision!r}"
+            )
+        self.precision = clip.precision if precision == "auto" else precision
+        half = self.precision == "bf16" and clip.device.type == "cpu"
         start = _word_embeddings(clip, words) if words else None
         room = length if start is None else len(start)
-        self.tower = TextTower(clip, self.classnames, room)
+        self.tower = TextTower(clip, self.classnames, room, half)
         if start is None:
             shape = (length, self.tower.names.shape[2])
             self.prefix = _noise(shape, 0.02, seed, clip.device)
@@ -477,7 +503,10 @@ class TextualPrompt(Prompt):
         return inputs
 
     def embed_classes(self) -> torch.Tensor:
-        return self.tower(self.prefix)
+        device = self._clip[0].device.type
+        half = self.precision == "bf16" and device != "cpu"
+        with torch.autocast(device, torch.bfloat16, enabled=half):
+            return self.tower(self.prefix)
 
 # %% ../../nbs/06_prompts.ipynb #cell-28
 #| code-fold: true
