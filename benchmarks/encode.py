@@ -1,10 +1,14 @@
 """encode_image against a plain OpenCLIP loop: the same images, the same models, one
-run; ratios of images per second.
+run; ratios of wall and CPU time.
 
 python benchmarks/encode.py [--images 899] [--large-images 192] [--rounds 5]
+
+Other processes slow bfloat16 and float32 alike, so the contenders take turns, and the
+load of the machine is printed. For "auto" see `clipadapt.clip.model.choose_precision`.
 """
 
 import argparse
+import os
 import statistics
 import time
 
@@ -14,6 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from clipadapt import CLIP, digits, load_clip
+from clipadapt.clip.model import bfloat16_gain, choose_precision
 
 
 def plain_loop(clip, images, batch_size=64):
@@ -56,55 +61,40 @@ def with_precision(clip, precision):
 
 
 def measure(label, clip, images, rounds):
-    """Median seconds of each contender over interleaved rounds, and how far their
-    features agree."""
+    """Median wall and CPU seconds of each contender over interleaved rounds, and how
+    far their features agree."""
+    exact, half = (with_precision(clip, each) for each in ("float32", "bf16"))
     contenders = {
         "plain OpenCLIP loop": lambda: plain_loop(clip, images),
-        "encode_image, float32": lambda: with_precision(clip, "float32").encode_image(
-            images
-        ),
-        "encode_image, bf16": lambda: with_precision(clip, "bf16").encode_image(images),
+        "encode_image, float32": lambda: exact.encode_image(images),
+        "encode_image, bf16": lambda: half.encode_image(images),
     }
     features = {name: encode() for name, encode in contenders.items()}
-    seconds = {name: [] for name in contenders}
+    spent = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, encode in contenders.items():
-            start = time.perf_counter()
+            wall, cpu = time.perf_counter(), time.process_time()
             encode()
-            seconds[name].append(time.perf_counter() - start)
-    plain = statistics.median(seconds["plain OpenCLIP loop"])
+            spent[name].append((time.perf_counter() - wall, time.process_time() - cpu))
+    seconds = {
+        name: tuple(map(statistics.median, zip(*both))) for name, both in spent.items()
+    }
+    plain, exact = (
+        seconds[name] for name in ("plain OpenCLIP loop", "encode_image, float32")
+    )
+    reference = features["plain OpenCLIP loop"]
     return [
         {
             "model": label,
             "contender": name,
-            "images/s": len(images) / statistics.median(times),
-            "ratio": plain / statistics.median(times),
-            "lowest cosine": (features[name] * features["plain OpenCLIP loop"])
-            .sum(1)
-            .min()
-            .item(),
+            "images/s": len(images) / wall,
+            "plain / this (wall)": plain[0] / wall,
+            "float32 / this (wall)": exact[0] / wall,
+            "float32 / this (CPU)": exact[1] / cpu,
+            "lowest cosine": (features[name] * reference).sum(1).min().item(),
         }
-        for name, times in seconds.items()
+        for name, (wall, cpu) in seconds.items()
     ]
-
-
-def matrix_product_gain():
-    """How much faster this machine multiplies matrices in bfloat16 than in float32: the
-    most that bf16 can gain."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    seconds = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        tokens, weights = (
-            torch.randn(3200, 768, device=device, dtype=dtype),
-            torch.randn(768, 3072, device=device, dtype=dtype),
-        )
-        times = []
-        for _ in range(10):
-            start = time.perf_counter()
-            (tokens @ weights).sum().item()
-            times.append(time.perf_counter() - start)
-        seconds[dtype] = statistics.median(times)
-    return seconds[torch.float32] / seconds[torch.bfloat16]
 
 
 if __name__ == "__main__":
@@ -118,15 +108,18 @@ if __name__ == "__main__":
     large = [
         test[i % len(test)][0].resize((320, 240)) for i in range(options.large_images)
     ]
+    large_model = large_clip()
     rows = measure(
         "built-in", load_clip(precision="float32"), small, options.rounds
-    ) + measure("ViT-B/32, random", large_clip(), large, options.rounds)
+    ) + measure("ViT-B/32, random", large_model, large, options.rounds)
+    where = "GPU" if torch.cuda.is_available() else "CPU"
     print(
-        f"torch {torch.__version__}, {torch.get_num_threads()} threads, "
-        f"{'GPU' if torch.cuda.is_available() else 'CPU'}"
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {where},"
+        f" load {os.getloadavg()[0]:.1f} on {os.cpu_count()} processors"
     )
     print(
-        f"matrix products in bfloat16 run {matrix_product_gain():.2f} times as fast "
-        "here as in float32: more than that bf16 cannot gain"
+        f"a transformer block computes {bfloat16_gain():.2f} times as fast in bfloat16"
+        " on this CPU; 'auto' takes"
+        f" {choose_precision(large_model.model, large_model.device)} for ViT-B/32"
     )
     print(pd.DataFrame(rows).to_string(index=False, float_format="{:.4g}".format))

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,26 @@ __all__ = ['DEVICE_SHARE', 'TextTower', 'text_ends', 'read_out', 'free_memory', 
 # %% ../../nbs/06_prompts.ipynb #cell-13
 #| code-fold: true
 #| code-summary: "One block of the transformer, with a shared beginning"
+def _attend(shared: Sequence, own: Sequence) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention in texts that begin alike: what comes out for both parts.
+
+    shared: query, key and value [1, heads, P, W / heads] of the beginning.
+    own: those of the rest of each text, [C, heads, S, W / heads].
+    """
+    (query, key, value), (own_query, own_key, own_value) = shared, own
+    keys, values = (
+        torch.cat([first.expand(len(own_query), -1, -1, -1), then], 2)
+        for first, then in ((key, own_key), (value, own_value))
+    )
+    visible = torch.ones(
+        own_query.shape[2], keys.shape[2], dtype=torch.bool, device=keys.device
+    ).tril(key.shape[2])
+    return (
+        F.scaled_dot_product_attention(query, key, value, is_causal=True),
+        F.scaled_dot_product_attention(own_query, keys, values, attn_mask=visible),
+    )
+
+
 def _causal_block(
     block: ResidualAttentionBlock, shared: torch.Tensor, own: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -41,44 +61,67 @@ def _causal_block(
 
     shared: [1, P, W], the beginning, computed once.
     own: [C, S, W], the rest of each text, which sees the beginning and itself.
-
-    A block in bfloat16 multiplies by its weights in bfloat16; the attention, and the
-    sum that runs through all blocks, are float32.
     """
-    attention, dtype = block.attn, block.attn.in_proj_weight.dtype
-    half = dtype == torch.bfloat16
+    attention = block.attn
 
     def heads(x):
-        projected = F.linear(
-            block.ln_1(x.to(dtype)), attention.in_proj_weight, attention.in_proj_bias
+        return _heads(
+            F.linear(block.ln_1(x), attention.in_proj_weight, attention.in_proj_bias),
+            attention.num_heads,
         )
-        projected = projected.float() if half else projected
-        return [
-            part.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
-            for part in projected.chunk(3, -1)
-        ]
 
     def rest(x, attended):
-        attended = attended.transpose(1, 2).flatten(2)
-        attended = attended.to(dtype) if half else attended
-        x = x + block.ls_1(attention.out_proj(attended))
-        return x + block.ls_2(block.mlp(block.ln_2(x.to(dtype))))
+        x = x + block.ls_1(attention.out_proj(attended.transpose(1, 2).flatten(2)))
+        return x + block.ls_2(block.mlp(block.ln_2(x)))
 
-    (query, key, value), (own_query, own_key, own_value) = heads(shared), heads(own)
-    keys, values = (
-        torch.cat([first.expand(len(own), -1, -1, -1), then], 2)
-        for first, then in ((key, own_key), (value, own_value))
+    attended, own_attended = _attend(heads(shared), heads(own))
+    return rest(shared, attended), rest(own, own_attended)
+
+
+def _heads(projected: torch.Tensor, count: int) -> list[torch.Tensor]:
+    """Query, key and value, each [B, heads, S, W / heads], of [B, S, 3 W]."""
+    parts = projected.chunk(3, -1)
+    return [part.unflatten(-1, (count, -1)).transpose(1, 2) for part in parts]
+
+# %% ../../nbs/06_prompts.ipynb #half-2
+#| code-fold: true
+#| code-summary: "The same in bfloat16"
+def _half_blocks(
+    blocks: Iterable[Any], shared: torch.Tensor, own: torch.Tensor
+) -> torch.Tensor:
+    """`own` after blocks in bfloat16, float32 [C, S, W]; shared: [1, P, W].
+
+    All positions of all texts are rows of one matrix, so that each weight is read once:
+    products of their own for the few positions of the beginning cost more than that.
+    """
+    rows, beginning = torch.cat([shared[0], own.flatten(0, 1)]), shared.shape[1]
+    for block in blocks:
+        rows = _half_block(block, rows, beginning, len(own))
+    return rows[beginning:].view_as(own)
+
+
+def _half_block(
+    block: ResidualAttentionBlock, rows: torch.Tensor, beginning: int, count: int
+) -> torch.Tensor:
+    """One causal block in bfloat16, with attention and the running sum in float32.
+
+    rows: float32 [P + C S, W]: the P = `beginning` positions that all C = `count` texts
+        share, then the others of each.
+    """
+    attention, half = block.attn, torch.bfloat16
+    projected = F.linear(
+        block.ln_1(rows.to(half)), attention.in_proj_weight, attention.in_proj_bias
+    ).float()
+    shared, own = projected[None, :beginning], projected[beginning:]
+    shared, own = (
+        _heads(part, attention.num_heads)
+        for part in (shared, own.unflatten(0, (count, -1)))
     )
-    visible = torch.ones(
-        own.shape[1], keys.shape[2], dtype=torch.bool, device=own.device
-    ).tril(shared.shape[1])
-    return (
-        rest(shared, F.scaled_dot_product_attention(query, key, value, is_causal=True)),
-        rest(
-            own,
-            F.scaled_dot_product_attention(own_query, keys, values, attn_mask=visible),
-        ),
+    attended = torch.cat(
+        [part.transpose(1, 2).flatten(2).flatten(0, 1) for part in _attend(shared, own)]
     )
+    rows = rows + block.ls_1(attention.out_proj(attended.to(half)))
+    return rows + block.ls_2(block.mlp(block.ln_2(rows.to(half))))
 
 # %% ../../nbs/06_prompts.ipynb #cell-14
 class TextTower(nn.Module):
@@ -108,8 +151,8 @@ class TextTower(nn.Module):
         self._tower = [tower]  # in a list: neither trained nor saved with this module
         blocks = tower.transformer.resblocks
         self._usual = all(type(block) is ResidualAttentionBlock for block in blocks)
-        copied = half and self._usual
-        self._blocks = [_in_bfloat16(blocks) if copied else blocks]
+        self._half = half and self._usual
+        self._blocks: list[Any] = [_in_bfloat16(blocks) if self._half else blocks]
 
     def forward(self, prefix: torch.Tensor) -> torch.Tensor:
         """Unit class embeddings, float32 [C, D], for a prefix [P, W]."""
@@ -117,7 +160,9 @@ class TextTower(nn.Module):
         shared = torch.cat([self.start, prefix[None]], 1)
         split, last = shared.shape[1], shared.shape[1] + self.names.shape[1]
         shared, own = shared + positions[:split], self.names + positions[split:last]
-        if self._usual:
+        if self._half:
+            own = _half_blocks(self._blocks[0], shared, own)
+        elif self._usual:
             for block in self._blocks[0]:
                 shared, own = _causal_block(block, shared, own)
         else:  # blocks of another kind: whole texts through their own transformer
