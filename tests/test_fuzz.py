@@ -4,10 +4,13 @@ import os
 import sys
 import time
 
+import numpy as np
 import pytest
 from fuzz import runner
 from fuzz.runner import Target, Wrong, prepared, run
 from fuzz.targets import TARGETS
+
+from clipadapt.clip import model
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux", reason="needs fork and limits of memory"
@@ -88,6 +91,34 @@ def test_what_must_be_noticed_is_noticed(monkeypatch):
     assert kinds == ["Wrong", "KeyError", "ValueError", "UnicodeDecodeError", "hang"]
     assert [ending["kind"] for ending in second.escaped] == ["MemoryError", "crash"]
     assert "--only naughty --seed 3 --number 3" in runner.report(first, 3)
+
+
+def test_commands_use_what_was_prepared(tmp_path, monkeypatch):
+    """A patch of a name that nobody looks up would change nothing, and say nothing."""
+    loads, real = [], model.builtin_directory
+    monkeypatch.setattr(
+        model, "builtin_directory", lambda: loads.append("built-in") or real()
+    )
+    monkeypatch.setenv("CLIPADAPT_CACHE", str(tmp_path))
+    with prepared(TARGETS["command-line"]) as target:
+        for command, *options in (
+            ["zero-shot"],
+            ["caption"],
+            ["predict", "--saved", target.root / "run"],
+            ["encode", "--device", "cpu", "--out", target.root / "features.npy"],
+            ["adapt", "--out", target.root / "adapted"],
+        ):
+            result = target.invoke(command, *options)
+            assert result.exit_code == 0, result.output
+            shown = [line for line in result.stdout.splitlines() if "image " in line]
+            assert len(shown) in (0, 6), result.stdout
+        assert len(np.load(target.root / "features.npy")) == 6
+        table = (target.root / "adapted" / "predictions.csv").read_text()
+        assert len(table.splitlines()) == 1 + 6
+        cached = sorted(path.name for path in (target.root / "cache").iterdir())
+        assert cached == ["captions.sqlite", "features"]
+    assert loads == ["built-in"]
+    assert all(path.name.startswith("builtin-") for path in tmp_path.iterdir())
 
 
 def test_inputs_are_the_same_every_time():

@@ -83,18 +83,13 @@ def test_a_selection_is_both_rules_at_once(seed, k, threshold):
 @settings(deadline=None)
 def test_suspicion_is_the_one_of_loops(seed, by):
     rng = np.random.default_rng(seed)
-    table, labels = (
-        rng.dirichlet(np.full(4, 0.5), 15).astype(np.float32),
-        rng.integers(-1, 4, 15),
-    )
+    table = rng.dirichlet(np.full(4, 0.5), 15).astype(np.float32)
+    labels = rng.integers(-1, 4, 15)
     found = suspicion(table, labels, by)
     assert sorted(found["image"]) == np.flatnonzero(labels >= 0).tolist()
     assert (np.diff(found[by]) >= 0).all()
     thresholds = [
-        np.mean([table[i, c] for i in range(15) if labels[i] == c])
-        if c in labels
-        else 2
-        for c in range(4)
+        np.mean(table[labels == c, c]) if c in labels else 2 for c in range(4)
     ]
     for row in found.itertuples():
         others = [c for c in range(4) if c != row.label]
@@ -119,11 +114,9 @@ def test_the_browser_follows_its_sliders(images):
         (2, 0.7, 2),
         (1, 1.0, 2),
     ]:
-        browser.k.value, browser.threshold.value, browser.classname.value = (
-            k,
-            threshold,
-            number,
-        )
+        browser.k.value = k
+        browser.threshold.value = threshold
+        browser.classname.value = number
         expected = select(TABLE, browser.k.value, threshold)
         assert browser.chosen.images.tolist() == expected.images.tolist()
         assert browser.text() == describe(expected, number, NAMES, 12, LABELS)
@@ -151,10 +144,8 @@ def test_purity_counts_labelled_images_only(images):
 @pytest.mark.parametrize("count,width", [(1, 1), (4, 1), (3, 40)])
 def test_one_image_one_class_many_classes(count, width):
     images = [np.full((5, 9), 40 * i, np.uint8) for i in range(count)]
-    table, names = (
-        np.random.default_rng(1).dirichlet(np.ones(width), count),
-        [f"class {i}" for i in range(width)],
-    )
+    table = np.random.default_rng(1).dirichlet(np.ones(width), count)
+    names = [f"class {i}" for i in range(width)]
     panels = [
         browse_pseudolabels(images, table, names, np.zeros(count, int)),
         audit(images, table, np.zeros(count, int), names),
@@ -339,10 +330,8 @@ def test_a_comparison_says_what_it_takes(images, methods):
 def test_curves_are_throttled_and_complete(monkeypatch):
     now = iter(np.arange(0, 1000, 0.1))
     monkeypatch.setattr("clipadapt.app.widgets.time.monotonic", lambda: next(now))
-    watch, method = (
-        live_curves(lambda method: {"accuracy": len(method.history_)}, every=1),
-        SimpleNamespace(history_=[]),
-    )
+    watch = live_curves(lambda method: {"accuracy": len(method.history_)}, every=1)
+    method = SimpleNamespace(history_=[])
     for epoch in range(50):
         method.history_.append(
             {"loss": 1.0 / (epoch + 1), "phase": "a", "nothing": None}

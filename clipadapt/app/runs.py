@@ -143,14 +143,23 @@ def image_names(images: ImageSet) -> list[str]:
     paths = [str(item) if isinstance(item, (str, Path)) else None for item in items]
     return [path or f"image {number}" for number, path in enumerate(paths)]
 
+
+def _say_images(images: ImageSet) -> None:
+    labelled, skipped = (images.labels >= 0).sum(), len(images.skipped)
+    more = f", {skipped} skipped because they cannot be read" if skipped else ""
+    what = "%d images, %d of them labelled, %d classes%s"
+    logger.info(what, len(images), labelled, len(images.classnames), more)
+
 # %% ../../nbs/engine/runs.ipynb #cell-13
 def read_images(
     folder: str | None, names: list[str] | None, max_pixels: int, split: str = "train"
 ) -> ImageSet:
     """The images of a folder, counted by `names`; the handwriting without a folder.
 
-    folder, max_pixels, split: as for `image_set`.
+    folder: as for `image_set`.
     names: the class names; None for those of the sub-folders.
+    max_pixels: larger images are skipped.
+    split: the half of the handwriting, "train" or "test".
 
     Labels stay when all sub-folders are classes; the names of the others are said.
     Raises ValueError when there are no class names at all, or two that one sub-folder
@@ -175,13 +184,6 @@ def read_images(
     )
     _say_images(read)
     return read
-
-
-def _say_images(images: ImageSet) -> None:
-    labelled, skipped = (images.labels >= 0).sum(), len(images.skipped)
-    more = f", {skipped} skipped because they cannot be read" if skipped else ""
-    what = "%d images, %d of them labelled, %d classes%s"
-    logger.info(what, len(images), labelled, len(images.classnames), more)
 
 # %% ../../nbs/engine/runs.ipynb #cell-14
 def _labels(images: ImageSet, names: list[str], where: str) -> np.ndarray | None:

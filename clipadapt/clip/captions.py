@@ -829,7 +829,7 @@ def measure_attributes(image: Image.Image, kind: str = "digit") -> Attributes:
     """Measure stroke, slant, width, loops, colour and background of a drawing.
 
     image: a drawing on a plain ground; it is reduced or enlarged to 32 pixels first,
-        the size for which the thresholds of the appendix hold. What is no drawing
+        the size for which the thresholds of `glyphs` hold. What is no drawing
         (`is_drawing`) is measured as if it were one.
     kind: only passed on.
 

@@ -285,7 +285,7 @@ def _is_watched() -> bool:
     in_notebook = "ipykernel.zmqshell" in sys.modules
     return in_notebook or (sys.stderr is not None and sys.stderr.isatty())
 
-
+# %% ../../nbs/engine/sets.ipynb #track-3
 def track(
     iterable: Iterable | None = None,
     description: str = "",

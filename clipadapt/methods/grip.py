@@ -88,13 +88,14 @@ def loss_weights(
     setting: one of `SETTINGS`.
     labelled, pseudolabelled: how many examples each part has; an absent one gets 0.
     reading: "shares" weights each part by its share of the examples, so that all count
-        the same on average (ours, and the default of the methods). "recommended", as we
-        read Menghini et al. 2023: semi-supervised learning weights the labelled part by
-        pseudolabelled / labelled, transductive learning the pseudolabelled part by
-        labelled / pseudolabelled. "published", as their code does: FPL the same, with
-        the square root of the ratio for multimodal prompts; IFPL and GRIP weight the
-        labelled part of semi-supervised learning by labelled / pseudolabelled instead,
-        and take no root.
+        about the same where most batches hold both kinds, and labelled ones less
+        where many batches hold none (ours, and the default of the methods).
+        "recommended" (the default of this function), as we read Menghini et al. 2023:
+        semi-supervised learning weights the labelled part by pseudolabelled / labelled,
+        transductive learning the pseudolabelled part by labelled / pseudolabelled.
+        "published", as their code does: FPL the same, with the square root of the ratio
+        for multimodal prompts; IFPL and GRIP weight the labelled part of
+        semi-supervised learning by labelled / pseudolabelled instead, and take no root.
     iterated: whether there are several rounds, as in IFPL and GRIP, or one as in FPL.
     prompt: the kind of prompt, one of `PROMPTS`.
 
@@ -439,19 +440,22 @@ class PromptSelfTraining(_Prompted):
     rounds: of IFPL and GRIP.
     growth: of GRIP, for each round the share of the unlabelled images that is used,
         above 0 and up to 1; None grows in `rounds` equal steps.
-    policy: that of `top_k`, "per-class", "argmax" or "one-class".
+    policy: which images a class may choose: "per-class" any, "argmax" those whose
+        highest score is for it, "one-class" those that no other class has (see
+        `top_k`).
     templates: of the zero-shot classifier that labels first, and of visual prompts
         unless `options` name others.
     weights: of the labelled and the pseudolabelled part of the loss: "shares", by which
-        all images count the same, "recommended" or "published", two readings of the
-        paper (see `loss_weights`), or two numbers. The default is ours: the paper's
+        all images count about the same, "recommended" or "published", two readings of
+        the paper (see `loss_weights`), or two numbers. The default is ours: the paper's
         ratios have no bound, and with few labels they ruin fits.
     reinit: start every round from the same untrained prompt, or go on with the last.
     setting: one of `SETTINGS` that the labels must mean; None takes any.
     pool: asked for in transductive learning, without effect elsewhere. "unseen" says
         that unlabelled images show classes without a label only (the paper's protocol),
         "mixed" that they may show any.
-    epochs, batch_size, momentum, weight_decay, warmup: see `Recipe`.
+    epochs, batch_size, momentum, weight_decay, warmup: the hyperparameters of the
+        training in a round, see `clipadapt.learning.training.Recipe`.
     learning_rate: the highest one; None is the paper's for the kind of prompt.
     checkpoint: a file that is written after every round, and from which a killed fit
         goes on. It is not saved with the method.
@@ -579,7 +583,7 @@ class IFPL(PromptSelfTraining):
 
 # %% ../../nbs/07_grip.ipynb #cell-30
 class GRIP(PromptSelfTraining):
-    """Grow and refine pseudolabels: K grows until all images are used.
+    """Grow and refine pseudolabels: K grows until (nearly) all images are used.
 
     Menghini et al. 2023. K grows in `rounds` equal steps, or by `growth`, for each
     round the share of the pool. `k` has no effect; the other parameters are those of

@@ -1,4 +1,4 @@
-"""Drive the chapter on widgets in JupyterLab, in a real browser, as a reader does;
+"""Drive the notebook on widgets in JupyterLab, in a real browser, as a reader does;
 photographs go to runs/browser/. Run by `make test-browser`.
 
 The browser is a Chromium: the environment variable CHROMIUM, or /usr/bin/chromium.
@@ -23,7 +23,8 @@ from clipadapt.app.widgets import describe, select
 
 project = Path(__file__).resolve().parents[2]
 photos = project / "runs" / "browser"
-CHAPTER, TOKEN = os.environ.get("CHAPTER", "17_widgets"), "reader"
+WIDGETS, TOKEN = "engine/widgets", "reader"
+NOTEBOOK = os.environ.get("NOTEBOOK", WIDGETS)  # a path below nbs/, without its ending
 # Cells that are run before the notebook has its kernel make JupyterLab ask for one, in
 # a dialog that takes every key.
 KERNEL_READY = """() => {
@@ -44,10 +45,11 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """JupyterLab over a copy of the chapter, with settings of its own; its address."""
+    """JupyterLab over a copy of the notebook, with settings of its own; its address."""
     folder = tmp_path_factory.mktemp("lab")
-    (folder / "nbs").mkdir()
-    shutil.copy(project / "nbs" / f"{CHAPTER}.ipynb", folder / "nbs")
+    copy = folder / "nbs" / f"{NOTEBOOK}.ipynb"
+    copy.parent.mkdir(parents=True)
+    shutil.copy(project / "nbs" / f"{NOTEBOOK}.ipynb", copy)
     for name, values in SETTINGS.items():
         file = folder / "settings" / f"{name}.jupyterlab-settings"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -95,7 +97,7 @@ def server(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def page(server):
-    """The chapter, open."""
+    """The notebook, open."""
     photos.mkdir(parents=True, exist_ok=True)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
@@ -104,7 +106,7 @@ def page(server):
         )
         page = browser.new_page(viewport={"width": 1400, "height": 1000})
         page.set_default_timeout(60_000)
-        page.goto(f"{server}/lab/tree/{CHAPTER}.ipynb?token={TOKEN}&reset")
+        page.goto(f"{server}/lab/tree/{NOTEBOOK}.ipynb?token={TOKEN}&reset")
         page.wait_for_selector(".jp-NotebookPanel .jp-CodeCell")
         page.wait_for_function(KERNEL_READY)
         yield page
@@ -113,7 +115,7 @@ def page(server):
 
 @pytest.fixture(scope="module")
 def ran(page):
-    """The chapter after all cells have run, and the texts that the live curves showed
+    """The notebook after all cells have run, and the texts that the live curves showed
     on the way."""
     seen = []
     page.evaluate(
@@ -204,11 +206,11 @@ def photograph(page, found, name: str) -> None:
 
 
 only_here = pytest.mark.skipif(
-    CHAPTER != "17_widgets", reason="another chapter is only run from top to bottom"
+    NOTEBOOK != WIDGETS, reason="another notebook is only run from top to bottom"
 )
 
 
-def test_the_chapter_runs(ran):
+def test_the_notebook_runs(ran):
     assert ran[0].locator(".jp-OutputArea-output").count()
 
 

@@ -6,14 +6,13 @@ TITLE = "FPL, IFPL and GRIP"
 DESCRIPTION = (
     "A loop of three steps: the model labels all images, the K surest images of each "
     "class are chosen, and a new prompt is trained on them, with which the model "
-    "labels "
-    "again. Bars below show K for each round: FPL has one round, IFPL ten rounds with "
-    "the same K, and in GRIP K grows until all images are used."
+    "labels again. Bars below show K for each round: FPL has one round, IFPL ten "
+    "rounds with the same K, and in GRIP K grows until nearly all images are used."
 )
 STRATEGIES = {
     "FPL": ("once", [16]),
     "IFPL": ("again and again", [16] * 10),
-    "GRIP": ("more every time", [9 * step for step in range(1, 11)]),
+    "GRIP": ("until nearly all", [9 * step for step in range(1, 11)]),
 }
 
 
@@ -34,9 +33,8 @@ def draw() -> Drawing:
     low = 172
     drawing.line([train.bottom, (640, low), (200, low)], "trained", width=1.8)
     drawing.arrow((200, low), guess.bottom, kind="trained")
-    drawing.text(
-        420, low + 18, "next round: label anew, with a larger K", kind="trained"
-    )
+    again = "next round: label anew (GRIP: with a larger K)"
+    drawing.text(420, low + 18, again, kind="trained")
     drawing.text(24, 236, "K in each round:", align="start", bold=True)
     for column, (name, (words, sizes)) in enumerate(STRATEGIES.items()):
         _bars(drawing, 60 + column * 240, name, words, sizes)
