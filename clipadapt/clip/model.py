@@ -18,10 +18,11 @@ import stat
 import tempfile
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, cached_property, partial
 from importlib.resources import files
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +43,20 @@ from clipadapt.images.files import (
     whole_directory,
     write_record,
 )
-from ..images.pictures import short_reason
-from ..images.sets import ImageSet, _Selection, _View, as_imageset, track
+from ..images.pictures import shared, short_reason
+from clipadapt.images.sets import (
+    ImageSet,
+    _Selection,
+    _View,
+    as_imageset,
+    draw_of,
+    track,
+    workers,
+)
 
 # %% auto #0
-__all__ = ['hash_weights', 'FrozenModel', 'CLIP', 'is_known', 'load_clip', 'cache_directory', 'builtin_directory',
-           'expand_weights']
+__all__ = ['View', 'cut_image', 'encode_all_views', 'hash_weights', 'FrozenModel', 'CLIP', 'is_known', 'load_clip',
+           'cache_directory', 'builtin_directory', 'expand_weights']
 
 # %% ../../nbs/engine/model.ipynb #cell-6
 def _split_preprocess(preprocess: Compose) -> tuple[Compose, Normalize] | None:
@@ -65,7 +74,7 @@ def _split_preprocess(preprocess: Compose) -> tuple[Compose, Normalize] | None:
         return Compose(steps[:-2]), steps[-1]
 
 
-def _ahead(function, items: Sequence, workers: int) -> Iterator:
+def _ahead(function, items: Iterable, workers: int) -> Iterator:
     """Map `function` over `items` in threads, in order.
 
     Never more than `2 * workers` results are ahead of the reader.
@@ -79,6 +88,29 @@ def _ahead(function, items: Sequence, workers: int) -> Iterator:
         while pending:
             yield pending.popleft().result()
 
+
+def _in_parts(
+    function: Callable[[int], Any], batches: Sequence[range], threads: int
+) -> Iterator[list]:
+    """`function` of every position, in threads: one list a batch, in order.
+
+    The threads share a batch, and two batches at most are ahead of the reader.
+    """
+    parts = [_parts(batch, threads) for batch in batches]
+    done = _ahead(
+        lambda part: [function(position) for position in part],
+        chain.from_iterable(parts),
+        threads,
+    )
+    for few in parts:
+        yield [result for _ in few for result in next(done)]
+
+
+def _parts(batch: range, count: int) -> list[range]:
+    """A batch in at most `count` parts, equally long but for the last."""
+    length = math.ceil(len(batch) / count)
+    return [batch[start : start + length] for start in range(0, len(batch), length)]
+
 # %% ../../nbs/engine/model.ipynb #cell-9
 def _batches(count: int, size: int) -> list[range]:
     if size < 1:
@@ -86,19 +118,57 @@ def _batches(count: int, size: int) -> list[range]:
     return [range(start, min(start + size, count)) for start in range(0, count, size)]
 
 # %% ../../nbs/engine/model.ipynb #cell-10
-def _pixels(preprocess, images: ImageSet, batch: range) -> torch.Tensor:
-    """One batch, prepared up to the arithmetic: uint8 [B, H, W, 3].
+View = tuple[Callable | None, int]  # a transform (None: as it is), and its seed
+
+
+def _prepared(preprocess, picture: Image.Image) -> np.ndarray | torch.Tensor:
+    """One picture, prepared up to the arithmetic: uint8 [H, W, 3].
 
     Or whatever an unusual preprocessing gives.
     """
-    split = _split_preprocess(preprocess)
-    pictures = (_middle(images[i][0], preprocess) for i in batch)
-    if split is None:
-        return torch.stack([preprocess(picture) for picture in pictures])
-    arrays = [np.asarray(split[0](picture)) for picture in pictures]
-    return torch.from_numpy(np.stack(arrays))
+    split, picture = _split_preprocess(preprocess), _middle(picture, preprocess)
+    return preprocess(picture) if split is None else np.asarray(split[0](picture))
+
+
+def cut_image(
+    clip: CLIP, images: ImageSet, index: int, views: Sequence[View]
+) -> list[np.ndarray | torch.Tensor]:
+    """One image, decoded once, as the model's input in every view.
+
+    clip: what will read the views; it says how many pixels it needs.
+    images: the N images.
+    index: the place of the image among them.
+    views: V pairs (transform, seed), as for `CLIP.encode_views`.
+
+    Returns V arrays uint8 [H, W, 3], to be normalised. Raises what `read_image` raises.
+    """
+    picture = images.read(index, clip.side)
+    number, cut = draw_of(images.images, index), []
+    for transform, seed in views:
+        seen = picture
+        if transform is not None:  # it may draw on what it gets
+            rng = np.random.default_rng([seed, number])
+            seen = transform(shared(picture), rng)
+        cut.append(_prepared(clip.preprocess, seen))
+    return cut
+
+
+def _stacked(pixels: Sequence | torch.Tensor) -> torch.Tensor:
+    """Prepared pictures as one batch, on the CPU."""
+    if isinstance(pixels, torch.Tensor):
+        return pixels
+    if isinstance(pixels[0], torch.Tensor):
+        return torch.stack([torch.as_tensor(each) for each in pixels])
+    return torch.from_numpy(np.stack(pixels))
 
 # %% ../../nbs/engine/model.ipynb #cell-11
+def _to_device(pixels: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """To a GPU through pinned memory, so that it can compute meanwhile."""
+    if device.type == "cuda" and pixels.device.type == "cpu":
+        return pixels.pin_memory().to(device, non_blocking=True)
+    return pixels.to(device)
+
+
 def _normalised(preprocess, pixels: torch.Tensor) -> torch.Tensor:
     if pixels.dtype != torch.uint8:
         return pixels
@@ -187,15 +257,29 @@ def _warn_when_cut(texts: Sequence[str], tokenizer) -> None:
 #| code-summary: "One batch after the other, checked to be finite"
 @torch.no_grad()
 def _encode(
-    clip: CLIP, encoder, batches: Iterator[torch.Tensor]
+    clip: CLIP, encoder, batches: Iterable[torch.Tensor]
 ) -> Iterator[torch.Tensor]:
-    """Encode batch after batch: unit features [B, D], float32 on the CPU."""
+    """Encode batch after batch: unit features [B, D], float32 on the CPU.
+
+    A GPU gets its next batch before we wait for the features of the last.
+    """
+    pending, ahead = deque(), 1 if clip.device.type == "cuda" else 0
     for batch in batches:
-        if batch.is_floating_point() and clip.precision == "bf16":
-            batch = batch.bfloat16()
-        with clip.autocast():
-            encoded = encoder(batch)
-        yield F.normalize(encoded.float(), dim=-1).cpu()
+        pending.append(_features(clip, encoder, batch))
+        if len(pending) > ahead:
+            yield pending.popleft().cpu()
+    while pending:
+        yield pending.popleft().cpu()
+
+
+def _features(clip: CLIP, encoder, batch: torch.Tensor) -> torch.Tensor:
+    """Unit features [B, D] of one batch, float32 where the CLIP computes."""
+    if not len(batch):
+        return torch.empty(0, clip.embed_dim)
+    if batch.is_floating_point() and clip.precision == "bf16":
+        batch = batch.bfloat16()
+    with clip.autocast():
+        return F.normalize(encoder(batch).float(), dim=-1)
 
 
 def _name(images: ImageSet, index: int) -> str:
@@ -235,6 +319,23 @@ def _collect(
             features.append(batch)
             progress.update(len(batch))
     return torch.cat(features)
+
+
+def encode_all_views(
+    clip: CLIP, images: ImageSet, views: Sequence[View], batch_size: int = 64
+) -> torch.Tensor:
+    """All views of all images as unit features, float32 [V, N, D] on the CPU.
+
+    clip, images, views, batch_size: as for `CLIP.encode_views`.
+    """
+    shape = len(views), len(images), clip.embed_dim
+    features, start = torch.empty(shape), 0
+    with track(None, "encoding views", "images", total=len(images)) as progress:
+        for batch in clip.encode_views(images, views, batch_size):
+            features[:, start : start + batch.shape[1]] = batch
+            start += batch.shape[1]
+            progress.update(batch.shape[1])
+    return features
 
 # %% ../../nbs/engine/model.ipynb #cell-22
 def hash_weights(model: torch.nn.Module) -> str:
@@ -356,6 +457,8 @@ class CLIP(FrozenModel):
     tokenizer: what makes token ids of a list of texts.
     name, pretrained: what `load_clip` was called with.
     device, precision: see `FrozenModel`.
+    exact: decode every file in full; otherwise a JPEG is decoded no larger than the
+        model needs it (`side`).
 
     `encode_image` and `encode_text` return L2-normalised float32 features [N, D] on the
     CPU. scikit-learn's `clone` shares the model instead of copying it.
@@ -371,8 +474,10 @@ class CLIP(FrozenModel):
         pretrained: str | None = None,
         device: str | torch.device = "cpu",
         precision: str = "auto",
+        exact: bool = False,
     ):
         super().__init__(model, device, precision)
+        self.exact = bool(exact)
         self.preprocess, self.tokenizer = preprocess, tokenizer
         self.name, self.pretrained = name, pretrained
 
@@ -380,6 +485,14 @@ class CLIP(FrozenModel):
     def embed_dim(self) -> int:
         """D, the length of a feature."""
         return self.encode_text(["a"]).shape[1]
+
+    @property
+    def side(self) -> int | None:
+        """How many pixels the shorter side of an image needs; None for all there are.
+
+        Twice what the model reads, so that its preprocessing still has the last word.
+        """
+        return None if self.exact else 2 * self.image_size
 
     @property
     def squashes(self) -> bool:
@@ -405,16 +518,49 @@ class CLIP(FrozenModel):
             self, self.encode_batches(images, batch_size), len(images), "image"
         )
 
-    def encode_batches(self, images, batch_size: int = 64) -> Iterator[torch.Tensor]:
+    def encode_batches(
+        self,
+        images,
+        batch_size: int = 64,
+        damaged: dict[int, str] | None = None,
+    ) -> Iterator[torch.Tensor]:
         """What `encode_image` returns, one batch [B, D] after the other.
 
         images, batch_size: as there. Memory does not grow with their number.
+        damaged: takes the number of each image that cannot be read, and why; its
+            features are NaN. Without it such an image is an error.
         """
-        images = as_imageset(images)
-        encoded = _encode(
-            self, self._model().encode_image, self.pixel_batches(images, batch_size)
-        )
-        return self._checked(encoded, partial(_name, images))
+        encoded = self.encode_views(images, [(None, 0)], batch_size, damaged)
+        return (features[0] for features in encoded)
+
+    def encode_views(
+        self,
+        images,
+        views: Sequence[View],
+        batch_size: int = 64,
+        damaged: dict[int, str] | None = None,
+        indices: Sequence[int] | None = None,
+    ) -> Iterator[torch.Tensor]:
+        """Features of several views of each image, which is decoded once for them all.
+
+        images, batch_size, damaged: as for `encode_batches`.
+        views: V pairs (transform, seed), as for `ImageSet.view`; a transform None
+            stands for the image as it is.
+        indices: the images to encode, in views of the whole set; None for all. What is
+            damaged is then counted by its place among them.
+
+        Yields [V, B, D], batch after batch: what `encode_image` gives of each view.
+        """
+        images, views = as_imageset(images), list(views)
+        if not views:
+            raise ValueError("views must hold at least one pair (transform, seed)")
+        chosen = images if indices is None else images.subset(indices)
+        order = range(len(images)) if indices is None else indices
+        read = partial(_try_to_cut, self, images, views, damaged is None, order)
+        batches = _batches(len(chosen), batch_size)
+        cut = _in_parts(read, batches, workers())
+        found = {} if damaged is None else damaged
+        return _encode_cut(self, cut, chosen, batches, len(views), found)
 
     def pixel_batches(self, images, batch_size: int = 64) -> Iterator[torch.Tensor]:
         """Preprocessed images, float32 [B, 3, H, W] on the CLIP's device.
@@ -423,12 +569,33 @@ class CLIP(FrozenModel):
         the previous batch is worked on.
         """
         images = as_imageset(images)
-        pixels = _ahead(
-            partial(_pixels, self.preprocess, images),
+        cut = _in_parts(
+            lambda index: cut_image(self, images, index, [(None, 0)])[0],
             _batches(len(images), batch_size),
-            min(4, os.cpu_count() or 1),
+            workers(),
         )
-        return (_normalised(self.preprocess, batch.to(self.device)) for batch in pixels)
+        return (self._input(pixels) for pixels in cut)
+
+    def encode_pixels(
+        self, pixels: Sequence[np.ndarray] | torch.Tensor, batch_size: int = 64
+    ) -> Iterator[torch.Tensor]:
+        """Features of what `cut_image` gave, one batch [B, D] after the other.
+
+        pixels: N arrays [H, W, 3] in a list, or one array or tensor [N, H, W, 3].
+        batch_size: images at a time.
+
+        Raises ValueError for features that are not finite.
+        """
+        batches = (
+            self._input(pixels[batch.start : batch.stop])
+            for batch in _batches(len(pixels), batch_size)
+        )
+        encoded = _encode(self, self._model().encode_image, batches)
+        return self._checked(encoded, lambda row: f"view {row}")
+
+    def _input(self, pixels: Sequence | torch.Tensor) -> torch.Tensor:
+        """What the model reads of prepared pictures."""
+        return _normalised(self.preprocess, _to_device(_stacked(pixels), self.device))
 
     def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> torch.Tensor:
         """L2-normalised text features, float32 [M, D] on the CPU.
@@ -472,6 +639,72 @@ class CLIP(FrozenModel):
     def __repr__(self) -> str:
         name, weights = self.name or "built-in", self.pretrained or "own weights"
         return f"CLIP({name}, {weights}, {self.device}, {self.precision})"
+
+# %% ../../nbs/engine/model.ipynb #new-47
+#| code-fold: true
+#| code-summary: "Several views of a batch, without the images that cannot be read"
+def _try_to_cut(
+    clip: CLIP,
+    images: ImageSet,
+    views: Sequence[View],
+    strict: bool,
+    order: Sequence[int],
+    place: int,
+) -> list | str:
+    """What `cut_image` gives; or, unless `strict`, why the image cannot be read."""
+    try:
+        return cut_image(clip, images, int(order[place]), views)
+    except (ValueError, FileNotFoundError) as error:
+        if strict:
+            raise
+        return str(error)
+
+
+def _encode_cut(
+    clip: CLIP,
+    cut: Iterator[list],
+    images: ImageSet,
+    batches: Sequence[range],
+    views: int,
+    damaged: dict[int, str],
+) -> Iterator[torch.Tensor]:
+    """Features [views, B, D] of cut images; `damaged` takes why some are none."""
+    sound: deque[list[int]] = deque()  # rows that can be encoded, batch by batch
+
+    def inputs() -> Iterator[torch.Tensor]:
+        for batch, rows in zip(batches, cut):
+            damaged.update((i, row) for i, row in zip(batch, rows) if type(row) is str)
+            kept = [k for k, row in enumerate(rows) if type(row) is not str]
+            sound.append(kept)
+            for view in range(views):
+                few = [rows[k][view] for k in kept]
+                yield clip._input(few) if few else torch.empty(0)
+
+    encoded = _encode(clip, clip._model().encode_image, inputs())
+    for batch in batches:
+        features = [next(encoded) for _ in range(views)]
+        kept = sound.popleft()
+        for each in features:
+            name = partial(_name_of_row, images, batch, kept)
+            _check_finite(each, name)
+        yield _spread(features, kept, len(batch), clip)
+
+
+def _name_of_row(images: ImageSet, batch: range, kept: list[int], row: int) -> str:
+    """What to call the image whose features stand in a row of those that are kept."""
+    return _name(images, batch[kept[row]])
+
+
+def _spread(
+    features: list[torch.Tensor], kept: list[int], count: int, clip: CLIP
+) -> torch.Tensor:
+    """Features [V, count, D]: those given in the rows `kept`, NaN in the others."""
+    if len(kept) == count:
+        return torch.stack(features)
+    whole = torch.full((len(features), count, clip.embed_dim), torch.nan)
+    if kept:
+        whole[:, kept] = torch.stack(features)
+    return whole
 
 # %% ../../nbs/engine/model.ipynb #cell-26
 def _check_device(device: str | torch.device | None) -> torch.device:
@@ -617,6 +850,7 @@ def load_clip(
     pretrained: str | None = None,
     device: str | torch.device | None = None,
     precision: str = "auto",
+    exact: bool = False,
 ) -> CLIP:
     """Load a CLIP model: the built-in one, or any that OpenCLIP can load.
 
@@ -627,6 +861,7 @@ def load_clip(
         an architecture that has it ("ViT-B-32-quickgelu").
     device: a device of PyTorch; None for a GPU where PyTorch sees one.
     precision: "float32", "bf16" or "auto" (see `CLIP`).
+    exact: decode every image file in full (see `CLIP`).
 
     A model is read as data. Nothing in it is run, whatever it says of itself. Folders
     and files are remembered by their absolute paths.
@@ -646,7 +881,12 @@ def load_clip(
         opened = _open_architecture(name, pretrained, _check_model(name, pretrained))
     name, pretrained = _lasting(name, pretrained)
     return CLIP(
-        *opened, name=name, pretrained=pretrained, device=device, precision=precision
+        *opened,
+        name=name,
+        pretrained=pretrained,
+        device=device,
+        precision=precision,
+        exact=exact,
     )
 
 # %% ../../nbs/engine/model.ipynb #cell-34

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import cache, partial
 from importlib.metadata import version
-from typing import BinaryIO
+from typing import Any, BinaryIO, cast
 
 import click
 import numpy as np
@@ -27,7 +27,8 @@ import torch
 from PIL import ExifTags, Image, ImageFile
 
 # %% auto #0
-__all__ = ['torchvision', 'IMAGE_KINDS', 'MAX_PIXELS', 'to_rgb', 'printable', 'short_reason', 'read_image']
+__all__ = ['torchvision', 'IMAGE_KINDS', 'MAX_PIXELS', 'to_rgb', 'shared', 'printable', 'short_reason', 'read_image',
+           'check_image']
 
 # %% ../../nbs/engine/pictures.ipynb #cell-6
 def _import_torchvision():
@@ -65,7 +66,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     is laid over white, 16-bit grey (0-65535) is scaled to 0-255, and floating-point
     grey is taken as 0-1, or as 0-255 when a value exceeds 1. Pixels that hold no number
     (NaN, infinity: "no data" in scientific files) become black; the others decide the
-    range.
+    range. Pixels that are RGB already are not copied: the result shares them until it
+    is written to.
     Raises ValueError for integers outside 0-65535, and for an image without pixels or
     without a single number.
     """
@@ -83,11 +85,27 @@ def _as_rgb(image: Image.Image, factor: int = 1) -> Image.Image:
         rgb = _by_blocks(image, _over_white, factor)
     elif factor > 1:
         rgb = _by_blocks(image, lambda block: block.convert("RGB"), factor)
+    elif image.mode == "RGB":
+        rgb = shared(image)
     else:
         rgb = image.convert("RGB")
     rgb = rgb if turn is None else rgb.transpose(turn)
     rgb.info = {}  # the orientation has been applied, so its note must not stay
     return rgb
+
+
+def shared(image: Image.Image) -> Image.Image:
+    """The pixels of `image` as another image, without its notes and without a copy.
+
+    image: a Pillow image.
+
+    Pillow copies them as soon as one of the two is drawn on.
+    """
+    image.load()
+    image.readonly = 1
+    other = image._new(image.im)
+    other.info, other.readonly = {}, 1
+    return other
 
 
 def _turn_of(image: Image.Image) -> Image.Transpose | None:
@@ -242,16 +260,16 @@ def _naming(name: str) -> Iterator[None]:
         raise ValueError(f"{name}: cannot be read as an image ({reason})") from error
 
 
-def _decode(file: BinaryIO, name: str, max_pixels: int) -> Image.Image:
+def _decode(
+    file: BinaryIO, name: str, max_pixels: int, side: int | None = None
+) -> Image.Image:
     """The picture in `file` in RGB: limit first, then pixels, then everything else."""
     with _naming(name):
         image = _open(file)
     pixels = _count_pixels(image, name, max_pixels)
     alone = _without_pillows_limit if pixels > _LARGE else nullcontext
     with _naming(name), alone():
-        factor = _shrinking(image)
-        if factor > 1:  # a JPEG is decoded smaller; other formats cannot be
-            image.draft("RGB", (image.width // factor, image.height // factor))
+        _ask_for_less(image, side)
         image.load()
         return _as_rgb(image, _shrinking(image))
 
@@ -259,6 +277,51 @@ def _decode(file: BinaryIO, name: str, max_pixels: int) -> Image.Image:
 def _shrinking(image: Image.Image) -> int:
     """The whole factor by which a large picture is shrunk; 1 for all others."""
     return math.ceil(math.sqrt(max(1, image.width * image.height / _LARGE)))
+
+# %% ../../nbs/engine/pictures.ipynb #new-39
+def _ask_for_less(image: Image.Image, side: int | None) -> None:
+    """Have a JPEG or JPEG 2000 file decoded smaller, where enough of it is left.
+
+    Its shorter side stays at least `side`, if a side is asked for.
+    """
+    enough = min(image.size) // side if side else 1
+    factor = max(enough, _shrinking(image))
+    scale = next((scale for scale in (8, 4, 2) if scale <= factor), 1)
+    if scale == 1:
+        return
+    if image.format == "JPEG2000":
+        steps = min(_halvings(image), scale.bit_length() - 1)
+        while not _as_pillow_rounds(image.size, steps):
+            steps -= 1
+        file: Any = image  # `reduce` is a method of all other images
+        file.reduce = steps
+    else:
+        image.draft("RGB", (image.width // scale, image.height // scale))
+
+
+def _as_pillow_rounds(size: tuple[int, int], steps: int) -> bool:
+    """Whether halving rounds these sides as Pillow expects it: else it cannot read."""
+    scale = 2**steps
+    return all((side + scale // 2) // scale == -(-side // scale) for side in size)
+
+
+def _halvings(image: Image.Image) -> int:
+    """How often the header of a JPEG 2000 file allows it to be halved."""
+    file = cast(ImageFile.ImageFile, image).fp
+    if file is None:
+        return 0
+    place = file.tell()
+    file.seek(0)
+    header = file.read(_HEADER)
+    file.seek(place)
+    marker = header.find(b"\xff\x4f\xff\x51") + 2  # behind "here the image begins"
+    while marker > 1 and header[marker : marker + 2] != b"\xff\x52":
+        length = int.from_bytes(header[marker + 2 : marker + 4], "big")
+        marker = marker + 2 + length if length else 0
+    return header[marker + 9] if 1 < marker < len(header) - 9 else 0
+
+
+_HEADER = 65536  # bytes at the beginning or the end of a file
 
 # %% ../../nbs/engine/pictures.ipynb #cell-27
 _HIDDEN = set(
@@ -292,7 +355,9 @@ def _spelled_out(character: str) -> str:
     return character
 
 # %% ../../nbs/engine/pictures.ipynb #cell-29
-def read_image(item, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def read_image(
+    item, max_pixels: int = MAX_PIXELS, side: int | None = None
+) -> Image.Image:
     """Return one image as an upright RGB Pillow image.
 
     item: a path; a Pillow image; an array [H, W] or [H, W, 3], or a tensor [3, H, W] or
@@ -301,6 +366,9 @@ def read_image(item, max_pixels: int = MAX_PIXELS) -> Image.Image:
         {"bytes": ..., "path": ...} as the Hugging Face hub has them.
     max_pixels: the largest width x height of a file that is decoded. A file of more
         than 50 million pixels is shrunk by a whole factor to fewer than that.
+    side: what you need of the shorter side, in pixels. A JPEG or JPEG 2000 file that
+        has at least twice as many is decoded at a half, a quarter or an eighth of its
+        size, whatever leaves at least `side`. None decodes every file in full.
 
     Files are opened by what they hold, and only if that is one of `IMAGE_KINDS`; of
     several frames the first is read. Raises FileNotFoundError for a missing file, and
@@ -309,21 +377,29 @@ def read_image(item, max_pixels: int = MAX_PIXELS) -> Image.Image:
     if isinstance(item, Mapping) and {"bytes", "path"} & set(item):
         item = _undecoded(item)
     if isinstance(item, (str, os.PathLike)):
-        return _read_path(item, max_pixels)
+        return _read_path(item, max_pixels, side)
     if isinstance(item, (bytes, bytearray)):
-        return _decode(io.BytesIO(item), f"an image of {len(item):,} bytes", max_pixels)
+        name = f"an image of {len(item):,} bytes"
+        return _decode(io.BytesIO(item), name, max_pixels, side)
     if hasattr(item, "read"):
-        return _read_file(item, max_pixels)
+        return _read_file(item, max_pixels, side)
     if isinstance(item, Image.Image):
         return _read_pillow(item, max_pixels)
     return to_rgb(Image.fromarray(_to_array(item)))
 
 # %% ../../nbs/engine/pictures.ipynb #cell-30
-def _read_path(path: str | os.PathLike, max_pixels: int) -> Image.Image:
-    name = printable(path)
-    name = name if len(name) <= 500 else name[:200] + "..."
+def _read_path(
+    path: str | os.PathLike, max_pixels: int, side: int | None
+) -> Image.Image:
+    name = _in_messages(path)
     with _opened(path, name) as file:
-        return _decode(file, name, max_pixels)
+        return _decode(file, name, max_pixels, side)
+
+
+def _in_messages(path: str | os.PathLike) -> str:
+    """What messages call a file."""
+    name = printable(path)
+    return name if len(name) <= 500 else name[:200] + "..."
 
 
 def _opened(path: str | os.PathLike, name: str) -> BinaryIO:
@@ -361,7 +437,7 @@ class _Named(io.BytesIO):
         self.name = name
 
 # %% ../../nbs/engine/pictures.ipynb #cell-32
-def _read_file(file: BinaryIO, max_pixels: int) -> Image.Image:
+def _read_file(file: BinaryIO, max_pixels: int, side: int | None) -> Image.Image:
     name = getattr(file, "name", None)
     name = printable(name) if isinstance(name, str) else "an open file"
     if isinstance(file, io.TextIOBase):
@@ -369,7 +445,7 @@ def _read_file(file: BinaryIO, max_pixels: int) -> Image.Image:
             f"{name}: cannot be read as an image (it is open as text; "
             'open it with the mode "rb")'
         )
-    return _decode(file, name, max_pixels)
+    return _decode(file, name, max_pixels, side)
 
 
 def _read_pillow(image: Image.Image, max_pixels: int) -> Image.Image:
@@ -432,3 +508,62 @@ def _numbers(item) -> np.ndarray:
         f"{reprlib.repr(item):.80} is no image: give a path, a Pillow image, an array "
         "[H, W] or [H, W, 3], a tensor [3, H, W], or the bytes of an image file"
     )
+
+# %% ../../nbs/engine/pictures.ipynb #new-41
+_END_MARKS = {
+    "JPEG": b"\xff\xd9",
+    "MPO": b"\xff\xd9",  # several JPEGs in one file
+    "JPEG2000": b"\xff\xd9",
+    "PNG": b"IEND\xaeB`\x82",
+}
+
+
+def check_image(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> None:
+    """Raise what `read_image` would raise of a file, as far as its two ends show it.
+
+    path: the file. It is decoded only where its end looks odd.
+    max_pixels: as for `read_image`.
+
+    Raises FileNotFoundError for a missing file, and ValueError, with the name of the
+    file, for one that is no image, too large, empty or cut off. Damage in the middle
+    shows when the image is decoded.
+    """
+    name = _in_messages(path)
+    with _opened(path, name) as file:
+        with _naming(name):
+            image = _open(file)
+        _count_pixels(image, name, max_pixels)
+        with _naming(name):
+            whole = min(image.size) > 0 and _ends_well(image, file)
+    if not whole:
+        read_image(path, max_pixels)
+
+
+def _ends_well(image: Image.Image, file: BinaryIO) -> bool:
+    """Whether an open image file has the end that its kind has."""
+    # the header of a JPEG may hold a small picture, which has an end of its own
+    begin = file.tell() if image.format == "JPEG" else 0
+    file.seek(0)
+    start = file.read(8)
+    length = file.seek(0, os.SEEK_END)
+    file.seek(max(begin, length - _HEADER))
+    end = file.read()
+    if image.format == "GIF":
+        return end.rstrip(b"\0").endswith(b";")
+    if image.format == "WEBP":
+        return length >= 8 + int.from_bytes(start[4:8], "little")
+    if image.format == "BMP":
+        return length >= int.from_bytes(start[2:6], "little")
+    if image.format == "TIFF":
+        return _last_byte(image) <= length
+    return _END_MARKS.get(image.format or "", b"") in end
+
+
+def _last_byte(image: Image.Image) -> float:
+    """How long a TIFF file must be to hold its strips or tiles."""
+    tags = getattr(image, "tag_v2", {})
+    starts, counts = tags.get(273, tags.get(324)), tags.get(279, tags.get(325))
+    try:
+        return np.add(np.atleast_1d(starts), np.atleast_1d(counts)).max()
+    except (TypeError, ValueError):
+        return math.inf

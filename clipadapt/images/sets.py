@@ -17,6 +17,7 @@ import sys
 import threading
 import unicodedata
 import warnings
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -35,13 +36,14 @@ from clipadapt.images.pictures import (
     IMAGE_KINDS,
     MAX_PIXELS,
     _open,
+    check_image,
     printable,
     read_image,
 )
 
 # %% auto #0
 __all__ = ['Integers', 'Images', 'DIGIT_NAMES', 'check_classnames', 'check_labels', 'check_count', 'check_number', 'seeded',
-           'track', 'ImageSet', 'as_imageset', 'read_folder', 'digits', 'show_images']
+           'track', 'draw_of', 'ImageSet', 'as_imageset', 'read_folder', 'workers', 'digits', 'show_images']
 
 # %% ../../nbs/engine/sets.ipynb #cell-7
 def check_classnames(classnames: Iterable[str] | str | Path) -> list[str]:
@@ -349,7 +351,8 @@ class _Looks:
         """The same images seen through `transform(image, rng)`.
 
         transform: for example `weak_view(224)`.
-        seed: image i of this set gets a generator made from (`seed`, i) alone.
+        seed: an image gets a generator made from `seed` and its own number alone, which
+            is its place in this set, or belongs to the name of its file (`draw_of`).
         """
         images = _View(self.images, transform, seed, self.max_pixels)
         return self._with(images, self.labels)
@@ -375,7 +378,7 @@ class _Selection(Sequence):
 
 
 class _View(Sequence):
-    """Images through a random transform, which sees the seed and the position only."""
+    """Images through a random transform, which sees the seed and one number only."""
 
     def __init__(
         self,
@@ -391,15 +394,48 @@ class _View(Sequence):
         return len(self.items)
 
     def __getitem__(self, index):
-        image = _read_nth(self.items, index, self.max_pixels)
-        return self.transform(image, np.random.default_rng([self.seed, index]))
+        return self.read(index)
+
+    def read(self, index: int, side: int | None = None) -> Image.Image:
+        """View `index`, cut from an image whose shorter side has at least `side`."""
+        image = _read_nth(self.items, index, self.max_pixels, side)
+        number = draw_of(self.items, index)
+        return self.transform(image, np.random.default_rng([self.seed, number]))
+
+
+def draw_of(items: Sequence, index: int) -> int:
+    """The number of an image: what a random view of it draws from, beside a seed.
+
+    items: the images that the view is made of, as in `ImageSet.images`.
+    index: the place of the image among them.
+
+    Returns the CRC-32 of a file's name without its folder, so that a photograph more in
+    a folder changes no view of the others; of anything else the place itself.
+    """
+    below, place = items, index
+    while isinstance(below, (_Selection, _View)):
+        place = int(below.indices[place]) if isinstance(below, _Selection) else place
+        below = below.items
+    # other sequences may decode an image to say what it is
+    item = below[place] if isinstance(below, (list, tuple, np.ndarray)) else None
+    if isinstance(item, (str, os.PathLike)):
+        return zlib.crc32(os.fsencode(Path(item).name))
+    return index
 
 # %% ../../nbs/engine/sets.ipynb #cell-26
-def _read_nth(items: Sequence, index: int, max_pixels: int) -> Image.Image:
+def _read_nth(
+    items: Sequence, index: int, max_pixels: int, side: int | None = None
+) -> Image.Image:
     """Image `index` of a sequence; an error gives its number, where it has no path."""
-    item = items[index]
+    below, place = items, index
+    while isinstance(below, _Selection):
+        below, place = below.items, int(below.indices[place])
+    read = getattr(below, "read", None)
+    if isinstance(below, Sequence) and callable(read):
+        return read(place, side)
+    item = below[place]
     try:
-        return read_image(item, max_pixels)
+        return read_image(item, max_pixels, side)
     except ValueError as error:
         if isinstance(item, (str, os.PathLike)):
             raise
@@ -416,9 +452,10 @@ class _Sources:
         classnames: Sequence[str] | str | Path | None = None,
         on_error: str = "skip",
         max_pixels: int = MAX_PIXELS,
+        check: str = "header",
     ) -> ImageSet:
         """Images of a folder: see `read_folder`."""
-        return read_folder(root, classnames, on_error, max_pixels)
+        return read_folder(root, classnames, on_error, max_pixels, check)
 
     @classmethod
     def from_arrays(
@@ -482,17 +519,30 @@ class ImageSet(_Looks, _Sources, torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         return _read_labelled(self, index)
 
+    def read(self, index: int, side: int | None = None) -> Image.Image:
+        """Image `index`, in RGB; negative numbers count from the end.
+
+        side: how many pixels the shorter side needs at least; a file may then be
+            decoded smaller (`read_image`). None: all there are.
+
+        Raises IndexError, and what `read_image` raises.
+        """
+        return _read_nth(self.images, _place(self, index), self.max_pixels, side)
+
     def __repr__(self) -> str:
         return _in_short(self)
 
 # %% ../../nbs/engine/sets.ipynb #cell-30
-def _read_labelled(images: ImageSet, index: int) -> tuple[Image.Image, int]:
-    """Image `index` and its label."""
+def _place(images: ImageSet, index: int) -> int:
+    """The place of image `index`, which may count from the end."""
     if not -len(images) <= index < len(images):
         raise IndexError(f"image {index} of {len(images)}")
-    index = int(index) % len(images)
-    image = _read_nth(images.images, index, images.max_pixels)
-    return image, int(images.labels[index])
+    return int(index) % len(images)
+
+
+def _read_labelled(images: ImageSet, index: int) -> tuple[Image.Image, int]:
+    """Image `index` and its label."""
+    return images.read(index), int(images.labels[_place(images, index)])
 
 
 def _in_short(images: ImageSet) -> str:
@@ -633,8 +683,9 @@ def read_folder(
     classnames: Sequence[str] | str | Path | None = None,
     on_error: str = "skip",
     max_pixels: int = MAX_PIXELS,
+    check: str = "header",
 ) -> ImageSet:
-    """Images of a folder, sorted by path; each is read once, to see that it can be.
+    """Images of a folder, sorted by path; both ends of each file are looked at.
 
     root: the folder. Images that lie directly in it are unlabelled. Those in a
         sub-folder, however deep, belong to the class with that folder's name
@@ -645,6 +696,8 @@ def read_folder(
         `.skipped`; "raise" raises ValueError.
     max_pixels: the largest width x height of a file that is decoded; larger ones count
         as damaged.
+    check: "header" lists the files without decoding them (`check_image`); "pixels"
+        decodes each once, which finds damage in the middle of a file, too.
 
     What is no image by its ending (or, without one, by its content) is left out and
     listed in `.ignored`; one warning counts it, and names empty sub-folders and those
@@ -654,6 +707,8 @@ def read_folder(
     """
     if on_error not in ("skip", "raise"):
         raise ValueError(f"on_error must be 'skip' or 'raise', not {on_error!r}")
+    if check not in _CHECKS:
+        raise ValueError(f"check must be 'header' or 'pixels', not {check!r}")
     check_count(max_pixels, "max_pixels")
     walk = _Walk(Path(root))
     sub_folders = sorted(set(_folders_of(walk)) - {""})
@@ -667,7 +722,10 @@ def read_folder(
     left_out = {"skipped": walk.skipped, "ignored": walk.ignored}
     labels = labels if classnames else None
     images = ImageSet(walk.paths, classnames, labels, max_pixels=max_pixels, **left_out)
-    return _without_damaged(images, on_error)
+    return _without_damaged(images, on_error, check)
+
+
+_CHECKS = {"header": check_image, "pixels": read_image}
 
 # %% ../../nbs/engine/sets.ipynb #cell-42
 def _folder_labels(
@@ -740,12 +798,21 @@ def _counted(ignored: Sequence[tuple[str, str]], sentence: str) -> str:
         parts.append(f"{sum(count for _, count in kinds[8:])} others")
     return sentence.format(", ".join(parts)) if parts else ""
 
+# %% ../../nbs/engine/sets.ipynb #new-61
+def workers() -> int:
+    """How many threads read images: one for each processor of ours, 32 at most."""
+    try:
+        processors = len(os.sched_getaffinity(0))
+    except AttributeError:  # not every system can say which are ours
+        processors = os.cpu_count() or 1
+    return min(32, processors)
+
 # %% ../../nbs/engine/sets.ipynb #cell-46
-def _without_damaged(images: ImageSet, on_error: str) -> ImageSet:
+def _without_damaged(images: ImageSet, on_error: str, check: str) -> ImageSet:
     paths = images.images
-    check = partial(_damage, max_pixels=images.max_pixels)
-    with ThreadPoolExecutor() as pool:
-        checked = pool.map(check, paths)
+    find = partial(_damage, check=_CHECKS[check], max_pixels=images.max_pixels)
+    with ThreadPoolExecutor(workers()) as pool:
+        checked = pool.map(find, paths)
         reasons = [*track(checked, "checking images", total=len(paths))]
     damaged = [(str(path), reason) for path, reason in zip(paths, reasons) if reason]
     skipped = images.skipped + damaged
@@ -766,9 +833,9 @@ def _without_damaged(images: ImageSet, on_error: str) -> ImageSet:
     return sound
 
 
-def _damage(path: Path, max_pixels: int) -> str | None:
+def _damage(path: Path, check: Callable, max_pixels: int) -> str | None:
     try:
-        read_image(path, max_pixels)
+        check(path, max_pixels)
     except (ValueError, FileNotFoundError) as error:
         return str(error)
     return None

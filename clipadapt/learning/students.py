@@ -29,11 +29,17 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
-from ..clip.model import CLIP
+from ..clip.model import CLIP, cut_image, encode_all_views
 from ..clip.templates import average_prompts, encode_prompts
 from ..images.files import whole_file
 from ..images.pictures import _open
-from ..images.sets import ImageSet, check_count, seeded
+from clipadapt.images.sets import (
+    ImageSet,
+    check_count,
+    draw_of,
+    seeded,
+    workers,
+)
 from clipadapt.images.views import (
     DISTORTIONS,
     View,
@@ -362,13 +368,14 @@ AUGMENTATIONS = {  # weak and strong views; "crops" is ours (the notebook on ima
 
 # %% ../../nbs/engine/students.ipynb #cell-18
 class Maker(NamedTuple):
-    """How one row of views is made: image i with the random numbers of (number, i)."""
+    """How one row of views is made: a view, and its number, which is the seed."""
 
     view: View
     number: int
 
-    def __call__(self, image: Image.Image, index: int) -> Image.Image:
-        return self.view(image, np.random.default_rng([self.number, index]))
+    def __call__(self, image: Image.Image, draw: int) -> Image.Image:
+        """The view of an image whose own number (`draw_of`) is `draw`."""
+        return self.view(image, np.random.default_rng([self.number, draw]))
 
 
 def view_makers(
@@ -396,7 +403,11 @@ def view_makers(
 
 # %% ../../nbs/engine/students.ipynb #cell-19
 def pixel_rows(
-    images: ImageSet, makers: Sequence[Maker], rows: Tensor, indices: Tensor
+    images: ImageSet,
+    makers: Sequence[Maker],
+    rows: Tensor,
+    indices: Tensor,
+    exact: bool = False,
 ) -> Tensor:
     """Some rows of some images as pixels; every image is decoded once, in threads.
 
@@ -404,39 +415,24 @@ def pixel_rows(
     makers: those of `view_makers`.
     rows: int64 [K, B], which makers see image `indices[b]`.
     indices: int64 [B].
+    exact: decode files in full, and no smaller than that (`CLIP.exact`).
 
     Returns uint8 [K, B, S, S, 3]. Raises what reading an image raises.
     """
     chosen, numbers = rows.tolist(), indices.tolist()
     size = cast(partial, makers[0].view).keywords["size"]
     pixels = np.empty((*rows.shape, size, size, 3), np.uint8)
+    side = None if exact else 2 * size
 
     def read(place: int) -> None:
-        image = images[numbers[place]][0]
+        image = images.read(numbers[place], side)
+        number = draw_of(images.images, numbers[place])
         for row, makers_row in enumerate(chosen):
-            pixels[row, place] = makers[makers_row[place]](image, numbers[place])
+            pixels[row, place] = makers[makers_row[place]](image, number)
 
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(workers()) as pool:
         list(pool.map(read, range(len(numbers))))
     return torch.from_numpy(pixels)
-
-# %% ../../nbs/engine/students.ipynb #cell-20
-class _Seen(Sequence):
-    """Rows of images one after the other, as `pixel_rows` has them, but undecoded."""
-
-    def __init__(
-        self, images: ImageSet, makers: Sequence[Maker], rows: Tensor, indices: Tensor
-    ):
-        self.images, self.makers = images, makers
-        self.rows, self.indices = rows.flatten().tolist(), indices.tolist()
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, place):
-        index, row = self.indices[place % len(self.indices)], self.rows[place]
-        image = self.images[index][0]
-        return self.makers[row](image, index) if row else image
 
 # %% ../../nbs/engine/students.ipynb #cell-21
 def feature_rows(
@@ -446,15 +442,26 @@ def feature_rows(
 
     Row 0 is the image as the CLIP itself reads it.
     """
-    seen = ImageSet(_Seen(images, makers, rows, indices), max_pixels=images.max_pixels)
-    features = torch.cat([batch.cpu() for batch in clip.encode_batches(seen)])
-    return features.view(*rows.shape, -1)
+    views, chosen = _clip_views(makers), rows.T.tolist()
+
+    def cut(place: int) -> list:
+        wanted = [views[row] for row in chosen[place]]
+        return cut_image(clip, images, int(indices[place]), wanted)
+
+    with ThreadPoolExecutor(workers()) as pool:
+        by_image = [*pool.map(cut, range(len(indices)))]
+    pixels = [each for row in zip(*by_image) for each in row]
+    return torch.cat([*clip.encode_pixels(pixels)]).view(*rows.shape, -1)
+
+
+def _clip_views(makers: Sequence[Maker]) -> list:
+    """Rows as a CLIP reads them: row 0 is left to its own preprocessing."""
+    return [(None, 0), *makers[1:]]
 
 
 def all_features(clip: CLIP, images: ImageSet, makers: Sequence[Maker]) -> Tensor:
     """All rows of all images as unit features: float32 [1 + 2 * views, N, D]."""
-    sets = [images.view(maker.view, seed=maker.number) for maker in makers[1:]]
-    return torch.stack([clip.encode_image(each) for each in (images, *sets)])
+    return encode_all_views(clip, images, _clip_views(makers))
 
 # %% ../../nbs/engine/students.ipynb #cell-22
 #| code-fold: true
@@ -559,7 +566,8 @@ class StudentViews(Adapter):
         else:
             for block in torch.arange(len(images)).split(256):
                 rows = torch.zeros(1, len(block), dtype=torch.int64)
-                yield pixel_rows(images, self._makers(), rows, block)[0]
+                exact = self.clip.exact
+                yield pixel_rows(images, self._makers(), rows, block, exact)[0]
 
     def _bytes(self, images: ImageSet, views: int) -> int:
         """The memory that the images and `views` views of each kind take."""
@@ -578,13 +586,14 @@ class StudentViews(Adapter):
         makers = self._makers(views, first)
         features = self.student == "head"
         if not keep or self._bytes(images, views) > self.view_memory:
-            read = partial(feature_rows, self.clip) if features else pixel_rows
+            read = partial(pixel_rows, exact=self.clip.exact)
+            if features:
+                read = partial(feature_rows, self.clip)
             return DrawnViews(partial(read, images, makers))
         if features:
             return StoredViews(all_features(self.clip, images, makers))
-        return StoredViews(
-            pixel_rows(images, makers, *all_rows(len(makers), len(images)))
-        )
+        everything = all_rows(len(makers), len(images))
+        return StoredViews(pixel_rows(images, makers, *everything, self.clip.exact))
 
     def _kept_views(self, images: ImageSet) -> tuple[Views, Views]:
         """The views of a whole fit, and the images as they are."""

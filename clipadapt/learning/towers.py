@@ -78,6 +78,7 @@ def trainable_copy(clip: CLIP) -> CLIP:
         pretrained=clip.pretrained,
         device=clip.device,
         precision=clip.precision,
+        exact=clip.exact,
     )
     tuned.model.requires_grad_(True)
     return tuned

@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..clip.features import named_view
-from ..clip.model import CLIP
+from ..clip.model import CLIP, encode_all_views
 from ..clip.templates import average_prompts, check_templates, encode_prompts
 from ..images.files import Array
 from ..images.sets import ImageSet, check_count
+from ..images.views import strong_view, weak_view
 from ..learning.adapter import Adapter
 from ..learning.prompts import own_draws
 from ..learning.training import Recipe, minimise
@@ -206,36 +206,38 @@ def _check_table(
         )
 
 # %% ../../nbs/11_lpclip.ipynb #cell-29
-def _view(images: ImageSet, name: str, clip: CLIP, flip: bool) -> ImageSet:
-    """A view in the proportions that the CLIP reads images in when it predicts."""
-    return named_view(images, name, clip.image_size, flip, clip.squashes)
+def _view(clip: CLIP, number: int, strong: bool, flip: bool) -> tuple[Callable, int]:
+    """A transform and its seed, in the proportions that the CLIP reads images in."""
+    kind = strong_view if strong else weak_view
+    return kind(clip.image_size, flip, squash=clip.squashes), number
 
 
 def student_views(
     images: ImageSet, clip: CLIP, views: int | None, strong: bool, flip: bool
-) -> Views:
-    """What the student reads of N images.
+) -> tuple[Tensor, Views]:
+    """What the teacher and the student read of N images, each decoded once for all.
 
     images: the images as they are.
     clip: what encodes their views.
-    views: how many views of each are encoded now; None encodes new ones in each epoch.
+    views: how many views of each the student reads; None encodes new ones in every
+        epoch.
     strong: strong views, else weak ones. The teacher's, "weak 0", is not among them.
     flip: whether views may be mirrored.
 
-    Returns features [views, N, D], or a function that encodes a batch in an epoch.
+    Returns the teacher's features [N, D], and the student's: features [views, N, D],
+    or a function that encodes a batch in an epoch.
     """
 
-    def view(number: int) -> ImageSet:
-        name = f"strong {number}" if strong else f"weak {number + 1}"
-        return _view(images, name, clip, flip)
+    def view(number: int) -> tuple[Callable, int]:
+        return _view(clip, number if strong else number + 1, strong, flip)
 
     def encode_batch(epoch: int, batch: Tensor) -> Tensor:
-        some = view(epoch).subset(batch.numpy())
-        return torch.cat(list(clip.encode_batches(some)))
+        some = images.view(*view(epoch)).subset(batch.numpy())
+        return torch.cat([*clip.encode_batches(some)])
 
-    if views is None:
-        return encode_batch
-    return torch.stack([clip.encode_image(view(number)) for number in range(views)])
+    wanted = [_view(clip, 0, False, flip), *map(view, range(views or 0))]
+    features = encode_all_views(clip, images, wanted)
+    return features[0], encode_batch if views is None else features[1:]
 
 # %% ../../nbs/11_lpclip.ipynb #declared
 #| code-fold: true
@@ -266,29 +268,31 @@ class _Student(_Declared):
         class_features, scale = average_prompts(prompts), clip.logit_scale
         layer = linear_layer(class_features, scale, self.init, self.seed)
         layer = layer.to(clip.device)
-        weak = clip.encode_image(_view(images, "weak 0", clip, self.flip))
+        weak, views = self._views(images)
         targets, confidences = teach(weak, class_features, scale, self.temperature)
         known = torch.from_numpy(labels >= 0)
         targets[known], confidences[known] = torch.from_numpy(labels)[known], 1.0
-        self.history_ = self._train(images, targets, confidences, layer)
+        self.history_ = self._train(views, targets, confidences, layer)
         self.weight_ = layer.weight.detach().cpu().numpy()
         self.bias_ = layer.bias.detach().cpu().numpy()
         self.pseudolabels_ = targets.numpy()
         self.confidences_ = confidences.numpy()
 
     def _train(
-        self, images: ImageSet, targets: Tensor, confidences: Tensor, layer: nn.Linear
+        self, views: Views, targets: Tensor, confidences: Tensor, layer: nn.Linear
     ) -> list[dict[str, float]]:
         """Train the layer on the student's views; return the loss of every epoch."""
         weights = image_weights(confidences, self.weighted, self.threshold)
         if not self.epochs:
             return []
-        views, recipe = self._views(images), self._recipe()
+        recipe = self._recipe()
         losses = train_linear(views, targets, weights, layer, recipe, self.seed)
         return [{"loss": loss} for loss in losses]
 
-    def _views(self, images: ImageSet) -> Views:
-        return student_views(images, self.clip, self.views, self.strong, self.flip)
+    def _views(self, images: ImageSet) -> tuple[Tensor, Views]:
+        """What the teacher reads, and the student; no training needs no views."""
+        views = self.views if self.epochs else 0
+        return student_views(images, self.clip, views, self.strong, self.flip)
 
     def _predict_logits(self, images: ImageSet) -> Tensor:
         weight, bias = torch.from_numpy(self.weight_), torch.from_numpy(self.bias_)
@@ -307,7 +311,7 @@ class LPCLIP(_Student):
     templates: the teacher is CLIP's zero-shot classifier, with these averaged in
         embedding space. The paper averages prompts; which ones is our choice.
     views: strong views of each image, the same for every seed, encoded once by
-        `clip.encode_image`, so that a `StoredCLIP` finds them again. None makes new
+        `clip.encode_views`, so that a `StoredCLIP` finds them again. None makes new
         ones in every epoch, as the paper does, which encodes every image anew each
         time. Four cached views are our choice.
     init: the student's start, "text" (CLIP's zero-shot classifier) or "random". Ours.
