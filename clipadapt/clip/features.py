@@ -27,6 +27,7 @@ from filelock import FileLock, Timeout
 from PIL import Image
 from tqdm.auto import tqdm
 
+from .featuresets import FeatureSet
 from .model import CLIP, _ahead, _batches, _name, cache_directory
 from .tables import KEY, FeatureTable
 from ..images.files import explained, hash_parts
@@ -218,6 +219,8 @@ def hash_each(images: ImageSet, files: FeatureTable | None = None) -> list[bytes
 
     Raises ValueError for an image that cannot be read.
     """
+    if isinstance(images, FeatureSet):
+        return images.hashes()
     known, items = {}, images.images
     while isinstance(items, (_Selection, _View)):
         if isinstance(items, _View):
@@ -724,6 +727,8 @@ class StoredCLIP(CLIP):
         images: N images; new ones are encoded and kept: see `FeatureStore.encode`.
         batch_size: has no effect, batches are the store's.
         """
+        if isinstance(images, FeatureSet):
+            return self.clip.encode_image(images)
         return torch.from_numpy(
             self.store.encode(self.clip, images).astype(np.float32, copy=False)
         )
@@ -747,7 +752,7 @@ class StoredCLIP(CLIP):
 
         Yields a single tensor.
         """
-        if options:
+        if options or isinstance(images, FeatureSet):
             yield from self.clip.encode_views(images, views, batch_size, **options)
             return
         features = self.store.encode_views(self.clip, images, views)
@@ -774,6 +779,8 @@ def readable(clip: CLIP, images) -> ImageSet:
     errors.
     """
     images, damaged = as_imageset(images), {}
+    if isinstance(images, FeatureSet):
+        return images
     if isinstance(clip, StoredCLIP):
         clip.store.encode_views(clip.clip, images, [(None, 0)], damaged)
     else:
