@@ -590,6 +590,8 @@ def _open_lance(path: Path) -> _Columns:
     import lance
 
     _check_there(path)
+    if not path.is_dir():
+        raise ValueError(f"{printable(path)} is no Lance table, which is a folder")
     try:
         table = lance.dataset(str(path))
     except (ValueError, OSError, RuntimeError) as error:
@@ -667,6 +669,8 @@ def _labelled(
     """The set, whose labels may be a column of `tables`."""
     if not isinstance(labels, str):
         return FeatureSet(features, classnames, labels)
+    if not tables:
+        raise ValueError(f"there is no metadata with a column {labels!r:.80}")
     values = [value for table in tables for value in _values(table, labels)]
     if any(isinstance(value, str) for value in values):
         classnames, numbers = _number_names(values, classnames, labels)
