@@ -211,11 +211,11 @@ def _no_images() -> NoReturn:
 class _NoImages(Sequence):
     """As many images as there are features; none of them can be had."""
 
-    def __init__(self, count: int):
-        self.count = count
+    def __init__(self, number: int):
+        self.number = number
 
     def __len__(self) -> int:
-        return self.count
+        return self.number
 
     def __getitem__(self, index) -> NoReturn:
         _no_images()
@@ -495,6 +495,7 @@ class _Columns(NamedTuple):
     name: str  # for messages
     schema: Any  # Arrow's
     count: int  # of rows
+    size: int  # of its files, in bytes
     read: Callable[[list[str]], Iterable]  # the blocks of some columns
 
     def blocks(self, column: str) -> Iterator:
@@ -544,16 +545,33 @@ def _read_features(table: _Columns, column: str | None) -> np.ndarray:
             continue
         rows = _as_rows(block, table.name)
         if features is None:
-            features = new_array((table.count, rows.shape[1]), str(rows.dtype))
+            features = _room(table, rows)
         if rows.shape[1] != features.shape[1]:
             raise ValueError(f"{table.name} has features of different lengths")
+        if start + len(rows) > len(features):
+            raise ValueError(f"{table.name} has more rows than it says")
         features[start : start + len(rows)] = rows
         start += len(rows)
-    if features is None:
-        raise ValueError(f"{table.name} has no rows")
+    if features is None or start < len(features):
+        raise ValueError(f"{table.name} has {start} rows, but says {table.count}")
     return features
 
 
+def _room(table: _Columns, rows: np.ndarray) -> np.ndarray:
+    """An array for as many rows as a table says, if its files can hold them."""
+    if table.count * rows[:1].nbytes > _DENSEST * table.size:
+        raise ValueError(
+            f"{table.name} says that it has {table.count} rows, and has"
+            f" {table.size} bytes: it is damaged"
+        )
+    return new_array((table.count, rows.shape[1]), str(rows.dtype))
+
+
+_DENSEST = 1000  # bytes of features that one byte of a file may stand for
+
+# %% ../../nbs/engine/featuresets.ipynb #cell-36
+#| code-fold: true
+#| code-summary: "Lists of floats as rows"
 def _as_rows(block, name: str) -> np.ndarray:
     """Some lists of floats as rows [n, D]."""
     numbers, dim = block.flatten(), len(block.flatten()) // len(block)
@@ -564,7 +582,7 @@ def _as_rows(block, name: str) -> np.ndarray:
         raise ValueError(f"{name} has features of different lengths")
     return numbers.to_numpy(zero_copy_only=False).reshape(len(block), dim)
 
-# %% ../../nbs/engine/featuresets.ipynb #cell-36
+# %% ../../nbs/engine/featuresets.ipynb #cell-37
 #| code-fold: true
 #| code-summary: "Parquet and Lance, opened"
 def _open_parquet(path: Path) -> _Columns:
@@ -583,7 +601,8 @@ def _open_parquet(path: Path) -> _Columns:
         return file.iter_batches(BLOCK, columns=columns)
 
     count = file.metadata.num_rows
-    return _Columns(printable(path), file.schema_arrow, count, read)
+    size = path.stat().st_size
+    return _Columns(printable(path), file.schema_arrow, count, size, read)
 
 
 def _open_lance(path: Path) -> _Columns:
@@ -602,9 +621,11 @@ def _open_lance(path: Path) -> _Columns:
     def read(columns: list[str]) -> Iterator:
         return table.to_batches(columns=columns, batch_size=BLOCK, scan_in_order=True)
 
-    return _Columns(printable(path), table.schema, table.count_rows(), read)
+    files = (file for file in path.rglob("*") if file.is_file())
+    size = sum(file.stat().st_size for file in files)
+    return _Columns(printable(path), table.schema, table.count_rows(), size, read)
 
-# %% ../../nbs/engine/featuresets.ipynb #cell-37
+# %% ../../nbs/engine/featuresets.ipynb #cell-38
 #| code-fold: true
 #| code-summary: "The folder of clip-retrieval"
 def _open_clip_retrieval(folder: Path) -> tuple[np.ndarray, list[_Columns]]:
@@ -632,7 +653,7 @@ def _open_clip_retrieval(folder: Path) -> tuple[np.ndarray, list[_Columns]]:
             )
     return _joined(parts), [*metadata.values()]
 
-# %% ../../nbs/engine/featuresets.ipynb #cell-38
+# %% ../../nbs/engine/featuresets.ipynb #cell-39
 #| code-fold: true
 #| code-summary: "The parts of it, in order and together"
 def _numbered(folder: Path, stem: str, ending: str) -> dict[int, Path]:
@@ -657,7 +678,7 @@ def _joined(parts: list[np.ndarray]) -> np.ndarray:
             start += rows.stop - rows.start
     return table
 
-# %% ../../nbs/engine/featuresets.ipynb #cell-39
+# %% ../../nbs/engine/featuresets.ipynb #cell-40
 #| code-fold: true
 #| code-summary: "A column of labels"
 def _labelled(
@@ -686,7 +707,7 @@ def _values(table: _Columns, column: str) -> list:
         raise ValueError(f"{table.name} has no column {column!r:.80}; it has {known}")
     return [value for block in table.blocks(column) for value in block.to_pylist()]
 
-# %% ../../nbs/engine/featuresets.ipynb #cell-40
+# %% ../../nbs/engine/featuresets.ipynb #cell-41
 #| code-fold: true
 #| code-summary: "Names of classes as numbers"
 def _number_names(
