@@ -471,7 +471,7 @@ def _open_npy(path: Path) -> np.ndarray:
     _check_there(path)
     try:
         array = np.load(path, mmap_mode="c", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+    except Exception as error:  # a damaged header has many ways to fail
         raise ValueError(
             f"{printable(path)} is no array of numbers that numpy.save wrote"
             f" ({_brief(error)})"
@@ -586,13 +586,14 @@ def _as_rows(block, name: str) -> np.ndarray:
 #| code-fold: true
 #| code-summary: "Parquet and Lance, opened"
 def _open_parquet(path: Path) -> _Columns:
-    import pyarrow as pa
     import pyarrow.parquet as parquet
 
     _check_there(path)
     try:
         file = parquet.ParquetFile(path, memory_map=True)
-    except (pa.ArrowException, OSError) as error:
+        schema, count = file.schema_arrow, file.metadata.num_rows
+        "".join(schema.names)  # they may be no text
+    except Exception as error:  # Arrow has errors of its own for each kind of damage
         raise ValueError(
             f"{printable(path)} is no Parquet file, or damaged ({_brief(error)})"
         ) from error
@@ -600,9 +601,7 @@ def _open_parquet(path: Path) -> _Columns:
     def read(columns: list[str]) -> Iterator:
         return file.iter_batches(BLOCK, columns=columns)
 
-    count = file.metadata.num_rows
-    size = path.stat().st_size
-    return _Columns(printable(path), file.schema_arrow, count, size, read)
+    return _Columns(printable(path), schema, count, path.stat().st_size, read)
 
 
 def _open_lance(path: Path) -> _Columns:
@@ -705,7 +704,10 @@ def _values(table: _Columns, column: str) -> list:
     if column not in table.schema.names:
         known = ", ".join(map(repr, table.schema.names[:10]))
         raise ValueError(f"{table.name} has no column {column!r:.80}; it has {known}")
-    return [value for block in table.blocks(column) for value in block.to_pylist()]
+    try:
+        return [value for block in table.blocks(column) for value in block.to_pylist()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{table.name}: {column!r:.80} holds no text") from error
 
 # %% ../../nbs/engine/featuresets.ipynb #cell-41
 #| code-fold: true
