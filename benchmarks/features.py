@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 from clipadapt import CLIP, FeatureStore, ImageSet, digits, load_clip
+from clipadapt.clip.tables import KEY, FeatureTable
 
 
 def seconds(call):
@@ -51,6 +52,12 @@ def photos(count, folder):
     return ImageSet(paths)
 
 
+def one_more(images):
+    """The images and, before them, one that is not among them."""
+    new = Image.fromarray(255 - np.asarray(images[0][0]))
+    return ImageSet([new, *images.images])
+
+
 def reuse(label, clip, images, folder):
     """Encoding again, against the first and the second use of a store."""
     store = FeatureStore(folder / label.replace("/", "-"))
@@ -64,6 +71,13 @@ def reuse(label, clip, images, folder):
     fresh = CLIP(clip.model, clip.preprocess, clip.tokenizer, device=clip.device)
     rows["store, second use, weights hashed too"] = seconds(
         lambda: store.encode(fresh, images)
+    )
+    checking = FeatureStore(store.location, verify=True)
+    rows["store, second use, all files read"] = seconds(
+        lambda: checking.encode(clip, images)
+    )
+    rows["store, one image more"] = seconds(
+        lambda: store.encode(clip, one_more(images))
     )
     return [
         {
@@ -105,8 +119,9 @@ class Wide(torch.nn.Module):
 
 
 def memory(count, folder):
-    """How much the process grows while `count` images are encoded into a store, in MiB
-    (ru_maxrss, Linux)."""
+    """How much the process grows, beyond the features it returns, while `count` images
+    are encoded into a store; and the size of these features, in MiB (ru_maxrss, Linux).
+    """
     small = load_clip(device="cpu")
     clip, store = (
         CLIP(Wide(small.model.visual), small.preprocess, small.tokenizer),
@@ -115,9 +130,31 @@ def memory(count, folder):
     store.encode(clip, ImageSet(Drawn(2000)))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     features = store.encode(clip, ImageSet(Drawn(count)))
-    return (
-        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    ) / 1024, features.nbytes / 2**20
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return grown - features.nbytes / 2**20, features.nbytes / 2**20
+
+
+def against_a_memory_map(count, folder, dim=512):
+    """CPU seconds in which stored features are read, and a mapped array is copied."""
+    keys = [number.to_bytes(KEY, "little") for number in range(count)]
+    features = np.random.default_rng(0).standard_normal((count, dim), np.float32)
+    table = FeatureTable(folder / "table.lance", dim)
+    for start in range(0, count, 1024):
+        part = slice(start, start + 1024)
+        table.append(keys[part], features[part])
+    table.compact()
+    np.save(folder / "array.npy", features)
+    calls = (
+        lambda: table.read(keys),
+        lambda: np.array(np.load(folder / "array.npy", mmap_mode="r")),
+    )
+    return [min(cpu_seconds(call) for _ in range(3)) for call in calls]
+
+
+def cpu_seconds(call):
+    start = time.process_time()
+    call()
+    return time.process_time() - start
 
 
 if __name__ == "__main__":
@@ -132,8 +169,13 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         grown, size = memory(options.many, Path(folder))
         print(
-            f"{options.many} images through the store: {size:.0f} MiB of features on "
-            f"disk, the process grew by {grown:.0f} MiB"
+            f"{options.many} images through the store: {size:.0f} MiB of features; "
+            f"beyond them the process grew by {grown:.0f} MiB"
+        )
+        read, mapped = against_a_memory_map(options.many, Path(folder))
+        print(
+            f"{options.many} features of 512 numbers read from the table in {read:.2f} "
+            f"s of CPU time, {read / mapped:.1f} times those of a memory map"
         )
         rows = reuse("built-in", load_clip(), digits("train"), Path(folder))
         rows += reuse(

@@ -1,5 +1,6 @@
 """What several test files need."""
 
+import os
 import re
 
 import pytest
@@ -13,6 +14,18 @@ def pytest_make_parametrize_id(config, val, argname):
     """Names without addresses in memory: two processes have to agree on them."""
     if isinstance(val, (dict, list)) and " at 0x" in repr(val):
         return re.sub(r" at 0x[0-9a-f]+", "", repr(val))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_the_tests(tmp_path_factory):
+    """What is kept between runs is kept for these tests alone."""
+    before = os.environ.get("CLIPADAPT_CACHE")
+    os.environ["CLIPADAPT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    if before is None:
+        del os.environ["CLIPADAPT_CACHE"]
+    else:
+        os.environ["CLIPADAPT_CACHE"] = before
 
 
 @pytest.fixture(scope="session")

@@ -881,7 +881,7 @@ def test_files_that_are_there_stay(saved, folders, tmp_path, cache):
     [
         (
             ["encode", "--out", "x.npy"],
-            "clipadapt.clip.features.FeatureStore.encode",
+            "clipadapt.clip.features.FeatureStore.encode_views",
             "encoded is kept",
         ),
         (["caption"], "clipadapt.clip.captions.caption", "described is kept"),

@@ -691,8 +691,8 @@ def test_the_memory_of_views_is_said_before_it_is_taken(clip):
 def test_drawn_views_take_a_batch_of_memory(clip, monkeypatch):
     images, taken, read = digits("train").subset(range(200)), [], students.pixel_rows
 
-    def watched(*arguments):
-        taken.append(read(*arguments))
+    def watched(*arguments, **options):
+        taken.append(read(*arguments, **options))
         return taken[-1]
 
     monkeypatch.setattr(students, "pixel_rows", watched)

@@ -1,20 +1,29 @@
 """The feature store under accidents: killed and competing processes, damaged and full
 disks, and keys that must or must not change."""
 
+import errno
+import hashlib
 import json
 import os
-import signal
+import re
+import shutil
 import subprocess
 import sys
+import threading
 import time
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
+import lance
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from open_clip import image_transform
 from open_clip.transformer import QuickGELU
 from PIL import Image
+from processes import Process
 from torchvision.transforms import CenterCrop, Compose
 
 from clipadapt import (
@@ -27,42 +36,42 @@ from clipadapt import (
     load_clip,
 )
 from clipadapt.clip import features as module
-from clipadapt.clip.features import hash_each
+from clipadapt.clip.features import hash_each, readable
+from clipadapt.clip.tables import KEY, FeatureTable
 from clipadapt.images.files import _host
 from clipadapt.images.views import strong_view, weak_view
 from clipadapt.learning.testing import check_adapter
 
-COUNT, SHARD = 300, 32
+COUNT, BLOCK = 300, 32
 
-# A process of its own that encodes the first 300 images, slowly, so that there is time
-# to kill it.
-WORKER = f"""
-import sys, time, hashlib
-from pathlib import Path
-from clipadapt import CLIP, FeatureStore, digits, load_clip
+
 class Slow(CLIP):
-    count = 0
-    def encode_batches(self, images, batch_size=64):
-        for batch in super().encode_batches(images, batch_size):
-            time.sleep(float(sys.argv[2])); Slow.count += len(batch); yield batch
-clip = load_clip(device="cpu")
-clip = Slow(clip.model, clip.preprocess, clip.tokenizer)
-images = digits("train").subset(range({COUNT}))
-Path(sys.argv[3]).touch()
-while not Path(sys.argv[4]).exists(): time.sleep(0.01)
-features = FeatureStore(sys.argv[1], shard_size={SHARD}).encode(clip, images)
-print(Slow.count, hashlib.sha256(features.tobytes()).hexdigest())
-"""
+    """A CLIP that takes its time, so that there is time to kill it."""
+
+    count, pause = 0, 0.0
+
+    def encode_batches(self, images, batch_size=64, **options):
+        for batch in super().encode_batches(images, batch_size, **options):
+            time.sleep(self.pause)
+            self.count += len(batch)
+            yield batch
 
 
-def start(location, pause, ready, go):
-    return subprocess.Popen(
-        [sys.executable, "-c", WORKER, str(location), str(pause), str(ready), str(go)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+def encode_slowly(location, pause, ready, go):
+    """What a process of its own does: it encodes the first 300 images."""
+    torch.set_num_threads(1)
+    clip = load_clip(device="cpu")
+    clip = Slow(clip.model, clip.preprocess, clip.tokenizer)
+    clip.pause = pause
+    images = digits("train").subset(range(COUNT))
+    ready.touch()
+    wait(go.exists)
+    features = FeatureStore(location, block_size=BLOCK).encode(clip, images)
+    print(clip.count, sha256(features))
+
+
+def sha256(features):
+    return hashlib.sha256(features.tobytes()).hexdigest()
 
 
 def wait(condition, seconds=60):
@@ -72,22 +81,14 @@ def wait(condition, seconds=60):
         time.sleep(0.002)
 
 
-def finished_shards(location):
-    found = list(Path(location).glob("*/manifest.json"))
-    return (
-        sum(shard is not None for shard in json.loads(found[0].read_text())["shards"])
-        if found
-        else -1
-    )
+def rows(location):
+    """How many rows a store has."""
+    return sum(entry["rows"] for entry in FeatureStore(location).entries())
 
 
 def files(location):
-    """What a store consists of, by name: the bytes of every feature file and
-    manifest."""
-    return {
-        str(path.relative_to(location)): path.read_bytes()
-        for path in Path(location).glob("*/*")
-    }
+    """The files that the tables of a store consist of."""
+    return sorted(path for path in Path(location).glob("*.lance/*/*") if path.is_file())
 
 
 @pytest.fixture(scope="module")
@@ -96,25 +97,27 @@ def images():
 
 
 @pytest.fixture(scope="module")
-def whole(clip, images, tmp_path_factory):
-    """The files of a store that nothing happened to."""
-    location = tmp_path_factory.mktemp("whole")
+def whole(clip, images):
+    """The features of a store that nothing happened to."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    FeatureStore(location, shard_size=SHARD).encode(clip, images)
+    batches = [
+        clip.encode_image(images.subset(range(start, min(start + BLOCK, COUNT))))
+        for start in range(0, COUNT, BLOCK)
+    ]
     torch.set_num_threads(threads)
-    return files(location)
+    return torch.cat(batches).numpy()
 
 
 class Counting(CLIP):
-    """A CLIP that counts the images it encodes."""
+    """A CLIP that counts the images it encodes, views of an image as one."""
 
     def __init__(self, clip):
         super().__init__(clip.model, clip.preprocess, clip.tokenizer)
         self.count = 0
 
-    def encode_batches(self, images, batch_size=64):
-        for batch in super().encode_batches(images, batch_size):
+    def encode_batches(self, images, batch_size=64, **options):
+        for batch in super().encode_batches(images, batch_size, **options):
             self.count += len(batch)
             yield batch
 
@@ -122,215 +125,217 @@ class Counting(CLIP):
 class Interrupted(Counting):
     """A CLIP whose user loses patience at once."""
 
-    def encode_batches(self, images, batch_size=64):
+    def encode_batches(self, images, batch_size=64, **options):
         raise KeyboardInterrupt
 
 
-def encoded(clip, location, images, **options):
+def encoded(clip, location, images, verify=False, **options):
+    """The features of images, and how many of them had to be encoded."""
     counting = Counting(clip)
-    features = FeatureStore(location, shard_size=SHARD).encode(
-        counting, images, **options
-    )
-    return counting.count, np.array(features)
+    store = FeatureStore(location, block_size=BLOCK, verify=verify)
+    features = store.encode(counting, images, **options)
+    return features, counting.count
 
 
-def test_a_killed_process_is_resumed_bit_for_bit(clip, images, whole, tmp_path):
+def count_of(*arguments, **options):
+    """How many images were encoded."""
+    return encoded(*arguments, **options)[1]
+
+
+def save_images(images, folder, ending="png", age=60):
+    """Files of some images, last changed a while ago."""
+    folder.mkdir(exist_ok=True)
+    paths = []
+    for i in range(len(images)):
+        paths.append(folder / f"{i:02}.{ending}")
+        images[i][0].save(paths[-1])
+        let_rest(paths[-1], age)
+    return paths
+
+
+def let_rest(path, age=60):
+    """As if a file had been changed a while ago."""
+    moment = time.time() - age
+    os.utime(path, (moment, moment))
+
+
+# ---- kills and competition -----------------------------------------------------------
+
+
+def test_a_killed_process_is_resumed_bit_for_bit(whole, tmp_path):
     """Killed three times on the same store, each time a little later; the last process
     finishes the rest."""
-    go = tmp_path / "go"
+    go, store = tmp_path / "go", tmp_path / "store"
     go.touch()
-    for after in (-1, 1, 4):
-        process = start(tmp_path / "store", 0.05, tmp_path / f"ready{after}", go)
-        wait((tmp_path / f"ready{after}").exists)
-        wait(lambda: finished_shards(tmp_path / "store") > after)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        assert after < finished_shards(tmp_path / "store") < 10
-    done = finished_shards(tmp_path / "store") * SHARD
-    process = start(tmp_path / "store", 0, tmp_path / "ready", go)
-    count, _ = process.communicate()[0].split()
-    assert int(count) == COUNT - done
-    assert files(tmp_path / "store") == whole
+    for after in (-1, BLOCK, 4 * BLOCK):
+        given = store, 0.05, tmp_path / f"ready {after}", go
+        process = Process(tmp_path, encode_slowly, *given)
+        wait(given[2].exists)
+        wait(lambda: rows(store) > after)
+        process.kill()
+        assert after < rows(store) < COUNT and rows(store) % BLOCK == 0
+    done = rows(store)
+    process = Process(tmp_path, encode_slowly, store, 0, tmp_path / "ready", go)
+    count, digest = process.finish()[0].split()
+    assert int(count) == COUNT - done and rows(store) == COUNT
+    assert digest == sha256(whole)
+    assert [*FeatureStore(store).verify().values()] == [(COUNT, 0)]
 
 
 def test_two_processes_share_the_work_of_one(whole, tmp_path):
+    ready = [tmp_path / f"ready {i}" for i in range(2)]
+    store, go = tmp_path / "store", tmp_path / "go"
     processes = [
-        start(tmp_path / "store", 0.25, tmp_path / f"ready{i}", tmp_path / "go")
-        for i in range(2)
+        Process(tmp_path, encode_slowly, store, 0.25, mine, go) for mine in ready
     ]
-    wait(lambda: all((tmp_path / f"ready{i}").exists() for i in range(2)))
-    (tmp_path / "go").touch()
-    outputs = [process.communicate() for process in processes]
+    wait(lambda: all(map(Path.exists, ready)))
+    go.touch()
+    outputs = [process.finish() for process in processes]
     answers = [output.split() for output, _ in outputs]
     assert sum("waiting for it" in errors for _, errors in outputs) == 1, outputs
     assert sorted(int(count) for count, _ in answers) == [0, COUNT], (
         "one encodes, the other waits"
     )
-    assert answers[0][1] == answers[1][1]
-    assert files(tmp_path / "store") == whole
+    assert {digest for _, digest in answers} == {sha256(whole)}
+    assert rows(tmp_path / "store") == COUNT
+
+
+def clear_again_and_again(location, ready, done):
+    """What a process of its own does, until it is told to end."""
+    store = FeatureStore(location)
+    ready.touch()
+    while not done.exists():
+        store.clear(), store.size(), store.entries()
+
+
+def test_encoding_beside_a_process_that_clears(clip, images, tmp_path):
+    """The features are there and right, also after somebody has removed their file."""
+    ready, done = tmp_path / "ready", tmp_path / "done"
+    few = save_images(images.subset(range(8)), tmp_path / "photos")
+    expected = clip.encode_image(few).numpy()
+    given = tmp_path / "store", ready, done
+    process = Process(tmp_path, clear_again_and_again, *given)
+    wait(ready.exists)
+    store = FeatureStore(tmp_path / "store", block_size=3)
+    kept = [store.encode(clip, few) for _ in range(20)]
+    done.touch()
+    assert process.finish() == ("", "")
+    assert all(np.allclose(features, expected, atol=1e-5) for features in kept)
+
+
+def test_a_lock_that_another_holds_costs_only_the_memory_of_files(
+    clip, images, tmp_path
+):
+    """Nobody waits to remember which files were read."""
+    paths = save_images(images.subset(range(5)), tmp_path / "photos")
+    (tmp_path / "store").mkdir()
+    with FileLock(tmp_path / "store" / "files.lance.lock"):
+        assert count_of(clip, tmp_path / "store", paths) == 5
+    assert not (tmp_path / "store" / "files.lance").exists()
+
+
+# ---- damage --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("position", [0.01, 0.5, 0.999])
-def test_a_flipped_bit_is_found_and_its_shard_made_again(
+def test_a_flipped_bit_is_found_and_costs_a_block_at_most(
     clip, images, whole, tmp_path, position
 ):
-    encoded(clip, tmp_path, images)
-    expected = files(tmp_path)
-    [path] = tmp_path.glob("*/features.npy")
+    count_of(clip, tmp_path, images)
+    path = max(files(tmp_path), key=lambda path: path.stat().st_size)
     data = bytearray(path.read_bytes())
     data[int(len(data) * position)] ^= 1
     path.write_bytes(data)
-    count, _ = encoded(clip, tmp_path, images)
-    assert 0 < count <= SHARD
-    assert files(tmp_path) == expected
+    features, count = encoded(clip, tmp_path, images)
+    assert count <= BLOCK and np.allclose(features, whole, atol=1e-6)
+    if position == 0.5:
+        assert count == 1, "of a row in the middle, that row"
+    FeatureStore(tmp_path).verify()
+    assert count_of(clip, tmp_path, images) == 0
 
 
-@pytest.mark.parametrize(
-    "name, content",
-    [
-        ("manifest.json", b""),
-        ("manifest.json", b"[]"),
-        ("manifest.json", b'{"facts": {"count": 3}}'),
-        ("manifest.json", None),
-        ("features.npy", b""),
-        ("features.npy", None),
-        ("features.npy", b"\x93NUMPY"),
-    ],
-)
-def test_damaged_files_are_made_again(clip, images, tmp_path, name, content):
-    encoded(clip, tmp_path, images)
-    expected = files(tmp_path)
-    [path] = tmp_path.glob(f"*/{name}")
-    path.unlink()
-    if content is not None:
-        path.write_bytes(content)
-    FeatureStore(tmp_path).entries()
-    count, _ = encoded(clip, tmp_path, images)
-    assert count == COUNT and files(tmp_path) == expected
-
-
-def change(record, path, value):
-    *places, last = path
-    for place in places:
-        record = record[place]
-    record[last] = value
-
-
-@pytest.mark.parametrize(
-    "path, value",
-    [
-        (["shard_size"], 0),
-        (["shard_size"], -1),
-        (["shard_size"], 10**30),
-        (["shard_size"], "32"),
-        (["dim"], 10**18),
-        (["dim"], None),
-        (["facts", "count"], 10**18),
-        (["facts", "count"], -1),
-        (["facts", "dtype"], "object"),
-        (["facts"], []),
-        (["shards"], {}),
-        (["shards"], [1] * 10),
-        (["shards"], [None] * 11),
-        (["more"], 1),
-    ],
-)
-def test_absurd_manifests_are_made_again(clip, images, tmp_path, path, value):
+@pytest.mark.parametrize("content", [b"", None, b"\x93NUMPY", b"[]", b"\xff" * 4000])
+def test_files_that_are_damaged_or_gone_are_made_again(clip, images, tmp_path, content):
+    """Each file of the table in turn."""
     few = images.subset(range(40))
-    encoded(clip, tmp_path, few)
-    expected = files(tmp_path)
-    [manifest] = tmp_path.glob("*/manifest.json")
-    record = json.loads(manifest.read_text())
-    change(record, path, value)
-    manifest.write_text(json.dumps(record))
-    assert FeatureStore(tmp_path).entries() == []
-    assert encoded(clip, tmp_path, few)[0] == 40 and files(tmp_path) == expected
+    first = encoded(clip, tmp_path, few)[0]
+    for number in range(len(files(tmp_path))):
+        path = files(tmp_path)[number % len(files(tmp_path))]
+        path.unlink()
+        if content is not None:
+            path.write_bytes(content)
+        FeatureStore(tmp_path).entries(), FeatureStore(tmp_path).size()
+        features = encoded(clip, tmp_path, few)[0]
+        assert np.allclose(features, first, atol=1e-6)
+        assert count_of(clip, tmp_path, few) == 0
 
 
-def with_header(header):
-    """A file that begins as a NumPy array and says of itself what you like."""
-    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+def write_facts(path, facts):
+    """A table that says of itself what you like."""
+    FeatureTable(path, 4, facts=facts).append([b"k" * KEY], np.ones((1, 4)))
 
 
-HOSTILE_ARRAYS = {
-    "a huge shape": with_header(
-        b"{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000000000, "
-        b"64)}\n"
-    ),
-    "a shape beyond numbers": with_header(
-        b"{'descr': '<f4', 'fortran_order': False, 'shape': (1" + b"0" * 400 + b",)}\n"
-    ),
-    "objects": with_header(
-        b"{'descr': '|O', 'fortran_order': False, 'shape': (40, 64)}\n"
-    )
-    + b"cos\nsystem\n(S'exit'\ntR.",
-    "no Python": with_header(b"(((((((((((((\n"),
-    "deep Python": with_header(b"[" * 9000 + b"]" * 9000),
-    "a zip archive": b"PK\x03\x04" + b"\0" * 100,
-    "another version": b"\x93NUMPY\x09\x09" + b"\0" * 100,
+IN_ITS_PLACE = {
+    "a file": lambda path: path.write_bytes(b"PK\x03\x04" + bytes(100)),
+    "a folder": Path.mkdir,
+    "a dead link": lambda path: path.symlink_to("nowhere"),
+    "no facts": lambda path: write_facts(path, {}),
+    "facts of nothing": lambda path: write_facts(path, {"facts": "[" * 9000}),
+    "facts of a list": lambda path: write_facts(path, {"facts": "[1]"}),
+    "facts of other things": lambda path: write_facts(path, {"facts": '{"name": 1}'}),
 }
 
 
-@pytest.mark.parametrize("content", HOSTILE_ARRAYS.values(), ids=HOSTILE_ARRAYS)
-def test_hostile_arrays_are_made_again(clip, images, tmp_path, content):
-    few = images.subset(range(40))
-    encoded(clip, tmp_path, few)
-    expected = files(tmp_path)
-    [path] = tmp_path.glob("*/features.npy")
-    path.write_bytes(content)
-    assert FeatureStore(tmp_path).entries() == []
-    assert encoded(clip, tmp_path, few)[0] == 40 and files(tmp_path) == expected
+@pytest.mark.parametrize("put", IN_ITS_PLACE.values(), ids=IN_ITS_PLACE)
+@pytest.mark.parametrize("whose", ["the model's", "the files'"])
+def test_whatever_lies_in_the_place_of_a_table_is_replaced(
+    clip, images, tmp_path, put, whose
+):
+    paths = save_images(images.subset(range(5)), tmp_path / "photos")
+    store = FeatureStore(tmp_path / "store", block_size=BLOCK)
+    store.location.mkdir()
+    table = store.table(clip) if whose == "the model's" else store.files
+    put(table.path)
+    assert store.entries() == []
+    features = store.encode(clip, paths)
+    assert np.allclose(features, clip.encode_image(paths), atol=1e-6)
+    assert len(store.entries()) == 1 and len(store.files) == 5
+    put_again = FeatureStore(tmp_path / "store")
+    assert list(put_again.verify().values()) == [(5, 0)]
+
+
+def test_a_foreign_table_is_no_entry_and_clears_away(tmp_path):
+    path = tmp_path / f"{'a' * 32}.lance"
+    for put in IN_ITS_PLACE.values():
+        put(path)
+        store = FeatureStore(tmp_path)
+        assert store.entries() == []
+        store.compact()
+        store.verify()
+        store.clear()
+        assert not os.path.lexists(path) and store.size() == 0
 
 
 def test_drafts_of_killed_processes_are_counted_and_removed(clip, images, tmp_path):
+    """They are left by a repair; every repair, and `clear`, sweeps them out."""
     few = images.subset(range(10))
     store = FeatureStore(tmp_path)
-    encoded(clip, tmp_path, few)
+    count_of(clip, tmp_path, few)
     before = store.size()
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    [folder] = [path for path in tmp_path.iterdir() if path.is_dir()]
-    (folder / f".features.npy.{_host()}-{dead.pid}-00000000.draft").write_bytes(
-        bytes(1000)
-    )
-    assert store.size() == before + 1000
-    encoded(clip, tmp_path, images.subset(range(11)))  # another entry
-    assert not list(tmp_path.glob("*/.*.draft"))
-    store.clear()
+    table = store.table(clip)
+    draft = tmp_path / f".{table.path.name}.{_host()}-{dead.pid}-00000000.draft"
+    for sweep in (table.repair, store.clear):
+        draft.mkdir()
+        (draft / "rows").write_bytes(bytes(1000))
+        assert store.size() >= before + 1000
+        sweep()
+        assert not draft.exists()
     assert store.size() == 0
 
 
-CLEARING = """
-import sys
-from pathlib import Path
-from clipadapt import FeatureStore
-store = FeatureStore(sys.argv[1])
-Path(sys.argv[2]).touch()
-while not Path(sys.argv[3]).exists():
-    store.clear(), store.size(), store.entries()
-"""
-
-
-def test_encoding_beside_processes_that_clear(clip, images, tmp_path):
-    """The features are there and right, also after somebody has removed their file."""
-    few, done = images.subset(range(8)), tmp_path / "done"
-    expected = clip.encode_image(few).numpy()
-    ready = [tmp_path / f"ready {number}" for number in range(2)]
-    command = [sys.executable, "-c", CLEARING, str(tmp_path / "store")]
-    processes = [
-        subprocess.Popen(
-            [*command, str(mine), str(done)], stderr=subprocess.PIPE, text=True
-        )
-        for mine in ready
-    ]
-    wait(lambda: all(map(Path.exists, ready)))
-    kept = [
-        FeatureStore(tmp_path / "store", shard_size=3).encode(clip, few)
-        for _ in range(20)
-    ]
-    done.touch()
-    assert [process.communicate()[1] for process in processes] == ["", ""]
-    assert all(np.allclose(features, expected, atol=1e-5) for features in kept)
+# ---- keys ----------------------------------------------------------------------------
 
 
 def with_weights_changed():
@@ -346,81 +351,187 @@ def with_another_activation():
     return other
 
 
-OTHERS = {
-    "other weights": lambda clip, images: (with_weights_changed(), images, {}),
-    "another activation": lambda clip, images: (with_another_activation(), images, {}),
-    "another crop": lambda clip, images: (
-        CLIP(clip.model, Compose([CenterCrop(28), clip.preprocess]), clip.tokenizer),
-        images,
-        {},
+MODELS = {
+    "other weights": lambda clip: with_weights_changed(),
+    "another activation": lambda clip: with_another_activation(),
+    "another crop": lambda clip: CLIP(
+        clip.model, Compose([CenterCrop(28), clip.preprocess]), clip.tokenizer
     ),
-    "another precision": lambda clip, images: (
-        CLIP(clip.model, clip.preprocess, clip.tokenizer, precision="bf16"),
-        images,
-        {},
+    "another precision": lambda clip: CLIP(
+        clip.model, clip.preprocess, clip.tokenizer, precision="bf16"
     ),
-    "another order": lambda clip, images: (
-        clip,
-        images.subset(range(COUNT - 1, -1, -1)),
-        {},
+    "files read in full": lambda clip: CLIP(
+        clip.model, clip.preprocess, clip.tokenizer, exact=True
     ),
-    "one image less": lambda clip, images: (clip, images.subset(range(COUNT - 1)), {}),
-    "a weak view": lambda clip, images: (clip, images, {"view": "weak 0"}),
-    "a weak view that does not mirror": lambda clip, images: (
-        clip,
-        images,
-        {"view": "weak 0", "flip": False},
-    ),
-    "another weak view": lambda clip, images: (clip, images, {"view": "weak 1"}),
-    "a strong view": lambda clip, images: (clip, images, {"view": "strong 0"}),
+}
+VIEWS = {
+    "a weak view": {"view": "weak 0"},
+    "a weak view that does not mirror": {"view": "weak 0", "flip": False},
+    "another weak view": {"view": "weak 1"},
+    "a strong view": {"view": "strong 0"},
 }
 
 
 def test_whatever_features_depend_on_changes_the_key(clip, images, tmp_path):
-    images = images.subset(range(COUNT))
-    encoded(clip, tmp_path, images)
-    for number, (what, make) in enumerate(OTHERS.items()):
-        other, others, options = make(clip, images)
-        features = FeatureStore(tmp_path).encode(other, others, **options)
-        assert len(FeatureStore(tmp_path).entries()) == number + 2, what
-        size = other.image_size
-        views = {
-            "weak 0": weak_view(size, options.get("flip", True)),
-            "weak 1": weak_view(size),
-            "strong 0": strong_view(size),
-        }
-        if options:
-            others = others.view(views[options["view"]], seed=int(options["view"][-1]))
-        assert np.allclose(features, other.encode_image(others), atol=1e-5), what
+    images, store = images.subset(range(40)), FeatureStore(tmp_path)
+    store.encode(clip, images)
+    for number, (what, make) in enumerate(MODELS.items()):
+        other = make(clip)
+        features = store.encode(other, images)
+        assert [entry["rows"] for entry in store.entries()] == [40] * (number + 2), what
+        assert np.allclose(features, other.encode_image(images), atol=1e-5), what
     FeatureStore(tmp_path, dtype="float16").encode(clip, images)
-    assert len(FeatureStore(tmp_path).entries()) == len(OTHERS) + 2
+    assert len(store.entries()) == len(MODELS) + 2
+    for number, (what, options) in enumerate(VIEWS.items()):
+        features = store.encode(clip, images, **options)
+        views = {
+            "weak 0": weak_view(32, options.get("flip", True)),
+            "weak 1": weak_view(32),
+            "strong 0": strong_view(32),
+        }
+        name = options["view"]
+        seen = images.view(views[name], seed=int(name[-1]))
+        assert np.allclose(features, clip.encode_image(seen), atol=1e-5), what
+        assert rows(tmp_path) == 40 * (len(MODELS) + 2 + number + 1), what
 
 
 def test_whatever_features_do_not_depend_on_keeps_the_key(clip, images, tmp_path):
+    store, before = tmp_path / "store", tmp_path / "photos"
+    paths = save_images(images.subset(range(40)), before)
+    assert count_of(clip, store, ImageSet(paths)) == 40
     for i in range(40):
-        Image.fromarray(np.asarray(images[i][0])).save(tmp_path / f"{i:02}.png")
-    store = tmp_path / "store"
-    before = ImageSet([tmp_path / f"{i:02}.png" for i in range(40)])
-    assert encoded(clip, store, before)[0] == 40
-    for i in range(40):
-        (tmp_path / f"{i:02}.png").rename(tmp_path / f"renamed {i:02}.png")
-    after = ImageSet(
-        [str(tmp_path / f"renamed {i:02}.png") for i in range(40)],
-        ["a", "b"],
-        [0, 1] * 20,
-    )
-    assert encoded(clip, store, after)[0] == 0, (
-        "names of files and labels do not matter"
-    )
+        paths[i].rename(before / f"renamed {i:02}.png")
+    renamed = [str(before / f"renamed {i:02}.png") for i in range(40)]
+    after = ImageSet(renamed, ["a", "b"], [0, 1] * 20)
+    assert count_of(clip, store, after) == 0, "names of files and labels do not matter"
     again = load_clip(device="cpu")
     again.name = "another name"
-    assert encoded(again, store, after)[0] == 0, "the name of a model does not matter"
-    assert encoded(clip, store, after.subset(range(40)))[0] == 0
+    assert count_of(again, store, after) == 0, "the name of a model does not matter"
+    features = encoded(clip, store, after)[0]
+    for chosen in (range(39, -1, -1), range(7), [3, 3, 5]):
+        some, count = encoded(clip, store, after.subset(chosen))
+        assert count == 0, "the order and the others do not matter"
+        assert np.array_equal(some, features[list(chosen)])
     views = after.view(weak_view(32), 5)
-    assert (
-        encoded(clip, store, views)[0] == 40
-        and encoded(clip, store, after, view="weak 5")[0] == 0
-    )
+    assert count_of(clip, store, views) == 40
+    assert count_of(clip, store, after, view="weak 5") == 0
+    assert count_of(clip, store, views.subset(range(9, 20))) == 0
+
+
+def test_a_folder_that_grows_costs_what_is_new(clip, images, tmp_path):
+    """In the views, too: those of a file draw by its name, not by its position."""
+    store, folder = tmp_path / "store", tmp_path / "photos"
+    save_images(images.subset(range(20)), folder)
+    for view in ("eval", "weak 0"):
+        assert count_of(clip, store, ImageSet.from_folder(folder), view=view) == 20
+    images[20][0].save(folder / "00 before all others.png")
+    for view in ("eval", "weak 0"):
+        grown = ImageSet.from_folder(folder)
+        features, count = encoded(clip, store, grown, view=view)
+        assert count == 1
+        seen = grown if view == "eval" else grown.view(weak_view(32), 0)
+        assert np.allclose(features, clip.encode_image(seen), atol=1e-6)
+
+
+def test_the_same_image_is_encoded_once(clip, images, tmp_path):
+    """In one set, and in another folder under another name."""
+    paths = save_images(images.subset(range(10)), tmp_path / "photos")
+    shutil.copytree(tmp_path / "photos", tmp_path / "copies")
+    copies = [tmp_path / "copies" / path.name for path in paths]
+    features, count = encoded(clip, tmp_path / "store", [*paths, *copies])
+    assert count == 10 == rows(tmp_path / "store")
+    assert np.array_equal(features[:10], features[10:])
+    assert count_of(clip, tmp_path / "store", copies) == 0
+
+
+def test_views_of_an_image_are_made_of_the_same_pixels(clip, images, tmp_path):
+    """Each image is decoded once, and the views are those that are encoded alone."""
+    images = images.subset(range(40))
+    views = [(None, 0), (weak_view(32), 0), (strong_view(32), 3)]
+    store = FeatureStore(tmp_path, block_size=BLOCK)
+    features = store.encode_views(clip, images, views)
+    assert features.shape == (3, 40, clip.embed_dim) and rows(tmp_path) == 120
+    for view, (transform, seed) in zip(features, views):
+        seen = images if transform is None else images.view(transform, seed)
+        assert np.allclose(view, clip.encode_image(seen), atol=1e-6)
+        assert count_of(clip, tmp_path, seen) == 0
+    again = store.encode_views(Interrupted(clip), images, views[::-1])
+    assert np.array_equal(again[::-1], features)
+
+
+# ---- files that are known ------------------------------------------------------------
+
+
+@pytest.fixture
+def read(monkeypatch):
+    """The names of the files that are read to be hashed."""
+    seen, original = [], Path.read_bytes
+
+    def read_bytes(path):
+        seen.append(path.name)
+        return original(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    return seen
+
+
+def names_read(read, clip, location, paths, **options):
+    read.clear()
+    count = count_of(clip, location, paths, **options)
+    return sorted(read), count
+
+
+def test_a_file_is_read_once_in_its_life(clip, images, tmp_path, read):
+    store = tmp_path / "store"
+    paths = save_images(images.subset(range(5)), tmp_path / "photos")
+    names = [path.name for path in paths]
+    assert names_read(read, clip, store, paths) == (names, 5)
+    assert names_read(read, clip, store, paths) == ([], 0)
+    assert names_read(read, clip, store, [str(path) for path in paths]) == ([], 0)
+    assert names_read(read, clip, store, paths, verify=True) == (names, 0)
+    let_rest(paths[1], age=30)
+    assert names_read(read, clip, store, paths) == (["01.png"], 0), "another time"
+    images[7][0].save(paths[2])
+    let_rest(paths[2], age=30)
+    assert names_read(read, clip, store, paths)[0] == ["02.png"], "another content"
+    assert names_read(read, clip, store, paths) == ([], 0)
+
+
+def test_a_file_that_was_just_changed_is_not_remembered(clip, images, tmp_path, read):
+    """It may change again within a tick of the clock; one from the future, too."""
+    paths = save_images(images.subset(range(3)), tmp_path / "photos")
+    let_rest(paths[0], age=0)
+    let_rest(paths[1], age=-1000)
+    for _ in range(2):
+        names_read(read, clip, tmp_path / "store", paths)
+    assert set(read) == {"00.png", "01.png"}
+
+
+def test_verify_finds_a_change_that_size_and_time_hide(clip, images, tmp_path):
+    paths = [tmp_path / "photo.bmp"]
+    images[0][0].save(paths[0])
+    let_rest(paths[0])
+    state = paths[0].stat()
+    before = encoded(clip, tmp_path / "store", paths)[0]
+    images[1][0].save(paths[0])
+    os.utime(paths[0], ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert paths[0].stat().st_size == state.st_size
+    assert np.array_equal(encoded(clip, tmp_path / "store", paths)[0], before)
+    after, count = encoded(clip, tmp_path / "store", paths, verify=True)
+    assert count == 1
+    assert np.allclose(after, clip.encode_image(paths), atol=1e-6)
+
+
+def test_what_is_remembered_of_files_stays_in_few_pieces(clip, images, tmp_path):
+    """One photograph more, forty times."""
+    paths = save_images(images.subset(range(40)), tmp_path / "photos")
+    for count in range(1, 41):
+        hash_each(ImageSet(paths[:count]), module.file_table(tmp_path))
+    table = module.file_table(tmp_path)
+    assert len(table) == 40 and len(table._fragments()) < 32
+
+
+# ---- views ---------------------------------------------------------------------------
 
 
 def test_views_are_drawn_in_the_proportions_of_the_clip(clip, tmp_path):
@@ -437,75 +548,69 @@ def test_views_are_drawn_in_the_proportions_of_the_clip(clip, tmp_path):
             assert np.allclose(
                 store.encode(of, pages, f"{name} 2"), expected, atol=1e-5
             )
-            entries = len(store.entries())
+            before = rows(tmp_path)
             StoredCLIP(of, store).encode_image(seen)
-            assert len(store.entries()) == entries, "a view is found by its name"
-    assert len(store.entries()) == 4
+            assert rows(tmp_path) == before, "a view is found by its name"
+    assert [entry["rows"] for entry in store.entries()] == [12, 12]
 
 
 def test_a_view_without_a_name_is_known_by_its_pixels(clip, images, tmp_path):
     images = images.subset(range(20))
-    assert (
-        encoded(clip, tmp_path, images.view(lambda image, rng: image.rotate(90)))[0]
-        == 20
-    )
-    assert (
-        encoded(clip, tmp_path, images.view(lambda image, rng: image.rotate(180)))[0]
-        == 20
-    )
-    assert (
-        encoded(clip, tmp_path, images.view(lambda image, rng: image.rotate(45 + 45)))[
-            0
-        ]
-        == 0
-    )
+
+    def turned(degrees):
+        return images.view(lambda image, rng: image.rotate(degrees))
+
+    assert count_of(clip, tmp_path, turned(90)) == 20
+    assert count_of(clip, tmp_path, turned(180)) == 20
+    assert count_of(clip, tmp_path, turned(45 + 45)) == 0
 
 
-FULL = """
-import resource, sys
-from clipadapt import FeatureStore, digits, load_clip
-clip = load_clip(device="cpu")
-resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-try:
-    FeatureStore(sys.argv[1]).encode(clip, digits("train"))
-except OSError as error:
-    print(error)
-"""
+# ---- disks ---------------------------------------------------------------------------
+
+
+def encode_where_files_are_small(location):
+    """What a process of its own does: no file may have more than 20,000 bytes."""
+    import resource
+
+    clip = load_clip(device="cpu")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+    try:
+        FeatureStore(location).encode(clip, digits("train"))
+    except OSError as error:
+        print(error)
 
 
 @pytest.mark.skipif(
     sys.platform == "win32", reason="needs a limit on the size of files"
 )
-def test_a_disk_without_room_is_noticed_before_anything_is_encoded(tmp_path):
-    found = subprocess.run(
-        [sys.executable, "-c", FULL, str(tmp_path / "store")],
-        capture_output=True,
-        text=True,
-    )
+def test_a_disk_without_room_is_one_sentence(tmp_path):
+    place = tmp_path / "store"
+    said, _ = Process(tmp_path, encode_where_files_are_small, place).finish()
     sentence = (
-        f"the feature store {tmp_path / 'store'} cannot be written: it would be "
-        "larger than files may be here. "
+        f"the feature store {place} cannot be written: it would be larger than files "
+        "may be here. "
     )
-    assert (
-        found.stdout.startswith(sentence) and "choose another place" in found.stdout
-    ), found
-    assert found.stdout.count("\n") == 1
-    assert files(tmp_path / "store") == {}
+    assert said.startswith(sentence) and "choose another place" in said
+    assert said.count("\n") == 1 and rows(place) == 0
+
+
+def refuse_after(monkeypatch, writes, number):
+    """A disk on which nothing can be written after some writes of Lance's."""
+    original, calls = lance.write_dataset, []
+
+    def write(*arguments, **options):
+        calls.append(arguments)
+        if len(calls) > writes:
+            raise OSError(f"LanceError(IO): no (os error {number}), src/writer.rs:254")
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(lance, "write_dataset", write)
 
 
 def test_a_disk_that_fills_up_keeps_what_was_finished(
     clip, images, tmp_path, monkeypatch
 ):
-    # two for the new entry (array and manifest), then two for each shard (rows and
-    # manifest)
-    calls = []
-
-    def fsync(handle):
-        calls.append(handle)
-        if len(calls) > 2 + 2 * 3:
-            raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(module.os, "fsync", fsync)
+    refuse_after(monkeypatch, 3, errno.ENOSPC)
     with pytest.raises(
         OSError,
         match="the feature store .* cannot be written: the disk is full. What was "
@@ -513,10 +618,11 @@ def test_a_disk_that_fills_up_keeps_what_was_finished(
     ):
         encoded(clip, tmp_path, images)
     monkeypatch.undo()
-    assert encoded(clip, tmp_path, images)[0] == COUNT - 3 * SHARD
+    assert count_of(clip, tmp_path, images) == COUNT - 3 * BLOCK
 
 
-def test_a_place_that_cannot_be_written(clip, images, tmp_path):
+def test_a_place_that_cannot_be_written(clip, images, tmp_path, monkeypatch):
+    few = images.subset(range(3))
     (tmp_path / "file").touch()
     for place in (tmp_path / "file", tmp_path / "file" / "store"):
         with pytest.raises(
@@ -524,113 +630,197 @@ def test_a_place_that_cannot_be_written(clip, images, tmp_path):
             match="the feature store .* cannot be written: "
             "a part of this path is a file",
         ):
-            FeatureStore(place).encode(clip, images)
+            FeatureStore(place).encode(clip, few)
+    with pytest.raises(OSError, match="cannot be written: the name is too long"):
+        FeatureStore(tmp_path / ("n" * 300)).encode(clip, few)
+    make_read_only(monkeypatch)
+    with pytest.raises(OSError, match="cannot be written: the disk is read-only"):
+        FeatureStore(tmp_path / "store").encode(clip, few)
+
+
+def make_read_only(monkeypatch):
+    """No folder can be made, no lock be taken, no table be written."""
+
+    def refuse(*arguments, **options):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    monkeypatch.setattr(FileLock, "acquire", refuse)
+    refuse_after(monkeypatch, 0, errno.EROFS)
 
 
 def test_a_complete_store_is_read_without_writing(clip, images, tmp_path, monkeypatch):
-    encoded(clip, tmp_path, images)
-
-    def refuse(*args, **kwargs):
-        raise AssertionError("nothing has to be written")
-
-    for name in ("_locked", "_create", "_write_shard"):
-        monkeypatch.setattr(module, name, refuse)
-    assert encoded(clip, tmp_path, images)[0] == 0
-
-
-def test_a_broken_image_costs_only_its_own_shard(clip, images, tmp_path):
-    pictures = [image for image, _ in images]
-    path = tmp_path / "broken.png"
-    path.write_bytes(b"nothing")
-    with pytest.raises(ValueError, match="broken.png: cannot be read"):
-        encoded(
-            clip,
-            tmp_path / "store",
-            ImageSet([*pictures[:100], path, *pictures[100:200]]),
-        )
-    assert finished_shards(tmp_path / "store") == 3
+    """Even where the files that it is asked for are not remembered."""
+    paths = save_images(images.subset(range(10)), tmp_path / "photos")
+    store = tmp_path / "store"
+    assert count_of(clip, store, images) == COUNT and count_of(clip, store, paths) == 10
+    shutil.rmtree(store / "files.lance")
+    before = {path: path.stat().st_mtime_ns for path in files(store)}
+    make_read_only(monkeypatch)
+    assert count_of(clip, store, images) == 0 == count_of(clip, store, paths)
+    assert {path: path.stat().st_mtime_ns for path in files(store)} == before
+    assert len(FeatureStore(store).entries()) == 1
 
 
-MEMORY = """
-import re, sys, threading, time
-from collections.abc import Sequence
-import numpy as np, torch
-from clipadapt import CLIP, FeatureStore, ImageSet, load_clip
-from clipadapt.clip.features import hash_images
-small, WIDTH = load_clip(device="cpu"), 8192
 class Wide(torch.nn.Module):
-    def __init__(self):
+    """An image encoder that costs nothing and gives 8,192 numbers."""
+
+    def __init__(self, visual):
         super().__init__()
-        self.visual = small.model.visual
-        self.weight = torch.nn.Parameter(torch.randn(WIDTH, 1))
+        self.visual = visual
+        self.weight = torch.nn.Parameter(torch.randn(8192, 1))
+
     def encode_image(self, pixels):
         return pixels.mean((1, 2, 3))[:, None] * self.weight.T
+
     def encode_text(self, tokens):
-        return torch.ones(len(tokens), WIDTH)
+        return torch.ones(len(tokens), len(self.weight))
+
+
 class Drawn(Sequence):
+    """4,000 small images that exist only while somebody looks at them."""
+
     def __len__(self):
-        return 8000
+        return 4000
+
     def __getitem__(self, index):
         return np.random.default_rng(index).integers(0, 256, (8, 8, 3), np.uint8)
-def own():  # kilobytes; pages of mapped files go back when others need the room
-    status = open("/proc/self/status").read()
-    return int(re.search("RssAnon:[^0-9]*([0-9]+)", status)[1])
-def watch():
-    global peak
-    while True:
-        peak = max(peak, own())
-        time.sleep(0.005)
-clip, images = CLIP(Wide(), small.preprocess, small.tokenizer), ImageSet(Drawn())
-store = FeatureStore(sys.argv[1], shard_size=256)
-store.encode(clip, images.subset(range(600)))
-peak, before = 0, own()
-threading.Thread(target=watch, daemon=True).start()
-features = store.encode(clip, images)
-print((max(peak, own()) - before) / 1024, features.nbytes / 2**20)
-"""
+
+
+class Watch(threading.Thread):
+    """The most memory that this process had for itself, in MB.
+
+    Pages of mapped files do not count: they go back when others need the room.
+    """
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.peak, self.ended = self.now(), False
+        self.start()
+
+    def now(self):
+        status = Path("/proc/self/status").read_text()
+        return int(re.search(r"RssAnon:\s*(\d+)", status)[1]) / 1024
+
+    def run(self):
+        while not self.ended:
+            self.peak = max(self.peak, self.now())
+            time.sleep(0.005)
+
+
+def grow(call):
+    """By how many MB the process grows in a call, more than by the result."""
+    watch = Watch()
+    before = watch.now()
+    features = call()
+    watch.ended = True
+    return max(watch.peak, watch.now()) - before - features.nbytes / 2**20
+
+
+def encode_and_read_much(location):
+    """What a process of its own does."""
+    torch.set_num_threads(1)
+    clip, images = load_clip(device="cpu"), ImageSet(Drawn())
+    clip = CLIP(Wide(clip.model.visual), clip.preprocess, clip.tokenizer)
+    store = FeatureStore(location, block_size=256)
+    store.encode(clip, images.subset(range(600)))
+    print(*(grow(lambda: store.encode(clip, images)) for _ in range(2)))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems say it elsewhere")
-def test_memory_stays_flat(tmp_path):
-    """250 MB of features pass through; the process may grow by what a few shards
-    need."""
-    found = subprocess.run(
-        [sys.executable, "-c", MEMORY, str(tmp_path)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    grown, size = map(float, found.stdout.split())
-    assert size == 250 and grown < 60, (
-        f"{size} MB of features made the process grow by {grown:.0f} MB"
-    )
+def test_memory_is_that_of_the_result(tmp_path):
+    """125 MB of features are encoded, and read; beyond them, the process may grow by
+    what a few blocks need."""
+    printed, _ = Process(tmp_path, encode_and_read_much, tmp_path / "store").finish()
+    encoding, reading = map(float, printed.split())
+    assert encoding < 60 and reading < 40, (encoding, reading)
+
+
+# ---- images and models that change, or cannot be read --------------------------------
+
+
+def test_a_broken_image_costs_only_its_own_block(clip, images, tmp_path):
+    pictures = [image for image, _ in images]
+    path = tmp_path / "broken.png"
+    path.write_bytes(b"nothing")
+    mixed = ImageSet([*pictures[:100], path, *pictures[100:200]])
+    with pytest.raises(ValueError, match="broken.png: cannot be read"):
+        encoded(clip, tmp_path / "store", mixed)
+    assert rows(tmp_path / "store") == 3 * BLOCK
+
+
+def test_images_that_cannot_be_read_are_named_once_each(clip, images, tmp_path):
+    """Damaged, of the same content, a folder, nowhere: all others are kept."""
+    paths = save_images(images.subset(range(6)), tmp_path / "photos")
+    for number in (1, 3):
+        paths[number].write_bytes(b"no image")
+    paths[4].unlink()
+    paths[5].unlink()
+    paths[5].mkdir()
+    store = FeatureStore(tmp_path / "store")
+    for view in ((None, 0), (weak_view(32), 1), (lambda image, rng: image, 0)):
+        damaged = {}
+        [features] = store.encode_views(clip, paths, [view], damaged)
+        assert sorted(damaged) == [1, 3, 4, 5]
+        assert all(paths[i].name in damaged[i] for i in damaged)
+        assert np.isnan(features[[*damaged]]).all()
+        assert np.isfinite(features[[0, 2]]).all()
+    damaged = {}
+    views = [(None, 0), (weak_view(32), 2)]
+    features = store.encode_views(clip, paths, views, damaged)
+    assert sorted(damaged) == [1, 3, 4, 5] and features.shape[:2] == (2, 6)
+    assert "03.png" in damaged[3] and np.isnan(features[:, 3]).all()
+    assert rows(tmp_path / "store") == 2 * 4
+    with pytest.warns(UserWarning, match="4 of 6 images skipped") as said:
+        sound = readable(StoredCLIP(clip, store), paths)
+    assert len(sound) == 2 and len(said) == 1 and len(sound.skipped) == 4
+    assert count_of(clip, tmp_path / "store", sound) == 0
+
+
+def test_an_error_counts_images_in_the_whole_set(clip, images, tmp_path):
+    """Of 90 images, 80 are there already; the model fails on a black one."""
+    pixels = digits("train").images[:90].copy()
+    pixels[88] = 0
+    count_of(clip, tmp_path, ImageSet(pixels[:80]))
+
+    class Blinded(Counting):
+        def encode_views(self, *arguments, **options):
+            raise ValueError("image 8 has features that are not finite")
+
+        encode_batches = encode_views
+
+    views = [(None, 0), (weak_view(32), 0)]
+    for some in (views[:1], views):
+        with pytest.raises(ValueError, match="^image 88 has features"):
+            FeatureStore(tmp_path).encode_views(Blinded(clip), ImageSet(pixels), some)
+        count_of(clip, tmp_path, ImageSet(pixels[:80]), view="weak 0")
 
 
 def test_weights_that_an_optimiser_changes_in_place(images, tmp_path):
     clip, few = load_clip(device="cpu"), images.subset(range(20))
-    before = encoded(clip, tmp_path, few)[1]
+    before = encoded(clip, tmp_path, few)[0]
     parameter = clip.model.visual.proj.requires_grad_()
     optimiser = torch.optim.AdamW([parameter], fused=True)
     parameter.grad = torch.ones_like(parameter)
     optimiser.step()
-    counting = Counting(clip)
-    after = FeatureStore(tmp_path, shard_size=SHARD).encode(counting, few)
-    assert counting.count == 20 and not np.allclose(before, after, atol=1e-4)
+    after, count = encoded(clip, tmp_path, few)
+    assert count == 20 and not np.allclose(before, after, atol=1e-4)
 
 
 def test_an_image_that_changes_while_it_is_encoded(clip, images, tmp_path):
-    paths = [tmp_path / f"{i:02}.png" for i in range(40)]
-    for i, path in enumerate(paths):
-        images[i][0].save(path)
+    """Its block is not kept, also where the file had been at rest for long."""
+    paths = save_images(images.subset(range(40)), tmp_path / "photos")
 
     class Meddling(Counting):
-        def encode_batches(self, pictures, batch_size=64):
+        def encode_batches(self, pictures, batch_size=64, **options):
             images[0][0].save(paths[35])
-            return super().encode_batches(pictures, batch_size)
+            return super().encode_batches(pictures, batch_size, **options)
 
+    store = FeatureStore(tmp_path / "store", block_size=BLOCK)
     with pytest.raises(ValueError, match="35.png.* changed while"):
-        FeatureStore(tmp_path / "store", shard_size=SHARD).encode(Meddling(clip), paths)
-    assert finished_shards(tmp_path / "store") in (0, 1)
+        store.encode(Meddling(clip), paths)
+    assert rows(tmp_path / "store") == BLOCK
+    assert np.allclose(store.encode(clip, paths), clip.encode_image(paths), atol=1e-6)
 
 
 def test_images_that_cannot_be_hashed(clip, tmp_path):
@@ -642,12 +832,17 @@ def test_images_that_cannot_be_hashed(clip, tmp_path):
 
 
 def test_features_held_by_a_reader_survive_a_repair(clip, images, tmp_path):
-    held = FeatureStore(tmp_path, shard_size=SHARD).encode(clip, images)
+    store = FeatureStore(tmp_path, block_size=BLOCK)
+    held = store.encode(clip, images)
     expected = np.array(held)
-    next(tmp_path.glob("*/manifest.json")).write_text("{}")
-    with pytest.raises(KeyboardInterrupt):
-        FeatureStore(tmp_path, shard_size=SHARD).encode(Interrupted(clip), images)
+    files(tmp_path)[-1].write_bytes(b"{}")
+    store.verify()
     assert np.array_equal(held, expected)
+    store.clear()
+    with pytest.raises(KeyboardInterrupt):
+        store.encode(Interrupted(clip), images)
+    held += 1  # it is the reader's own
+    assert np.array_equal(held, expected + 1)
 
 
 def test_a_relative_location_stays_where_it_was(clip, images, tmp_path, monkeypatch):
@@ -659,19 +854,76 @@ def test_a_relative_location_stays_where_it_was(clip, images, tmp_path, monkeypa
     assert len(store.entries()) == 1 and store.location == tmp_path / "store"
 
 
+def test_looking_at_a_store_that_is_not_there_makes_nothing(tmp_path):
+    store = FeatureStore(tmp_path / "store")
+    assert store.entries() == store.earlier() == [] and store.size() == 0
+    assert store.verify() == {}
+    store.clear(), store.clear_earlier(), store.compact()
+    assert not (tmp_path / "store").exists()
+
+
 def test_clear_leaves_foreign_files_alone(clip, images, tmp_path):
     encoded(clip, tmp_path, images)
     (tmp_path / "notes.txt").write_text("mine")
-    (tmp_path / "photos").mkdir()
+    for folder in ("photos", "a" * 32, "photos.lance"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "notes.txt").write_text("mine")
     (tmp_path / "photos" / "manifest.json").write_text("{}")
     store = FeatureStore(tmp_path)
     assert store.size() > 0 and len(store.entries()) == 1
     store.clear()
-    assert (
-        store.size() == 0
-        and (tmp_path / "notes.txt").exists()
-        and (tmp_path / "photos" / "manifest.json").exists()
-    )
+    store.clear_earlier()
+    assert store.size() == 0 and store.entries() == []
+    assert len(list(tmp_path.rglob("notes.txt"))) == 4
+    assert (tmp_path / "photos" / "manifest.json").exists()
+
+
+# ---- what clipadapt 0.1 left ---------------------------------------------------------
+
+
+@pytest.fixture
+def earlier(tmp_path):
+    """A location with an entry as clipadapt 0.1 wrote it."""
+    folder = tmp_path / "store" / ("0123456789abcdef" * 2)
+    folder.mkdir(parents=True)
+    np.save(folder / "features.npy", np.ones((500_000, 4), np.float32))
+    (folder / "manifest.json").write_text(json.dumps({"shard_size": 32}))
+    (folder.parent / f"{folder.name}.lock").touch()
+    return tmp_path / "store"
+
+
+def test_an_earlier_store_is_left_alone_and_said_so_once(clip, images, earlier):
+    before = {path: path.read_bytes() for path in earlier.glob("*/*")}
+    few = images.subset(range(10))
+    with pytest.warns(UserWarning, match="clipadapt 0.1") as said:
+        count_of(clip, earlier, few)
+    [message] = [str(warning.message) for warning in said]
+    assert str(earlier) in message and " 8 MB" in message
+    assert "`clipadapt store clear --earlier`" in message
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert count_of(clip, earlier, few) == 0
+        assert count_of(clip, earlier, images.subset(range(20))) == 10
+        FeatureStore(earlier).clear()
+    store = FeatureStore(earlier)
+    assert [folder.name for folder in store.earlier()] == ["0123456789abcdef" * 2]
+    assert {path: path.read_bytes() for path in earlier.glob("*/*")} == before
+
+
+def test_an_earlier_store_is_removed_when_asked(clip, images, earlier):
+    store, few = FeatureStore(earlier), images.subset(range(10))
+    (earlier / ("b" * 32)).mkdir()
+    store.clear_earlier()
+    assert store.earlier() == []
+    assert [path.name for path in earlier.iterdir()] == ["b" * 32]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert count_of(clip, earlier, few) == 10
+    store.clear_earlier()
+    assert len(store.entries()) == 1
+
+
+# ---- stored CLIPs --------------------------------------------------------------------
 
 
 def test_methods_work_on_a_stored_clip(clip, tmp_path):

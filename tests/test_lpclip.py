@@ -356,7 +356,8 @@ def test_paths_and_lists_are_read_as_well(clip, images, tmp_path):
     by_name = method.fit(ImageSet.from_folder(tmp_path)).weight_.copy()
     paths = [tmp_path / f"{i}.png" for i in range(3)]
     assert np.allclose(method.fit(paths).weight_, by_name, atol=1e-4)
-    assert np.allclose(by_name, expected, atol=0.2), "views are drawn by file names"
+    alike = np.corrcoef(by_name.ravel(), expected.ravel())[0, 1]
+    assert 0.99 < alike < 1, "the names of files draw other views"
 
 
 def test_the_preset_is_for_the_handwriting_and_the_defaults_are_not():

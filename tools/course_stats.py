@@ -22,6 +22,7 @@ WIDEST, LONGEST = 88, 40
 # Chapters that develop no method: what a method needs is not asked of them.
 NO_METHOD = ("02", "15", "16", "17", "18")
 FOLDED = re.compile(r"^#\|\s*code-fold:\s*(true|show)\s*$", re.M)
+SUMMARY = re.compile(r"^#\|\s*code-summary:.*$", re.M)
 DIRECTIVE = re.compile(r"^#\|.*\n?", re.M)
 WE = re.compile(r"\b(we|us|our|ours|let's)\b", re.IGNORECASE)
 WORD = re.compile(r"[A-Za-zÀ-ÿ]+(?:[’'-][A-Za-z]+)*")
@@ -90,6 +91,11 @@ class Notebook:
         """How many words a reader reads: no formulas, links or addresses."""
         text = re.sub(r"(?s)\$\$.*?\$\$|\$[^$]*\$|`[^`]*`", " ", self.prose)
         return len(WORD.findall(re.sub(r"\]\([^)]*\)", "]", text)))
+
+    @cached_property
+    def summaries(self) -> list[str]:
+        """What the site writes over folded cells."""
+        return [line for cell in self.code for line in SUMMARY.findall(cell.source)]
 
     @cached_property
     def lines(self) -> list[str]:
@@ -165,6 +171,8 @@ def complaints(notebook: Notebook) -> list[str]:
     found += [f"{len(wide)} code lines over {WIDEST} columns"] if wide else []
     found += [f"{len(long)} visible cells over {LONGEST} lines"] if long else []
     found += [f"imports itself: {line}" for line in self_imports(notebook)]
+    if any("`" in line for line in notebook.summaries):
+        found.append("a code-summary with `, which ends the cell's fence on the site")
     if "TODO" in notebook.prose:
         found.append("a TODO is left")
     if notebook.is_chapter:

@@ -30,6 +30,7 @@ from clipadapt.app.runs import (
     check_scorable,
     compare_in,
     configure,
+    export_features,
     image_names,
     image_set,
     logger,
@@ -45,8 +46,10 @@ from clipadapt.app.runs import (
     saved_method,
     say,
     shown,
+    stored_table,
     write_features,
     write_json,
+    write_parquet,
     write_table,
 )
 from ..images.files import csv_text, explained
@@ -57,7 +60,8 @@ if TYPE_CHECKING:  # they import torch, which takes seconds
 
 # %% auto #0
 __all__ = ['PATH', 'SEED', 'IMAGES', 'CLASSES', 'DEVICE', 'MODEL', 'QUIET', 'RUN', 'TABLE', 'PROBABILITIES', 'PRESET',
-           'CAPTIONER', 'main', 'adapt', 'predict', 'zero_shot', 'compare', 'encode', 'caption_command', 'demo_command']
+           'CAPTIONER', 'main', 'adapt', 'predict', 'zero_shot', 'compare', 'encode', 'store_group', 'store_list',
+           'store_export', 'store_verify', 'store_compact', 'store_clear', 'caption_command', 'demo_command']
 
 # %% ../../nbs/engine/cli.ipynb #cell-8
 class _Commands(click.Group):
@@ -261,7 +265,20 @@ CLASSES = [
 DEVICE = [
     click.option(
         "--device", help="cpu, cuda, cuda:1, ...  [default: a GPU if there is one]"
-    )
+    ),
+    click.option(
+        "--exact",
+        is_flag=True,
+        help=(
+            "Decode large JPEG files in full.  [default: no larger than twice what the"
+            " model reads]"
+        ),
+    ),
+    click.option(
+        "--no-store",
+        is_flag=True,
+        help="Keep no features, and use none that were kept.",
+    ),
 ]
 MODEL = [
     click.option(
@@ -375,23 +392,42 @@ def _run_options(context: click.Context) -> dict[str, Any]:
 
 def _pool(options: dict[str, Any], split: str = "train") -> ImageSet:
     """The images that a command is about, counted by its classes."""
-    names = read_classes(options["classes"])
-    return read_images(options["images"], names, options["max_pixels"], split)
+    names, check = read_classes(options["classes"]), _check(options)
+    return read_images(options["images"], names, options["max_pixels"], split, check)
+
+
+def _check(options: dict[str, Any]) -> str:
+    """How the images of a folder are looked at first.
+
+    With a store, damaged images are found when they are encoded, which they are once.
+    """
+    return "pixels" if options["no_store"] else "header"
+
+
+def _sound(clip: CLIP, images: ImageSet) -> ImageSet:
+    """The images that can be read; with a store, their features are kept from now."""
+    from clipadapt.clip.features import StoredCLIP, readable
+
+    return readable(clip, images) if isinstance(clip, StoredCLIP) else images
 
 # %% ../../nbs/engine/cli.ipynb #cell-24
-def _load_model(model: str | None, pretrained: str | None, device: str | None) -> CLIP:
+def _load_model(
+    model: str | None, pretrained: str | None, given: dict[str, Any]
+) -> CLIP:
     """The CLIP of a command. Its name is logged, for a config may have chosen it."""
+    from clipadapt.clip.features import StoredCLIP
     from clipadapt.clip.model import load_clip
 
     if model:
         tag = f" ({pretrained})" if pretrained else ""
         logger.info("loading %s%s%s", model, tag, _by_config("model"))
-    return load_clip(model, pretrained, device)
+    clip = load_clip(model, pretrained, given["device"], exact=given["exact"])
+    return clip if given["no_store"] else StoredCLIP(clip)
 
 
 def _clip(given: dict[str, Any]) -> CLIP:
     """The CLIP that the options name."""
-    return _load_model(given["model"], given["pretrained"], given["device"])
+    return _load_model(given["model"], given["pretrained"], given)
 
 
 def _by_config(option: str) -> str:
@@ -509,6 +545,7 @@ def adapt(context, out, overwrite, resume, method, **given) -> None:
     """
     options = _run_options(context)
     pool, clip = _pool(options), _clip(given)
+    pool = _sound(clip, pool)
     made = _methods([method], clip, pool, given)[method]
     chosen = configure(made, given["settings"]).set_params(seed=given["seed"])
     labels = pool.labels if given["use_labels"] else None
@@ -549,7 +586,8 @@ def predict(images, max_pixels, saved, out, overwrite, probabilities, **given) -
     """
     target = _target(out, overwrite)
     method = _load_saved(saved, given)
-    pool = read_images(images, method.classnames_, max_pixels, "test")
+    names, check = method.classnames_, _check(given)
+    pool = _sound(method.clip, read_images(images, names, max_pixels, "test", check))
     _write_result(target, predictions(method, pool, probabilities))
     report_accuracy(method, pool)
 
@@ -564,7 +602,7 @@ def _load_saved(saved: str, given: dict[str, Any]):
     else:
         check_known(record.clip, folder)
         wanted = record.clip
-        clip = _load_model(wanted.name, wanted.pretrained, given["device"])
+        clip = _load_model(wanted.name, wanted.pretrained, given)
     return getattr(clipadapt, record.method).load(folder, clip)
 
 # %% ../../nbs/engine/cli.ipynb #cell-37
@@ -587,6 +625,7 @@ def zero_shot(templates, out, overwrite, probabilities, **given) -> None:
 
     target = _target(out, overwrite)
     pool, clip = _pool(given, "test"), _clip(given)
+    pool = _sound(clip, pool)
     method = ZeroShot(clip, pool.classnames, templates=templates).fit(pool)
     _write_result(target, predictions(method, pool, probabilities))
     report_accuracy(method, pool)
@@ -642,7 +681,9 @@ def compare(context, out, overwrite, resume, methods, seeds, **given) -> None:
     pool = _pool(options)
     asked = _asked(options, pool)
     check_scorable(asked, given["test"] or given["images"])
-    clip = _clip(given)
+    clip, is_same = _clip(given), asked is pool
+    pool = _sound(clip, pool)
+    asked = pool if is_same else _sound(clip, asked)
     chosen = _methods(wanted, clip, pool, given)
     with run_folder(out, options, overwrite, resume) as folder:
         _if_interrupted(context, _kept("The runs that are done are kept", folder, out))
@@ -658,7 +699,7 @@ def _asked(options: dict[str, Any], pool: ImageSet) -> ImageSet:
     if not options["test"] and options["images"]:
         return pool
     names, most = pool.classnames, options["max_pixels"]
-    return read_images(options["test"], names, most, "test")
+    return read_images(options["test"], names, most, "test", _check(options))
 
 # %% ../../nbs/engine/cli.ipynb #cell-46
 @main.command()
@@ -669,11 +710,11 @@ def _asked(options: dict[str, Any], pool: ImageSet) -> ImageSet:
     metavar="FILE",
     required=True,
     help=(
-        "A .safetensors or .npy file; a .json file with the names of the images is"
-        " written beside it."
+        "A .safetensors or .npy file, beside which a .json file with the names of the"
+        " images is written; or a .parquet file, which has the names in it."
     ),
 )
-@click.option("--overwrite", is_flag=True, help="Replace these two files.")
+@click.option("--overwrite", is_flag=True, help="Replace what is there.")
 @click.pass_context
 def encode(context, images, max_pixels, out, overwrite, **given) -> None:
     """Image features of a folder, unit rows, float32. What was encoded before is not
@@ -683,17 +724,100 @@ def encode(context, images, max_pixels, out, overwrite, **given) -> None:
     clipadapt encode --images photos \\
       --model ViT-B-32 --pretrained laion2b_s34b_b79k --out features.safetensors
     """
+    beside = None if str(out).endswith(".parquet") else ".json"
+    kinds = (".safetensors", ".npy", ".parquet")
+    target = check_file(out, overwrite, *kinds, beside=beside)
+    words = "What was encoded is kept; the same command goes on from there."
+    _if_interrupted(context, "Nothing was written." if given["no_store"] else words)
+    pool = image_set(images, max_pixels, "train", _check(given))
+    clip = _clip(given)
+    pool = _sound(clip, pool)
+    features, names = clip.encode_image(pool).numpy(), image_names(pool)
+    if beside is None:
+        write_parquet(target, features, {"image": names})
+    else:
+        write_features(target, features)
+        record = {**run_record(clip, images=pool), "names": names}
+        write_json(target.with_suffix(beside), record)
+    logger.info("wrote %d features of %d numbers to %s", *features.shape, target)
+
+# %% ../../nbs/engine/cli.ipynb #new
+@main.group("store")
+def store_group() -> None:
+    """The features that all commands keep, each image's once."""
+
+
+def _store():
+    """The store of all commands."""
     from clipadapt.clip.features import FeatureStore
 
-    target = check_file(out, overwrite, ".safetensors", ".npy", beside=".json")
-    words = "What was encoded is kept; the same command goes on from there."
-    _if_interrupted(context, words)
-    pool, clip = image_set(images, max_pixels, "train"), _clip(given)
-    features = FeatureStore().encode(clip, pool)
-    write_features(target, features)
-    names = {**run_record(clip, images=pool), "names": image_names(pool)}
-    write_json(target.with_suffix(".json"), names)
-    logger.info("wrote %d features of %d numbers to %s", *features.shape, target)
+    return FeatureStore()
+
+
+@store_group.command("list")
+@_options(TABLE, QUIET)
+def store_list(out, overwrite) -> None:
+    """A line for each model: how many features there are, and their size."""
+    store, target = _store(), _target(out, overwrite)
+    columns = "key model rows dim dtype precision megabytes".split()
+    _write_result(target, pd.DataFrame(store.entries(), columns=columns))
+    logger.info("in %s, %.1f MB", store.location, store.size() / 1e6)
+    if earlier := store.earlier():
+        logger.info("%d folders of clipadapt 0.1 are not used", len(earlier))
+
+
+@store_group.command("export")
+@click.argument("key")
+@click.option(
+    "--out",
+    type=PATH,
+    metavar="FILE",
+    required=True,
+    help="A .parquet file, or a .npy file beside which the keys are written as .csv.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace what is there.")
+@_options(QUIET)
+def store_export(key, out, overwrite) -> None:
+    """All features of the model with this KEY (see list), and the keys of their rows.
+
+    A row's key is the hash of its image; `clipadapt encode` writes features with the
+    names of a folder's images.
+    """
+    beside = ".csv" if str(out).endswith(".npy") else None
+    target = check_file(out, overwrite, ".parquet", ".npy", beside=beside)
+    count = export_features(stored_table(key), target)
+    logger.info("wrote %d features to %s", count, target)
+
+# %% ../../nbs/engine/cli.ipynb #new
+@store_group.command("verify")
+@_options(QUIET)
+def store_verify() -> None:
+    """Read every feature; those that are damaged are removed, and made again later."""
+    for key, (sound, damaged) in _store().verify().items():
+        _print(f"{key}: {sound} features are whole, {damaged} were damaged\n")
+
+
+@store_group.command("compact")
+@_options(QUIET)
+def store_compact() -> None:
+    """Put the many files of a store together in few."""
+    store = _store()
+    before = store.size()
+    store.compact()
+    logger.info("%.1f MB, before %.1f MB", store.size() / 1e6, before / 1e6)
+
+
+@store_group.command("clear")
+@click.option("--earlier", is_flag=True, help="Only what clipadapt 0.1 kept.")
+@_options(QUIET)
+def store_clear(earlier) -> None:
+    """Delete all features, but those that another command is just making."""
+    store = _store()
+    if not earlier:
+        store.clear()
+    else:
+        store.clear_earlier()
+    logger.info("%.1f MB are left in %s", store.size() / 1e6, store.location)
 
 # %% ../../nbs/engine/cli.ipynb #cell-47
 _CAPTION = [

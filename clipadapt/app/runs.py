@@ -51,6 +51,7 @@ from clipadapt.images.files import (
 
 if TYPE_CHECKING:  # they import torch, which takes seconds
     from clipadapt.clip.model import CLIP
+    from clipadapt.clip.tables import FeatureTable
     from clipadapt.images.sets import ImageSet
     from clipadapt.learning.adapter import Adapter, SavedClip, SavedMethod
 
@@ -58,7 +59,8 @@ if TYPE_CHECKING:  # they import torch, which takes seconds
 __all__ = ['logger', 'METHODS', 'WRITTEN', 'shown', 'say', 'read_classes', 'image_set', 'image_names', 'read_images',
            'check_scorable', 'method_names', 'make_methods', 'captioner_name', 'in_words', 'check_value', 'configure',
            'write_json', 'write_table', 'check_file', 'check_place', 'predictions', 'report_accuracy', 'write_features',
-           'read_config', 'run_folder', 'run_record', 'adapt_in', 'compare_in', 'saved_method', 'check_known']
+           'write_parquet', 'stored_table', 'export_features', 'read_config', 'run_folder', 'run_record', 'adapt_in',
+           'compare_in', 'saved_method', 'check_known']
 
 # %% ../../nbs/engine/runs.ipynb #cell-6
 logger = logging.getLogger("clipadapt")
@@ -118,19 +120,22 @@ def _looks_like_a_file(value: str) -> bool:
     return "," not in value and (inside or value.endswith((".txt", ".csv", ".tsv")))
 
 # %% ../../nbs/engine/runs.ipynb #cell-12
-def image_set(folder: str | None, max_pixels: int, split: str) -> ImageSet:
+def image_set(
+    folder: str | None, max_pixels: int, split: str, check: str = "header"
+) -> ImageSet:
     """The images of a folder, or one half of the handwriting where there is none.
 
     folder: the folder, as for `ImageSet.from_folder`; None for the handwriting.
     max_pixels: larger images are skipped.
     split: the half of the handwriting, "train" or "test".
+    check: how the files are looked at, as for `ImageSet.from_folder`.
 
     Raises what `ImageSet.from_folder` does.
     """
     from clipadapt.images.sets import ImageSet, digits
 
     if folder:
-        return ImageSet.from_folder(folder, max_pixels=max_pixels)
+        return ImageSet.from_folder(folder, max_pixels=max_pixels, check=check)
     return digits(split)
 
 
@@ -152,7 +157,11 @@ def _say_images(images: ImageSet) -> None:
 
 # %% ../../nbs/engine/runs.ipynb #cell-13
 def read_images(
-    folder: str | None, names: list[str] | None, max_pixels: int, split: str = "train"
+    folder: str | None,
+    names: list[str] | None,
+    max_pixels: int,
+    split: str = "train",
+    check: str = "header",
 ) -> ImageSet:
     """The images of a folder, counted by `names`; the handwriting without a folder.
 
@@ -160,6 +169,7 @@ def read_images(
     names: the class names; None for those of the sub-folders.
     max_pixels: larger images are skipped.
     split: the half of the handwriting, "train" or "test".
+    check: how the files are looked at, as for `image_set`.
 
     Labels stay when all sub-folders are classes; the names of the others are said.
     Raises ValueError when there are no class names at all, or two that one sub-folder
@@ -167,7 +177,7 @@ def read_images(
     """
     from clipadapt.images.sets import ImageSet
 
-    images = image_set(folder, max_pixels, split)
+    images = image_set(folder, max_pixels, split, check)
     if not names and not images.classnames:
         raise ValueError(
             f"{folder} has no sub-folders to take class names from: give --classes "
@@ -541,6 +551,72 @@ def write_features(target: Path, features: np.ndarray) -> None:
             np.lib.format.write_array_header_1_0(file, header)
             file.write(features.data)
 
+# %% ../../nbs/engine/runs.ipynb #new
+def write_parquet(
+    target: Path, features: np.ndarray, columns: dict[str, list[str]]
+) -> None:
+    """Write features and texts as a table that pandas, DuckDB and Polars read.
+
+    target: the file; one that is there is replaced.
+    features: [N, D], in the column `feature`.
+    columns: N texts by the name of their column.
+
+    Raises OSError as `whole_file` does.
+    """
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    from clipadapt.images.pictures import printable
+
+    numbers = pa.array(np.ascontiguousarray(features).ravel())
+    lists = pa.FixedSizeListArray.from_arrays(numbers, features.shape[1])
+    safe = {name: [*map(printable, texts)] for name, texts in columns.items()}
+    with whole_file(target) as draft:
+        parquet.write_table(pa.table({**safe, "feature": lists}), draft)
+
+# %% ../../nbs/engine/runs.ipynb #new
+def stored_table(key: str) -> FeatureTable:
+    """The table of the store that has this key.
+
+    key: the first digits of the name of a table, as `clipadapt store list` shows them.
+
+    Raises ValueError when there is none, or when several begin so.
+    """
+    from clipadapt.clip.features import FeatureStore
+    from clipadapt.clip.tables import FeatureTable
+
+    store = FeatureStore()
+    known = [entry["key"] for entry in store.entries()]
+    found = sorted(store.location.glob(f"{key}*.lance")) if key.isalnum() else []
+    found = [path for path in found if path.stem[:8] in known]
+    if len(found) != 1:
+        raise ValueError(
+            f"{len(found)} tables have a key that begins with {key!r}; there are "
+            f"{', '.join(known) or 'none at all'}: see clipadapt store list"
+        )
+    return FeatureTable.at(found[0])
+
+
+def export_features(table: FeatureTable, target: Path) -> int:
+    """Write all rows of a table to a .parquet file, or to a .npy file beside a .csv.
+
+    table: one of a feature store.
+    target: the file. Beside a .npy file, a .csv file has the key of each row.
+
+    Returns the number of rows. Raises OSError as `whole_file` does.
+    """
+    rows = [(keys.view("V16").tolist(), features) for keys, features in table.rows()]
+    keys = [key.hex() for block, _ in rows for key in block]
+    features = np.concatenate(
+        [np.empty((0, table.dim), table.dtype), *(block for _, block in rows)]
+    )
+    if target.suffix.lower() == ".parquet":
+        write_parquet(target, features, {"key": keys})
+    else:
+        write_features(target, features)
+        write_table(target.with_suffix(".csv"), pd.DataFrame({"key": keys}))
+    return len(keys)
+
 # %% ../../nbs/engine/runs.ipynb #cell-41
 WRITTEN = re.compile(
     r"model/adapter\.(safetensors|json)"
@@ -675,7 +751,7 @@ def _config_schema(command: str) -> type[Record]:
         "compare": {"test": text | None, "methods": text, "seeds": int},
     }[command]
     fields = {**dict.fromkeys(_TEXTS, text | None), **kinds}
-    fields |= {"max_pixels": int, "command": text}
+    fields |= {"max_pixels": int, "exact": bool, "no_store": bool, "command": text}
     allowed: dict[str, Any] = {name: (kind, None) for name, kind in fields.items()}
     return create_model("Config", __base__=Record, **allowed)
 
@@ -845,7 +921,7 @@ def run_record(clip: CLIP, **more) -> dict[str, Any]:
             "fingerprint": clip.fingerprint,
         },
         "date": time.strftime("%Y-%m-%d %H:%M:%S"),
-        **{name: _noted(value) for name, value in more.items()},
+        **{name: _noted(value, clip) for name, value in more.items()},
     }
 
 
@@ -856,15 +932,18 @@ def _version(package: str) -> str | None:
         return None
 
 # %% ../../nbs/engine/runs.ipynb #cell-64
-def _noted(value):
-    """What a record says of an ImageSet; anything else as it is."""
+def _noted(value, clip: CLIP):
+    """What a record says of an ImageSet; anything else as it is.
+
+    The store of the CLIP, where it has one, remembers files that were hashed before.
+    """
     from clipadapt.clip.features import hash_images
 
     if not hasattr(value, "skipped"):
         return value
     return {
         "count": len(value),
-        "hash": hash_images(value),
+        "hash": hash_images(value, getattr(clip, "files", None)),
         "skipped": value.skipped,
         "ignored": value.ignored,
     }

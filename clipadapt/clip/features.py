@@ -16,7 +16,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from types import FunctionType
@@ -29,8 +29,13 @@ from tqdm.auto import tqdm
 
 from .featuresets import FeatureSet
 from .model import CLIP, _ahead, _batches, _name, cache_directory
-from .tables import KEY, FeatureTable
-from ..images.files import explained, hash_parts
+from .tables import KEY, FeatureTable, _folder, _is_damage
+from clipadapt.images.files import (
+    draft_target,
+    explained,
+    hash_parts,
+    remove_drafts,
+)
 from ..images.pictures import MAX_PIXELS, read_image
 from clipadapt.images.sets import (
     ImageSet,
@@ -173,7 +178,21 @@ class _Files:
             if state and state == _state(file) and now - state[1] > _A_WHILE:
                 fresh[state[0]] = np.frombuffer(self.contents[file], np.uint8)
         if fresh and self.table is not None:
-            self.table.append([*fresh], np.stack([*fresh.values()]))
+            with suppress(OSError):  # what is not remembered is read again
+                _append_at_leisure(self.table, fresh)
+
+
+def _append_at_leisure(table: FeatureTable, rows: dict[bytes, np.ndarray]) -> None:
+    """Append rows by key, unless another process is writing. Raises OSError then."""
+    table.path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{table.path}.lock", timeout=0):
+        if table.damaged:
+            table.repair()
+        table.append([*rows], np.stack([*rows.values()]))
+        table.compact(least=_MANY)
+
+
+_MANY = 32  # fragments; from there on they are put together
 
 # %% ../../nbs/engine/features.ipynb #cell-21
 #| code-fold: true
@@ -211,13 +230,17 @@ def _hash_view(identity: bytes, seed: int, draw: int, image: bytes) -> bytes:
 # %% ../../nbs/engine/features.ipynb #cell-22
 #| code-fold: true
 #| code-summary: "A hash of each image of a set, and of the set"
-def hash_each(images: ImageSet, files: FeatureTable | None = None) -> list[bytes]:
+def hash_each(
+    images: ImageSet, files: FeatureTable | None = None, strict: bool = True
+) -> list[bytes]:
     """A hash of the content of every image, 16 bytes each.
 
     images: the set; names of files and labels do not enter.
     files: what is remembered of files: see `file_table`. None reads every file.
+    strict: False gives an image that cannot be read the hash of its number instead,
+        which is that of no image.
 
-    Raises ValueError for an image that cannot be read.
+    Raises ValueError or FileNotFoundError for an image that cannot be read.
     """
     if isinstance(images, FeatureSet):
         return images.hashes()
@@ -228,9 +251,17 @@ def hash_each(images: ImageSet, files: FeatureTable | None = None) -> list[bytes
         items = items.items
     memory = _Files(images, files)
 
-    def hash_block(block: range) -> list[bytes]:
+    def hash_one(index: int) -> bytes:
         given = known, memory.contents, images.max_pixels
-        return [_hash_image(images.images, index, *given) for index in block]
+        try:
+            return _hash_image(images.images, index, *given)
+        except (ValueError, OSError):
+            if strict:
+                raise
+            return hash_parts("not readable", str(index))
+
+    def hash_block(block: range) -> list[bytes]:
+        return [hash_one(index) for index in block]
 
     workers = min(4, os.cpu_count() or 1)
     blocks = [*_ahead(hash_block, _batches(len(images), 256), workers)]
@@ -384,6 +415,9 @@ def _locked(path: Path) -> Iterator[None]:
 # %% ../../nbs/engine/features.ipynb #cell-35
 #| code-fold: true
 #| code-summary: "What lies in the folder of a store"
+_KEY = re.compile("[0-9a-f]{32}")  # of a model
+
+
 def _size(folder: Path) -> int:
     """Bytes of all files below a folder; those just removed count nothing."""
     total = 0
@@ -396,12 +430,21 @@ def _size(folder: Path) -> int:
     return total
 
 
+def _clear_away(path: Path) -> None:
+    """Remove a folder, or a file in its place; gone is gone, whoever removed it."""
+    with suppress(FileNotFoundError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
 def _describe(path: Path) -> dict | None:
     """What `entries` says of one table; None when it cannot be opened."""
     import lance
 
     try:
-        table = lance.dataset(str(path))
+        table = lance.dataset(_folder(path))
         facts = json.loads((table.schema.metadata or {})[b"facts"])
         return {
             "key": path.stem[:8],
@@ -412,7 +455,9 @@ def _describe(path: Path) -> dict | None:
             "precision": facts["precision"],
             "megabytes": round(_size(path) / 1e6, 3),
         }
-    except Exception:  # damaged, or no table of ours
+    except BaseException as error:
+        if not _is_damage(error):
+            raise
         return None
 
 # %% ../../nbs/engine/features.ipynb #cell-36
@@ -429,30 +474,50 @@ class _Tables:
         Keys: key, model, rows, dim, dtype, precision, megabytes. A row is one view of
         one image. Tables that cannot be opened are left out; they are made again.
         """
-        return [entry for entry in map(_describe, self._tables()) if entry]
+        return [entry for entry in map(_describe, self._models()) if entry]
 
     def size(self) -> int:
-        """Bytes that the features take on disk."""
-        return sum(map(_size, self._tables()))
+        """Bytes on disk of all that `clear` deletes."""
+        return sum(map(_size, [*self._tables(), *self._drafts()]))
 
     def earlier(self) -> list[Path]:
         """Folders that clipadapt 0.1 wrote here; they are neither read nor changed."""
-        folders = (path for path in self.location.glob("*") if path.is_dir())
-        return sorted(p for p in folders if re.fullmatch("[0-9a-f]{32}", p.name))
+        manifests = self.location.glob("*/manifest.json")
+        return sorted(m.parent for m in manifests if _KEY.fullmatch(m.parent.name))
+
+    def clear_earlier(self) -> None:
+        """Delete the folders that clipadapt 0.1 wrote here: its features and locks.
+
+        Raises OSError, naming the location, when the disk refuses.
+        """
+        with explained(self.location, _STORE):
+            for folder in self.earlier():
+                shutil.rmtree(folder)
+                folder.with_name(f"{folder.name}.lock").unlink(missing_ok=True)
+
+    def _mention_earlier(self) -> None:
+        """Say, before the first table is made here, what clipadapt 0.1 has left."""
+        if not any(self._models()) and (folders := self.earlier()):
+            warnings.warn(
+                f"{self.location} still holds {sum(map(_size, folders)) / 1e6:,.0f} MB"
+                " of features that clipadapt 0.1 wrote and that are not read any more;"
+                " `clipadapt store clear --earlier` or FeatureStore.clear_earlier()"
+                " removes them",
+                stacklevel=2,
+            )
 
     def clear(self) -> None:
         """Delete all features, except those that another process is just encoding.
 
         What is remembered of files goes, too. Empty lock files remain: another process
-        may be waiting for one.
+        may be waiting for one. Raises OSError, naming the location, when the disk
+        refuses.
         """
-        for path in [*self._tables(), self.location / "files.lance"]:
-            try:
-                with explained(self.location, _STORE), FileLock(f"{path}.lock", 0):
-                    if path.exists():  # else another process cleared it
-                        shutil.rmtree(path)
-            except Timeout:
-                continue
+        with explained(self.location, _STORE):
+            remove_drafts(self.location)
+            for path in self._tables():
+                with suppress(Timeout), FileLock(f"{path}.lock", timeout=0):
+                    _clear_away(path)
 
     def compact(self) -> None:
         """Put the many files of each table together; see `FeatureTable.compact`."""
@@ -466,14 +531,24 @@ class _Tables:
         Returns how many rows are sound and how many are not, by the key of the table.
         """
         counts = {}
-        for path in self._tables():
+        for path in self._models():
             with _locked(path):
                 counts[path.stem[:8]] = FeatureTable.at(path).verify()
         return counts
 
-    def _tables(self) -> list[Path]:
+    def _models(self) -> list[Path]:
+        """The tables of features, one for each model."""
         found = self.location.glob("*.lance")
-        return sorted(p for p in found if re.fullmatch("[0-9a-f]{32}", p.stem))
+        return sorted(path for path in found if _KEY.fullmatch(path.stem))
+
+    def _tables(self) -> list[Path]:
+        """Those, and the table of the files, if there is one."""
+        return [*self._models(), *self.location.glob("files.lance")]
+
+    def _drafts(self) -> list[Path]:
+        """Tables that a process was just repairing, or was killed over."""
+        found = self.location.glob(".*.lance.*.draft")
+        return [path for path in found if draft_target(path)]
 
 # %% ../../nbs/engine/features.ipynb #cell-37
 #| code-fold: true
@@ -481,14 +556,16 @@ class _Tables:
 Views = Sequence[tuple[Callable | None, int]]  # transforms with their seeds
 
 
-def _view_keys(images: ImageSet, digests: list[bytes], view: tuple) -> list[bytes]:
+def _view_keys(
+    images: ImageSet, digests: list[bytes], view: tuple, strict: bool
+) -> list[bytes]:
     """The keys of one view of every image, of which `digests` are the hashes."""
     transform, seed = view
     if transform is None:
         return digests
     identity = _identify(transform)
     if identity is None:
-        return hash_each(images.view(transform, seed))
+        return hash_each(images.view(transform, seed), strict=strict)
     draws = (draw_of(images.images, index) for index in range(len(images)))
     pairs = zip(draws, digests, strict=True)
     return [_hash_view(identity, seed, draw, digest) for draw, digest in pairs]
@@ -497,26 +574,37 @@ def _view_keys(images: ImageSet, digests: list[bytes], view: tuple) -> list[byte
 def _encode_block(
     clip: CLIP, images: ImageSet, views: Views, block: list[int], **options
 ) -> np.ndarray:
-    """Features [V, B, D] of some images; every image is decoded once."""
+    """Features [V, B, D] of some images; every image is decoded once.
+
+    Whatever is said of an image names it by its number in the whole set.
+    """
     if len(views) > 1:
-        batches = clip.encode_views(images, views, indices=block, **options)
-        return torch.cat([*batches], 1).numpy()
+        with _numbered(block, "has features"):
+            batches = clip.encode_views(images, views, indices=block, **options)
+            return torch.cat([*batches], 1).numpy()
     transform, seed = views[0]
     seen = images if transform is None else images.view(transform, seed)
-    batches = clip.encode_batches(seen.subset(block), **options)
-    return torch.cat([*batches])[None].numpy()
+    with _numbered(block):
+        batches = clip.encode_batches(seen.subset(block), **options)
+        return torch.cat([*batches])[None].numpy()
 
 
 @contextmanager
-def _counted_from(first: int) -> Iterator[None]:
-    """Say in an error that names an image by number where the counting began."""
+def _numbered(block: list[int], about: str = "") -> Iterator[None]:
+    """In an error that contains `about`, count images in the set, not in the block."""
     try:
         yield
     except ValueError as error:
-        if not first or not str(error).startswith("image "):
+        message = _renumbered(str(error), block)
+        if message == str(error) or about not in message:
             raise
-        message = f"of the images from number {first} on, {error}"
         raise ValueError(message) from error
+
+
+def _renumbered(message: str, block: list[int]) -> str:
+    """A message about an image of a block, with its number in the set."""
+    found = re.match(r"image (\d+)\b", message)
+    return f"image {block[int(found[1])]}{message[found.end() :]}" if found else message
 
 
 def _check_unchanged(
@@ -635,76 +723,102 @@ class _Encoding:
         self.store, self.clip, self.images, self.views = store, clip, images, views
         self.damaged, self.table = damaged, store.table(clip)
         self.digests = self._hash()
-        self.keys = [_view_keys(images, self.digests, view) for view in views]
+        given = images, self.digests
+        self.keys = [_view_keys(*given, view, damaged is None) for view in views]
 
     def _hash(self) -> list[bytes]:
-        """The hash of each image; a file that cannot be read has none, by number."""
-        return hash_each(self.images, self.store.files)
+        """The hash of each image; one that cannot be read raises unless it is noted."""
+        return hash_each(self.images, self.store.files, self.damaged is None)
 
     def features(self) -> np.ndarray:
         """[V, N, D]."""
         features, found = self._read()
         if found.all():
             return features
+        del features  # so that there is only one array of this size at a time
         with _locked(self.table.path):  # another process may have made them meanwhile
+            self.store._mention_earlier()
+            self.table.damaged = False
             features, found = self._read()
             if self.table.damaged:
                 self.table.repair()
-            self._fill(features, np.flatnonzero(~found).tolist())
+            self._fill(features, ~found)
         return features
 
     def _read(self) -> tuple[np.ndarray, np.ndarray]:
-        """What the table has: [V, N, D], and for which images it has all views."""
+        """What the table has: [V, N, D], and which of these rows were found, [V, N]."""
         flat = [key for keys in self.keys for key in keys]
         features, found = self.table.read(flat)
         shape = len(self.keys), len(self.digests)
-        return features.reshape(*shape, -1), found.reshape(shape).all(0)
+        return features.reshape(*shape, -1), found.reshape(shape)
 
-    def _fill(self, features: np.ndarray, missing: list[int]) -> None:
-        """Encode the missing images, block after block, and append them."""
-        count, size = len(self.images), self.store.block_size
-        done = count - len(missing)
+    def _fill(self, features: np.ndarray, missing: np.ndarray) -> None:
+        """Encode what is missing [V, N], block after block, and append it."""
+        rows = np.flatnonzero(missing.any(0)).tolist()
+        lacking = {row: tuple(np.flatnonzero(missing[:, row])) for row in rows}
         first: dict[tuple[bytes, ...], int] = {}  # the same image is encoded once
-        for row in missing:
+        for row in rows:
             first.setdefault(self._key(row), row)
-        wanted = [*first.values()]
-        with track(None, "encoding images", total=count, initial=done) as progress:
-            for block in _batches(len(wanted), size):
-                rows = wanted[block.start : block.stop]
-                with _counted_from(rows[0]):
-                    features[:, rows] = self._encode(rows)
-                self._keep(features, rows)
-                progress.update(len(rows))
-        for row in missing:
-            features[:, row] = features[:, first[self._key(row)]]
-        self.table.compact(least=_MANY)
+        count = len(self.images)
+        start = count - len(first)
+        with track(None, "encoding images", total=count, initial=start) as progress:
+            for views, block in self._blocks([*first.values()], lacking):
+                features[np.ix_(views, block)] = self._encode(views, block)
+                self._keep(features, views, block)
+                progress.update(len(block))
+        for row in rows:
+            self._repeat(features, lacking[row], first[self._key(row)], row)
+        with suppress(OSError):  # the rows are there, compact or not
+            self.table.compact(least=_MANY)
+
+    def _blocks(
+        self, rows: list[int], lacking: dict[int, tuple[int, ...]]
+    ) -> Iterator[tuple[list[int], list[int]]]:
+        """Views and images that are encoded together: images that lack the same."""
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for row in rows:
+            groups.setdefault(lacking[row], []).append(row)
+        for views, group in groups.items():
+            for block in _batches(len(group), self.store.block_size):
+                yield [*views], group[block.start : block.stop]
+
+    def _repeat(
+        self, features: np.ndarray, views: tuple[int, ...], first: int, row: int
+    ) -> None:
+        """Give an image the features of the first one that is the same."""
+        if row == first:
+            return
+        if self.damaged and first in self.damaged:
+            # encoded again, since the reason names its own file
+            features[[*views], row] = self._encode([*views], [row])[:, 0]
+        else:
+            features[:, row] = features[:, first]
 
     def _key(self, row: int) -> tuple[bytes, ...]:
         """The keys of all views of one image."""
         return tuple(keys[row] for keys in self.keys)
 
-    def _encode(self, rows: list[int]) -> np.ndarray:
+    def _encode(self, views: list[int], rows: list[int]) -> np.ndarray:
         """[V, B, D]; images that cannot be read are entered in `damaged`."""
-        options = {"batch_size": self.store.batch_size}
+        options: dict = {"batch_size": self.store.batch_size}
+        given = self.clip, self.images, [self.views[view] for view in views], rows
         if self.damaged is None:
-            return _encode_block(self.clip, self.images, self.views, rows, **options)
+            return _encode_block(*given, **options)
         bad: dict[int, str] = {}
-        encoded = _encode_block(
-            self.clip, self.images, self.views, rows, damaged=bad, **options
-        )
+        encoded = _encode_block(*given, damaged=bad, **options)
+        if len(views) == 1:
+            bad = {place: _renumbered(reason, rows) for place, reason in bad.items()}
         self.damaged.update({rows[place]: reason for place, reason in bad.items()})
         return encoded
 
-    def _keep(self, features: np.ndarray, rows: list[int]) -> None:
+    def _keep(self, features: np.ndarray, views: list[int], rows: list[int]) -> None:
         """Append the rows of a block, if its images are those that were hashed."""
         sound = [row for row in rows if row not in (self.damaged or {})]
         _check_unchanged(self.images, sound, self.digests, self.store.files)
-        keys = [keys[row] for keys in self.keys for row in sound]
+        keys = [self.keys[view][row] for view in views for row in sound]
         if keys:
-            self.table.append(keys, features[:, sound].reshape(len(keys), -1))
-
-
-_MANY = 32  # fragments; from there on they are put together
+            kept = features[np.ix_(views, sound)]
+            self.table.append(keys, kept.reshape(len(keys), -1))
 
 # %% ../../nbs/engine/features.ipynb #cell-56
 class StoredCLIP(CLIP):

@@ -44,7 +44,7 @@ from clipadapt.images.files import (
     whole_directory,
     write_record,
 )
-from ..images.pictures import shared, short_reason
+from ..images.pictures import gpu_decodes, shared, short_reason
 from clipadapt.images.sets import (
     ImageSet,
     _Selection,
@@ -89,7 +89,7 @@ def _ahead(function, items: Iterable, workers: int) -> Iterator:
         while pending:
             yield pending.popleft().result()
 
-
+# %% ../../nbs/engine/model.ipynb #in-parts
 def _in_parts(
     function: Callable[[int], Any], batches: Sequence[range], threads: int
 ) -> Iterator[list]:
@@ -143,7 +143,8 @@ def cut_image(
 
     Returns V arrays uint8 [H, W, 3], to be normalised. Raises what `read_image` raises.
     """
-    picture = images.read(index, clip.side)
+    gpu = clip.device if clip.decoder == "nvJPEG" else None
+    picture = images.read(index, clip.side, gpu)
     number, cut = draw_of(images.images, index), []
     for transform, seed in views:
         seen = picture
@@ -153,7 +154,7 @@ def cut_image(
         cut.append(_prepared(clip.preprocess, seen))
     return cut
 
-
+# %% ../../nbs/engine/model.ipynb #stacked
 def _stacked(pixels: Sequence | torch.Tensor) -> torch.Tensor:
     """Prepared pictures as one batch, on the CPU."""
     if isinstance(pixels, torch.Tensor):
@@ -496,6 +497,12 @@ class CLIP(FrozenModel):
         return None if self.exact else 2 * self.image_size
 
     @property
+    def decoder(self) -> str:
+        """What decodes JPEG files: "nvJPEG" on a GPU that can, otherwise "Pillow"."""
+        on_gpu = not self.exact and gpu_decodes(self.device)
+        return "nvJPEG" if on_gpu else "Pillow"
+
+    @property
     def squashes(self) -> bool:
         """Whether images of any shape are read whole and made square, as SigLIP does.
 
@@ -646,7 +653,7 @@ class CLIP(FrozenModel):
         name, weights = self.name or "built-in", self.pretrained or "own weights"
         return f"CLIP({name}, {weights}, {self.device}, {self.precision})"
 
-# %% ../../nbs/engine/model.ipynb #new-47
+# %% ../../nbs/engine/model.ipynb #photographs-1
 #| code-fold: true
 #| code-summary: "Several views of a batch, without the images that cannot be read"
 def _try_to_cut(
@@ -886,14 +893,8 @@ def load_clip(
     else:
         opened = _open_architecture(name, pretrained, _check_model(name, pretrained))
     name, pretrained = _lasting(name, pretrained)
-    return CLIP(
-        *opened,
-        name=name,
-        pretrained=pretrained,
-        device=device,
-        precision=precision,
-        exact=exact,
-    )
+    how: dict[str, Any] = {"device": device, "precision": precision, "exact": exact}
+    return CLIP(*opened, name=name, pretrained=pretrained, **how)
 
 # %% ../../nbs/engine/model.ipynb #cell-34
 #| code-fold: true

@@ -7,7 +7,8 @@
 #| code-summary: "The imports of the module"
 from __future__ import annotations
 
-import shutil
+import errno
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -16,7 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from ..images.files import explained
+from clipadapt.images.files import (
+    _error_number,
+    _remove,
+    explained,
+    whole_directory,
+)
 
 # %% auto #0
 __all__ = ['KEY', 'FeatureTable']
@@ -53,17 +59,18 @@ def _as_keys(keys: Sequence[bytes]) -> np.ndarray:
     return np.frombuffer(b"".join(keys), f"S{KEY}")
 
 
-def _as_rows(keys: Sequence[bytes], features: np.ndarray, schema):
-    """Rows in the form in which Arrow holds them."""
+def _as_rows(keys: np.ndarray, features: np.ndarray, schema):
+    """Rows in the form in which Arrow holds them; `keys` are bytes [N], 16 each."""
     import pyarrow as pa
 
-    numbers = pa.array(features.ravel())
+    content = pa.py_buffer(np.ascontiguousarray(keys))
+    kind = schema.field("key").type
     columns = [
-        pa.array(keys, schema.field("key").type),
-        pa.FixedSizeListArray.from_arrays(numbers, features.shape[1]),
-        pa.array(_checksums(_as_keys(keys), features)),
+        pa.FixedSizeBinaryArray.from_buffers(kind, len(keys), [None, content]),
+        pa.FixedSizeListArray.from_arrays(features.ravel(), features.shape[1]),
+        pa.array(_checksums(keys, features)),
     ]
-    return pa.Table.from_arrays(columns, schema=schema)
+    return pa.record_batch(columns, schema=schema)
 
 
 def _as_array(column) -> np.ndarray:
@@ -71,6 +78,16 @@ def _as_array(column) -> np.ndarray:
     if hasattr(column, "combine_chunks"):
         column = column.combine_chunks()
     return column.flatten().to_numpy().reshape(-1, column.type.list_size)
+
+
+_BLOCK = 2**22  # bytes of features that are read at once
+_LARGE = 2**17  # rows of a fragment that compacting leaves alone
+
+
+def _in_a_block(schema) -> int:
+    """How many rows are read at once."""
+    feature = schema.field("feature").type
+    return max(1, _BLOCK * 8 // (feature.value_type.bit_width * feature.list_size))
 
 # %% ../../nbs/engine/tables.ipynb #cell-11
 def _fill(
@@ -89,17 +106,25 @@ def _fill(
     targets = np.where(wanted[place] == stored, first[place], -1)
     targets[(targets >= 0) & found[targets]] = -1
     rows = np.flatnonzero(targets >= 0)
-    columns = ["feature", "check"]
-    if 4 * len(rows) > len(stored):
-        blocks = fragment.to_batches(columns=columns, batch_size=4096)
-    else:
-        blocks = [fragment.take(rows.tolist(), columns=columns)] if len(rows) else []
+    if 4 * len(rows) <= len(stored):
         stored, targets = stored[rows], targets[rows]
     start = 0
-    for block in blocks:
+    for block in _blocks(fragment, rows if len(rows) == len(stored) else None):
         part = slice(start, start + len(block))
         _copy(block, stored[part], targets[part], features, found)
         start = part.stop
+
+
+def _blocks(fragment, rows: np.ndarray | None) -> Iterator:
+    """Features and checksums, block after block, of some rows or of all (None)."""
+    columns, size = ["feature", "check"], _in_a_block(fragment.schema)
+    if rows is None:
+        yield from fragment.to_batches(
+            columns=columns, batch_size=size, batch_readahead=2
+        )
+        return
+    for start in range(0, len(rows), size):
+        yield fragment.take(rows[start : start + size].tolist(), columns=columns)
 
 
 def _keys_of(fragment) -> np.ndarray:
@@ -147,10 +172,10 @@ class _Reading:
         """The table, or None where there is none that can be used."""
         import lance
 
-        if not self.path.exists():
+        if not os.path.lexists(self.path):
             return None
         with self._surviving():
-            table = lance.dataset(str(self.path))
+            table = lance.dataset(_folder(self.path))
             if not table.schema.equals(self.schema, check_metadata=False):
                 raise ValueError("a table with other columns")
             return table
@@ -166,19 +191,43 @@ class _Reading:
         """Note that something cannot be read, and go on."""
         try:
             yield
-        except Exception:  # Lance and Arrow have many names for a damaged file
+        except BaseException as error:
+            if not _is_damage(error):
+                raise
             self.damaged = True
 
-    def _sound_rows(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Keys and features of all rows that can be read, the oldest first."""
+    def rows(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Keys and features of all sound rows, block after block, the oldest first."""
         for fragment in self._fragments()[::-1]:
             with self._surviving():
                 yield from _sound_blocks(fragment)
 
 
+def _folder(path: str | Path) -> str:
+    """The path of a folder; NotADirectoryError for a file, which Lance tries long."""
+    if not os.path.isdir(path):
+        raise NotADirectoryError(f"{path} is no folder")
+    return str(path)
+
+
+_PASSING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR}
+
+
+def _is_damage(error: BaseException) -> bool:
+    """Whether an error comes from a damaged file: Lance and Arrow have many for that.
+
+    One of them, a panic of Rust, is not even an Exception. Want of memory or of file
+    handles is no damage.
+    """
+    if isinstance(error, MemoryError) or _error_number(error) in _PASSING:
+        return False
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
 def _sound_blocks(fragment) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Keys and features of the sound rows of a fragment, block after block."""
-    for block in fragment.to_batches(batch_size=4096):
+    size = _in_a_block(fragment.schema)
+    for block in fragment.to_batches(batch_size=size, batch_readahead=2):
         keys = _as_keys(block["key"].to_pylist())
         values = _as_array(block["feature"])
         sound = _checksums(keys, values) == block["check"].to_numpy()
@@ -222,9 +271,11 @@ class FeatureTable(_Reading):
         for fragment in self._fragments() if len(array) else ():
             with self._surviving():
                 _fill(fragment, wanted, first, features, found)
-        if len(wanted) == len(array):
-            return features, found
-        return features[first[place]], found[first[place]]
+        if len(wanted) < len(array):
+            again = np.flatnonzero(first[place] != np.arange(len(array)))
+            features[again] = features[first[place[again]]]
+            found[again] = found[first[place[again]]]
+        return features, found
 
     def append(self, keys: Sequence[bytes], features: np.ndarray) -> None:
         """Add rows, all of them or none.
@@ -232,33 +283,42 @@ class FeatureTable(_Reading):
         keys: N keys of 16 bytes. Of two rows with the same key the newer one is read.
         features: [N, D].
 
-        Raises OSError, naming the path, for a disk that is full or refuses.
+        Raises OSError, naming the folder, for a disk that is full or refuses.
         """
-        import lance
+        self._write(iter([(_as_keys(keys), features)]))
 
-        rows = _as_rows(keys, np.ascontiguousarray(features, self.dtype), self.schema)
-        with explained(self.path, "the feature store"):
+    def _write(self, blocks: Iterator[tuple[np.ndarray, np.ndarray]]) -> None:
+        """Append rows that come block after block."""
+        import lance
+        import pyarrow as pa
+
+        rows = (
+            _as_rows(keys, np.ascontiguousarray(features, self.dtype), self.schema)
+            for keys, features in blocks
+        )
+        reader = pa.RecordBatchReader.from_batches(self.schema, rows)
+        with explained(self.path.parent, "the feature store"):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            mode = "append" if self.path.exists() else "create"
-            lance.write_dataset(rows, str(self.path), mode=mode)
+            mode = "append" if (self.path / "_versions").exists() else "create"
+            lance.write_dataset(reader, str(self.path), mode=mode)
 
     def repair(self) -> int:
         """Write the table anew without what cannot be read.
 
-        Returns the number of rows that are left. Raises OSError as `append` does.
+        Returns the number of rows that are left. A reader, and a process that is
+        killed, leave the table as it was or as it is after. Raises OSError as `append`
+        does.
         """
-        draft = FeatureTable(
-            self.path.with_suffix(".repaired"), self.dim, str(self.dtype)
-        )
-        draft.schema = self.schema
-        shutil.rmtree(draft.path, ignore_errors=True)
-        count = 0
-        for keys, features in self._sound_rows():
-            draft.append(keys.view(f"V{KEY}").tolist(), features)
-            count += len(keys)
-        shutil.rmtree(self.path, ignore_errors=True)
-        if count:
-            draft.path.rename(self.path)
+        with explained(self.path.parent, "the feature store"):
+            if not self.path.is_dir():
+                _remove(self.path)
+            with whole_directory(self.path, replace=True) as draft:
+                anew = FeatureTable(draft, self.dim, str(self.dtype))
+                anew.schema = self.schema
+                anew._write(self.rows())
+                count = len(anew)
+            if not count:
+                _remove(self.path)
         self.damaged = False
         return count
 
@@ -269,7 +329,7 @@ class FeatureTable(_Reading):
         cannot be read either).
         """
         table, count = self._open(), 0
-        for keys, _ in self._sound_rows():
+        for keys, _ in self.rows():
             count += len(keys)
         lost = max(0, table.count_rows() - count) if table is not None else 0
         if lost or self.damaged:
@@ -281,12 +341,22 @@ class FeatureTable(_Reading):
 
         least: do nothing for fewer fragments.
         keep: how long files of earlier versions stay, for those who still read them.
+
+        Nobody may write meanwhile. Raises OSError as `append` does.
         """
         table = self._open()
-        if table is not None and len(table.get_fragments()) >= least:
-            with explained(self.path, "the feature store"):
-                table.optimize.compact_files()
-                table.cleanup_old_versions(older_than=keep)
+        if table is None or len(table.get_fragments()) < least:
+            return
+        try:
+            with explained(self.path.parent, "the feature store"):
+                table.optimize.compact_files(
+                    target_rows_per_fragment=_LARGE, compaction_mode="try_binary_copy"
+                )
+                table.cleanup_old_versions(older_than=keep, delete_unverified=True)
+        except BaseException as error:
+            if getattr(error, "errno", None) or not _is_damage(error):
+                raise
+            self.repair()
 
     @classmethod
     def at(cls, path: str | Path) -> FeatureTable:
@@ -297,12 +367,14 @@ class FeatureTable(_Reading):
         import lance
 
         try:
-            schema = lance.dataset(str(path)).schema
+            schema = lance.dataset(_folder(path)).schema
             feature = schema.field("feature").type
             facts = {k.decode(): v.decode() for k, v in (schema.metadata or {}).items()}
             dtype = feature.value_type.to_pandas_dtype()
             return cls(path, feature.list_size, np.dtype(dtype).name, facts)
-        except Exception:  # Lance and Arrow have many names for a damaged file
+        except BaseException as error:
+            if not _is_damage(error):
+                raise
             empty = cls(path, 1)
             empty.damaged = True
             return empty

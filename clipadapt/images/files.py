@@ -60,8 +60,8 @@ def explained(location: str | Path, what: str = "") -> Iterator[None]:
     location: the file or folder that is being written, named in the message.
     what: what it is, for the message ("the feature store"); empty for nothing more.
 
-    Raises OSError, with its `errno`, for what the system or safetensors say of the
-    disk. Every other error passes unchanged.
+    Raises OSError, with its `errno`, for what the system, safetensors or Lance say of
+    the disk. Every other error passes unchanged.
     """
     try:
         yield
@@ -80,12 +80,14 @@ def explained(location: str | Path, what: str = "") -> Iterator[None]:
         raise explanation from error
 
 
-def _error_number(error: Exception) -> int | None:
-    """The system's number of an error; safetensors has it in its message only."""
-    if isinstance(error, OSError):
-        return error.errno
+def _error_number(error: BaseException) -> int | None:
+    """The system's number of an error; None for an error of another kind.
+
+    error: what was raised; safetensors and Lance have the number in the message only.
+    """
+    number = getattr(error, "errno", None)
     found = re.search(r"os error (\d+)", str(error))
-    return int(found[1]) if found else None
+    return int(found[1]) if number is None and found else number
 
 # %% ../../nbs/engine/files.ipynb #cell-10
 _DRAFT = re.compile(

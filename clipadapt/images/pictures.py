@@ -24,11 +24,12 @@ from typing import Any, BinaryIO, cast
 import click
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import ExifTags, Image, ImageFile
 
 # %% auto #0
-__all__ = ['torchvision', 'IMAGE_KINDS', 'MAX_PIXELS', 'to_rgb', 'shared', 'printable', 'short_reason', 'read_image',
-           'check_image']
+__all__ = ['torchvision', 'IMAGE_KINDS', 'MAX_PIXELS', 'to_rgb', 'shared', 'gpu_decodes', 'printable', 'short_reason',
+           'read_image', 'check_image']
 
 # %% ../../nbs/engine/pictures.ipynb #cell-6
 def _import_torchvision():
@@ -93,7 +94,7 @@ def _as_rgb(image: Image.Image, factor: int = 1) -> Image.Image:
     rgb.info = {}  # the orientation has been applied, so its note must not stay
     return rgb
 
-
+# %% ../../nbs/engine/pictures.ipynb #shared
 def shared(image: Image.Image) -> Image.Image:
     """The pixels of `image` as another image, without its notes and without a copy.
 
@@ -261,12 +262,21 @@ def _naming(name: str) -> Iterator[None]:
 
 
 def _decode(
-    file: BinaryIO, name: str, max_pixels: int, side: int | None = None
+    file: BinaryIO,
+    name: str,
+    max_pixels: int,
+    side: int | None = None,
+    device: torch.device | None = None,
 ) -> Image.Image:
     """The picture in `file` in RGB: limit first, then pixels, then everything else."""
     with _naming(name):
         image = _open(file)
     pixels = _count_pixels(image, name, max_pixels)
+    if device is not None and side and pixels <= _LARGE:
+        with _naming(name):
+            decoded = _decode_on_gpu(image, file, side, device)
+        if decoded is not None:
+            return decoded
     alone = _without_pillows_limit if pixels > _LARGE else nullcontext
     with _naming(name), alone():
         _ask_for_less(image, side)
@@ -278,7 +288,7 @@ def _shrinking(image: Image.Image) -> int:
     """The whole factor by which a large picture is shrunk; 1 for all others."""
     return math.ceil(math.sqrt(max(1, image.width * image.height / _LARGE)))
 
-# %% ../../nbs/engine/pictures.ipynb #new-39
+# %% ../../nbs/engine/pictures.ipynb #photographs-1
 def _ask_for_less(image: Image.Image, side: int | None) -> None:
     """Have a JPEG or JPEG 2000 file decoded smaller, where enough of it is left.
 
@@ -298,7 +308,7 @@ def _ask_for_less(image: Image.Image, side: int | None) -> None:
     else:
         image.draft("RGB", (image.width // scale, image.height // scale))
 
-
+# %% ../../nbs/engine/pictures.ipynb #rounding
 def _as_pillow_rounds(size: tuple[int, int], steps: int) -> bool:
     """Whether halving rounds these sides as Pillow expects it: else it cannot read."""
     scale = 2**steps
@@ -322,6 +332,54 @@ def _halvings(image: Image.Image) -> int:
 
 
 _HEADER = 65536  # bytes at the beginning or the end of a file
+
+# %% ../../nbs/engine/pictures.ipynb #photographs-3
+@cache
+def gpu_decodes(device: torch.device) -> bool:
+    """Whether this device decodes JPEG files.
+
+    device: for example `torch.device("cuda")`.
+    """
+    if device.type != "cuda":
+        return False
+    file = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(file, "JPEG")
+    try:
+        _jpeg_pixels(file, device)
+    except Exception:  # whatever a build without nvJPEG raises
+        return False
+    return True
+
+
+def _jpeg_pixels(file: BinaryIO, device: torch.device) -> torch.Tensor:
+    """The pixels of a JPEG file, uint8 [3, H, W] on `device`, lying as they are."""
+    file.seek(0)
+    content = torch.frombuffer(bytearray(file.read()), dtype=torch.uint8)
+    colours = torchvision.io.ImageReadMode.RGB
+    return torchvision.io.decode_jpeg(content, colours, device)
+
+# %% ../../nbs/engine/pictures.ipynb #on-gpu
+def _decode_on_gpu(
+    image: Image.Image, file: BinaryIO, side: int, device: torch.device
+) -> Image.Image | None:
+    """The picture, its shorter side at least `side`; None leaves it to the CPU."""
+    plain = image.format == "JPEG" and image.mode in ("RGB", "L")
+    if not plain or not _ends_well(image, file):
+        return None
+    factor = max(1, min(image.size) // side)
+    size = -(-image.height // factor), -(-image.width // factor)
+    try:
+        pixels = _jpeg_pixels(file, device)
+        if factor > 1:
+            means = F.interpolate(
+                pixels[None].float(), size, mode="bilinear", antialias=True
+            )
+            pixels = means[0].round().clamp(0, 255).byte()
+        decoded = Image.fromarray(pixels.permute(1, 2, 0).contiguous().cpu().numpy())
+    except RuntimeError:  # the CPU says what is wrong
+        return None
+    turn = _turn_of(image)
+    return decoded if turn is None else decoded.transpose(turn)
 
 # %% ../../nbs/engine/pictures.ipynb #cell-27
 _HIDDEN = set(
@@ -356,7 +414,10 @@ def _spelled_out(character: str) -> str:
 
 # %% ../../nbs/engine/pictures.ipynb #cell-29
 def read_image(
-    item, max_pixels: int = MAX_PIXELS, side: int | None = None
+    item,
+    max_pixels: int = MAX_PIXELS,
+    side: int | None = None,
+    device: torch.device | None = None,
 ) -> Image.Image:
     """Return one image as an upright RGB Pillow image.
 
@@ -369,6 +430,7 @@ def read_image(
     side: what you need of the shorter side, in pixels. A JPEG or JPEG 2000 file that
         has at least twice as many is decoded at a half, a quarter or an eighth of its
         size, whatever leaves at least `side`. None decodes every file in full.
+    device: a GPU that decodes JPEG files (`gpu_decodes`) if a side is asked for.
 
     Files are opened by what they hold, and only if that is one of `IMAGE_KINDS`; of
     several frames the first is read. Raises FileNotFoundError for a missing file, and
@@ -377,23 +439,21 @@ def read_image(
     if isinstance(item, Mapping) and {"bytes", "path"} & set(item):
         item = _undecoded(item)
     if isinstance(item, (str, os.PathLike)):
-        return _read_path(item, max_pixels, side)
+        return _read_path(item, max_pixels, side, device)
     if isinstance(item, (bytes, bytearray)):
         name = f"an image of {len(item):,} bytes"
-        return _decode(io.BytesIO(item), name, max_pixels, side)
+        return _decode(io.BytesIO(item), name, max_pixels, side, device)
     if hasattr(item, "read"):
-        return _read_file(item, max_pixels, side)
+        return _read_file(item, max_pixels, side, device)
     if isinstance(item, Image.Image):
         return _read_pillow(item, max_pixels)
     return to_rgb(Image.fromarray(_to_array(item)))
 
 # %% ../../nbs/engine/pictures.ipynb #cell-30
-def _read_path(
-    path: str | os.PathLike, max_pixels: int, side: int | None
-) -> Image.Image:
+def _read_path(path: str | os.PathLike, max_pixels: int, *needed: Any) -> Image.Image:
     name = _in_messages(path)
     with _opened(path, name) as file:
-        return _decode(file, name, max_pixels, side)
+        return _decode(file, name, max_pixels, *needed)
 
 
 def _in_messages(path: str | os.PathLike) -> str:
@@ -437,7 +497,7 @@ class _Named(io.BytesIO):
         self.name = name
 
 # %% ../../nbs/engine/pictures.ipynb #cell-32
-def _read_file(file: BinaryIO, max_pixels: int, side: int | None) -> Image.Image:
+def _read_file(file: BinaryIO, max_pixels: int, *needed: Any) -> Image.Image:
     name = getattr(file, "name", None)
     name = printable(name) if isinstance(name, str) else "an open file"
     if isinstance(file, io.TextIOBase):
@@ -445,7 +505,7 @@ def _read_file(file: BinaryIO, max_pixels: int, side: int | None) -> Image.Image
             f"{name}: cannot be read as an image (it is open as text; "
             'open it with the mode "rb")'
         )
-    return _decode(file, name, max_pixels, side)
+    return _decode(file, name, max_pixels, *needed)
 
 
 def _read_pillow(image: Image.Image, max_pixels: int) -> Image.Image:
@@ -509,7 +569,7 @@ def _numbers(item) -> np.ndarray:
         "[H, W] or [H, W, 3], a tensor [3, H, W], or the bytes of an image file"
     )
 
-# %% ../../nbs/engine/pictures.ipynb #new-41
+# %% ../../nbs/engine/pictures.ipynb #photographs-8
 _END_MARKS = {
     "JPEG": b"\xff\xd9",
     "MPO": b"\xff\xd9",  # several JPEGs in one file
@@ -538,7 +598,7 @@ def check_image(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> None:
     if not whole:
         read_image(path, max_pixels)
 
-
+# %% ../../nbs/engine/pictures.ipynb #ends-well
 def _ends_well(image: Image.Image, file: BinaryIO) -> bool:
     """Whether an open image file has the end that its kind has."""
     # the header of a JPEG may hold a small picture, which has an end of its own
@@ -565,5 +625,5 @@ def _last_byte(image: Image.Image) -> float:
     starts, counts = tags.get(273, tags.get(324)), tags.get(279, tags.get(325))
     try:
         return np.add(np.atleast_1d(starts), np.atleast_1d(counts)).max()
-    except (TypeError, ValueError):
+    except Exception:  # whatever a damaged file has there: decoding will tell
         return math.inf

@@ -25,6 +25,7 @@ from contextlib import contextmanager
 from functools import partial
 from numbers import Real
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -351,8 +352,7 @@ class _Looks:
         """The same images seen through `transform(image, rng)`.
 
         transform: for example `weak_view(224)`.
-        seed: an image gets a generator made from `seed` and its own number alone, which
-            is its place in this set, or belongs to the name of its file (`draw_of`).
+        seed: an image gets a generator made from `seed` and its number (`draw_of`).
         """
         images = _View(self.images, transform, seed, self.max_pixels)
         return self._with(images, self.labels)
@@ -396,13 +396,13 @@ class _View(Sequence):
     def __getitem__(self, index):
         return self.read(index)
 
-    def read(self, index: int, side: int | None = None) -> Image.Image:
-        """View `index`, cut from an image whose shorter side has at least `side`."""
-        image = _read_nth(self.items, index, self.max_pixels, side)
+    def read(self, index: int, *needed: Any) -> Image.Image:
+        """View `index`, cut from what `ImageSet.read` gives for what is `needed`."""
+        image = _read_nth(self.items, index, self.max_pixels, *needed)
         number = draw_of(self.items, index)
         return self.transform(image, np.random.default_rng([self.seed, number]))
 
-
+# %% ../../nbs/engine/sets.ipynb #draw-of
 def draw_of(items: Sequence, index: int) -> int:
     """The number of an image: what a random view of it draws from, beside a seed.
 
@@ -424,22 +424,49 @@ def draw_of(items: Sequence, index: int) -> int:
 
 # %% ../../nbs/engine/sets.ipynb #cell-26
 def _read_nth(
-    items: Sequence, index: int, max_pixels: int, side: int | None = None
+    items: Sequence, index: int, max_pixels: int, *needed: Any
 ) -> Image.Image:
-    """Image `index` of a sequence; an error gives its number, where it has no path."""
+    """Image `index` of a sequence; an error gives its number, where it has no path.
+
+    `needed` says which side and device `read_image` gets.
+    """
     below, place = items, index
     while isinstance(below, _Selection):
         below, place = below.items, int(below.indices[place])
     read = getattr(below, "read", None)
     if isinstance(below, Sequence) and callable(read):
-        return read(place, side)
+        return read(place, *needed)
     item = below[place]
     try:
-        return read_image(item, max_pixels, side)
+        return read_image(item, max_pixels, *needed)
     except ValueError as error:
         if isinstance(item, (str, os.PathLike)):
             raise
         raise ValueError(f"image {index}: {error}") from error
+
+# %% ../../nbs/engine/sets.ipynb #readable
+class _Readable:
+    """How one image of a set is read."""
+
+    images: Sequence
+    max_pixels: int
+
+    def read(
+        self,
+        index: int,
+        side: int | None = None,
+        device: torch.device | None = None,
+    ) -> Image.Image:
+        """Image `index`, in RGB; negative numbers count from the end.
+
+        side: how many pixels the shorter side needs at least; a file may then be
+            decoded smaller (`read_image`). None: all there are.
+        device: a GPU that decodes; None for the CPU.
+
+        Raises IndexError, and what `read_image` raises.
+        """
+        place = _place(len(self.images), index)
+        return _read_nth(self.images, place, self.max_pixels, side, device)
 
 # %% ../../nbs/engine/sets.ipynb #cell-28
 class _Sources:
@@ -483,7 +510,7 @@ class _Sources:
         return ImageSet(*found, max_pixels=max_pixels)
 
 # %% ../../nbs/engine/sets.ipynb #cell-29
-class ImageSet(_Looks, _Sources, torch.utils.data.Dataset):
+class ImageSet(_Looks, _Readable, _Sources, torch.utils.data.Dataset):
     """Images with class names and labels, decoded one at a time when asked for.
 
     images: a sequence of N of anything `read_image` reads.
@@ -519,30 +546,20 @@ class ImageSet(_Looks, _Sources, torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         return _read_labelled(self, index)
 
-    def read(self, index: int, side: int | None = None) -> Image.Image:
-        """Image `index`, in RGB; negative numbers count from the end.
-
-        side: how many pixels the shorter side needs at least; a file may then be
-            decoded smaller (`read_image`). None: all there are.
-
-        Raises IndexError, and what `read_image` raises.
-        """
-        return _read_nth(self.images, _place(self, index), self.max_pixels, side)
-
     def __repr__(self) -> str:
         return _in_short(self)
 
 # %% ../../nbs/engine/sets.ipynb #cell-30
-def _place(images: ImageSet, index: int) -> int:
-    """The place of image `index`, which may count from the end."""
-    if not -len(images) <= index < len(images):
-        raise IndexError(f"image {index} of {len(images)}")
-    return int(index) % len(images)
+def _place(count: int, index: int) -> int:
+    """The place of image `index` of `count`, which may count from the end."""
+    if not -count <= index < count:
+        raise IndexError(f"image {index} of {count}")
+    return int(index) % count
 
 
 def _read_labelled(images: ImageSet, index: int) -> tuple[Image.Image, int]:
     """Image `index` and its label."""
-    return images.read(index), int(images.labels[_place(images, index)])
+    return images.read(index), int(images.labels[_place(len(images), index)])
 
 
 def _in_short(images: ImageSet) -> str:
@@ -678,6 +695,8 @@ def _enter(walk: _Walk, top: Path):
             walk.take(Path(folder, name))
 
 # %% ../../nbs/engine/sets.ipynb #cell-41
+#| code-fold: true
+#| code-summary: "read_folder: what it takes, and what it returns"
 def read_folder(
     root: str | Path,
     classnames: Sequence[str] | str | Path | None = None,
@@ -798,14 +817,13 @@ def _counted(ignored: Sequence[tuple[str, str]], sentence: str) -> str:
         parts.append(f"{sum(count for _, count in kinds[8:])} others")
     return sentence.format(", ".join(parts)) if parts else ""
 
-# %% ../../nbs/engine/sets.ipynb #new-61
+# %% ../../nbs/engine/sets.ipynb #photographs-0
 def workers() -> int:
     """How many threads read images: one for each processor of ours, 32 at most."""
-    try:
-        processors = len(os.sched_getaffinity(0))
-    except AttributeError:  # not every system can say which are ours
-        processors = os.cpu_count() or 1
-    return min(32, processors)
+    count = getattr(os, "process_cpu_count", None)  # Python 3.13
+    if count is None and hasattr(os, "sched_getaffinity"):
+        return min(32, len(os.sched_getaffinity(0)))
+    return min(32, (count or os.cpu_count)() or 1)
 
 # %% ../../nbs/engine/sets.ipynb #cell-46
 def _without_damaged(images: ImageSet, on_error: str, check: str) -> ImageSet:

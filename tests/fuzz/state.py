@@ -1,6 +1,7 @@
 """Targets for what lies on a disk: models, methods, indexes, checkpoints, rows."""
 
 import json
+import os
 import random
 import shutil
 from pathlib import Path
@@ -246,16 +247,32 @@ class Checkpoints(Target):
 class _Quick:
     """A CLIP that knows the features of its images beforehand."""
 
+    name = pretrained = side = None
+
     def __init__(self, clip, images):
         vars(self).update(
             model=clip.model, preprocess=clip.preprocess, precision=clip.precision
         )
         self.features, self.fingerprint = clip.encode_image(images), clip.fingerprint
         self.embed_dim, self.image_size = clip.embed_dim, clip.image_size
+        self.squashes = clip.squashes
 
     def encode_batches(self, images, batch_size=64):
         """The features of a selection of the images, all at once."""
         yield self.features[np.asarray(images.images.indices)]
+
+
+def in_a_child(call) -> None:
+    """Call something in a process of its own: Lance has threads, which do not fork."""
+    child = os.fork()
+    if not child:
+        try:
+            call()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    if os.waitpid(child, 0)[1]:
+        raise RuntimeError("the child failed")
 
 
 class Rows(Target):
@@ -267,36 +284,42 @@ class Rows(Target):
     def prepare(self, folder: Path) -> None:
         images = digits("train").subset(range(20))
         self.images, self.clip = images, _Quick(load_clip(device="cpu"), images)
-        self.expected = np.array(self.encode(folder / "store"))
-        self.store = folder / "store"
-        [self.entry] = (path.parent for path in self.store.glob("*/manifest.json"))
+        self.expected = self.clip.features.numpy()
+        in_a_child(lambda: self.encode(folder / "store"))
+        [self.table] = (folder / "store").glob("*.lance")
+        files = (path for path in self.table.rglob("*") if path.is_file())
+        self.files = sorted(path.relative_to(self.table) for path in files)
 
     def encode(self, location: Path) -> np.ndarray:
         """The features of the images as a store gives them."""
-        return FeatureStore(location, shard_size=8).encode(self.clip, self.images)
+        return FeatureStore(location, block_size=8).encode(self.clip, self.images)
 
     def attempt(self, dice: random.Random, folder: Path) -> None:
-        entry = folder / "store" / self.entry.name
-        shutil.copytree(self.entry, entry)
-        for path in sorted(entry.iterdir()):
-            if path.is_file() and dice.random() < 0.6:
-                self.damage(dice, path)
-        store = FeatureStore(folder / "store", shard_size=8)
+        location = folder / "store"
+        table = location / self.table.name
+        shutil.copytree(self.table, table)
+        share = dice.choice([0.1, 0.6])
+        for name in self.files:
+            if dice.random() < share:
+                self.damage(dice, table / name)
+        store = FeatureStore(location, block_size=8)
         if dice.random() < 0.2:
             store.entries(), store.size()
-        if not np.array_equal(self.encode(folder / "store"), self.expected):
-            raise Wrong("damaged rows were believed")
+        for _ in range(2):
+            if not np.array_equal(self.encode(location), self.expected):
+                raise Wrong("damaged rows were believed")
+        if dice.random() < 0.2:
+            store.verify()
+            if [*store.verify().values()] != [(len(store.table(self.clip)), 0)]:
+                raise Wrong("a table that was verified is still damaged")
 
     def damage(self, dice: random.Random, path: Path) -> None:
         """Change, empty or remove a file."""
-        content = path.read_bytes()
-        if dice.random() < 0.05:
+        if dice.random() < 0.1:
             path.unlink()
-        elif path.suffix == ".json" and dice.random() < 0.7:
-            text = json_text(dice, mutate_json(dice, json.loads(content)))
-            path.write_text(text, encoding="utf-8", errors="replace")
         else:
-            path.write_bytes(mutate_bytes(dice, content, b"", 200) if content else b"x")
+            content = path.read_bytes()
+            path.write_bytes(mutate_bytes(dice, content, b"", 200))
 
 
 SMALL_MODEL = {

@@ -34,13 +34,11 @@ def _hash(array: np.ndarray) -> str:
 
 
 def store(clip, images, folder: Path) -> bytes:
-    """Features in a store: the array that it gives, and every file that it keeps."""
-    features = FeatureStore(folder / "store", shard_size=16).encode(clip, images)
-    files = {
-        path.name: _hash(np.fromfile(path, np.uint8))
-        for path in (folder / "store").glob("*/*")
-    }
-    return json.dumps([_hash(np.array(features)), files], sort_keys=True).encode()
+    """Features in a store: the array that it gives, and what its table holds."""
+    store = FeatureStore(folder / "store", block_size=16)
+    features = store.encode(clip, images)
+    sound = [store.verify(), sorted(path.name for path in store.location.iterdir())]
+    return json.dumps([_hash(features), sound], sort_keys=True).encode()
 
 
 def captions(images, folder: Path) -> bytes:

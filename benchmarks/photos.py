@@ -1,0 +1,173 @@
+"""A folder of photographs: what each command costs, the first time and again; ratios
+taken in one run.
+
+python benchmarks/photos.py [--images 60] [--small 300] [--base FOLDER]
+
+FOLDER has another clipadapt to compare with, for example an earlier one:
+pip install --no-deps --target FOLDER clipadapt-0.1.0-py3-none-any.whl
+
+CPU time is that of the command and all its threads. What a command costs before it has
+seen an image (imports, the model) is measured with two images and taken off.
+"""
+
+import argparse
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+PROJECT = Path(__file__).parents[1]
+sys.path.insert(0, str(PROJECT / "tests"))
+from conformance.models import write_model  # noqa: E402
+from conformance.photographs import crop, sources  # noqa: E402
+
+LARGE, SMALL = (4000, 3000), (500, 375)
+OURS = str(PROJECT)
+
+
+def write_photographs(folder: Path, count: int, size: tuple[int, int]) -> Path:
+    """JPEG files of a size, cut from three photographs, with some noise of a camera."""
+    rng, pictures = np.random.default_rng(0), sources()
+    folder.mkdir()
+    grain = rng.integers(-6, 7, (size[1], size[0], 1), np.int16)
+    for number in range(count):
+        image = crop(pictures[number % len(pictures)], size, rng)
+        pixels = np.asarray(image, np.int16) + np.roll(grain, number, 0)
+        image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+        image.save(folder / f"{number:04d}.jpg", quality=90)
+    return folder
+
+
+def few_of(images: Path, count: int = 2) -> Path:
+    """A folder with the first files of another one; made when first asked for."""
+    place = images.with_name(f"{images.name}-few")
+    if not place.exists():
+        place.mkdir()
+        for path in sorted(images.iterdir())[:count]:
+            os.link(path, place / path.name)
+    return place
+
+
+def spent(package: str, cache: Path, *arguments) -> dict[str, float]:
+    """CPU and wall seconds of a command of the clipadapt in the folder `package`."""
+    code = "from clipadapt.cli import main; main()"
+    if package == OURS:
+        code = "from clipadapt.app.cli import main; main()"
+    environment = {**os.environ, "PYTHONPATH": package, "CLIPADAPT_CACHE": str(cache)}
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    start = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        env=environment,
+        cwd=cache,
+        capture_output=True,
+        text=True,
+    )
+    wall = time.perf_counter() - start
+    assert done.returncode == 0, done.stdout + done.stderr
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {"CPU (s)": cpu, "wall (s)": wall}
+
+
+class Bench:
+    """Commands on one model, each with a fresh cache and a fresh folder for results."""
+
+    def __init__(self, folder: Path, base: str | None):
+        self.folder, self.base = folder, base
+        self.model = write_model("ViT", folder / "model")
+        self.rows: list[dict] = []
+
+    def adapt(self, package: str, images: Path, method: str, cache: Path) -> dict:
+        out = self.folder / f"run{len(list(self.folder.iterdir()))}"
+        fast = [] if method == "prototypes" else ["--set", "epochs=1"]
+        model = [
+            "--model",
+            self.model,
+            "--images",
+            images,
+            "--classes",
+            "a dog,a house",
+        ]
+        given = [*model, "--method", method, *fast, "--out", out]
+        return spent(package, cache, "adapt", *given)
+
+    def first_and_again(self, name: str, package: str, images: Path, method: str):
+        """CPU seconds beyond those of two images: the first run, and a second one."""
+        caches = [
+            Path(tempfile.mkdtemp(prefix=f"{kind}-", dir=self.folder))
+            for kind in ("start", "cache")
+        ]
+        start = self.adapt(package, few_of(images), method, caches[0])
+        runs = [self.adapt(package, images, method, caches[1]) for _ in range(2)]
+        for when, run in zip(("first", "again"), runs, strict=True):
+            beyond = run["CPU (s)"] - start["CPU (s)"]
+            self.rows.append(
+                {"what": name, "method": method, "run": when, **run, "beyond": beyond}
+            )
+        return [row["beyond"] for row in self.rows[-2:]]
+
+    def compare(self, name: str, images: Path, method: str) -> None:
+        """Our first and second run, beside the base's first."""
+        first, again = self.first_and_again(name, OURS, images, method)
+        print(f"{name}, {method}: again / first = {max(again, 0) / first:.3f}")
+        if self.base:
+            base, _ = self.first_and_again(f"{name}, base", self.base, images, method)
+            print(f"{name}, {method}: base / ours = {base / first:.1f}")
+
+
+def one_more(folder: Path, model: str, images: Path) -> None:
+    """What a photograph costs that is added to a folder, in photographs."""
+    script = """
+import sys, time
+from pathlib import Path
+from PIL import Image
+from clipadapt import FeatureStore, ImageSet, load_clip
+clip, store = load_clip(sys.argv[1], device="cpu"), FeatureStore(sys.argv[3])
+folder = Path(sys.argv[2])
+def spent():
+    start = time.process_time()
+    store.encode(clip, ImageSet.from_folder(folder))
+    return time.process_time() - start
+first = spent()
+count = len(list(folder.iterdir()))
+again = spent()
+with Image.open(min(folder.iterdir())) as image:
+    image.rotate(180).save(folder / "one more.jpg")
+print(f"one photograph added to {count} costs as much as "
+      f"{spent() / (first / count):.1f}; none added, {again / (first / count):.1f}")
+"""
+    environment = {**os.environ, "PYTHONPATH": OURS}
+    command = [sys.executable, "-c", script, model, images, folder / "store"]
+    subprocess.run([*map(str, command)], env=environment, check=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--images", type=int, default=60, help="of 12 megapixels")
+    parser.add_argument("--small", type=int, default=300, help="of 500 x 375 pixels")
+    parser.add_argument("--many", type=int, default=2000, help="to which one is added")
+    parser.add_argument("--base", help="folder with another clipadapt")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        bench = Bench(folder, given.base)
+        large = write_photographs(folder / "large", given.images, LARGE)
+        small = write_photographs(folder / "small", given.small, SMALL)
+        bench.compare("12 megapixels", large, "prototypes")
+        bench.compare("12 megapixels", large, "lpclip")
+        bench.compare("500 x 375", small, "prototypes")
+        print(pd.DataFrame(bench.rows).round(2).to_string(index=False))
+        many = write_photographs(folder / "many", given.many, SMALL)
+        one_more(folder, bench.model, many)
+
+
+if __name__ == "__main__":
+    main()

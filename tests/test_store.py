@@ -1,0 +1,143 @@
+"""Commands decode an image once in its life, and look after what they keep."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from clipadapt import digits
+from clipadapt.app.cli import main
+from clipadapt.images import pictures
+
+COUNT = 24
+
+
+def run(*arguments):
+    done = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert done.exit_code == 0, done.output
+    return done
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("CLIPADAPT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A sub-folder for each class, with JPEG files in it."""
+    images = digits("train").subset(range(COUNT))
+    for number, (image, label) in enumerate(images):
+        folder = tmp_path / "photos" / images.classnames[label]
+        folder.mkdir(parents=True, exist_ok=True)
+        image.resize((600, 400)).save(folder / f"{number:02d}.jpg", quality=95)
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """The names of the files that are decoded, in a list that a test can clear."""
+    names, original = [], pictures._decode
+
+    def decode(file, name, *more):
+        names.append(Path(name).name)
+        return original(file, name, *more)
+
+    monkeypatch.setattr(pictures, "_decode", decode)
+    return names
+
+
+@pytest.mark.parametrize("method, most", [("prototypes", 1), ("lpclip", 2)])
+def test_an_image_is_decoded_once_for_its_features_and_once_for_its_views(
+    method, most, cache, photos, decoded, tmp_path
+):
+    fast = ["--set", "epochs=1"] if method == "lpclip" else []
+    run("adapt", "--images", photos, "--method", method, *fast, "--out", tmp_path / "a")
+    assert len(decoded) == most * COUNT
+    decoded.clear()
+    run("adapt", "--images", photos, "--method", method, *fast, "--out", tmp_path / "b")
+    assert not decoded
+    first, again = (tmp_path / name / "predictions.csv" for name in "ab")
+    assert first.read_bytes() == again.read_bytes()
+
+
+def test_a_new_image_is_the_only_one_that_is_decoded(cache, photos, decoded, tmp_path):
+    run("encode", "--images", photos, "--out", tmp_path / "a.parquet")
+    decoded.clear()
+    Image.new("RGB", (300, 200), "red").save(min(photos.iterdir()) / "new.jpg")
+    run("encode", "--images", photos, "--out", tmp_path / "b.parquet")
+    assert decoded == ["new.jpg"]
+    before, after = (pd.read_parquet(tmp_path / f"{name}.parquet") for name in "ab")
+    assert len(after) == COUNT + 1 and set(before.image) < set(after.image)
+    both = before.merge(after, on="image")
+    assert np.array_equal(np.stack(both.feature_x), np.stack(both.feature_y))
+
+
+def test_compare_decodes_every_image_once(cache, photos, decoded, tmp_path):
+    methods = "zero-shot,prototypes,nearest-neighbours"
+    options = ["--images", photos, "--methods", methods, "--out", tmp_path / "out"]
+    run("compare", *options)
+    assert sorted(set(decoded)) == sorted(path.name for path in photos.rglob("*.jpg"))
+    # the report shows some images
+    assert len(decoded) <= 2 * COUNT
+
+
+@pytest.mark.parametrize("options", [[], ["--no-store"]])
+def test_a_damaged_image_is_named_skipped_and_counted(
+    options, cache, photos, tmp_path
+):
+    path = min(photos.iterdir()) / "damaged.png"
+    digits("train")[0][0].save(path)
+    content = bytearray(path.read_bytes())
+    content[60:68] = b"nonsense"
+    path.write_bytes(content)
+    done = run("adapt", "--images", photos, "--out", tmp_path / "run", *options)
+    assert "1 of 25 images skipped" in done.output and "damaged.png" in done.output
+    record = json.loads((tmp_path / "run" / "record.json").read_text())
+    assert record["images"]["count"] == COUNT
+    assert "damaged.png" in str(record["images"]["skipped"])
+
+
+def test_without_a_store_nothing_is_kept(cache, photos, tmp_path):
+    run("adapt", "--images", photos, "--no-store", "--out", tmp_path / "run")
+    assert not (cache / "features").exists()
+
+
+def test_whole_files_are_decoded_when_asked(cache, photos, tmp_path):
+    run("encode", "--images", photos, "--out", tmp_path / "a.npy")
+    run("encode", "--images", photos, "--exact", "--out", tmp_path / "b.npy")
+    shrunk, exact = np.load(tmp_path / "a.npy"), np.load(tmp_path / "b.npy")
+    assert not np.array_equal(shrunk, exact)
+    assert (shrunk * exact).sum(1).min() > 0.99
+
+
+def test_the_store_is_shown_exported_verified_compacted_and_cleared(
+    cache, photos, tmp_path
+):
+    run("encode", "--images", photos, "--out", tmp_path / "a.npy")
+    listed = run("store", "list", "--out", tmp_path / "list.csv")
+    [row] = pd.read_csv(tmp_path / "list.csv", dtype=str).to_dict("records")
+    assert (row["rows"], row["model"]) == (str(COUNT), "built-in"), listed.output
+    for name in ("all.parquet", "all.npy"):
+        run("store", "export", row["key"], "--out", tmp_path / name)
+    table = pd.read_parquet(tmp_path / "all.parquet")
+    features = np.load(tmp_path / "all.npy")
+    assert np.array_equal(np.stack(table.feature), features)
+    assert pd.read_csv(tmp_path / "all.csv").key.tolist() == table.key.tolist()
+    assert sorted(features.tolist()) == sorted(np.load(tmp_path / "a.npy").tolist())
+    assert f"{COUNT} features are whole, 0 were damaged" in run("store", "verify").output
+    run("store", "compact")
+    assert run("store", "list").output.count(str(COUNT))
+    run("store", "clear")
+    assert "built-in" not in run("store", "list").stdout
+
+
+def test_a_key_that_is_not_there(cache):
+    done = CliRunner().invoke(main, ["store", "export", "abc", "--out", "x.npy"])
+    assert done.exit_code == 1
+    assert "0 tables have a key that begins with 'abc'" in done.output
