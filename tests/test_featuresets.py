@@ -332,6 +332,21 @@ def test_files_of_another_kind(table, tmp_path):
             FeatureSet.from_parquet(whole)
 
 
+def test_damaged_lance_tables_are_named(table, tmp_path):
+    path = tmp_path / "rows.lance"
+    write_lists(path, table)
+    for file in sorted(file for file in path.rglob("*") if file.is_file()):
+        content = file.read_bytes()
+        for damage in (content[: len(content) // 2], b"", content[::-1]):
+            file.write_bytes(damage)
+            try:  # a file that is not needed may be anything
+                found = FeatureSet.from_lance(path).features
+                assert np.array_equal(found, table)
+            except ValueError as error:
+                assert "rows.lance" in str(error)
+        file.write_bytes(content)
+
+
 def test_checkpoints_know_their_features(clip, features, tmp_path):
     options = {**TINY, "rounds": 2, "checkpoint": str(tmp_path / "round")}
     first = IFPL(clip, features.classnames, **options).fit(features)

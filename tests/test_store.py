@@ -88,9 +88,7 @@ def test_compare_decodes_every_image_once(cache, photos, decoded, tmp_path):
 
 
 @pytest.mark.parametrize("options", [[], ["--no-store"]])
-def test_a_damaged_image_is_named_skipped_and_counted(
-    options, cache, photos, tmp_path
-):
+def test_a_damaged_image_is_named_skipped_and_counted(options, cache, photos, tmp_path):
     path = min(photos.iterdir()) / "damaged.png"
     digits("train")[0][0].save(path)
     content = bytearray(path.read_bytes())
@@ -130,7 +128,9 @@ def test_the_store_is_shown_exported_verified_compacted_and_cleared(
     assert np.array_equal(np.stack(table.feature), features)
     assert pd.read_csv(tmp_path / "all.csv").key.tolist() == table.key.tolist()
     assert sorted(features.tolist()) == sorted(np.load(tmp_path / "a.npy").tolist())
-    assert f"{COUNT} features are whole, 0 were damaged" in run("store", "verify").output
+    assert (
+        f"{COUNT} features are whole, 0 were damaged" in run("store", "verify").output
+    )
     run("store", "compact")
     assert run("store", "list").output.count(str(COUNT))
     run("store", "clear")

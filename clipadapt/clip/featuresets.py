@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .tables import _folder, _is_damage
 from ..images.files import explained, hash_parts
 from ..images.pictures import printable
 from clipadapt.images.sets import (
@@ -472,6 +473,8 @@ def _open_npy(path: Path) -> np.ndarray:
     try:
         array = np.load(path, mmap_mode="c", allow_pickle=False)
     except Exception as error:  # a damaged header has many ways to fail
+        if not _is_damage(error):
+            raise
         raise ValueError(
             f"{printable(path)} is no array of numbers that numpy.save wrote"
             f" ({_brief(error)})"
@@ -503,7 +506,9 @@ class _Columns(NamedTuple):
         try:
             for block in self.read([column]):
                 yield block.column(column)
-        except (OSError, RuntimeError, ValueError) as error:
+        except BaseException as error:
+            if not _is_damage(error):
+                raise
             raise ValueError(f"{self.name} cannot be read ({_brief(error)})") from error
 
     def feature_column(self, column: str | None) -> str:
@@ -594,6 +599,8 @@ def _open_parquet(path: Path) -> _Columns:
         schema, count = file.schema_arrow, file.metadata.num_rows
         "".join(schema.names)  # they may be no text
     except Exception as error:  # Arrow has errors of its own for each kind of damage
+        if not _is_damage(error):
+            raise
         raise ValueError(
             f"{printable(path)} is no Parquet file, or damaged ({_brief(error)})"
         ) from error
@@ -611,18 +618,21 @@ def _open_lance(path: Path) -> _Columns:
     if not path.is_dir():
         raise ValueError(f"{printable(path)} is no Lance table, which is a folder")
     try:
-        table = lance.dataset(str(path))
-    except (ValueError, OSError, RuntimeError) as error:
+        table = lance.dataset(_folder(path))
+        schema, count = table.schema, table.count_rows()
+    except BaseException as error:
+        if not _is_damage(error):
+            raise
         raise ValueError(
             f"{printable(path)} is no Lance table, or damaged ({_brief(error)})"
         ) from error
 
     def read(columns: list[str]) -> Iterator:
-        return table.to_batches(columns=columns, batch_size=BLOCK, scan_in_order=True)
+        return table.to_batches(columns=columns, batch_size=4096, batch_readahead=2)
 
     files = (file for file in path.rglob("*") if file.is_file())
     size = sum(file.stat().st_size for file in files)
-    return _Columns(printable(path), table.schema, table.count_rows(), size, read)
+    return _Columns(printable(path), schema, count, size, read)
 
 # %% ../../nbs/engine/featuresets.ipynb #cell-38
 #| code-fold: true
