@@ -234,8 +234,7 @@ def propagate_labels(
     shares = np.bincount(known[known >= 0], minlength=classes)
     graph = neighbour_graph(nodes, k, exact)
     scores = np.empty((count, classes), np.float32)
-    width = max(1, min(64, 2**25 // len(nodes)))  # classes at a time: up to 256 MB
-    for block in np.split(np.arange(classes), range(width, classes, width)):
+    for block in _class_blocks(classes, len(nodes)):
         seeds = (known[:, None] == block) / shares[block]
         scores[:, block] = diffuse(graph, seeds, alpha, tolerance)[classes:]
     found, lost = scores.argmax(1), np.flatnonzero(~scores.any(1))
@@ -248,6 +247,12 @@ def propagate_labels(
 # %% ../../nbs/05_transduction.ipynb #cell-23
 #| code-fold: true
 #| code-summary: "The nodes of the graph, and the centroids of the classes"
+def _class_blocks(classes: int, nodes: int) -> list[np.ndarray]:
+    """Classes that spread at a time: 64, and fewer if they take more than 256 MB."""
+    width = max(1, min(64, 2**25 // nodes))
+    return np.split(np.arange(classes), range(width, classes, width))
+
+
 def _all_nodes(image_features: Tensor, class_features: Tensor) -> Tensor:
     """Class features, then image features, [C + N, D]; ValueError unless they fit."""
     shapes = tuple(image_features.shape), tuple(class_features.shape)
