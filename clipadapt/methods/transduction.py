@@ -239,20 +239,27 @@ def propagate_labels(
         scores[:, block] = diffuse(graph, seeds, alpha, tolerance)[classes:]
     found, lost = scores.argmax(1), np.flatnonzero(~scores.any(1))
     if len(lost):
-        unit = F.normalize(nodes, dim=1)
-        nearest = (unit[classes:][torch.from_numpy(lost)] @ unit[:classes].T).argmax(1)
-        found[lost] = nearest.cpu().numpy()
+        found[lost] = _nearest_classes(nodes, classes, lost)
     return np.where(labels >= 0, labels, found), scores
 
-# %% ../../nbs/05_transduction.ipynb #cell-23
+# %% ../../nbs/05_transduction.ipynb #blocks-0
 #| code-fold: true
-#| code-summary: "The nodes of the graph, and the centroids of the classes"
+#| code-summary: "A few classes at a time, and images that no class reaches"
 def _class_blocks(classes: int, nodes: int) -> list[np.ndarray]:
     """Classes that spread at a time: 64, and fewer if they take more than 256 MB."""
     width = max(1, min(64, 2**25 // nodes))
     return np.split(np.arange(classes), range(width, classes, width))
 
 
+def _nearest_classes(nodes: Tensor, classes: int, images: np.ndarray) -> np.ndarray:
+    """The class with the nearest feature for each of the `images`, int64."""
+    unit = F.normalize(nodes, dim=1)
+    chosen = unit[classes:][torch.from_numpy(images)]
+    return (chosen @ unit[:classes].T).argmax(1).cpu().numpy()
+
+# %% ../../nbs/05_transduction.ipynb #cell-23
+#| code-fold: true
+#| code-summary: "The nodes of the graph, and the centroids of the classes"
 def _all_nodes(image_features: Tensor, class_features: Tensor) -> Tensor:
     """Class features, then image features, [C + N, D]; ValueError unless they fit."""
     shapes = tuple(image_features.shape), tuple(class_features.shape)
