@@ -128,9 +128,8 @@ def test_the_store_is_shown_exported_verified_compacted_and_cleared(
     assert np.array_equal(np.stack(table.feature), features)
     assert pd.read_csv(tmp_path / "all.csv").key.tolist() == table.key.tolist()
     assert sorted(features.tolist()) == sorted(np.load(tmp_path / "a.npy").tolist())
-    assert (
-        f"{COUNT} features are whole, 0 were damaged" in run("store", "verify").output
-    )
+    verified = run("store", "verify").output
+    assert f"{COUNT} features are whole, 0 were damaged" in verified
     run("store", "compact")
     assert run("store", "list").output.count(str(COUNT))
     run("store", "clear")

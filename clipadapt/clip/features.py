@@ -315,7 +315,7 @@ def clip_facts(clip: CLIP) -> dict[str, str]:
         "model": hash_parts(repr(clip.model)).hex(),
         "preprocessing": hash_preprocessing(clip),
         "precision": clip.precision,
-        "decoding": "whole" if clip.side is None else f"from {clip.side} pixels",
+        "decoding": f"{clip.decoder}, shorter side from {clip.side or 'whole'}",
     }
 
 # %% ../../nbs/engine/features.ipynb #cell-28
@@ -847,29 +847,42 @@ class StoredCLIP(CLIP):
             self.store.encode(self.clip, images).astype(np.float32, copy=False)
         )
 
-    def encode_batches(self, images, batch_size: int = 64, **options):
+    def encode_batches(
+        self,
+        images,
+        batch_size: int = 64,
+        damaged: dict[int, str] | None = None,
+    ) -> Iterator[torch.Tensor]:
         """Features encoded by the CLIP itself, batch after batch, without the store.
 
         images: N images.
-        batch_size, options: those of `CLIP.encode_batches`.
+        batch_size, damaged: those of `CLIP.encode_batches`.
         """
-        return self.clip.encode_batches(images, batch_size, **options)
+        return self.clip.encode_batches(images, batch_size, damaged=damaged)
 
-    def encode_views(self, images, views: Views, batch_size: int = 64, **options):
+    def encode_views(
+        self,
+        images,
+        views: Views,
+        batch_size: int = 64,
+        damaged: dict[int, str] | None = None,
+        indices: Sequence[int] | None = None,
+    ) -> Iterator[torch.Tensor]:
         """Unit features of several views of N images, float32 [V, N, D], in one piece.
 
         images: N images; those that the store does not have are decoded once.
         views: V pairs of a transform and a seed: see `FeatureStore.encode_views`.
         batch_size: has no effect, batches are the store's.
-        options: with `indices`, the CLIP itself encodes these images: see
-            `CLIP.encode_views`.
+        damaged: as for `FeatureStore.encode_views`.
+        indices: these images are encoded by the CLIP itself, without the store.
 
-        Yields a single tensor.
+        Yields a single tensor, or batches where there are `indices`.
         """
-        if options or isinstance(images, FeatureSet):
-            yield from self.clip.encode_views(images, views, batch_size, **options)
+        if indices is not None or isinstance(images, FeatureSet):
+            given = images, views, batch_size, damaged, indices
+            yield from self.clip.encode_views(*given)
             return
-        features = self.store.encode_views(self.clip, images, views)
+        features = self.store.encode_views(self.clip, images, views, damaged)
         yield torch.from_numpy(features.astype(np.float32, copy=False))
 
     def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> torch.Tensor:
