@@ -233,7 +233,12 @@ class _Rows(ImageSet):
         """Raises ValueError: there are no images."""
         _no_images()
 
-    def read(self, index: int, side: int | None = None) -> NoReturn:
+    def read(
+        self,
+        index: int,
+        side: int | None = None,
+        device: torch.device | None = None,
+    ) -> NoReturn:
         """Raises ValueError: there are no images."""
         _no_images()
 
@@ -535,7 +540,7 @@ def _holds_floats(kind) -> bool:
     return any(test(kind) for test in tests) and kinds.is_floating(kind.value_type)
 
 
-def _brief(error: Exception) -> str:
+def _brief(error: BaseException) -> str:
     """The first line of what a library says."""
     return printable((str(error).splitlines() or [type(error).__name__])[0])[:120]
 
