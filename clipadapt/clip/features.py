@@ -27,6 +27,7 @@ from filelock import FileLock, Timeout
 from PIL import Image
 from tqdm.auto import tqdm
 
+from .featuresets import FeatureSet
 from .model import CLIP, _ahead, _batches, _name, cache_directory
 from .tables import KEY, FeatureTable, _folder, _is_damage
 from clipadapt.images.files import (
@@ -241,6 +242,8 @@ def hash_each(
 
     Raises ValueError or FileNotFoundError for an image that cannot be read.
     """
+    if isinstance(images, FeatureSet):
+        return images.hashes()
     known, items = {}, images.images
     while isinstance(items, (_Selection, _View)):
         if isinstance(items, _View):
@@ -838,6 +841,8 @@ class StoredCLIP(CLIP):
         images: N images; new ones are encoded and kept: see `FeatureStore.encode`.
         batch_size: has no effect, batches are the store's.
         """
+        if isinstance(images, FeatureSet):
+            return self.clip.encode_image(images)
         return torch.from_numpy(
             self.store.encode(self.clip, images).astype(np.float32, copy=False)
         )
@@ -873,7 +878,7 @@ class StoredCLIP(CLIP):
 
         Yields a single tensor, or batches where there are `indices`.
         """
-        if indices is not None:
+        if indices is not None or isinstance(images, FeatureSet):
             given = images, views, batch_size, damaged, indices
             yield from self.clip.encode_views(*given)
             return
@@ -901,6 +906,8 @@ def readable(clip: CLIP, images) -> ImageSet:
     errors.
     """
     images, damaged = as_imageset(images), {}
+    if isinstance(images, FeatureSet):
+        return images
     if isinstance(clip, StoredCLIP):
         clip.store.encode_views(clip.clip, images, [(None, 0)], damaged)
     else:
