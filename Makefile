@@ -8,13 +8,13 @@ INPUTS ?= 20000
 KILLS ?= 90
 SEED ?= 0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
-# Small models gain nothing from a second thread, and lose much when something else is running.
+# Tests run beside each other, a thread for each; `make threads` is without it, as users are.
 alone := OMP_NUM_THREADS=1
 
 checksums = find clipadapt nbs solutions -name .ipynb_checkpoints -prune -o \( -name '*.py' -o -name '*.ipynb' \) -print | sort | xargs cksum
 
 .NOTPARALLEL:
-.PHONY: demo test lint test-browser sync notebooks solutions unit coverage fuzz soak slow bench export readme lab docs docs-width clean help
+.PHONY: demo test lint test-browser sync notebooks solutions unit threads coverage fuzz soak slow bench export readme lab docs docs-width clean help
 
 help:           ## list the targets
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -22,7 +22,7 @@ help:           ## list the targets
 demo: .venv/ready-run   ## every method on real handwriting, and a report
 	@$(alone) $(BIN)/python -c "from clipadapt.app.demo import demo; demo()"
 
-test: lint sync notebooks unit   ## the whole check (this is what CI runs)
+test: lint sync notebooks unit threads   ## the whole check (this is what CI runs)
 
 lint: .venv/ready-dev   ## layout, likely bugs, who imports whom, types: seconds, and nothing runs
 	$(BIN)/ruff format --check --quiet && $(BIN)/ruff check --quiet
@@ -44,6 +44,10 @@ solutions: .venv/ready-dev   ## run the solutions of every chapter and of the en
 
 unit: .venv/ready-dev   ## the tests that a notebook cannot hold
 	$(alone) $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile $(if $(COVER),--cov) tests
+
+threads: .venv/ready-dev   ## some fits and a notebook as `pip install` leaves them, with all threads there are
+	env -u OMP_NUM_THREADS $(BIN)/python -m pytest -q tests/test_thread_numbers.py
+	env -u OMP_NUM_THREADS $(BIN)/nbdev_test --path nbs/engine --file_re '^threads' --n_workers 1 --do_print
 
 coverage:       ## the unit tests once more, a quarter slower: they must run 96 % of the package (.coveragerc)
 	@$(MAKE) unit COVER=1

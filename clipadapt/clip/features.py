@@ -619,6 +619,8 @@ def _check_unchanged(
             )
 
 # %% ../../nbs/engine/features.ipynb #cell-38
+#| code-fold: true
+#| code-summary: "FeatureStore: encode what is missing, return what is asked for"
 class FeatureStore(_Tables):
     """Image features on disk: each image is encoded once.
 
@@ -821,6 +823,8 @@ class _Encoding:
             self.table.append(keys, kept.reshape(len(keys), -1))
 
 # %% ../../nbs/engine/features.ipynb #cell-56
+#| code-fold: true
+#| code-summary: "StoredCLIP: a CLIP that asks a store first"
 class StoredCLIP(CLIP):
     """A CLIP whose `encode_image` looks in a FeatureStore before it computes.
 

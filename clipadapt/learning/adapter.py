@@ -43,6 +43,7 @@ from clipadapt.images.sets import (
     check_classnames,
     check_labels,
 )
+from .threads import encoding_work, threads_for
 
 # %% auto #0
 __all__ = ['SavedClip', 'SavedMethod', 'Declared', 'Saved', 'check_declared', 'read_saved', 'translate_labels', 'Adapter']
@@ -447,7 +448,8 @@ class _Answering(Saved):
         images = as_imageset(X)
         if not len(images):
             return np.empty((0, len(self.classnames_)), np.float32)
-        answers = np.asarray(answer(images.unlabelled()), np.float32)
+        with threads_for(encoding_work(self.clip)):
+            answers = np.asarray(answer(images.unlabelled()), np.float32)
         if not (answers < np.inf).all():  # also False for NaN; a logit may be -inf
             raise ValueError(
                 f"this {type(self).__name__} answers with numbers that are not finite:"
@@ -516,7 +518,8 @@ class Adapter(_Answering):
             labels = self.true_labels(images, y)
         self.classnames_ = classnames
         try:
-            self._fit(images.unlabelled(), labels)
+            with threads_for(encoding_work(self.clip)):
+                self._fit(images.unlabelled(), labels)
         except BaseException:  # interrupted: not fitted
             del self.classnames_
             raise

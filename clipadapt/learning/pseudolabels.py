@@ -26,6 +26,7 @@ from clipadapt.images.sets import (
     check_number,
 )
 from .metrics import bin_scores
+from .threads import threads_for
 
 # %% auto #0
 __all__ = ['POLICIES', 'Pseudolabels', 'conventional', 'purity', 'coverage', 'effective_classes', 'quality', 'top_k',
@@ -594,7 +595,7 @@ def _two_gaussians(
     mixture = GaussianMixture(
         2, max_iter=max_iter, tol=tol, reg_covar=reg_covar, random_state=seed
     )
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), threads_for(2 * len(values)):
         # ten iterations are enough to split, seldom to converge
         warnings.simplefilter("ignore", ConvergenceWarning)
         posterior = mixture.fit(values[:, None]).predict_proba(values[:, None])

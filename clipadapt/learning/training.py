@@ -36,6 +36,7 @@ from clipadapt.images.files import (
 )
 from ..images.sets import check_count, track
 from .adapter import check_declared
+from .threads import Products, threads_for
 
 # %% auto #0
 __all__ = ['GRADIENTS', 'ACTIVATIONS', 'Recipe', 'minimise', 'train_epoch', 'progress_bar', 'note', 'early_steps',
@@ -188,10 +189,15 @@ def minimise(
     order, history = np.random.default_rng(seed), []
     size = recipe.batch_size or count
     epochs = math.ceil(recipe.length(math.ceil(count / size)))
+    products = Products()
     with progress_bar(range(epochs), description) as progress:
         for epoch in progress:
             batches = torch.from_numpy(order.permutation(count)).split(size)
-            history.append(train_epoch(optimiser, batch_loss, batches, recipe, epoch))
+            history.append(
+                train_epoch(
+                    optimiser, batch_loss, batches, recipe, epoch, products=products
+                )
+            )
             progress.set_postfix(loss=f"{history[-1]:.3f}", refresh=False)
     return history
 
@@ -205,6 +211,7 @@ def train_epoch(
     recipe: Recipe,
     epoch: int,
     early: bool = False,
+    products: Products | None = None,
 ) -> float:
     """One step for each batch of indices; return the mean loss of the examples.
 
@@ -219,6 +226,8 @@ def train_epoch(
     early: take the step of a large network in parts, within the backward pass, as
         `early_steps` does. Not for a network whose parameters also act where no
         gradient flows, as tied or normalised weights may.
+    products: of the first step of an earlier epoch, which say on how many threads the
+        steps run (`threads_for`); None counts those of this epoch.
 
     Raises ValueError when the loss or a parameter is not finite any more, and for an
     epoch after the last iteration.
@@ -231,12 +240,22 @@ def train_epoch(
                 f"{epoch} (from 0)"
             )
         batches = batches[: recipe.iterations - epoch * len(batches)]
-    for step, batch in enumerate(batches):
+
+    def take(step: int) -> float:
         moment, width = (epoch + step * unit, unit) if recipe.per_step else (epoch, 1)
         rate = recipe.rate(moment, width, end)
         for group in optimiser.param_groups:
             group["lr"] = rate
-        total += _step(optimiser, batch_loss, batch, early) * len(batch)
+        return _step(optimiser, batch_loss, batches[step], early) * len(batches[step])
+
+    first = products is None or products.work is None
+    products = products or Products()
+    if first:
+        with products:
+            total += take(0)
+    with threads_for(products.work or 0):
+        for step in range(int(first), len(batches)):
+            total += take(step)
     if not all(_finite(parameter) for parameter in _parameters(optimiser)):
         raise ValueError(
             "the last step left parameters that are not finite: lower the learning "

@@ -25,6 +25,7 @@ from ..images.files import Array
 from ..images.sets import ImageSet, Integers, check_count, check_labels
 from ..learning.adapter import Adapter
 from ..learning.pseudolabels import top_k
+from ..learning.threads import threads_for
 
 # %% auto #0
 __all__ = ['text_prototypes', 'image_prototypes', 'mix_prototypes', 'cluster_prototypes', 'update_prototypes',
@@ -154,7 +155,8 @@ def _centres(members: np.ndarray, count: int, seed: int) -> np.ndarray:
         niter=20,
         min_points_per_centroid=1,
     )
-    kmeans.train(members)
+    with threads_for(members.size * count):
+        kmeans.train(members)
     assert kmeans.centroids is not None, "trained, it has centres"
     return _unit_or(kmeans.centroids, members[:count])
 
@@ -298,14 +300,15 @@ class Prototypes(Adapter):
     def _fit(self, images: ImageSet, labels: np.ndarray) -> None:
         features = self.clip.encode_image(images).numpy()
         text = text_prototypes(self.clip, self.classnames_, self.templates)
-        self.prototypes_, self.pseudolabels_, self.history_ = iterate_prototypes(
-            features,
-            text,
-            labels,
-            momentum=self.momentum,
-            iterations=self.iterations,
-            image_weight=self.image_weight,
-        )
+        with threads_for(min(len(features), _BLOCK) * text.size):
+            self.prototypes_, self.pseudolabels_, self.history_ = iterate_prototypes(
+                features,
+                text,
+                labels,
+                momentum=self.momentum,
+                iterations=self.iterations,
+                image_weight=self.image_weight,
+            )
         self.owners_ = np.arange(len(text))
         if self.per_class != 1:
             self._cluster(features, text)

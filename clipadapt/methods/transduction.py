@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..clip.featuresets import in_blocks
 from ..images.sets import check_count, check_labels
+from ..learning.threads import threads_for
 
 # %% auto #0
 __all__ = ['BLOCK', 'EXACT', 'SIZE', 'PROBES', 'PROJECTIONS', 'neighbour_graph', 'nearest_in_lists', 'diffuse',
@@ -48,7 +49,9 @@ def neighbour_graph(
     count = len(unit)
     k = min(check_count(k, "k"), count - 1)
     exact = count <= EXACT if exact is None else exact
-    weights, neighbours = (_nearest if exact else nearest_in_lists)(unit, k)
+    search = _nearest if exact else nearest_in_lists
+    with threads_for(min(count**2, BLOCK) * unit.shape[1]):
+        weights, neighbours = search(unit, k)
     weights = ((weights.double() + 1) / 2).clamp(min=0).flatten().numpy()
     proposed = csr_array(
         (weights, neighbours.flatten().numpy(), np.arange(count + 1) * k),
