@@ -9,8 +9,8 @@ temporary file, which every method opens with `FeatureSet.from_npy`. Each row is
 process of its own, which fits and predicts with one thread; `peak` is the most that was
 resident in it, pages of the file included (which the system may drop at any time),
 `anonymous` the most without them. The exponent is the slope of log(CPU time) over
-log(N): 1 is linear. Label propagation takes much more time and room than the others, so it runs only if
-it is named, and not at `count`.
+log(N): 1 is linear. Label propagation takes much more time and room than the others, so
+it runs only if it is named, and not at `count`.
 """
 
 import argparse
