@@ -182,6 +182,8 @@ def test_other_numbers_become_float32(clip, features, dtype):
     encoded = clip.encode_image(other)
     assert encoded.dtype == torch.float32 and other.features.dtype == dtype
     assert torch.allclose(encoded, torch.from_numpy(features.features), atol=1e-3)
+    again = clip.encode_image(other.unlabelled())
+    assert np.shares_memory(encoded.numpy(), again.numpy()), "converted once"
     batches = torch.cat([*clip.encode_batches(other, 7)])
     assert torch.equal(batches, encoded)
     transposed = FeatureSet(np.asfortranarray(features.features))

@@ -228,6 +228,7 @@ class _Rows(ImageSet):
     """The part of `FeatureSet` that answers for images."""
 
     features: np.ndarray
+    _converted: dict[str, np.ndarray]  # shared by sets of the same features
 
     def __getitem__(self, index: int) -> NoReturn:
         """Raises ValueError: there are no images."""
@@ -265,7 +266,9 @@ class _Parts(_Rows):
 
     def _with(self, images: Sequence, labels: np.ndarray) -> FeatureSet:
         """The same features with other labels."""
-        return _assembled(self.features, self.classnames, labels)
+        other = _assembled(self.features, self.classnames, labels)
+        other._converted = self._converted
+        return other
 
     def __repr__(self) -> str:
         count, dim = self.features.shape
@@ -292,7 +295,7 @@ def _assembled(
     other = FeatureSet.__new__(FeatureSet)
     ImageSet.__init__(other, _NoImages(len(features)))
     other.classnames, other.labels = list(classnames), np.array(labels)
-    other.features = features
+    other.features, other._converted = features, {}
     return other
 
 # %% ../../nbs/engine/featuresets.ipynb #cell-26
@@ -306,16 +309,19 @@ class _Encoded(_Parts):
 
         dim: D of the CLIP.
 
-        They are not copied if they are float32 and in order in memory. Raises
-        ValueError for features of another length.
+        They are not copied if they are float32 and in order in memory; others are
+        converted when they are first asked for. Raises ValueError for features of
+        another length.
         """
         self._check_dim(dim)
-        table = self.features
-        if not _is_ready(table):
-            table = new_array(table.shape)
+        if _is_ready(self.features):
+            return torch.from_numpy(self.features)
+        if "float32" not in self._converted:
+            table = new_array(self.features.shape)
             for rows in row_blocks(len(table)):
                 table[rows] = self.features[rows]
-        return torch.from_numpy(table)
+            self._converted["float32"] = table
+        return torch.from_numpy(self._converted["float32"])
 
     def batches(
         self, dim: int, batch_size: int, views: Sequence, indices: Sequence | None
@@ -467,7 +473,7 @@ class FeatureSet(_FromTables):
     ):
         table = _private(_unit(_as_table(features)))
         super().__init__(_NoImages(len(table)), classnames, labels)
-        self.features = table
+        self.features, self._converted = table, {}
 
 # %% ../../nbs/engine/featuresets.ipynb #cell-32
 #| code-fold: true
