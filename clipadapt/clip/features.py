@@ -46,6 +46,7 @@ from clipadapt.images.sets import (
     check_count,
     draw_of,
     track,
+    workers,
 )
 from ..images.views import strong_view, weak_view
 
@@ -263,8 +264,7 @@ def hash_each(
     def hash_block(block: range) -> list[bytes]:
         return [hash_one(index) for index in block]
 
-    workers = min(4, os.cpu_count() or 1)
-    blocks = [*_ahead(hash_block, _batches(len(images), 256), workers)]
+    blocks = [*_ahead(hash_block, _batches(len(images), 256), workers())]
     memory.remember()
     return [digest for block in blocks for digest in block]
 
