@@ -19,6 +19,7 @@ from urllib.error import URLError
 
 import numpy as np
 import torch
+from PIL import Image
 
 from .pictures import MAX_PIXELS, _naming, read_image, torchvision
 
