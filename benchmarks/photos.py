@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -99,27 +100,31 @@ class Bench:
         given = [*model, "--method", method, *fast, "--out", out]
         return spent(package, cache, "adapt", *given)
 
-    def first_and_again(self, name: str, package: str, images: Path, method: str):
-        """CPU seconds beyond those of two images: the first run, and a second one."""
-        caches = [
+    def beyond_the_start(
+        self, name: str, package: str, images: Path, method: str, runs: Sequence[str]
+    ) -> list[float]:
+        """CPU seconds beyond those that two images take, of runs one after another."""
+        start, cache = (
             Path(tempfile.mkdtemp(prefix=f"{kind}-", dir=self.folder))
             for kind in ("start", "cache")
-        ]
-        start = self.adapt(package, few_of(images), method, caches[0])
-        runs = [self.adapt(package, images, method, caches[1]) for _ in range(2)]
-        for when, run in zip(("first", "again"), runs, strict=True):
-            beyond = run["CPU (s)"] - start["CPU (s)"]
-            self.rows.append(
-                {"what": name, "method": method, "run": when, **run, "beyond": beyond}
-            )
-        return [row["beyond"] for row in self.rows[-2:]]
+        )
+        before = self.adapt(package, few_of(images), method, start)["CPU (s)"]
+        seconds = []
+        for run in runs:
+            row = self.adapt(package, images, method, cache)
+            seconds.append(row["CPU (s)"] - before)
+            told = {"what": name, "method": method, "run": run, **row}
+            self.rows.append({**told, "CPU beyond the start (s)": seconds[-1]})
+        return seconds
 
     def compare(self, name: str, images: Path, method: str) -> None:
-        """Our first and second run, beside the base's first."""
-        first, again = self.first_and_again(name, OURS, images, method)
+        """Our first and second run, beside the first of the other package."""
+        given = images, method
+        first, again = self.beyond_the_start(name, OURS, *given, ["first", "again"])
         print(f"{name}, {method}: again / first = {max(again, 0) / first:.3f}")
         if self.base:
-            base, _ = self.first_and_again(f"{name}, base", self.base, images, method)
+            told = f"{name}, base"
+            [base] = self.beyond_the_start(told, self.base, *given, ["first"])
             print(f"{name}, {method}: base / ours = {base / first:.1f}")
 
 

@@ -14,6 +14,7 @@ _MODULES = {
         "caption_groups",
     ),
     "clip.features": ("FeatureStore", "StoredCLIP"),
+    "clip.featuresets": ("FeatureSet",),
     "clip.index": ("PrototypeIndex",),
     "clip.model": ("CLIP", "load_clip"),
     "images.sets": ("ImageSet", "digits"),

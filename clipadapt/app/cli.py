@@ -765,7 +765,7 @@ def store_list(out, overwrite) -> None:
     if earlier := store.earlier():
         logger.info("%d folders of clipadapt 0.1 are not used", len(earlier))
 
-
+# %% ../../nbs/engine/cli.ipynb #n48
 @store_group.command("export")
 @click.argument("key")
 @click.option(

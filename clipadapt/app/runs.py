@@ -596,7 +596,7 @@ def stored_table(key: str) -> FeatureTable:
         )
     return FeatureTable.at(found[0])
 
-
+# %% ../../nbs/engine/runs.ipynb #n40
 def export_features(table: FeatureTable, target: Path) -> int:
     """Write all rows of a table to a .parquet file, or to a .npy file beside a .csv.
 

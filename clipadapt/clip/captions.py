@@ -51,6 +51,7 @@ from clipadapt.images.sets import (
     check_classnames,
     check_count,
     track,
+    workers,
 )
 
 # %% auto #0
@@ -636,7 +637,7 @@ def _fill(
     read = _ahead(
         lambda batch: [_load(images, todo[keys[k]]) for k in batch],
         batches,
-        min(4, os.cpu_count() or 1),
+        workers(),
     )
     with track(
         None,

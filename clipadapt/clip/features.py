@@ -27,6 +27,7 @@ from filelock import FileLock, Timeout
 from PIL import Image
 from tqdm.auto import tqdm
 
+from .featuresets import FeatureSet
 from .model import CLIP, _ahead, _batches, _name, cache_directory
 from .tables import KEY, FeatureTable, _folder, _is_damage
 from clipadapt.images.files import (
@@ -45,6 +46,7 @@ from clipadapt.images.sets import (
     check_count,
     draw_of,
     track,
+    workers,
 )
 from ..images.views import strong_view, weak_view
 
@@ -241,6 +243,8 @@ def hash_each(
 
     Raises ValueError or FileNotFoundError for an image that cannot be read.
     """
+    if isinstance(images, FeatureSet):
+        return images.hashes()
     known, items = {}, images.images
     while isinstance(items, (_Selection, _View)):
         if isinstance(items, _View):
@@ -260,8 +264,7 @@ def hash_each(
     def hash_block(block: range) -> list[bytes]:
         return [hash_one(index) for index in block]
 
-    workers = min(4, os.cpu_count() or 1)
-    blocks = [*_ahead(hash_block, _batches(len(images), 256), workers)]
+    blocks = [*_ahead(hash_block, _batches(len(images), 256), workers())]
     memory.remember()
     return [digest for block in blocks for digest in block]
 
@@ -616,6 +619,8 @@ def _check_unchanged(
             )
 
 # %% ../../nbs/engine/features.ipynb #cell-38
+#| code-fold: true
+#| code-summary: "FeatureStore: encode what is missing, return what is asked for"
 class FeatureStore(_Tables):
     """Image features on disk: each image is encoded once.
 
@@ -818,6 +823,8 @@ class _Encoding:
             self.table.append(keys, kept.reshape(len(keys), -1))
 
 # %% ../../nbs/engine/features.ipynb #cell-56
+#| code-fold: true
+#| code-summary: "StoredCLIP: a CLIP that asks a store first"
 class StoredCLIP(CLIP):
     """A CLIP whose `encode_image` looks in a FeatureStore before it computes.
 
@@ -838,6 +845,8 @@ class StoredCLIP(CLIP):
         images: N images; new ones are encoded and kept: see `FeatureStore.encode`.
         batch_size: has no effect, batches are the store's.
         """
+        if isinstance(images, FeatureSet):
+            return self.clip.encode_image(images)
         return torch.from_numpy(
             self.store.encode(self.clip, images).astype(np.float32, copy=False)
         )
@@ -873,7 +882,7 @@ class StoredCLIP(CLIP):
 
         Yields a single tensor, or batches where there are `indices`.
         """
-        if indices is not None:
+        if indices is not None or isinstance(images, FeatureSet):
             given = images, views, batch_size, damaged, indices
             yield from self.clip.encode_views(*given)
             return
@@ -901,6 +910,8 @@ def readable(clip: CLIP, images) -> ImageSet:
     errors.
     """
     images, damaged = as_imageset(images), {}
+    if isinstance(images, FeatureSet):
+        return images
     if isinstance(clip, StoredCLIP):
         clip.store.encode_views(clip.clip, images, [(None, 0)], damaged)
     else:

@@ -38,6 +38,7 @@ from platformdirs import user_cache_path
 from safetensors.torch import load_file, save_file
 from torchvision.transforms import Compose, Normalize, Resize, ToTensor
 
+from .featuresets import FeatureSet, need_images, new_views
 from .modelfiles import open_model, unreachable
 from clipadapt.images.files import (
     Record,
@@ -329,12 +330,12 @@ def _collect(
 def encode_all_views(
     clip: CLIP, images: ImageSet, views: Sequence[View], batch_size: int = 64
 ) -> torch.Tensor:
-    """All views of all images as unit features, float32 [V, N, D] on the CPU.
+    """All views of all images as unit features, [V, N, D] on the CPU: see `new_views`.
 
     clip, images, views, batch_size: as for `CLIP.encode_views`.
     """
     shape = len(views), len(images), clip.embed_dim
-    features, start = torch.empty(shape), 0
+    features, start = new_views(shape), 0
     with track(None, "encoding views", "images", total=len(images)) as progress:
         for batch in clip.encode_views(images, views, batch_size):
             features[:, start : start + batch.shape[1]] = batch
@@ -653,6 +654,8 @@ class CLIP(FrozenModel):
         that are not finite, and for a batch size below 1.
         """
         images = as_imageset(images)
+        if isinstance(images, FeatureSet):
+            return images.encoded(self.embed_dim)
         return _collect(
             self, self.encode_batches(images, batch_size), len(images), "image"
         )
@@ -693,6 +696,8 @@ class CLIP(FrozenModel):
         images, views = as_imageset(images), list(views)
         if not views:
             raise ValueError("views must hold at least one pair (transform, seed)")
+        if isinstance(images, FeatureSet):
+            return images.batches(self.embed_dim, batch_size, views, indices)
         chosen = images if indices is None else images.subset(indices)
         order = range(len(images)) if indices is None else indices
         read = partial(_try_to_cut, self, images, views, damaged is None, order)
@@ -708,6 +713,7 @@ class CLIP(FrozenModel):
         the previous batch is worked on.
         """
         images = as_imageset(images)
+        need_images(images)
         cut = _in_parts(
             lambda index: cut_image(self, images, index, [(None, 0)])[0],
             _batches(len(images), batch_size),

@@ -114,7 +114,7 @@ def _fill(
         _copy(block, stored[part], targets[part], features, found)
         start = part.stop
 
-
+# %% ../../nbs/engine/tables.ipynb #n11
 def _blocks(fragment, rows: np.ndarray | None) -> Iterator:
     """Features and checksums, block after block, of some rows or of all (None)."""
     columns, size = ["feature", "check"], _in_a_block(fragment.schema)
@@ -234,6 +234,8 @@ def _sound_blocks(fragment) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         yield keys[sound], values[sound]
 
 # %% ../../nbs/engine/tables.ipynb #cell-15
+#| code-fold: true
+#| code-summary: "FeatureTable: read, append, repair, verify, compact"
 class FeatureTable(_Reading):
     """Rows of a key, a feature and a checksum in a Lance table.
 

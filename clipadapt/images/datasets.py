@@ -19,6 +19,7 @@ from urllib.error import URLError
 
 import numpy as np
 import torch
+from PIL import Image
 
 from .pictures import MAX_PIXELS, _naming, read_image, torchvision
 
@@ -316,9 +317,14 @@ class _Column(Sequence):
         return len(self.table)
 
     def __getitem__(self, index):
+        return self.read(index)
+
+    def read(self, index: int, *needed: Any) -> Image.Image:
+        """Row `index`; of what is `needed`, see `read_image`."""
         if not -len(self) <= index < len(self):
             raise IndexError(f"row {index} of {len(self)}")
         try:
-            return read_image(self.table[int(index)][self.column], self.max_pixels)
+            item = self.table[int(index)][self.column]
+            return read_image(item, self.max_pixels, *needed)
         except Exception as error:  # a damaged table raises what it likes, too
             raise ValueError(f"row {index} of {self.name}: {error}") from error

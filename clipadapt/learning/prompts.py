@@ -23,6 +23,7 @@ from open_clip.transformer import (
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from ..clip.featuresets import need_images, row_blocks
 from ..clip.model import CLIP, PRECISIONS, _in_bfloat16
 from ..clip.templates import average_prompts, encode_prompts
 from ..images.sets import ImageSet, as_imageset, check_classnames, check_count
@@ -319,6 +320,7 @@ class ImageTower(nn.Module):
         device, or in the main memory when it does not fit there, see
         `place_of_patches`. Raises ValueError when it fits nowhere.
         """
+        need_images(images)
         clip, visual = self._clip[0], self._clip[0].model.visual
         dtype = torch.float16 if clip.precision == "bf16" else torch.float32
         shape = len(visual.positional_embedding), visual.conv1.out_channels
@@ -455,14 +457,15 @@ class Prompt(nn.Module):
         batch_size: int,
     ) -> torch.Tensor:
         rows = torch.arange(len(inputs)) if rows is None else rows
-        device, classes = self._clip[0].device, classes.float()
-        features = [
-            embed(_take(inputs, batch, device)).float()
-            for batch in rows.split(batch_size)
-            if len(batch)
-        ]
-        together = torch.cat(features or [classes[:0]]).cpu()
-        return self.scale * together @ classes.cpu().T
+        device, classes = self._clip[0].device, classes.float().cpu()
+        logits = torch.empty(len(rows), len(classes))
+        for block in row_blocks(len(rows)):
+            features = [
+                embed(_take(inputs, batch, device)).float()
+                for batch in rows[block].split(batch_size)
+            ]
+            logits[block] = self.scale * torch.cat(features).cpu() @ classes.T
+        return logits
 
 # %% ../../nbs/06_prompts.ipynb #cell-25
 #| code-fold: true

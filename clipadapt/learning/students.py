@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
+from ..clip.featuresets import IN_MEMORY, FeatureSet, need_images
 from ..clip.model import CLIP, cut_image, encode_all_views
 from ..clip.templates import average_prompts, encode_prompts
 from ..images.files import whole_file
@@ -69,7 +70,7 @@ def as_inputs(stored: Tensor, device: torch.device) -> Tensor:
     """
     stored = stored.to(device)
     if stored.dtype != torch.uint8:
-        return stored
+        return stored.float()
     return stored.permute(0, 3, 1, 2).contiguous().float() / 255
 
 # %% ../../nbs/engine/students.ipynb #cell-7
@@ -545,6 +546,8 @@ class StudentViews(Adapter):
 
     def _size(self, images: ImageSet) -> int:
         """The side of the students' images in pixels."""
+        if self.student != "head":
+            need_images(images)
         if self.student in ("head", "clip"):
             return self.clip.image_size
         return self.image_size or student_size(images)
@@ -574,7 +577,9 @@ class StudentViews(Adapter):
         each = 3 * self.image_size_**2
         if self.student == "head":
             each = 4 * self.clip.embed_dim
-        return len(images) * (1 + 2 * views) * each
+        size = len(images) * (1 + 2 * views) * each
+        halved = self.student == "head" and size > IN_MEMORY  # see `new_views`
+        return size // 2 if halved else size
 
     def _new_views(
         self, images: ImageSet, views: int = 0, first: int = 0, keep: bool = True
@@ -585,6 +590,9 @@ class StudentViews(Adapter):
         """
         makers = self._makers(views, first)
         features = self.student == "head"
+        if isinstance(images, FeatureSet):  # one view, which takes no memory of its own
+            same = self.clip.encode_image(images)
+            return StoredViews(same.expand(len(makers), -1, -1))
         if not keep or self._bytes(images, views) > self.view_memory:
             read = partial(pixel_rows, exact=self.clip.exact)
             if features:

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from ..clip.features import fit_facts
+from ..clip.featuresets import FeatureSet, row_blocks
 from ..clip.model import CLIP
 from ..clip.templates import average_prompts, check_templates, encode_prompts
 from ..images.files import Array
@@ -164,7 +165,11 @@ class _Selection:
             logits = prompt.score_without(self._zero_shot(), inputs, rows)
         else:
             logits = prompt.score(inputs, rows)
-        scores = logits[:, self.allowed].softmax(1)
+        scores = (
+            logits if len(self.allowed) == logits.shape[1] else logits[:, self.allowed]
+        )
+        for block in row_blocks(len(scores)):
+            scores[block] = scores[block].softmax(1)
         chosen = top_k(scores, k, self.method.policy)
         images, classes = self.pool[chosen.images], self.allowed[chosen.classes]
         return Pseudolabels(images, classes, chosen.scores)
@@ -403,10 +408,13 @@ class _Prompted(_Parameters):
         return self._prompt
 
     def _predict_logits(self, images: ImageSet) -> torch.Tensor:
-        prompt = self._ready_prompt()
-        blocks = np.split(np.arange(len(images)), range(BLOCK, len(images), BLOCK))
-        prepared = (prompt.prepare(images.subset(block)) for block in blocks)
-        return torch.cat([prompt.score(inputs) for inputs in prepared])
+        prompt, order = self._ready_prompt(), np.arange(len(images))
+        size = 16 * BLOCK if isinstance(images, FeatureSet) else BLOCK
+        logits = torch.empty(len(images), len(self.classnames_))
+        for rows in row_blocks(len(images), size):
+            inputs = prompt.prepare(images.subset(order[rows]))
+            logits[rows] = prompt.score(inputs)
+        return logits
 
     def _check_loaded(self) -> None:
         if isinstance(self.weights, list):

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..clip.featuresets import BLOCK, FeatureSet, in_blocks
 from ..clip.model import CLIP, encode_all_views
 from ..clip.templates import average_prompts, check_templates, encode_prompts
 from ..images.files import Array
@@ -60,8 +61,11 @@ def teach(
     probabilities, 1/C ... 1. Raises ValueError for a temperature that is not above 0.
     """
     _check_temperature(temperature)
-    logits = logit_scale / temperature * image_features @ class_features.T
-    confidences, pseudolabels = logits.softmax(1).max(1)
+    said = []
+    for some in image_features.split(BLOCK):
+        logits = logit_scale / temperature * some.float() @ class_features.T
+        said.append(logits.softmax(1).max(1))
+    confidences, pseudolabels = map(torch.cat, zip(*said))
     return pseudolabels, confidences
 
 # %% ../../nbs/11_lpclip.ipynb #cell-19
@@ -153,7 +157,7 @@ def train_linear(
 ) -> list[float]:
     """Train `layer` in place with `weighted_cross_entropy`.
 
-    features: float32 [V, N, D], V views of each image, of which one is drawn for every
+    features: float [V, N, D], V views of each image, of which one is drawn for every
         image in every epoch; or a function of the number of the epoch and of indices
         [B] that returns [B, D].
     targets: int64 [N].
@@ -172,7 +176,7 @@ def train_linear(
     def batch_loss(batch: Tensor) -> Tensor:
         nonlocal seen
         epoch, seen = seen // count, seen + len(batch)
-        logits = layer(draw(epoch, batch).to(device))
+        logits = layer(draw(epoch, batch).to(device, torch.float32))
         labels, counts = targets[batch].to(device), weights[batch].to(device)
         return weighted_cross_entropy(logits, labels, counts)
 
@@ -225,8 +229,12 @@ def student_views(
     flip: whether views may be mirrored.
 
     Returns the teacher's features [N, D], and the student's: features [views, N, D],
-    or a function that encodes a batch in an epoch.
+    or a function that encodes a batch in an epoch. A `FeatureSet` has one view only,
+    which both of them read.
     """
+    if isinstance(images, FeatureSet):
+        features = clip.encode_image(images)
+        return features, features[None]
 
     def view(number: int) -> tuple[Callable, int]:
         return _view(clip, number if strong else number + 1, strong, flip)
@@ -296,7 +304,8 @@ class _Student(_Declared):
 
     def _predict_logits(self, images: ImageSet) -> Tensor:
         weight, bias = torch.from_numpy(self.weight_), torch.from_numpy(self.bias_)
-        return self.clip.encode_image(images) @ weight.T + bias
+        features = self.clip.encode_image(images)
+        return in_blocks(lambda some: some @ weight.T + bias, features)
 
 # %% ../../nbs/11_lpclip.ipynb #cell-32
 #| code-fold: true
@@ -313,7 +322,8 @@ class LPCLIP(_Student):
     views: strong views of each image, the same for every seed, encoded once by
         `clip.encode_views`, so that a `StoredCLIP` finds them again. None makes new
         ones in every epoch, as the paper does, which encodes every image anew each
-        time. Four cached views are our choice.
+        time. Four cached views are our choice. Of a `FeatureSet` there is one view,
+        the features as they are, for teacher and student.
     init: the student's start, "text" (CLIP's zero-shot classifier) or "random". Ours.
     weighted: whether an image counts by the teacher's confidence (see `image_weights`).
     threshold: images below this confidence do not count. The paper has none.

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from ..clip.featuresets import in_blocks
 from ..clip.index import _BLOCK, PrototypeIndex, unit_rows
 from ..clip.model import CLIP
 from clipadapt.clip.templates import (
@@ -68,7 +69,9 @@ def image_prototypes(
     start = np.zeros(shape, np.float32) if fallback is None else np.asarray(fallback)
     if start.shape != shape:
         raise ValueError(f"fallback must have shape {shape}, got {start.shape}")
-    return _class_means(features[labels >= 0], labels[labels >= 0], start)
+    if (labels < 0).any():
+        features, labels = features[labels >= 0], labels[labels >= 0]
+    return _class_means(features, labels, start)
 
 # %% ../../nbs/04_prototypes.ipynb #cell-12
 #| code-fold: true
@@ -330,10 +333,15 @@ class Prototypes(Adapter):
             raise ValueError("owners_ must rise, and name every class")
 
     def _predict_logits(self, images: ImageSet) -> torch.Tensor:
-        similarities = self.clip.encode_image(images).numpy() @ self.prototypes_.T
         starts = np.searchsorted(self.owners_, np.arange(len(self.classnames_)))
-        best = np.maximum.reduceat(similarities, starts, axis=1)
-        return self.clip.logit_scale * torch.from_numpy(best)
+        scale = self.clip.logit_scale
+
+        def answer(features: torch.Tensor) -> torch.Tensor:
+            similarities = features.numpy() @ self.prototypes_.T
+            best = np.maximum.reduceat(similarities, starts, axis=1)
+            return scale * torch.from_numpy(best)
+
+        return in_blocks(answer, self.clip.encode_image(images))
 
 # %% ../../nbs/04_prototypes.ipynb #cell-28
 #| code-fold: true
@@ -398,8 +406,10 @@ class NearestNeighbours(Adapter):
         features = self.clip.encode_image(images)
         prompts = encode_prompts(self.clip, self.classnames_, self.templates)
         scale = self.clip.logit_scale
-        probabilities = zero_shot_probabilities(features, prompts, scale).numpy()
-        kept = np.arange(len(features))
+        probabilities = in_blocks(
+            lambda some: zero_shot_probabilities(some, prompts, scale), features
+        ).numpy()
+        kept = slice(None)
         classes = np.where(labels >= 0, labels, probabilities.argmax(1))
         if self.per_class is not None:
             unlabelled, known = np.flatnonzero(labels < 0), np.flatnonzero(labels >= 0)
@@ -414,13 +424,15 @@ class NearestNeighbours(Adapter):
         if not len(unit_rows(self.features_, "features_")):
             raise ValueError("there are no features")
 
-    def _predict_proba(self, images: ImageSet) -> np.ndarray:
+    def _predict_proba(self, images: ImageSet) -> torch.Tensor:
         if not hasattr(self, "_index"):  # after loading
             self._index = PrototypeIndex(self.features_, self.kind, seed=self.seed)
-        features = self.clip.encode_image(images)
+        return in_blocks(self._vote, self.clip.encode_image(images))
+
+    def _vote(self, features: torch.Tensor) -> torch.Tensor:
+        """Probabilities [B, C] of features [B, D]."""
         similarities, positions = self._index.search(features, self.k)
-        classes = len(self.classnames_)
-        votes = np.full((len(images), classes), 1 / classes)
-        rows = np.arange(len(images))[:, None]
+        classes, rows = len(self.classnames_), np.arange(len(features))[:, None]
+        votes = np.full((len(features), classes), 1 / classes)
         np.add.at(votes, (rows, self.pseudolabels_[positions]), similarities.clip(0))
-        return votes / votes.sum(1, keepdims=True)
+        return torch.from_numpy(votes / votes.sum(1, keepdims=True)).float()

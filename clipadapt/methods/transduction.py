@@ -7,29 +7,37 @@
 #| code-summary: "The imports of the module"
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy.sparse import csr_array, diags_array
 from torch import Tensor
 
+from ..clip.featuresets import in_blocks
 from ..images.sets import check_count, check_labels
 from ..learning.threads import threads_for
 
 # %% auto #0
-__all__ = ['BLOCK', 'PROJECTIONS', 'neighbour_graph', 'diffuse', 'propagate_labels', 'class_centroids', 'class_directions',
-           'projection_matrix']
+__all__ = ['BLOCK', 'EXACT', 'SIZE', 'PROBES', 'PROJECTIONS', 'neighbour_graph', 'nearest_in_lists', 'diffuse',
+           'propagate_labels', 'class_centroids', 'class_directions', 'projection_matrix']
 
 # %% ../../nbs/05_transduction.ipynb #cell-14
 BLOCK = 2**24  # similarities computed at a time: 64 MB
+EXACT = 50_000  # rows of which all pairs are compared
 
 
-def neighbour_graph(features: Tensor, k: int = 20) -> csr_array:
+def neighbour_graph(
+    features: Tensor, k: int = 20, exact: bool | None = None
+) -> csr_array:
     """Degree-normalised affinities of each row with its nearest: sparse float64 [M, M].
 
     features: [M, D], of any length.
     k: how many nearest each row proposes; all others when there are fewer. Of equals
         at the k-th place any is taken.
+    exact: compare all pairs; False: each row with those of the lists near to it only
+        (`nearest_in_lists`). None: all pairs of up to `EXACT` rows.
 
     The affinity of two rows is (cosine + 1) / 2. A is the mean of both proposals, and
     the result D^-1/2 A D^-1/2, with the row sums D of A: symmetric, at most 2 k entries
@@ -40,8 +48,10 @@ def neighbour_graph(features: Tensor, k: int = 20) -> csr_array:
     unit = F.normalize(_check_features(features, "features").float(), dim=1)
     count = len(unit)
     k = min(check_count(k, "k"), count - 1)
+    exact = count <= EXACT if exact is None else exact
+    search = _nearest if exact else nearest_in_lists
     with threads_for(min(count**2, BLOCK) * unit.shape[1]):
-        weights, neighbours = _nearest(unit, k)
+        weights, neighbours = search(unit, k)
     weights = ((weights.double() + 1) / 2).clamp(min=0).flatten().numpy()
     proposed = csr_array(
         (weights, neighbours.flatten().numpy(), np.arange(count + 1) * k),
@@ -79,6 +89,80 @@ def _check_features(features: Tensor, name: str) -> Tensor:
             f"{tuple(features.shape)}{'' if finite else ', not all finite'}"
         )
     return features
+
+# %% ../../nbs/05_transduction.ipynb #lists-1
+#| code-fold: true
+#| code-summary: "Large graphs: neighbours are looked for in a few lists"
+SIZE, PROBES = 512, 16  # rows of a list on average, and lists that a row looks into
+
+
+def nearest_in_lists(unit: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Cosines and places of k near other rows, float32 and int32 [M, k].
+
+    unit: unit rows [M, D], sorted into M / `SIZE` lists, each around the centre of a
+        cluster of spherical k-means.
+    k: how many. A row finds those in the `PROBES` lists with the nearest centres.
+
+    An inverted file index (IVF; Sivic and Zisserman 2003), list by list: all rows that
+    look into a list are compared with it in one matrix product. Where a row finds
+    fewer than k, the rest has a cosine of minus infinity.
+    """
+    centres = _list_centres(unit)
+    most = min(PROBES, len(centres))
+    probed = in_blocks(
+        lambda some: (some @ centres.T).topk(most, 1).indices.int(), unit
+    )
+    weights = torch.full((len(unit), k), -torch.inf, device=unit.device)
+    neighbours = torch.zeros(len(unit), k, dtype=torch.int32, device=unit.device)
+    for members, askers in _lists(probed, len(centres)):
+        for rows in askers.split(max(1, BLOCK // len(members))):
+            similarity = unit[rows] @ unit[members].T
+            similarity[rows[:, None] == members] = -torch.inf
+            found = similarity.topk(min(k, len(members)), 1)
+            values = torch.cat([weights[rows], found.values], 1)
+            places = torch.cat([neighbours[rows], members[found.indices].int()], 1)
+            best = values.topk(k, 1)
+            weights[rows], neighbours[rows] = (
+                best.values,
+                places.gather(1, best.indices),
+            )
+    return weights.cpu(), neighbours.cpu()
+
+# %% ../../nbs/05_transduction.ipynb #lists-2
+#| code-fold: true
+#| code-summary: "The lists: their centres, their members, and who looks into them"
+def _list_centres(unit: Tensor) -> Tensor:
+    """The centres of the lists, unit rows [L, D], by FAISS's k-means of a sample."""
+    import faiss
+
+    count = max(1, len(unit) // SIZE)
+    rng = np.random.default_rng(0)
+    sample = rng.choice(len(unit), min(len(unit), 40 * count), replace=False)
+    kmeans = faiss.Kmeans(
+        unit.shape[1],
+        count,
+        niter=5,
+        spherical=True,
+        seed=0,
+        min_points_per_centroid=1,
+        max_points_per_centroid=40,
+    )
+    kmeans.train(unit[torch.from_numpy(sample)].cpu().numpy())
+    return torch.from_numpy(kmeans.centroids).to(unit)
+
+
+def _lists(probed: Tensor, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The members of each list that has any, and the rows that look into it.
+
+    `probed`: int32 [M, P], the lists of each row, its own first.
+    """
+    pairs, own = probed.flatten(), probed[:, 0]
+    askers = pairs.argsort(stable=True).div(probed.shape[1], rounding_mode="floor")
+    asked = pairs.bincount(minlength=count).tolist()
+    members = own.argsort(stable=True).split(own.bincount(minlength=count).tolist())
+    for inside, outside in zip(members, askers.split(asked)):
+        if len(inside):
+            yield inside, outside
 
 # %% ../../nbs/05_transduction.ipynb #cell-19
 def diffuse(
@@ -129,6 +213,7 @@ def propagate_labels(
     *,
     labels: np.ndarray | None = None,
     tolerance: float = 1e-6,
+    exact: bool | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Labels int64 [N] that spread along neighbours, and their scores, float32 [N, C].
 
@@ -139,6 +224,7 @@ def propagate_labels(
     labels: int64 [N], -1 = none. Each class starts with one unit at its node, shared
         with the images that have its label; those keep it.
     tolerance: of the solution, see `diffuse`.
+    exact: compare all pairs, see `neighbour_graph`.
 
     An image that no class reaches has scores of 0 and gets the class with the nearest
     feature. ReCLIP (arXiv 2308.03793), section 3.2. Raises ValueError for other shapes,
@@ -149,16 +235,30 @@ def propagate_labels(
     labels = check_labels(labels, count, classes)
     known = np.concatenate([np.arange(classes), labels])  # what a node starts with
     shares = np.bincount(known[known >= 0], minlength=classes)
-    graph, scores = neighbour_graph(nodes, k), np.empty((count, classes), np.float32)
-    for block in np.split(np.arange(classes), range(64, classes, 64)):
+    graph = neighbour_graph(nodes, k, exact)
+    scores = np.empty((count, classes), np.float32)
+    for block in _class_blocks(classes, len(nodes)):
         seeds = (known[:, None] == block) / shares[block]
         scores[:, block] = diffuse(graph, seeds, alpha, tolerance)[classes:]
     found, lost = scores.argmax(1), np.flatnonzero(~scores.any(1))
     if len(lost):
-        unit = F.normalize(nodes, dim=1)
-        nearest = (unit[classes:][torch.from_numpy(lost)] @ unit[:classes].T).argmax(1)
-        found[lost] = nearest.cpu().numpy()
+        found[lost] = _nearest_classes(nodes, classes, lost)
     return np.where(labels >= 0, labels, found), scores
+
+# %% ../../nbs/05_transduction.ipynb #blocks-0
+#| code-fold: true
+#| code-summary: "A few classes at a time, and images that no class reaches"
+def _class_blocks(classes: int, nodes: int) -> list[np.ndarray]:
+    """Classes that spread at a time: 64, and fewer if they take more than 256 MB."""
+    width = max(1, min(64, 2**25 // nodes))
+    return np.split(np.arange(classes), range(width, classes, width))
+
+
+def _nearest_classes(nodes: Tensor, classes: int, images: np.ndarray) -> np.ndarray:
+    """The class with the nearest feature for each of the `images`, int64."""
+    unit = F.normalize(nodes, dim=1)
+    chosen = unit[classes:][torch.from_numpy(images)]
+    return (chosen @ unit[:classes].T).argmax(1).cpu().numpy()
 
 # %% ../../nbs/05_transduction.ipynb #cell-23
 #| code-fold: true

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from ..clip.featuresets import in_blocks
 from ..clip.model import CLIP
 from clipadapt.clip.templates import (
     average_prompts,
@@ -41,17 +42,20 @@ class _PromptClassifier(Adapter):
             raise ValueError("prompts averaged as embeddings are one a class")
 
     def _predict_proba(self, images: ImageSet) -> torch.Tensor:
-        features = self.clip.encode_image(images)
         prompts = torch.from_numpy(self.prompt_features_)
-        scale = self.clip.logit_scale
-        return zero_shot_probabilities(features, prompts, scale, self.ensemble)
+        scale, ensemble = self.clip.logit_scale, self.ensemble
+
+        def answer(features: torch.Tensor) -> torch.Tensor:
+            return zero_shot_probabilities(features, prompts, scale, ensemble)
+
+        return in_blocks(answer, self.clip.encode_image(images))
 
     def _predict_logits(self, images: ImageSet) -> torch.Tensor:
         if self.ensemble == "probability":  # a committee has no logits of its own
             return super()._predict_logits(images)
-        features = self.clip.encode_image(images)
         weights = torch.from_numpy(self.prompt_features_[0])
-        return self.clip.logit_scale * features @ weights.T
+        scale, features = self.clip.logit_scale, self.clip.encode_image(images)
+        return in_blocks(lambda some: scale * some @ weights.T, features)
 
 # %% ../../nbs/01_zeroshot.ipynb #cell-17
 class ZeroShot(_PromptClassifier):

@@ -1,11 +1,13 @@
 """All targets by their names."""
 
+from .features import Features
 from .images import Images
 from .inputs import ClassLists, CommandLine, Config, Labels
 from .state import Checkpoints, ModelFolders, Rows, SavedIndexes, SavedMethods
 
 KINDS = (
     Images,
+    Features,
     ModelFolders,
     SavedMethods,
     SavedIndexes,
