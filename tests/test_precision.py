@@ -16,6 +16,7 @@ from clipadapt.clip import model as module
 from clipadapt.clip.features import clip_facts
 from clipadapt.clip.model import bfloat16_gain, cache_directory, choose_precision
 from clipadapt.learning.prompts import TextTower, TextualPrompt
+from clipadapt.methods.grip import LARGE_ON_CPU
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -301,3 +302,9 @@ def test_a_fit_in_bfloat16_is_saved_and_loaded(clips, tmp_path):
     assert again.options == options and again._ready_prompt().precision == "bf16"
     expected = torch.as_tensor(method.predict_proba(images))
     assert torch.equal(torch.as_tensor(again.predict_proba(images)), expected)
+
+
+def test_the_recipe_for_a_cpu_is_one_that_grip_takes(clips):
+    method = GRIP(clips("built-in"), NAMES, **LARGE_ON_CPU)
+    method._check_parameters()
+    assert method.batch_size > GRIP(clips("built-in"), NAMES).batch_size

@@ -33,8 +33,8 @@ from ..learning.pseudolabels import POLICIES, Pseudolabels, top_k
 from ..learning.training import Checkpoint, Recipe, minimise, note
 
 # %% auto #0
-__all__ = ['SETTINGS', 'READINGS', 'PROMPTS', 'LEARNING_RATES', 'SMALL', 'BLOCK', 'learning_setting', 'loss_weights',
-           'two_part_loss', 'PromptSelfTraining', 'FPL', 'IFPL', 'GRIP']
+__all__ = ['SETTINGS', 'READINGS', 'PROMPTS', 'LEARNING_RATES', 'SMALL', 'LARGE_ON_CPU', 'BLOCK', 'learning_setting',
+           'loss_weights', 'two_part_loss', 'PromptSelfTraining', 'FPL', 'IFPL', 'GRIP']
 
 # %% ../../nbs/07_grip.ipynb #cell-12
 SETTINGS = ("unsupervised", "semi-supervised", "transductive")
@@ -241,6 +241,7 @@ PROMPTS: dict[str, Callable[..., Prompt]] = {
 }
 LEARNING_RATES = {"textual": 0.1, "visual": 0.1, "multimodal": 0.01}
 SMALL = {"epochs": 20, "batch_size": 32, "weight_decay": 0.0}
+LARGE_ON_CPU = {"batch_size": 256}  # a sixteenth of the steps, once pools are large
 
 
 class _Parameters(Adapter):
