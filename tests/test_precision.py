@@ -256,7 +256,7 @@ def test_attention_stays_in_float32(clips, monkeypatch):
     monkeypatch.setattr(F, "scaled_dot_product_attention", watch)
     prompt.embed_classes()
     assert seen == {torch.float32}
-    [blocks] = prompt.tower._blocks
+    [blocks] = prompt.tower._half
     assert {weight.dtype for weight in blocks.parameters()} == {torch.bfloat16}
 
 

@@ -86,7 +86,7 @@ def _heads(projected: torch.Tensor, count: int) -> list[torch.Tensor]:
 
 # %% ../../nbs/06_prompts.ipynb #half-2
 #| code-fold: true
-#| code-summary: "The same in bfloat16"
+#| code-summary: "The same in bfloat16, and all blocks"
 def _half_blocks(
     blocks: Iterable[Any], shared: torch.Tensor, own: torch.Tensor
 ) -> torch.Tensor:
@@ -124,6 +124,33 @@ def _half_block(
     rows = rows + block.ls_1(attention.out_proj(attended.to(half)))
     return rows + block.ls_2(block.mlp(block.ln_2(rows.to(half))))
 
+
+def _is_usual(tower: Any) -> bool:
+    """Whether all blocks are OpenCLIP's usual ones, which we know how to take apart."""
+    blocks = tower.transformer.resblocks
+    return all(type(block) is ResidualAttentionBlock for block in blocks)
+
+
+def _half_copy(tower: Any) -> Any:
+    """A bfloat16 copy of the blocks; None when they are of another kind."""
+    return _in_bfloat16(tower.transformer.resblocks) if _is_usual(tower) else None
+
+
+def _last_states(
+    tower: Any, half: Any, shared: torch.Tensor, own: torch.Tensor
+) -> torch.Tensor:
+    """`own` after all blocks of a text encoder; half: their bfloat16 copy, or None."""
+    if half is not None:
+        return _half_blocks(half, shared, own)
+    if _is_usual(tower):
+        for block in tower.transformer.resblocks:
+            shared, own = _causal_block(block, shared, own)
+        return own
+    # blocks of another kind: whole texts through their own transformer
+    whole = torch.cat([shared.expand(len(own), -1, -1), own], 1)
+    mask = tower.attn_mask[: whole.shape[1], : whole.shape[1]]
+    return tower.transformer(whole, attn_mask=mask)[:, shared.shape[1] :]
+
 # %% ../../nbs/06_prompts.ipynb #cell-14
 class TextTower(nn.Module):
     """CLIP's frozen text encoder for class names behind a prefix of vectors.
@@ -150,10 +177,7 @@ class TextTower(nn.Module):
             embedded = tower.token_embedding(tokens[:, : int(ends.max()) + 1]).float()
         self.start, self.names, self.ends = embedded[:1, :1], embedded[:, 1:], ends - 1
         self._tower = [tower]  # in a list: neither trained nor saved with this module
-        blocks = tower.transformer.resblocks
-        self._usual = all(type(block) is ResidualAttentionBlock for block in blocks)
-        self._half = half and self._usual
-        self._blocks: list[Any] = [_in_bfloat16(blocks) if self._half else blocks]
+        self._half = [_half_copy(tower) if half else None]
 
     def forward(self, prefix: torch.Tensor) -> torch.Tensor:
         """Unit class embeddings, float32 [C, D], for a prefix [P, W]."""
@@ -161,15 +185,7 @@ class TextTower(nn.Module):
         shared = torch.cat([self.start, prefix[None]], 1)
         split, last = shared.shape[1], shared.shape[1] + self.names.shape[1]
         shared, own = shared + positions[:split], self.names + positions[split:last]
-        if self._half:
-            own = _half_blocks(self._blocks[0], shared, own)
-        elif self._usual:
-            for block in self._blocks[0]:
-                shared, own = _causal_block(block, shared, own)
-        else:  # blocks of another kind: whole texts through their own transformer
-            whole = torch.cat([shared.expand(len(own), -1, -1), own], 1)
-            mask = tower.attn_mask[:last, :last]
-            own = tower.transformer(whole, attn_mask=mask)[:, split:]
+        own = _last_states(tower, self._half[0], shared, own)
         return read_out(tower, own, self.ends)
 
 # %% ../../nbs/06_prompts.ipynb #cell-15
