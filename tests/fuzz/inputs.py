@@ -308,6 +308,9 @@ class CommandLine(Target):
 
     def arguments(self, dice: random.Random, command: str) -> list:
         """A command and its options, most of them sensible."""
+        if command == "store":
+            key = dice.choice([*ODD_TEXTS, "0", "15641227"])
+            return ["store", "export", key, "--out", self.value(dice, "--out")]
         arguments = [command]
         names = [
             option
@@ -327,6 +330,8 @@ class CommandLine(Target):
             ]
         for name in dice.sample(names, dice.choice([0, 0, 1, 1, 2])):
             flag = name in (
+                "--exact",
+                "--no-store",
                 "--overwrite",
                 "--resume",
                 "--use-labels",
