@@ -114,7 +114,7 @@ def test_help_shows_examples_and_needs_no_torch():
 def test_a_full_gpu_is_an_error_in_one_line_and_a_bug_is_not(folders, monkeypatch):
     for error in (torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("a bug")):
         monkeypatch.setattr(
-            "clipadapt.clip.model.CLIP.encode_image",
+            "clipadapt.clip.features.StoredCLIP.encode_image",
             lambda *_, error=error, **__: (_ for _ in ()).throw(error),
         )
         done = run("zero-shot", "--images", folders / "flat", "--classes", CLASSES)
@@ -707,7 +707,8 @@ def test_a_model_that_only_a_saved_method_names_is_not_loaded(
     for it."""
     loaded = []
     monkeypatch.setattr(
-        "clipadapt.clip.model.load_clip", lambda *named: loaded.append(named) or clip
+        "clipadapt.clip.model.load_clip",
+        lambda *named, exact: loaded.append(named) or clip,
     )
     record, _ = read_saved(saved / "model")
     stranger = record.clip.model_copy(
@@ -1520,7 +1521,7 @@ def another(clip, monkeypatch):
     """What --model loads: the built-in model under another name, which stands for any
     other CLIP."""
     named = CLIP(clip.model, clip.preprocess, clip.tokenizer, name="another")
-    monkeypatch.setattr("clipadapt.clip.model.load_clip", lambda *_: named)
+    monkeypatch.setattr("clipadapt.clip.model.load_clip", lambda *_, **__: named)
     return named
 
 

@@ -134,19 +134,19 @@ def test_every_method_runs_or_says_why_not(models, photographs, tmp_path, kind, 
 @pytest.fixture
 def seen(monkeypatch):
     """Width over height of the disc in all that a CLIP or a student reads."""
-    found, encode, answer = [], CLIP.pixel_batches, students.Student.forward
+    found, prepare, answer = [], CLIP._input, students.Student.forward
 
-    def batches(self, *arguments):
-        for batch in encode(self, *arguments):
-            found.extend(proportions(image.mean(0).numpy()) for image in batch)
-            yield batch
+    def prepared(self, pixels):
+        batch = prepare(self, pixels)
+        found.extend(proportions(image.mean(0).numpy()) for image in batch)
+        return batch
 
     def forward(self, inputs):
         if inputs.ndim == 4:
             found.extend(proportions(image.mean(0).numpy()) for image in inputs)
         return answer(self, inputs)
 
-    monkeypatch.setattr(CLIP, "pixel_batches", batches)
+    monkeypatch.setattr(CLIP, "_input", prepared)
     monkeypatch.setattr(students.Student, "forward", forward)
     return found
 

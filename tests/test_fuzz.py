@@ -122,7 +122,7 @@ def test_commands_use_what_was_prepared(tmp_path, monkeypatch):
         table = (target.root / "adapted" / "predictions.csv").read_text()
         assert len(table.splitlines()) == 1 + 6
         cached = sorted(path.name for path in (target.root / "cache").iterdir())
-        assert cached == ["captions.sqlite", "features"]
+        assert cached == ["captions.sqlite"]
     assert loads == ["built-in"]
     assert all(path.name.startswith("builtin-") for path in tmp_path.iterdir())
 

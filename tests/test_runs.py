@@ -70,7 +70,7 @@ def images(tmp_path_factory):
 @pytest.fixture
 def alone(clip, monkeypatch):
     """Every draft that is there when a command begins was left by a dead process."""
-    monkeypatch.setattr("clipadapt.clip.model.load_clip", lambda *named: clip)
+    monkeypatch.setattr("clipadapt.clip.model.load_clip", lambda *named, **more: clip)
     monkeypatch.setattr("clipadapt.images.files._is_abandoned", lambda draft: True)
 
 

@@ -744,7 +744,12 @@ def encode(context, images, max_pixels, out, overwrite, **given) -> None:
 # %% ../../nbs/engine/cli.ipynb #new
 @main.group("store")
 def store_group() -> None:
-    """The features that all commands keep, each image's once."""
+    """The features that all commands keep, each image's once.
+
+    \b
+    clipadapt store list
+    clipadapt store export 15641227 --out features.parquet
+    """
 
 
 def _store():

@@ -233,6 +233,9 @@ class WrongOptions(Exception):
     """A command ended with exit code 2."""
 
 
+STORING = ("adapt", "predict", "zero-shot", "compare", "encode")
+
+
 class CommandLine(Target):
     """Command lines with odd options, on a few images and the built-in CLIP."""
 
@@ -245,13 +248,13 @@ class CommandLine(Target):
         clip, few = load_clip(device="cpu"), digits("train").subset(range(6))
         original = load_clip
 
-        def load_once(name=None, pretrained=None, device=None):
+        def load_once(name=None, pretrained=None, device=None, exact=False):
             """The built-in CLIP is loaded once, every other one as always."""
             given = (name, pretrained, device)
             return (
                 clip
                 if given in ((None, None, None), (None, None, "cpu"))
-                else original(*given)
+                else original(*given, exact=exact)
             )
 
         def the_few(split="train"):
@@ -278,10 +281,13 @@ class CommandLine(Target):
         self.config = json.loads((folder / "run" / "config.json").read_text())
 
     def invoke(self, *arguments):
-        """Call the command in this process."""
+        """Call the command in this process, without a store: Lance does not fork."""
+        words = [str(argument) for argument in arguments]
+        if words and words[0] in STORING:
+            words.insert(1, "--no-store")
         return CliRunner().invoke(
             main,
-            [str(argument) for argument in arguments],
+            words,
             prog_name="clipadapt",
             color=True,
         )
@@ -302,6 +308,9 @@ class CommandLine(Target):
 
     def arguments(self, dice: random.Random, command: str) -> list:
         """A command and its options, most of them sensible."""
+        if command == "store":
+            key = dice.choice([*ODD_TEXTS, "0", "15641227"])
+            return ["store", "export", key, "--out", self.value(dice, "--out")]
         arguments = [command]
         names = [
             option
@@ -321,6 +330,8 @@ class CommandLine(Target):
             ]
         for name in dice.sample(names, dice.choice([0, 0, 1, 1, 2])):
             flag = name in (
+                "--exact",
+                "--no-store",
                 "--overwrite",
                 "--resume",
                 "--use-labels",
