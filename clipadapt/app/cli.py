@@ -741,7 +741,7 @@ def encode(context, images, max_pixels, out, overwrite, **given) -> None:
         write_json(target.with_suffix(beside), record)
     logger.info("wrote %d features of %d numbers to %s", *features.shape, target)
 
-# %% ../../nbs/engine/cli.ipynb #new
+# %% ../../nbs/engine/cli.ipynb #store-2
 @main.group("store")
 def store_group() -> None:
     """The features that all commands keep, each image's once.
@@ -793,7 +793,7 @@ def store_export(key, out, overwrite) -> None:
     count = export_features(stored_table(key), target)
     logger.info("wrote %d features to %s", count, target)
 
-# %% ../../nbs/engine/cli.ipynb #new
+# %% ../../nbs/engine/cli.ipynb #store-3
 @store_group.command("verify")
 @_options(QUIET)
 def store_verify() -> None:

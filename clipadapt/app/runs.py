@@ -551,7 +551,7 @@ def write_features(target: Path, features: np.ndarray) -> None:
             np.lib.format.write_array_header_1_0(file, header)
             file.write(features.data)
 
-# %% ../../nbs/engine/runs.ipynb #new
+# %% ../../nbs/engine/runs.ipynb #tables-1
 def write_parquet(
     target: Path, features: np.ndarray, columns: dict[str, list[str]]
 ) -> None:
@@ -574,7 +574,7 @@ def write_parquet(
     with whole_file(target) as draft:
         parquet.write_table(pa.table({**safe, "feature": lists}), draft)
 
-# %% ../../nbs/engine/runs.ipynb #new
+# %% ../../nbs/engine/runs.ipynb #tables-2
 def stored_table(key: str) -> FeatureTable:
     """The table of the store that has this key.
 
