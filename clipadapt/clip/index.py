@@ -93,6 +93,9 @@ def unit_rows(vectors, name: str = "vectors", dim: int | None = None) -> np.ndar
 # %% ../../nbs/engine/index.ipynb #cell-13
 #| code-fold: true
 #| code-summary: "The check of the lengths"
+_BLOCK = 16_384  # rows that are worked on at once
+
+
 def _lengths(vectors: np.ndarray) -> np.ndarray:
     """The length of each row, block after block, so that no copy is made."""
     parts = np.split(vectors, range(_BLOCK, len(vectors), _BLOCK))
@@ -115,7 +118,7 @@ def _check_lengths(lengths: np.ndarray, name: str) -> None:
             )
 
 # %% ../../nbs/engine/index.ipynb #cell-16
-_BLOCK, _QUERIES = 16_384, 1024
+_QUERIES = 1024
 
 
 def exact_search(
