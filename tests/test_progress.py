@@ -31,14 +31,18 @@ BARS = "encoding images", "encoding texts", "LP-CLIP", "%|"
 
 
 def work(code, stderr, **more):
-    """Run code with this standard error; returns what was piped."""
+    """Run code with this standard error; returns what was piped.
+
+    `--quiet` of a command that another test called has set a variable for good.
+    """
+    calm = {name: value for name, value in os.environ.items() if name != "TQDM_DISABLE"}
     done = subprocess.run(
         [sys.executable, "-c", code],
         stdout=subprocess.PIPE,
         stderr=stderr,
         text=True,
         timeout=300,
-        env={**os.environ, **more},
+        env={**calm, **more},
     )
     assert done.returncode == 0, done.stderr
     assert not done.stdout
