@@ -13,7 +13,7 @@ _MODULES = {
         "caption",
         "caption_groups",
     ),
-    "clip.features": ("FeatureStore", "StoredCLIP"),
+    "clip.features": ("FeatureStore", "StoredCLIP", "readable"),
     "clip.featuresets": ("FeatureSet",),
     "clip.index": ("PrototypeIndex",),
     "clip.model": ("CLIP", "load_clip"),

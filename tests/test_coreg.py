@@ -1290,39 +1290,3 @@ def test_prototypes_annotate(clip):
     assert np.array_equal(
         fitted.candidates_, top_k_candidates(teacher.predict_proba(images), 2)
     )
-
-
-def test_any_number_of_threads_trains_odd_batches():
-    """In channels-last order oneDNN crashes in the gradient of a strided 1x1
-    convolution when a batch is odd; here a crash is an exit code."""
-    program = """
-import torch
-from torch import nn
-from clipadapt import CoReg, digits, load_clip
-from clipadapt.learning import threads
-from clipadapt.methods.coreg import SMALL
-
-torch.set_num_threads(2)
-threads.LARGE = 0  # small products, too, take all threads
-train, clip = digits("train").subset(range(65)), load_clip()
-
-def strided(num_classes):
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3, 1, 1),
-        nn.Conv2d(8, 16, 1, 2),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(16, num_classes),
-    )
-
-for student, options in (("resnet", SMALL["options"]), (strided, None)):
-    network = {"student": student, "options": options}
-    run = {"epochs": 6, "warmup_epochs": 3, "batch_size": 65}
-    CoReg(clip, train.classnames, **{**SMALL, **network, **run}).fit(train)
-"""
-    assert (
-        subprocess.run(
-            [sys.executable, "-c", program], env={**os.environ, "TQDM_DISABLE": "1"}
-        ).returncode
-        == 0
-    )

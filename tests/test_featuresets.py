@@ -1,6 +1,8 @@
 """Features in the place of images: the same answers, no copies, every file refused that
 is no table of features, and one sentence wherever pixels are needed."""
 
+import errno
+import os
 import warnings
 
 import lance
@@ -423,3 +425,13 @@ def test_labels_spread_over_lists_as_over_all_pairs():
     graph, other = (neighbour_graph(images[:3000], 20, e) for e in (True, False))
     shared = (graph.astype(bool).multiply(other.astype(bool))).nnz / graph.nnz
     assert shared > 0.97 and abs(other - other.T).max() < 1e-12
+
+
+def test_a_file_system_that_cannot_reserve_room_is_used_all_the_same(monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EOPNOTSUPP, "not supported")
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse, raising=False)
+    array = featuresets.new_array((3, 4), limit=0)
+    array[:] = 1
+    assert array.sum() == 12

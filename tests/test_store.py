@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from clipadapt import digits
+from clipadapt import ImageSet, Prototypes, digits, load_clip, readable
 from clipadapt.app.cli import main
 from clipadapt.images import pictures
 
@@ -99,6 +99,32 @@ def test_a_damaged_image_is_named_skipped_and_counted(options, cache, photos, tm
     record = json.loads((tmp_path / "run" / "record.json").read_text())
     assert record["images"]["count"] == COUNT
     assert "damaged.png" in str(record["images"]["skipped"])
+
+
+@pytest.mark.parametrize("command", ["adapt", "compare"])
+def test_a_folder_that_is_taken_is_noticed_before_anything_is_decoded(
+    command, cache, photos, decoded, tmp_path
+):
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "thesis.txt").touch()
+    words = [command, "--images", str(photos), "--out", str(tmp_path / "taken")]
+    assert CliRunner().invoke(main, words).exit_code == 1
+    assert not decoded and not (cache / "features").exists()
+
+
+def test_in_python_a_damaged_image_is_named_and_can_be_left_out(cache, photos):
+    path = photos / "damaged.png"
+    digits("train")[0][0].save(path)
+    content = bytearray(path.read_bytes())
+    content[60:68] = b"nonsense"
+    path.write_bytes(content)
+    clip, images = load_clip(device="cpu"), ImageSet.from_folder(photos)
+    names = images.classnames
+    with pytest.raises(ValueError, match=r"damaged.png: .*; readable\(clip, images\)"):
+        Prototypes(clip, names).fit(images)
+    with pytest.warns(UserWarning, match="1 of 25 images skipped"):
+        sound = readable(clip, images)
+    assert len(Prototypes(clip, names).fit(sound).predict(sound)) == COUNT
 
 
 def test_without_a_store_nothing_is_kept(cache, photos, tmp_path):

@@ -545,12 +545,12 @@ def adapt(context, out, overwrite, resume, method, **given) -> None:
     """
     options = _run_options(context)
     pool, clip = _pool(options), _clip(given)
-    pool = _sound(clip, pool)
     made = _methods([method], clip, pool, given)[method]
     chosen = configure(made, given["settings"]).set_params(seed=given["seed"])
-    labels = pool.labels if given["use_labels"] else None
     with run_folder(out, options, overwrite, resume) as folder:
         _if_interrupted(context, _kept("What is done is kept", folder, out))
+        pool = _sound(clip, pool)
+        labels = pool.labels if given["use_labels"] else None
         adapt_in(folder, out, chosen, pool, labels, given["probabilities"])
 
 # %% ../../nbs/engine/cli.ipynb #cell-35
@@ -682,11 +682,11 @@ def compare(context, out, overwrite, resume, methods, seeds, **given) -> None:
     asked = _asked(options, pool)
     check_scorable(asked, given["test"] or given["images"])
     clip, is_same = _clip(given), asked is pool
-    pool = _sound(clip, pool)
-    asked = pool if is_same else _sound(clip, asked)
     chosen = _methods(wanted, clip, pool, given)
     with run_folder(out, options, overwrite, resume) as folder:
         _if_interrupted(context, _kept("The runs that are done are kept", folder, out))
+        pool = _sound(clip, pool)
+        asked = pool if is_same else _sound(clip, asked)
         _print(compare_in(folder, chosen, pool, asked, seeds))
         described = captioner_name(chosen.get("latteclip"))
         record = run_record(clip, images=pool, test=asked, captioner=described)

@@ -7,6 +7,7 @@
 #| code-summary: "The imports of the module"
 from __future__ import annotations
 
+import errno
 import math
 import os
 import re
@@ -89,9 +90,19 @@ def new_array(
     place = Path(tempfile.gettempdir())
     what = f"a temporary array of {size / 1e9:.3g} GB"
     with explained(place, what), tempfile.TemporaryFile() as file:
-        if hasattr(os, "posix_fallocate"):  # a full disk shows now, not while writing
-            os.posix_fallocate(file.fileno(), 0, size)
+        _reserve(file.fileno(), size)
         return np.memmap(file, dtype, "w+", shape=tuple(shape))
+
+
+def _reserve(handle: int, size: int) -> None:
+    """Take the room of a file on the disk: a full one shows now, not while writing."""
+    try:
+        os.posix_fallocate(handle, 0, size)
+    except AttributeError:  # not every system has it
+        pass
+    except OSError as error:  # not every file system can
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+            raise
 
 # %% ../../nbs/engine/featuresets.ipynb #cell-16
 def new_views(shape: Sequence[int]) -> Tensor:

@@ -800,9 +800,10 @@ def _try_to_cut(
     try:
         return cut_image(clip, images, int(order[place]), views)
     except (ValueError, FileNotFoundError) as error:
-        if strict:
-            raise
-        return str(error)
+        if not strict:
+            return str(error)
+        remedy = "readable(clip, images) leaves out what cannot be read"
+        raise type(error)(f"{error}; {remedy}") from error
 
 
 def _encode_cut(

@@ -716,7 +716,8 @@ def read_folder(
     max_pixels: the largest width x height of a file that is decoded; larger ones count
         as damaged.
     check: "header" lists the files without decoding them (`check_image`); "pixels"
-        decodes each once, which finds damage in the middle of a file, too.
+        decodes each once, which finds damage in the middle of a file, too. Without it,
+        such a file is an error where it is read; `readable` leaves it out.
 
     What is no image by its ending (or, without one, by its content) is left out and
     listed in `.ignored`; one warning counts it, and names empty sub-folders and those
