@@ -897,6 +897,11 @@ class StoredCLIP(CLIP):
         """
         return self.clip.encode_text(texts, batch_size)
 
+    def release(self) -> None:
+        """Give back the memory of a bfloat16 copy: see `FrozenModel.release`."""
+        super().release()
+        self.clip.release()
+
 # %% ../../nbs/engine/features.ipynb #cell-59
 def readable(clip: CLIP, images) -> ImageSet:
     """The images that can be read; the others are named in a warning and left out.

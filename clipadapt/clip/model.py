@@ -580,6 +580,13 @@ class FrozenModel:
             self._half = sums, _in_bfloat16(self.model)
         return self._half[1]
 
+    def release(self) -> None:
+        """Give back the memory of a bfloat16 copy, before something large is trained.
+
+        It is made again when images or texts are encoded next.
+        """
+        self._half = None
+
 # %% ../../nbs/engine/model.ipynb #cell-24
 #| code-fold: true
 #| code-summary: "CLIP: the model with its preprocessing and its tokenizer"

@@ -690,6 +690,7 @@ class StudentPair(StudentViews):
             return SmallResNet(len(self.classnames_), **{**shape, **options})
         tower = None
         if self.student == "clip":
+            self.clip.release()
             visual = cast(nn.Module, self.clip.model.visual)
             tower = copy.deepcopy(visual).float().requires_grad_(True)
         return PromptedHead(

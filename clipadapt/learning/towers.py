@@ -286,6 +286,7 @@ class _TrainedCopy:
     """A copy of a CLIP with an optimiser of its parameters."""
 
     def __init__(self, clip: CLIP, recipe: Recipe, train_text: bool):
+        self.start = clip
         self.clip, self.recipe = trainable_copy(clip), recipe
         self.highest = max(math.log(100), self.clip.model.logit_scale.item())
         if not train_text:
@@ -380,6 +381,8 @@ class TowerTraining(_Resumable):
         The batches of an epoch have one size, but for a smaller last one. In an epoch
         that is cut short some images have no turn.
         """
+        self.start.release()
+        self.clip.release()
         rng, count = np.random.default_rng((self.seed, number)), len(self.images)
         order = torch.from_numpy(rng.permutation(count))
         seen = self.images
