@@ -317,6 +317,12 @@ class FeatureTable(_Reading):
         self.schema = _schema(dim, self.dtype, facts or {})
         self.damaged = False
 
+    @property
+    def version(self) -> int | None:
+        """A number that is another one after every change; None without a table."""
+        table = self._open()
+        return None if table is None else table.version
+
     def read(self, keys: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
         """The rows of N keys, in their order; a key may come more than once.
 
