@@ -365,8 +365,11 @@ class FeatureTable(_Reading):
         reader = pa.RecordBatchReader.from_batches(self.schema, rows)
         with explained(self.path.parent, "the feature store"):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            mode = "append" if (self.path / "_versions").exists() else "create"
-            lance.write_dataset(reader, str(self.path), mode=mode)
+            how: dict[str, Any] = {"mode": "append"}
+            if not (self.path / "_versions").exists():
+                # rows lie as they are in files of this kind; later ones pack them
+                how = {"mode": "create", "data_storage_version": "2.0"}
+            lance.write_dataset(reader, str(self.path), **how)
 
     def repair(self) -> int:
         """Write the table anew without what cannot be read.
