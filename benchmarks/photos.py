@@ -1,7 +1,7 @@
 """A folder of photographs: what each command costs, the first time and again; ratios
 taken in one run.
 
-python benchmarks/photos.py [--images 60] [--small 300] [--base FOLDER]
+python benchmarks/photos.py [--images 60] [--small 300] [--many 2000] [--base FOLDER]
 
 FOLDER has another clipadapt to compare with, for example an earlier one:
 pip install --no-deps --target FOLDER clipadapt-0.1.0-py3-none-any.whl
@@ -139,15 +139,19 @@ clip, store = load_clip(sys.argv[1], device="cpu"), FeatureStore(sys.argv[3])
 folder = Path(sys.argv[2])
 def spent():
     start = time.process_time()
-    store.encode(clip, ImageSet.from_folder(folder))
-    return time.process_time() - start
-first = spent()
+    images = ImageSet.from_folder(folder)
+    listed = time.process_time()
+    store.encode(clip, images)
+    return listed - start, time.process_time() - listed
 count = len(list(folder.iterdir()))
+photograph = sum(spent()) / count
 again = spent()
 with Image.open(min(folder.iterdir())) as image:
     image.rotate(180).save(folder / "one more.jpg")
-print(f"one photograph added to {count} costs as much as "
-      f"{spent() / (first / count):.1f}; none added, {again / (first / count):.1f}")
+for what, times in ("none", again), ("one", spent()):
+    listing, rest = (each / photograph for each in times)
+    print(f"{what} added to {count} photographs costs as much as {listing + rest:.1f}"
+          f" of them: {listing:.1f} to look at each file, {rest:.1f} in the store")
 """
     environment = {**os.environ, "PYTHONPATH": OURS}
     command = [sys.executable, "-c", script, model, images, folder / "store"]
