@@ -142,7 +142,7 @@ def _fill(
         start = part.stop
 
 # %% ../../nbs/engine/tables.ipynb #n11
-_AHEAD = 2**23  # bytes that Lance reads ahead; more of them are cold when we get there
+_AHEAD = 2**25  # bytes that Lance may read ahead, whatever the size of the table
 
 
 class _Fragment:
