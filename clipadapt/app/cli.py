@@ -576,7 +576,7 @@ _PREDICT = [
     *DEVICE,
 ]
 
-
+# %% ../../nbs/engine/cli.ipynb #predict-command
 @main.command()
 @_options(IMAGES, TABLE, PROBABILITIES, QUIET, _PREDICT)
 def predict(images, max_pixels, saved, out, overwrite, probabilities, **given) -> None:

@@ -924,7 +924,9 @@ def readable(clip: CLIP, images) -> ImageSet:
             pass
     return leave_out(images, damaged, stacklevel=3)
 
-
+# %% ../../nbs/engine/features.ipynb #leave-out
+#| code-fold: true
+#| code-summary: "Without the damaged ones"
 def leave_out(
     images: ImageSet, damaged: dict[int, str], stacklevel: int = 2
 ) -> ImageSet:
