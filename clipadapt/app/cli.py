@@ -23,6 +23,7 @@ from click.core import ParameterSource
 from clipadapt.app.runs import (
     METHODS,
     adapt_in,
+    ask_readable,
     captioner_name,
     check_file,
     check_known,
@@ -40,6 +41,7 @@ from clipadapt.app.runs import (
     read_classes,
     read_config,
     read_images,
+    reads_features,
     report_accuracy,
     run_folder,
     run_record,
@@ -574,7 +576,7 @@ _PREDICT = [
     *DEVICE,
 ]
 
-
+# %% ../../nbs/engine/cli.ipynb #predict-command
 @main.command()
 @_options(IMAGES, TABLE, PROBABILITIES, QUIET, _PREDICT)
 def predict(images, max_pixels, saved, out, overwrite, probabilities, **given) -> None:
@@ -586,10 +588,16 @@ def predict(images, max_pixels, saved, out, overwrite, probabilities, **given) -
     """
     target = _target(out, overwrite)
     method = _load_saved(saved, given)
-    names, check = method.classnames_, _check(given)
-    pool = _sound(method.clip, read_images(images, names, max_pixels, "test", check))
-    _write_result(target, predictions(method, pool, probabilities))
-    report_accuracy(method, pool)
+    on_features, names = reads_features(method), method.classnames_
+    check = _check(given) if on_features else "header"
+    pool = read_images(images, names, max_pixels, "test", check)
+    if on_features:
+        pool = _sound(method.clip, pool)
+        answers = method.predict_proba(pool)
+    else:
+        answers, pool = ask_readable(method, pool)
+    _write_result(target, predictions(method, pool, answers, probabilities))
+    report_accuracy(method, pool, answers)
 
 # %% ../../nbs/engine/cli.ipynb #cell-36
 def _load_saved(saved: str, given: dict[str, Any]):
@@ -627,8 +635,9 @@ def zero_shot(templates, out, overwrite, probabilities, **given) -> None:
     pool, clip = _pool(given, "test"), _clip(given)
     pool = _sound(clip, pool)
     method = ZeroShot(clip, pool.classnames, templates=templates).fit(pool)
-    _write_result(target, predictions(method, pool, probabilities))
-    report_accuracy(method, pool)
+    answers = method.predict_proba(pool)
+    _write_result(target, predictions(method, pool, answers, probabilities))
+    report_accuracy(method, pool, answers)
 
 # %% ../../nbs/engine/cli.ipynb #cell-41
 _COMPARE = [
@@ -855,6 +864,7 @@ def caption_command(
       --captioner llava-hf/llava-v1.6-mistral-7b-hf --out captions.csv
     """
     from clipadapt.clip.captions import caption
+    from clipadapt.clip.features import leave_out
 
     if images and not captioner:
         raise click.UsageError(
@@ -867,8 +877,11 @@ def caption_command(
     pool = image_set(images, max_pixels, "test")
     noun = "shape" if images else "digit"
     describing = _load_captioner(captioner or "attributes", noun=noun)
-    texts = caption(describing, pool, prompt).texts
-    columns = {"image": image_names(pool), "caption": texts}
+    damaged: dict[int, str] = {}
+    texts = caption(describing, pool, prompt, damaged=damaged).texts
+    texts = [text for index, text in enumerate(texts) if index not in damaged]
+    names = image_names(leave_out(pool, damaged))
+    columns = {"image": names, "caption": texts}
     _write_result(target, pd.DataFrame(columns, dtype=object))
 
 # %% ../../nbs/engine/cli.ipynb #cell-49

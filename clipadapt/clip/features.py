@@ -53,7 +53,7 @@ from ..images.views import strong_view, weak_view
 
 # %% auto #0
 __all__ = ['VIEWS', 'Views', 'file_table', 'hash_each', 'hash_images', 'hash_preprocessing', 'clip_facts', 'fit_facts',
-           'view_named', 'named_view', 'FeatureStore', 'StoredCLIP', 'readable']
+           'view_named', 'named_view', 'FeatureStore', 'StoredCLIP', 'readable', 'leave_out']
 
 # %% ../../nbs/engine/features.ipynb #cell-12
 #| code-fold: true
@@ -964,6 +964,23 @@ def readable(clip: CLIP, images) -> ImageSet:
     else:
         for _ in clip.encode_batches(images, damaged=damaged):
             pass
+    return leave_out(images, damaged, stacklevel=3)
+
+# %% ../../nbs/engine/features.ipynb #leave-out
+#| code-fold: true
+#| code-summary: "Without the damaged ones"
+def leave_out(
+    images: ImageSet, damaged: dict[int, str], stacklevel: int = 2
+) -> ImageSet:
+    """The images without the damaged ones, which are named in a warning.
+
+    images: N images.
+    damaged: the numbers of those that cannot be read, and why.
+    stacklevel: whose line the warning points to, as for `warnings.warn`.
+
+    Returns a set whose `.skipped` has (name, reason) of those left out. Raises
+    ValueError when all are damaged.
+    """
     if not damaged:
         return images
     named = [(_name(images, index), damaged[index]) for index in sorted(damaged)]
@@ -971,7 +988,7 @@ def readable(clip: CLIP, images) -> ImageSet:
     message = f"{len(damaged)} of {len(images)} images"
     if len(damaged) == len(images):
         raise ValueError(f"{message} cannot be read:\n  {some}")
-    warnings.warn(f"{message} skipped:\n  {some}", stacklevel=2)
+    warnings.warn(f"{message} skipped:\n  {some}", stacklevel=stacklevel)
     sound = images.subset([i for i in range(len(images)) if i not in damaged])
     sound.skipped, sound.ignored = [*images.skipped, *named], images.ignored
     return sound

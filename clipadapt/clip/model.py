@@ -625,7 +625,9 @@ class CLIP(FrozenModel):
     @cached_property
     def embed_dim(self) -> int:
         """D, the length of a feature."""
-        return self.encode_text(["a"]).shape[1]
+        tokens = self.tokenizer(["a"]).to(self.device)
+        with torch.no_grad(), self.autocast():
+            return self.model.encode_text(tokens).shape[1]
 
     @property
     def side(self) -> int | None:
