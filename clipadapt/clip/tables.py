@@ -319,7 +319,7 @@ class FeatureTable(_Reading):
 
     @property
     def version(self) -> int | None:
-        """A number that is another one after every change; None without a table."""
+        """A number that grows with every append; None where there is no table."""
         table = self._open()
         return None if table is None else table.version
 
