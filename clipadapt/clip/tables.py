@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +33,19 @@ __all__ = ['KEY', 'FeatureTable']
 KEY = 16  # bytes
 
 
+@cache
+def _factors(count: int) -> np.ndarray:
+    """Odd numbers, uint64 [count], the same ones always."""
+    rng = np.random.default_rng(0)
+    return rng.integers(2**63, size=count, dtype=np.uint64) | np.uint64(1)
+
+
 def _checksums(keys: np.ndarray, features: np.ndarray) -> np.ndarray:
     """A checksum of each row, uint64 [N]; `keys` are bytes [N], 16 each."""
     width = math.gcd(8, features.shape[1] * features.dtype.itemsize)
     words = features.view(f"u{width}")  # as wide as divides a row
     halves = keys.view(np.uint64).reshape(-1, 2)
-    rng, count = np.random.default_rng(0), 2 + words.shape[1]
-    factors = rng.integers(2**63, size=count, dtype=np.uint64) | np.uint64(1)
+    factors = _factors(2 + words.shape[1])
     return np.einsum("nd,d->n", words, factors[2:]) + halves @ factors[:2]
 
 # %% ../../nbs/engine/tables.ipynb #cell-9
@@ -114,7 +121,8 @@ def _places(stored: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """
     import pyarrow.compute as pc
 
-    places = pc.index_in(_as_column(stored), value_set=_as_column(wanted))
+    options = pc.SetLookupOptions(_as_column(wanted))
+    places = pc.call_function("index_in", [_as_column(stored)], options)
     return places.fill_null(-1).to_numpy()
 
 
@@ -142,7 +150,7 @@ def _fill(
         start = part.stop
 
 # %% ../../nbs/engine/tables.ipynb #n11
-_AHEAD = 2**25  # bytes that Lance may read ahead, whatever the size of the table
+_AHEAD = 2**23  # bytes that Lance may read ahead, few enough to be in the cache still
 
 
 class _Fragment:
