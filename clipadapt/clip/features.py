@@ -903,12 +903,14 @@ class StoredCLIP(CLIP):
         self.clip.release()
 
 # %% ../../nbs/engine/features.ipynb #cell-59
-def readable(clip: CLIP, images) -> ImageSet:
+def readable(clip: CLIP, images, views: Views = ()) -> ImageSet:
     """The images that can be read; the others are named in a warning and left out.
 
     clip: a `StoredCLIP` keeps the features, so that each image is decoded once; any
         other CLIP encodes the images for nothing else.
     images: N images, anything that `as_imageset` takes.
+    views: a `StoredCLIP` encodes these, too, while the images are decoded: those of
+        `Adapter.encoded_views`.
 
     Returns a set whose `.skipped` has (name, reason) of those left out. Raises
     ValueError when none can be read, and as `FeatureStore.encode_views` does for other
@@ -918,7 +920,8 @@ def readable(clip: CLIP, images) -> ImageSet:
     if isinstance(images, FeatureSet):
         return images
     if isinstance(clip, StoredCLIP):
-        clip.store.encode_views(clip.clip, images, [(None, 0)], damaged)
+        wanted = [(None, 0), *views]
+        clip.store.encode_views(clip.clip, images, wanted, damaged)
     else:
         for _ in clip.encode_batches(images, damaged=damaged):
             pass

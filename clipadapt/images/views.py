@@ -18,6 +18,7 @@ __all__ = ['View', 'DISTORTIONS', 'weak_view', 'centre_view', 'strong_view']
 
 # %% ../../nbs/engine/views.ipynb #cell-6
 View = Callable[[Image.Image, np.random.Generator], Image.Image]
+_ENOUGH = 4 / 3  # times the pixels of a view: larger images are averaged down to that
 
 
 def weak_view(size: int, flip: bool = True, squash: bool = False) -> View:
@@ -45,7 +46,7 @@ def _weak(
     left += rng.uniform(0, right - left - width)
     top += rng.uniform(0, bottom - top - height)
     box = (left, top, min(left + width, right), min(top + height, bottom))
-    image = image.resize((size, size), Image.Resampling.BICUBIC, box=box)
+    image = image.resize((size, size), Image.Resampling.BICUBIC, box, _ENOUGH)
     return ImageOps.mirror(image) if flip and rng.random() < 0.5 else image
 
 # %% ../../nbs/engine/views.ipynb #cell-7
