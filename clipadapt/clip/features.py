@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -64,7 +65,8 @@ def _hash_item(item, max_pixels: int = MAX_PIXELS) -> bytes:
     """
     if isinstance(item, (str, Path)):
         try:
-            return hash_parts("file", Path(item).read_bytes())
+            content = Path(item).read_bytes()
+            return hash_parts("file", hashlib.sha256(content).digest())
         except OSError:
             read_image(item, max_pixels)
             raise
