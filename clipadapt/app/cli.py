@@ -406,11 +406,17 @@ def _check(options: dict[str, Any]) -> str:
     return "pixels" if options["no_store"] else "header"
 
 
-def _sound(clip: CLIP, images: ImageSet) -> ImageSet:
-    """The images that can be read; with a store, their features are kept from now."""
+def _sound(clip: CLIP, images: ImageSet, methods: Sequence = ()) -> ImageSet:
+    """The images that can be read; with a store, their features are kept from now.
+
+    So are those of the views that `methods` will be fitted on.
+    """
     from clipadapt.clip.features import StoredCLIP, readable
 
-    return readable(clip, images) if isinstance(clip, StoredCLIP) else images
+    if not isinstance(clip, StoredCLIP):
+        return images
+    views = [view for method in methods for view in method.encoded_views()]
+    return readable(clip, images, views)
 
 # %% ../../nbs/engine/cli.ipynb #cell-24
 def _load_model(
@@ -551,7 +557,7 @@ def adapt(context, out, overwrite, resume, method, **given) -> None:
     chosen = configure(made, given["settings"]).set_params(seed=given["seed"])
     with run_folder(out, options, overwrite, resume) as folder:
         _if_interrupted(context, _kept("What is done is kept", folder, out))
-        pool = _sound(clip, pool)
+        pool = _sound(clip, pool, [chosen])
         labels = pool.labels if given["use_labels"] else None
         adapt_in(folder, out, chosen, pool, labels, given["probabilities"])
 
@@ -694,7 +700,7 @@ def compare(context, out, overwrite, resume, methods, seeds, **given) -> None:
     chosen = _methods(wanted, clip, pool, given)
     with run_folder(out, options, overwrite, resume) as folder:
         _if_interrupted(context, _kept("The runs that are done are kept", folder, out))
-        pool = _sound(clip, pool)
+        pool = _sound(clip, pool, [*chosen.values()])
         asked = pool if is_same else _sound(clip, asked)
         _print(compare_in(folder, chosen, pool, asked, seeds))
         described = captioner_name(chosen.get("latteclip"))

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -65,7 +66,8 @@ def _hash_item(item, max_pixels: int = MAX_PIXELS) -> bytes:
     """
     if isinstance(item, (str, Path)):
         try:
-            return hash_parts("file", Path(item).read_bytes())
+            content = Path(item).read_bytes()
+            return hash_parts("file", hashlib.sha256(content).digest())
         except OSError:
             read_image(item, max_pixels)
             raise
@@ -945,12 +947,14 @@ class StoredCLIP(CLIP):
         self.clip.release()
 
 # %% ../../nbs/engine/features.ipynb #cell-59
-def readable(clip: CLIP, images) -> ImageSet:
+def readable(clip: CLIP, images, views: Views = ()) -> ImageSet:
     """The images that can be read; the others are named in a warning and left out.
 
     clip: a `StoredCLIP` keeps the features, so that each image is decoded once; any
         other CLIP encodes the images for nothing else.
     images: N images, anything that `as_imageset` takes.
+    views: a `StoredCLIP` encodes these, too, while the images are decoded: those of
+        `Adapter.encoded_views`.
 
     Returns a set whose `.skipped` has (name, reason) of those left out. Raises
     ValueError when none can be read, and as `FeatureStore.encode_views` does for other
@@ -960,7 +964,8 @@ def readable(clip: CLIP, images) -> ImageSet:
     if isinstance(images, FeatureSet):
         return images
     if isinstance(clip, StoredCLIP):
-        clip.store.encode_views(clip.clip, images, [(None, 0)], damaged)
+        wanted = [(None, 0), *views]
+        clip.store.encode_views(clip.clip, images, wanted, damaged)
     else:
         for _ in clip.encode_batches(images, damaged=damaged):
             pass
