@@ -376,8 +376,23 @@ def test_damage_in_the_middle_is_found_by_the_first_pass(tmp_path, clip):
     with pytest.warns(UserWarning, match="1 of 4 images skipped:\n.*2.png"):
         checked = ImageSet.from_folder(tmp_path, check="pixels")
     assert len(checked) == 3 and checked.skipped[0][0] == str(bad)
-    with pytest.raises(ValueError, match="check must be 'header' or 'pixels'"):
+    with pytest.raises(ValueError, match="check must be 'names', 'header' or"):
         ImageSet.from_folder(tmp_path, check="all")
+
+
+def test_a_folder_can_be_listed_by_its_names(tmp_path, clip):
+    """No file is opened; the first pass says the same of what is no image."""
+    photograph(0, 320, 240).save(tmp_path / "0.png")
+    (tmp_path / "1.png").write_bytes(b"a note")
+    with pytest.warns(UserWarning, match="1 of 2 images skipped") as headers:
+        ImageSet.from_folder(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        images = ImageSet.from_folder(tmp_path, check="names")
+    assert len(images) == 2 and not images.skipped
+    with pytest.warns(UserWarning, match="1 of 2 images skipped") as pixels:
+        assert readable(clip, images).skipped[0][0] == str(tmp_path / "1.png")
+    assert str(headers[0].message) == str(pixels[0].message)
 
 
 # 4. Threads and memory

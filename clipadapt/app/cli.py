@@ -403,7 +403,7 @@ def _check(options: dict[str, Any]) -> str:
 
     With a store, damaged images are found when they are encoded, which they are once.
     """
-    return "pixels" if options["no_store"] else "header"
+    return "pixels" if options["no_store"] else "names"
 
 
 def _sound(clip: CLIP, images: ImageSet, methods: Sequence = ()) -> ImageSet:

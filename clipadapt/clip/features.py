@@ -47,6 +47,7 @@ from clipadapt.images.sets import (
     check_classnames,
     check_count,
     draw_of,
+    file_of,
     track,
     workers,
 )
@@ -988,7 +989,8 @@ def leave_out(
     """
     if not damaged:
         return images
-    named = [(_name(images, index), damaged[index]) for index in sorted(damaged)]
+    files = {index: file_of(images.images, index) for index in sorted(damaged)}
+    named = [(str(file or f"image {i}"), damaged[i]) for i, file in files.items()]
     some = "\n  ".join([reason for _, reason in named[:5]] + ["..."] * (len(named) > 5))
     message = f"{len(damaged)} of {len(images)} images"
     if len(damaged) == len(images):

@@ -57,8 +57,6 @@ from clipadapt.images.files import (
 from ..images.pictures import gpu_decodes, shared, short_reason
 from clipadapt.images.sets import (
     ImageSet,
-    _Selection,
-    _View,
     as_imageset,
     draw_of,
     file_of,
@@ -378,16 +376,8 @@ def _features(clip: CLIP, encoder, batch: torch.Tensor) -> torch.Tensor:
 
 def _name(images: ImageSet, index: int) -> str:
     """What to call an image in a message: its position, and its file if it has one."""
-    position, items = index, images.images
-    while isinstance(items, (_Selection, _View)):
-        position = (
-            int(items.indices[position]) if isinstance(items, _Selection) else position
-        )
-        items = items.items
-    item = items[position]
-    return (
-        f"image {index} ({item})" if isinstance(item, (str, Path)) else f"image {index}"
-    )
+    file = file_of(images.images, index)
+    return f"image {index}" if file is None else f"image {index} ({file})"
 
 
 def _check_finite(features: torch.Tensor, name: Callable[[int], str]) -> None:
@@ -721,9 +711,10 @@ class CLIP(FrozenModel):
     def side(self) -> int | None:
         """How many pixels the shorter side of an image needs; None for all there are.
 
-        Twice what the model reads, so that its preprocessing still has the last word.
+        Twice what the model reads, so that its preprocessing still has the last word,
+        and at least 256.
         """
-        return None if self.exact else 2 * self.image_size
+        return None if self.exact else max(2 * self.image_size, 256)
 
     @property
     def decoder(self) -> str:

@@ -727,8 +727,9 @@ def read_folder(
     max_pixels: the largest width x height of a file that is decoded; larger ones count
         as damaged.
     check: "header" lists the files without decoding them (`check_image`); "pixels"
-        decodes each once, which finds damage in the middle of a file, too. Without it,
-        such a file is an error where it is read; `readable` leaves it out.
+        decodes each once, which finds damage in the middle of a file, too; "names"
+        opens none. A damaged file that is not found here is an error where it is read;
+        `readable` leaves it out.
 
     What is no image by its ending (or, without one, by its content) is left out and
     listed in `.ignored`; one warning counts it, and names empty sub-folders and those
@@ -739,7 +740,7 @@ def read_folder(
     if on_error not in ("skip", "raise"):
         raise ValueError(f"on_error must be 'skip' or 'raise', not {on_error!r}")
     if check not in _CHECKS:
-        raise ValueError(f"check must be 'header' or 'pixels', not {check!r}")
+        raise ValueError(f"check must be 'names', 'header' or 'pixels', not {check!r}")
     check_count(max_pixels, "max_pixels")
     walk = _Walk(Path(root))
     sub_folders = sorted(set(_folders_of(walk)) - {""})
@@ -756,7 +757,7 @@ def read_folder(
     return _without_damaged(images, on_error, check)
 
 
-_CHECKS = {"header": check_image, "pixels": read_image}
+_CHECKS = {"names": None, "header": check_image, "pixels": read_image}
 
 # %% ../../nbs/engine/sets.ipynb #cell-42
 def _folder_labels(
@@ -838,12 +839,18 @@ def workers() -> int:
     return min(32, (count or os.cpu_count)() or 1)
 
 # %% ../../nbs/engine/sets.ipynb #cell-46
-def _without_damaged(images: ImageSet, on_error: str, check: str) -> ImageSet:
-    paths = images.images
-    find = partial(_damage, check=_CHECKS[check], max_pixels=images.max_pixels)
+def _find_damage(images: ImageSet, check: str) -> list[str | None]:
+    """Why each image cannot be read; None where nothing is known against it."""
+    paths, look = images.images, _CHECKS[check]
+    if look is None:
+        return [None] * len(paths)
+    find = partial(_damage, check=look, max_pixels=images.max_pixels)
     with ThreadPoolExecutor(workers()) as pool:
-        checked = pool.map(find, paths)
-        reasons = [*track(checked, "checking images", total=len(paths))]
+        return [*track(pool.map(find, paths), "checking images", total=len(paths))]
+
+
+def _without_damaged(images: ImageSet, on_error: str, check: str) -> ImageSet:
+    paths, reasons = images.images, _find_damage(images, check)
     damaged = [(str(path), reason) for path, reason in zip(paths, reasons) if reason]
     skipped = images.skipped + damaged
     if not skipped:
