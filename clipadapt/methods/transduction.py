@@ -144,7 +144,9 @@ def nearest_in_lists(unit: Tensor, k: int) -> tuple[Tensor, Tensor]:
     for members, askers in _lists(probed, len(centres)):
         for rows in askers.split(max(1, BLOCK // len(members))):
             similarity = unit[rows] @ unit[members].T
-            similarity[rows[:, None] == members] = -torch.inf
+            place = torch.searchsorted(members, rows).clamp(max=len(members) - 1)
+            own = (members[place] == rows).nonzero()[:, 0]
+            similarity[own, place[own]] = -torch.inf  # nobody is a neighbour of its own
             found = similarity.topk(min(k, len(members)), 1)
             values = torch.cat([weights[rows], found.values], 1)
             places = torch.cat([neighbours[rows], members[found.indices].int()], 1)
