@@ -124,6 +124,20 @@ def test_the_graph_is_scaled_in_place():
     assert graph.indices.dtype == graph.indptr.dtype == np.int32
 
 
+def test_the_order_of_the_nodes_changes_nothing(monkeypatch):
+    generator = torch.Generator().manual_seed(2)
+    points = torch.randn(400, 8, generator=generator)
+    text = torch.randn(5, 8, generator=generator)
+    given = np.where(np.arange(400) % 9, -1, np.arange(400) % 5)
+    plain = transduction.propagate_labels(points, text, 7, labels=given, exact=True)
+    monkeypatch.setattr(transduction, "EXACT", 100)
+    order, place = transduction._orders(F.normalize(points, dim=1), 5)
+    assert (order != np.arange(400)).any() and (order[place] == np.arange(400)).all()
+    other = transduction.propagate_labels(points, text, 7, labels=given, exact=True)
+    assert np.allclose(plain[1], other[1], atol=1e-5 * plain[1].max())
+    assert (plain[0] == other[0]).mean() > 0.99
+
+
 def views_of(clip):
     names = ("eval", "weak 0", "strong 0", "strong 1")
     return [view_named(name, clip.image_size, flip=False) for name in names]

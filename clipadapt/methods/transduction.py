@@ -266,11 +266,13 @@ def propagate_labels(
     labels = check_labels(labels, count, classes)
     known = np.concatenate([np.arange(classes), labels])  # what a node starts with
     shares = np.bincount(known[known >= 0], minlength=classes)
-    graph = _graph_of(nodes, k, exact)
+    order, place = _orders(nodes, classes)
+    graph = _reordered(_graph_of(nodes, k, exact), order, place)
     scores = np.empty((count, classes), np.float32)
     for block in _class_blocks(classes, len(nodes)):
-        seeds = (known[:, None] == block) / shares[block]
-        scores[:, block] = diffuse(graph, seeds, alpha, tolerance)[classes:]
+        seeds = (known[order, None] == block) / shares[block]
+        arrived = diffuse(graph, seeds, alpha, tolerance)
+        scores[:, block] = arrived[place[classes:]]
     found, lost = scores.argmax(1), np.flatnonzero(~scores.any(1))
     if len(lost):
         found[lost] = _nearest_classes(nodes, classes, lost)
@@ -283,6 +285,28 @@ def _class_blocks(classes: int, nodes: int) -> list[np.ndarray]:
     """Classes that spread at a time: 64, and fewer if they take more than 128 MB."""
     width = max(1, min(64, 2**24 // nodes))
     return np.split(np.arange(classes), range(width, classes, width))
+
+
+def _orders(nodes: Tensor, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """An order of many nodes in which neighbours are near in memory, and its inverse.
+
+    Products with the graph take less than half the time then. Nodes are sorted by the
+    class with the nearest feature; up to `EXACT` of them stay as they are.
+    """
+    order = np.arange(len(nodes))
+    if len(nodes) > EXACT:
+        text = nodes[:classes]
+        nearest = in_blocks(lambda some: (some @ text.T).argmax(1), nodes)
+        order = nearest.cpu().numpy().argsort(kind="stable")
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    return order, place
+
+
+def _reordered(graph: csr_array, order: np.ndarray, place: np.ndarray) -> csr_array:
+    """The same graph with its nodes in another order; the one given is used up."""
+    graph.indices = place.astype(graph.indices.dtype)[graph.indices]
+    return graph[order]
 
 
 def _nearest_classes(nodes: Tensor, classes: int, images: np.ndarray) -> np.ndarray:
