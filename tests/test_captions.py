@@ -480,6 +480,13 @@ def test_damaged_and_missing_files_among_many(tmp_path, cache):
         all(str(paths[i]) in reason for i, reason in result.failures)
         and result.texts[39] == "40 pixels"
     )
+    damaged = {}  # whoever takes them in hand is not warned
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        captioner = CallableCaptioner(plain, "plain")
+        result = caption(captioner, ImageSet(paths), "?", cache, damaged)
+    assert sorted(damaged) == [5, 20, 33] and not result.failures
+    assert all(str(paths[i]) in reason for i, reason in damaged.items())
     with pytest.warns(UserWarning):
         groups = caption_groups(
             CallableCaptioner(plain, "plain"),

@@ -24,7 +24,7 @@ from open_clip import image_transform
 from open_clip.transformer import QuickGELU
 from PIL import Image
 from processes import Process
-from torchvision.transforms import CenterCrop, Compose
+from torchvision.transforms import CenterCrop, Compose, Resize
 
 from clipadapt import (
     CLIP,
@@ -206,6 +206,21 @@ def clear_again_and_again(location, ready, done):
     ready.touch()
     while not done.exists():
         store.clear(), store.size(), store.entries()
+
+
+def test_what_another_finishes_before_we_have_the_lock_is_not_made_again(
+    clip, images, tmp_path, monkeypatch
+):
+    few, original, done = images.subset(range(20)), module._locked, []
+
+    def late(path):
+        if not done:
+            done.append(path)
+            assert count_of(clip, tmp_path, few) == 20
+        return original(path)
+
+    monkeypatch.setattr(module, "_locked", late)
+    assert count_of(clip, tmp_path, few) == 0 and len(done) == 1
 
 
 def test_encoding_beside_a_process_that_clears(clip, images, tmp_path):
@@ -395,6 +410,33 @@ def test_whatever_features_depend_on_changes_the_key(clip, images, tmp_path):
         assert rows(tmp_path) == 40 * (len(MODELS) + 2 + number + 1), what
 
 
+class OurResize(Resize):
+    """A kind of step of which nothing is known."""
+
+
+def test_only_known_preprocessing_is_not_tried_many_times(clip, monkeypatch):
+    seen, original = [], Resize.forward
+
+    def forward(step, image):
+        seen.append(image.size)
+        return original(step, image)
+
+    monkeypatch.setattr(Resize, "forward", forward)
+    first, *others = clip.preprocess.transforms
+    ours = Compose([OurResize(first.size, first.interpolation), *others])
+    own = CLIP(clip.model, ours, clip.tokenizer)
+    assert module.hash_preprocessing(clip) == module.hash_preprocessing(own)
+    assert len(seen) == 3 + 26
+
+
+def test_preprocessing_that_is_changed_in_place(images, tmp_path):
+    clip, few = load_clip(device="cpu"), images.subset(range(20))
+    before = encoded(clip, tmp_path, few)[0]
+    clip.preprocess.transforms[0] = Resize(48)
+    after, count = encoded(clip, tmp_path, few)
+    assert count == 20 and not np.allclose(before, after, atol=1e-4)
+
+
 def test_whatever_features_do_not_depend_on_keeps_the_key(clip, images, tmp_path):
     store, before = tmp_path / "store", tmp_path / "photos"
     paths = save_images(images.subset(range(40)), before)
@@ -505,6 +547,24 @@ def test_a_file_that_was_just_changed_is_not_remembered(clip, images, tmp_path, 
     for _ in range(2):
         names_read(read, clip, tmp_path / "store", paths)
     assert set(read) == {"00.png", "01.png"}
+
+
+def test_a_change_within_a_tick_of_the_clock_is_seen_after_a_long_pass(
+    images, tmp_path, monkeypatch
+):
+    """What counts is how long a file had rested when it was hashed, not afterwards."""
+    table, path = module.file_table(tmp_path), tmp_path / "photo.bmp"
+    images[0][0].save(path)
+    let_rest(path, age=0)
+    state, now = path.stat(), time.time_ns()
+    memory = module._Files(ImageSet([path]), table)
+    module._hash_all(ImageSet([path]), memory, strict=True)
+    images[1][0].save(path)
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    monkeypatch.setattr(module.time, "time_ns", lambda: now + 60 * 10**9)
+    memory.remember()
+    assert path.stat().st_size == state.st_size
+    assert not memory.is_unchanged(path) and len(table) == 0
 
 
 def test_verify_finds_a_change_that_size_and_time_hide(clip, images, tmp_path):

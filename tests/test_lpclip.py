@@ -372,8 +372,8 @@ def test_the_preset_is_for_the_handwriting_and_the_defaults_are_not():
 class Watching(CLIP):
     """A CLIP that notes how wide the disc is that it sees, divided by how high."""
 
-    def _input(self, pixels):
-        batch = super()._input(pixels)
+    def _input(self, pixels, room=None):
+        batch = super()._input(pixels, room)
         bright = batch.mean(1) > 0
         wide, high = bright.any(1).sum(1), bright.any(2).sum(1)
         self.seen = [*getattr(self, "seen", []), *(wide / high).tolist()]

@@ -6,6 +6,7 @@ import threading
 import time
 import warnings
 import weakref
+from functools import partial
 
 import numpy as np
 import open_clip
@@ -15,13 +16,15 @@ from open_clip.model import CLIP as OpenCLIP
 from PIL import ExifTags, Image, ImageDraw
 from sklearn.datasets import load_sample_image
 from tiny_models import TEXT
+from torchvision.transforms import Compose
 
-from clipadapt import CLIP, LPCLIP, CoReg, ImageSet, load_clip
+from clipadapt import CLIP, LPCLIP, CoReg, FeatureStore, ImageSet, load_clip
 from clipadapt.clip import model as model_module
+from clipadapt.clip.features import StoredCLIP, readable
 from clipadapt.images import pictures, sets
 from clipadapt.images.pictures import check_image, read_image, to_rgb
 from clipadapt.images.sets import draw_of
-from clipadapt.images.views import strong_view, weak_view
+from clipadapt.images.views import strong_view, to_spare, weak_view
 
 SAMPLES = "china.jpg", "flower.jpg"
 NAMES = ["pagoda", "flower"]
@@ -434,3 +437,66 @@ def test_workers_are_the_processors_that_are_ours(monkeypatch):
     monkeypatch.delattr("os.sched_getaffinity")
     monkeypatch.setattr("os.cpu_count", lambda: None)
     assert sets.workers() == 1
+
+
+# What is done faster comes out the same
+
+
+@pytest.mark.parametrize("size", [(640, 480), (480, 640), (1000, 750), (260, 900)])
+def test_the_middle_of_a_photograph_is_what_the_preprocessing_gives(wide_clip, size):
+    """Of a file: up to rounding; of an array, and exactly: bit for bit."""
+    shrinking, exact = wide_clip
+    picture = photograph(0, *size)
+    expected = np.asarray(
+        Compose(shrinking.preprocess.transforms[:-2])(picture), np.int16
+    )
+    prepared = partial(model_module._prepared, shrinking.preprocess, picture)
+    assert np.array_equal(prepared(exact=True), expected)
+    difference = np.abs(prepared(exact=False) - expected)
+    assert difference.max() <= 2 and difference.mean() < 0.02
+    for clip in wide_clip:
+        [[cut]] = [model_module.cut_image(clip, ImageSet([picture]), 0, [(None, 0)])]
+        assert np.array_equal(cut, expected), "an image that is no file"
+
+
+def test_bytes_become_floats_as_the_preprocessing_does_it(wide_clip):
+    clip, _ = wide_clip
+    picture = photograph(1, 224, 224)
+    expected, room = clip.preprocess(picture), torch.full((3, 3, 224, 224), torch.nan)
+    for given in (None, room, torch.empty(0)):
+        batch = clip._input([np.asarray(picture)] * 2, given)
+        assert torch.equal(batch, torch.stack([expected] * 2))
+    assert room[2].isnan().all() and torch.equal(room[0], expected)
+
+
+def test_views_of_a_large_photograph_are_cut_from_enough_pixels(wide_clip, tmp_path):
+    clip, exact = wide_clip
+    photograph(0, 2000, 1500).save(tmp_path / "large.jpg", quality=95)
+    images, seen = ImageSet.from_folder(tmp_path), []
+
+    def own(image, rng):
+        seen.append(image.size)
+        return image.resize((224, 224))
+
+    views = [(weak_view(224), 3), (strong_view(224), 4), (own, 0)]
+    small = torch.cat([*clip.encode_views(images, views)], 1)
+    for (transform, seed), features in zip(views, small, strict=True):
+        alone = clip.encode_image(images.view(transform, seed))
+        assert torch.equal(alone, features)
+    assert set(seen) == {(1000, 750)}, "of another view we do not know what it needs"
+    full = torch.cat([*exact.encode_views(images, views)], 1)
+    assert (small * full).sum(-1).min() > 0.999
+    sizes = [(700, 700), (900, 700), (733, 735), (736, 735), (3000, 1500)]
+    factors = [to_spare(Image.new("RGB", size), views[0][0]) for size in sizes]
+    assert factors == [1, 1, 1, 2, 4]
+
+
+def test_lpclip_on_a_folder_decodes_each_photograph_once(small, decoded, tmp_path):
+    clip = StoredCLIP(load_clip(device="cpu"), FeatureStore(tmp_path / "store"))
+    method = LPCLIP(clip, NAMES, epochs=1)
+    sound = readable(clip, small, method.encoded_views())
+    assert len(decoded) == len(small)
+    method.fit(sound).predict(sound)
+    assert len(decoded) == len(small)
+    assert len(method.encoded_views()) == 5
+    assert len(LPCLIP(clip, NAMES, epochs=0).encoded_views()) == 1

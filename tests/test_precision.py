@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from open_clip.model import CLIP as OpenCLIP
 from tiny_models import TEXT, TINY, VISION, tiny
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from clipadapt import CLIP, GRIP, digits, load_clip
+from clipadapt import CLIP, FLYP, GRIP, CoReg, digits, load_clip
 from clipadapt.clip import model as module
 from clipadapt.clip.features import clip_facts
 from clipadapt.clip.model import bfloat16_gain, cache_directory, choose_precision
@@ -308,3 +309,25 @@ def test_the_recipe_for_a_cpu_is_one_that_grip_takes(clips):
     method = GRIP(clips("built-in"), NAMES, **LARGE_ON_CPU)
     method._check_parameters()
     assert method.batch_size > GRIP(clips("built-in"), NAMES).batch_size
+
+
+@pytest.mark.parametrize("method", [FLYP, CoReg])
+def test_a_bfloat16_copy_makes_room_for_what_is_trained(clips, method, monkeypatch):
+    """It is a second model in memory, beside weights, gradients and their means."""
+    exact = clips("built-in")
+    half = CLIP(exact.model, exact.preprocess, exact.tokenizer, precision="bf16")
+    images = digits("train").subset(range(12))
+    half.encode_image(images)
+    assert half._half is not None
+    kept = []
+
+    def watch(optimiser, *given):
+        kept.append(half._half)
+
+    student = {"student": "clip"} if method is CoReg else {}
+    hook = register_optimizer_step_pre_hook(watch)
+    try:
+        method(half, NAMES, epochs=1, batch_size=6, **student).fit(images)
+    finally:
+        hook.remove()
+    assert kept and not any(kept)

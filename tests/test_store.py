@@ -11,6 +11,7 @@ from PIL import Image
 
 from clipadapt import ImageSet, Prototypes, digits, load_clip, readable
 from clipadapt.app.cli import main
+from clipadapt.clip import model
 from clipadapt.images import pictures
 
 COUNT = 24
@@ -52,6 +53,28 @@ def decoded(monkeypatch):
     return names
 
 
+@pytest.fixture
+def encoded(monkeypatch):
+    """How many images each batch has that any image tower encodes."""
+    counts, original = [], model._features
+
+    def features(clip, encoder, batch):
+        if batch.ndim == 4:
+            counts.append(len(batch))
+        return original(clip, encoder, batch)
+
+    monkeypatch.setattr(model, "_features", features)
+    return counts
+
+
+def damage(path):
+    """A PNG file that is listed as an image and cannot be decoded."""
+    digits("train")[0][0].save(path)
+    content = bytearray(path.read_bytes())
+    content[60:68] = b"nonsense"
+    path.write_bytes(content)
+
+
 @pytest.mark.parametrize("method, most", [("prototypes", 1), ("lpclip", 2)])
 def test_an_image_is_decoded_once_for_its_features_and_once_for_its_views(
     method, most, cache, photos, decoded, tmp_path
@@ -90,15 +113,14 @@ def test_compare_decodes_every_image_once(cache, photos, decoded, tmp_path):
 @pytest.mark.parametrize("options", [[], ["--no-store"]])
 def test_a_damaged_image_is_named_skipped_and_counted(options, cache, photos, tmp_path):
     path = min(photos.iterdir()) / "damaged.png"
-    digits("train")[0][0].save(path)
-    content = bytearray(path.read_bytes())
-    content[60:68] = b"nonsense"
-    path.write_bytes(content)
+    damage(path)
     done = run("adapt", "--images", photos, "--out", tmp_path / "run", *options)
     assert "1 of 25 images skipped" in done.output and "damaged.png" in done.output
     record = json.loads((tmp_path / "run" / "record.json").read_text())
     assert record["images"]["count"] == COUNT
     assert "damaged.png" in str(record["images"]["skipped"])
+    answers = pd.read_csv(tmp_path / "run" / "predictions.csv")
+    assert sorted(answers.image) == sorted(map(str, photos.rglob("*.jpg")))
 
 
 @pytest.mark.parametrize("command", ["adapt", "compare"])
@@ -114,10 +136,7 @@ def test_a_folder_that_is_taken_is_noticed_before_anything_is_decoded(
 
 def test_in_python_a_damaged_image_is_named_and_can_be_left_out(cache, photos):
     path = photos / "damaged.png"
-    digits("train")[0][0].save(path)
-    content = bytearray(path.read_bytes())
-    content[60:68] = b"nonsense"
-    path.write_bytes(content)
+    damage(path)
     clip, images = load_clip(device="cpu"), ImageSet.from_folder(photos)
     names = images.classnames
     with pytest.raises(ValueError, match=r"damaged.png: .*; readable\(clip, images\)"):
@@ -166,3 +185,50 @@ def test_a_key_that_is_not_there(cache):
     done = CliRunner().invoke(main, ["store", "export", "abc", "--out", "x.npy"])
     assert done.exit_code == 1
     assert "0 tables have a key that begins with 'abc'" in done.output
+
+
+SHORT = ["--set", "epochs=1"]
+TUNED = {
+    "flyp": ["flyp", *SHORT],
+    "visual prompts": ["fpl", "--set", "prompt=visual", *SHORT],
+    "coreg on pixels": ["coreg", *SHORT, "--set", "warmup_epochs=1"],
+    "latteclip": ["latteclip", *SHORT],
+}
+
+
+@pytest.mark.parametrize("name", TUNED)
+def test_a_tuned_method_predicts_in_one_pass(
+    name, cache, photos, decoded, encoded, tmp_path
+):
+    method, *settings = TUNED[name]
+    fit = ["--images", photos, "--method", method, *settings, "--out", tmp_path / "run"]
+    run("adapt", *fit)
+    expected = pd.read_csv(tmp_path / "run" / "predictions.csv")
+    damage(min(photos.iterdir()) / "00 damaged.png")
+    out = tmp_path / "answers.csv"
+    for more in (["--no-store"], ["--overwrite"]):
+        decoded.clear()
+        encoded.clear()
+        asked = ["--images", photos, "--out", out, *more]
+        done = run("predict", "--saved", tmp_path / "run", *asked)
+        assert sorted(decoded) == sorted(path.name for path in photos.rglob("*.*"))
+        by_clip = name in ("flyp", "latteclip")  # the tuned one, and nobody else
+        assert sum(encoded) == (COUNT + 1 if by_clip else 0)
+        assert "1 of 25 images skipped" in done.output and "damaged.png" in done.output
+        assert f"of the {COUNT} labelled images" in done.output
+        answers = pd.read_csv(out)
+        assert answers.image.tolist() == expected.image.tolist()
+        assert answers.prediction.tolist() == expected.prediction.tolist()
+        assert np.allclose(answers.confidence, expected.confidence, atol=2e-3)
+
+
+def test_a_damaged_image_gets_no_caption(cache, photos, tmp_path):
+    damage(min(photos.iterdir()) / "00 damaged.png")
+    out = tmp_path / "captions.csv"
+    asked = ["--images", photos, "--captioner", "attributes", "--out", out]
+    done = run("caption", *asked)
+    assert "1 of 25 images skipped" in done.output and "damaged.png" in done.output
+    assert "captions are missing" not in done.output
+    captions = pd.read_csv(out)
+    assert sorted(captions.image) == sorted(map(str, photos.rglob("*.jpg")))
+    assert captions.caption.notna().all()

@@ -96,6 +96,31 @@ def test_keys_that_end_in_zeros_are_keys(tmp_path):
     assert found.tolist() == [True, False] and read.sum() == DIM
 
 
+def test_what_is_wanted_whole_is_scanned_and_little_is_taken(tmp_path, monkeypatch):
+    table, keys, features = make(tmp_path / "table.lance", appends=1)
+    taken, original = [], lance.fragment.LanceFragment.take
+
+    def take(fragment, rows, **options):
+        taken.extend(rows)
+        return original(fragment, rows, **options)
+
+    monkeypatch.setattr(lance.fragment.LanceFragment, "take", take)
+    for asked in (keys, keys[::-1], keys[:40], [*keys, b"?" * KEY]):
+        found = table.read(asked)[1]
+        assert found.sum() == len({*asked} & {*keys}) and not taken
+    assert np.array_equal(table.read(keys[7:9])[0], features[7:9]) and taken == [7, 8]
+
+
+def test_rows_with_sums_of_another_kind_are_no_rows(tmp_path, monkeypatch):
+    """For example of a version that reckoned otherwise."""
+    monkeypatch.setattr(module, "_checksums", lambda keys, _: np.zeros(len(keys), "u8"))
+    table, keys, features = make(tmp_path / "table.lance")
+    monkeypatch.undo()
+    assert not table.read(keys)[1].any()
+    table.append(keys[:5], features[:5])
+    assert check_right(table, keys, features).sum() == 5
+
+
 def test_many_rows_are_read_in_blocks(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_BLOCK", 3 * DIM * 4)
     table, keys, features = make(tmp_path / "table.lance")

@@ -1,6 +1,6 @@
 """Fits of small models run on one thread, and leave the numbers of threads as they
-were. `make test` runs this file twice: with one thread everywhere, and as a machine
-comes, with one for each core."""
+were. `make threads` runs this file as a machine comes, with one thread for each core;
+`make unit` leaves it out."""
 
 import os
 import re

@@ -23,6 +23,7 @@ from click.core import ParameterSource
 from clipadapt.app.runs import (
     METHODS,
     adapt_in,
+    ask_readable,
     captioner_name,
     check_file,
     check_known,
@@ -40,6 +41,7 @@ from clipadapt.app.runs import (
     read_classes,
     read_config,
     read_images,
+    reads_features,
     report_accuracy,
     run_folder,
     run_record,
@@ -404,11 +406,17 @@ def _check(options: dict[str, Any]) -> str:
     return "pixels" if options["no_store"] else "header"
 
 
-def _sound(clip: CLIP, images: ImageSet) -> ImageSet:
-    """The images that can be read; with a store, their features are kept from now."""
+def _sound(clip: CLIP, images: ImageSet, methods: Sequence = ()) -> ImageSet:
+    """The images that can be read; with a store, their features are kept from now.
+
+    So are those of the views that `methods` will be fitted on.
+    """
     from clipadapt.clip.features import StoredCLIP, readable
 
-    return readable(clip, images) if isinstance(clip, StoredCLIP) else images
+    if not isinstance(clip, StoredCLIP):
+        return images
+    views = [view for method in methods for view in method.encoded_views()]
+    return readable(clip, images, views)
 
 # %% ../../nbs/engine/cli.ipynb #cell-24
 def _load_model(
@@ -549,7 +557,7 @@ def adapt(context, out, overwrite, resume, method, **given) -> None:
     chosen = configure(made, given["settings"]).set_params(seed=given["seed"])
     with run_folder(out, options, overwrite, resume) as folder:
         _if_interrupted(context, _kept("What is done is kept", folder, out))
-        pool = _sound(clip, pool)
+        pool = _sound(clip, pool, [chosen])
         labels = pool.labels if given["use_labels"] else None
         adapt_in(folder, out, chosen, pool, labels, given["probabilities"])
 
@@ -574,7 +582,7 @@ _PREDICT = [
     *DEVICE,
 ]
 
-
+# %% ../../nbs/engine/cli.ipynb #predict-command
 @main.command()
 @_options(IMAGES, TABLE, PROBABILITIES, QUIET, _PREDICT)
 def predict(images, max_pixels, saved, out, overwrite, probabilities, **given) -> None:
@@ -586,10 +594,16 @@ def predict(images, max_pixels, saved, out, overwrite, probabilities, **given) -
     """
     target = _target(out, overwrite)
     method = _load_saved(saved, given)
-    names, check = method.classnames_, _check(given)
-    pool = _sound(method.clip, read_images(images, names, max_pixels, "test", check))
-    _write_result(target, predictions(method, pool, probabilities))
-    report_accuracy(method, pool)
+    on_features, names = reads_features(method), method.classnames_
+    check = _check(given) if on_features else "header"
+    pool = read_images(images, names, max_pixels, "test", check)
+    if on_features:
+        pool = _sound(method.clip, pool)
+        answers = method.predict_proba(pool)
+    else:
+        answers, pool = ask_readable(method, pool)
+    _write_result(target, predictions(method, pool, answers, probabilities))
+    report_accuracy(method, pool, answers)
 
 # %% ../../nbs/engine/cli.ipynb #cell-36
 def _load_saved(saved: str, given: dict[str, Any]):
@@ -627,8 +641,9 @@ def zero_shot(templates, out, overwrite, probabilities, **given) -> None:
     pool, clip = _pool(given, "test"), _clip(given)
     pool = _sound(clip, pool)
     method = ZeroShot(clip, pool.classnames, templates=templates).fit(pool)
-    _write_result(target, predictions(method, pool, probabilities))
-    report_accuracy(method, pool)
+    answers = method.predict_proba(pool)
+    _write_result(target, predictions(method, pool, answers, probabilities))
+    report_accuracy(method, pool, answers)
 
 # %% ../../nbs/engine/cli.ipynb #cell-41
 _COMPARE = [
@@ -685,7 +700,7 @@ def compare(context, out, overwrite, resume, methods, seeds, **given) -> None:
     chosen = _methods(wanted, clip, pool, given)
     with run_folder(out, options, overwrite, resume) as folder:
         _if_interrupted(context, _kept("The runs that are done are kept", folder, out))
-        pool = _sound(clip, pool)
+        pool = _sound(clip, pool, [*chosen.values()])
         asked = pool if is_same else _sound(clip, asked)
         _print(compare_in(folder, chosen, pool, asked, seeds))
         described = captioner_name(chosen.get("latteclip"))
@@ -855,6 +870,7 @@ def caption_command(
       --captioner llava-hf/llava-v1.6-mistral-7b-hf --out captions.csv
     """
     from clipadapt.clip.captions import caption
+    from clipadapt.clip.features import leave_out
 
     if images and not captioner:
         raise click.UsageError(
@@ -867,8 +883,11 @@ def caption_command(
     pool = image_set(images, max_pixels, "test")
     noun = "shape" if images else "digit"
     describing = _load_captioner(captioner or "attributes", noun=noun)
-    texts = caption(describing, pool, prompt).texts
-    columns = {"image": image_names(pool), "caption": texts}
+    damaged: dict[int, str] = {}
+    texts = caption(describing, pool, prompt, damaged=damaged).texts
+    texts = [text for index, text in enumerate(texts) if index not in damaged]
+    names = image_names(leave_out(pool, damaged))
+    columns = {"image": names, "caption": texts}
     _write_result(target, pd.DataFrame(columns, dtype=object))
 
 # %% ../../nbs/engine/cli.ipynb #cell-49

@@ -36,6 +36,7 @@ from typing import (
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 from pydantic import PlainValidator, TypeAdapter, ValidationError, create_model
 
 from clipadapt.images.files import (
@@ -58,9 +59,9 @@ if TYPE_CHECKING:  # they import torch, which takes seconds
 # %% auto #0
 __all__ = ['logger', 'METHODS', 'WRITTEN', 'shown', 'say', 'read_classes', 'image_set', 'image_names', 'read_images',
            'check_scorable', 'method_names', 'make_methods', 'captioner_name', 'in_words', 'check_value', 'configure',
-           'write_json', 'write_table', 'check_file', 'check_place', 'predictions', 'report_accuracy', 'write_features',
-           'write_parquet', 'stored_table', 'export_features', 'read_config', 'run_folder', 'run_record', 'adapt_in',
-           'compare_in', 'saved_method', 'check_known']
+           'write_json', 'write_table', 'check_file', 'check_place', 'reads_features', 'ask_readable', 'predictions',
+           'report_accuracy', 'write_features', 'write_parquet', 'stored_table', 'export_features', 'read_config',
+           'run_folder', 'run_record', 'adapt_in', 'compare_in', 'saved_method', 'check_known']
 
 # %% ../../nbs/engine/runs.ipynb #cell-6
 logger = logging.getLogger("clipadapt")
@@ -144,8 +145,14 @@ def image_names(images: ImageSet) -> list[str]:
 
     images: N images; N names are returned.
     """
-    items = images.images if isinstance(images.images, list) else [None] * len(images)
-    paths = [str(item) if isinstance(item, (str, Path)) else None for item in items]
+    from clipadapt.images.sets import _Selection
+
+    items, places = images.images, np.arange(len(images))
+    while isinstance(items, _Selection):  # some were left out
+        items, places = items.items, items.indices[places]
+    known = items if isinstance(items, list) else [None] * len(items)
+    found = [known[place] for place in places]
+    paths = [str(item) if isinstance(item, (str, Path)) else None for item in found]
     return [path or f"image {number}" for number, path in enumerate(paths)]
 
 
@@ -494,18 +501,72 @@ def check_place(target: Path) -> None:
         if not os.access(above, os.W_OK):
             raise OSError(errno.EACCES, os.strerror(errno.EACCES), str(target))
 
+# %% ../../nbs/engine/runs.ipynb #reads-features
+def reads_features(method: Adapter) -> bool:
+    """Whether `predict` compares features of the frozen CLIP, which a store keeps.
+
+    method: any. Those that fine-tune the image tower, prompt it, or train a network on
+        pixels read nothing but the images.
+    """
+    from clipadapt.learning.towers import FineTuned
+
+    if isinstance(method, FineTuned):
+        return False
+    given = {"student": "head", "prompt": "textual", **method.get_params(deep=False)}
+    return given["student"] == "head" and given["prompt"] == "textual"
+
+# %% ../../nbs/engine/runs.ipynb #ask-readable
+class _Mended(Sequence):
+    """Images of which those that cannot be read are grey, and noted in `damaged`."""
+
+    def __init__(self, images: ImageSet):
+        self.images, self.damaged = images, {}
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index):
+        return self.read(index)
+
+    def read(self, index: int, *needed: Any) -> Image.Image:
+        """Image `index`, as `ImageSet.read` gives it for what is `needed`."""
+        try:
+            return self.images.read(index, *needed)
+        except (ValueError, FileNotFoundError) as error:
+            self.damaged[index] = str(error)
+            return Image.new("RGB", (64, 64), "grey")
+
+
+def ask_readable(method: Adapter, images: ImageSet) -> tuple[np.ndarray, ImageSet]:
+    """Probabilities float32 [N, C], and the N images that they belong to.
+
+    method: fitted; one that reads the images itself (not `reads_features`).
+    images: what to ask it about. Those that cannot be read are found on the way, and
+        left out with a warning.
+
+    Raises ValueError when none can be read.
+    """
+    from clipadapt.clip.features import leave_out
+    from clipadapt.images.sets import ImageSet
+
+    mended = _Mended(images)
+    answers = method.predict_proba(ImageSet(mended))
+    kept = [index for index in range(len(images)) if index not in mended.damaged]
+    return answers[kept], leave_out(images, mended.damaged)
+
 # %% ../../nbs/engine/runs.ipynb #cell-35
 def predictions(
-    method: Adapter, images: ImageSet, probabilities: bool = False
+    method: Adapter, images: ImageSet, answers: np.ndarray, probabilities: bool = False
 ) -> pd.DataFrame:
     """A row an image: image, prediction, confidence, or also a column a class.
 
     method: fitted.
-    images: what to ask it about.
+    images: the N images that it was asked about.
+    answers: float [N, C], what its `predict_proba` said.
     probabilities: whether to add the probability of every class. The column of a class
         is called "NAME (class)" where its name is taken.
     """
-    answers = method.predict_proba(images).astype(float)
+    answers = answers.astype(float)
     names = np.array(method.classnames_, dtype=object)
     columns = {
         "image": pd.Series(image_names(images), dtype=object),
@@ -519,18 +580,17 @@ def predictions(
     return pd.DataFrame(columns)
 
 
-def report_accuracy(method: Adapter, images: ImageSet) -> None:
+def report_accuracy(method: Adapter, images: ImageSet, answers: np.ndarray) -> None:
     """Log how many of the labelled images are answered right, if there are any.
 
-    method: fitted.
-    images: what to ask it about.
+    method, images, answers: as for `predictions`.
     """
-    if (images.labels >= 0).any():
-        logger.info(
-            "%.1f %% of the %d labelled images are answered right",
-            100 * method.score(images),
-            (images.labels >= 0).sum(),
-        )
+    labels = method.true_labels(images)
+    known = labels >= 0
+    if known.any():
+        right = (answers.argmax(1) == labels)[known].mean()
+        what = "%.1f %% of the %d labelled images are answered right"
+        logger.info(what, 100 * right, known.sum())
 
 # %% ../../nbs/engine/runs.ipynb #cell-38
 def write_features(target: Path, features: np.ndarray) -> None:
@@ -977,12 +1037,14 @@ def adapt_in(
     method.fit(pool, labels)
     seconds = time.perf_counter() - start
     method.save(folder / "model")
-    write_table(folder / "predictions.csv", predictions(method, pool, probabilities))
+    answers = method.predict_proba(pool)
+    table = predictions(method, pool, answers, probabilities)
+    write_table(folder / "predictions.csv", table)
     more = {"seconds": round(seconds, 3), "captioner": captioner_name(method)}
     write_json(folder / "record.json", run_record(method.clip, images=pool, **more))
     Checkpoint(checkpoint, {}).delete()
     logger.info("fitted in %.1f s; wrote %s", seconds, out)
-    report_accuracy(method, pool)
+    report_accuracy(method, pool, answers)
 
 # %% ../../nbs/engine/runs.ipynb #cell-67
 def compare_in(

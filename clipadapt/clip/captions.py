@@ -571,11 +571,14 @@ def _run(
     cache: str | Path | None | bool,
     describe: Callable,
     key_of: Callable[[list[bytes]], str],
+    damaged: dict[int, str] | None = None,
 ) -> Captions:
     """The captions of groups of images.
 
     describe: answers for (groups of images, prompts).
     key_of: makes the key of a group from the hashes of its images.
+    damaged: takes the groups with an image that cannot be read, which then are no
+        failures.
     """
     name, prompts = _check_name(captioner.name), _check_prompts(prompts, len(groups))
     used = np.unique(np.concatenate([*groups, np.empty(0, np.int64)])).astype(np.int64)
@@ -592,7 +595,11 @@ def _run(
     with closing(store.connection):
         known = store.find(list(keys.values()))
         todo = {key: groups[i] for i, key in keys.items() if key not in known}
-        failed = _fill(captioner, images, todo, describe, store, known)
+        unread, failed = _fill(captioner, images, todo, describe, store, known)
+    errors |= {i: unread[key] for i, key in keys.items() if key in unread}
+    if damaged is not None:
+        damaged.update((i, _reason(error)) for i, error in errors.items())
+        errors = {}
     errors |= {i: failed[key] for i, key in keys.items() if key in failed}
     _warn(images, groups, errors)
     return Captions(
@@ -628,11 +635,14 @@ def _fill(
     describe: Callable,
     store: _Cache,
     known: dict[_Key, str],
-) -> dict[_Key, Exception]:
-    """Describe what is `todo`, add it to the store and to `known`; what failed."""
+) -> tuple[dict[_Key, Exception], dict[_Key, Exception]]:
+    """Describe what is `todo`, add it to the store and to `known`.
+
+    Returns what could not be read, and what the captioner failed on.
+    """
     if todo:
         captioner.prepare()
-    keys, failed = list(todo), {}
+    keys, unread, failed = list(todo), {}, {}
     batches = _batches(len(keys), check_count(captioner.batch_size, "batch_size"))
     read = _ahead(
         lambda batch: [_load(images, todo[keys[k]]) for k in batch],
@@ -649,28 +659,29 @@ def _fill(
     ) as progress:
         for batch, loaded in zip(batches, read):
             things = {keys[k]: thing for k, thing in zip(batch, loaded)}
-            found, missed = _answers(describe, things)
+            bad, good = _split_errors(things)
+            unread |= bad
+            missed, found = _split_errors(_answers(describe, good))
             known |= store.add(found)
             failed |= missed
             progress.update(len(batch))
-    return failed
+    return unread, failed
+
+
+def _split_errors(things: dict[_Key, Any]) -> tuple[dict[_Key, Exception], dict]:
+    """The errors among some things, and all others."""
+    bad = {key: it for key, it in things.items() if isinstance(it, Exception)}
+    return bad, {key: it for key, it in things.items() if key not in bad}
 
 
 def _answers(
-    describe: Callable, things: dict[_Key, list[Image.Image] | Exception]
-) -> tuple[dict[_Key, str], dict[_Key, Exception]]:
-    """The texts for a batch, and the errors of what has none."""
-    good = {key: it for key, it in things.items() if not isinstance(it, Exception)}
-    said = []
-    if good:
-        prompts = [prompt for _, prompt, _ in good]
-        said = _ask_twice(describe, list(good.values()), prompts)
-    answers = {**things, **dict(zip(good, said))}
-    found = {key: answer for key, answer in answers.items() if isinstance(answer, str)}
-    missed = {
-        key: error for key, error in answers.items() if isinstance(error, Exception)
-    }
-    return found, missed
+    describe: Callable, groups: dict[_Key, list[Image.Image]]
+) -> dict[_Key, str | Exception]:
+    """The text for each group of a batch, or the error in its place."""
+    if not groups:
+        return {}
+    prompts = [prompt for _, prompt, _ in groups]
+    return dict(zip(groups, _ask_twice(describe, list(groups.values()), prompts)))
 
 # %% ../../nbs/09_captions.ipynb #new-35
 #| code-fold: true
@@ -700,6 +711,7 @@ def caption(
     images: ImageSet,
     prompts: str | Sequence[str],
     cache: str | Path | None | bool = None,
+    damaged: dict[int, str] | None = None,
 ) -> Captions:
     """Describe every image: a text each, made now or found in the cache (LatteCLIP).
 
@@ -708,6 +720,8 @@ def caption(
     prompts: one question, or N.
     cache: an SQLite file, None for `captions.sqlite` in `cache_directory()`, False to
         keep nothing.
+    damaged: takes the number of each image that cannot be read, and why; such an image
+        is then no failure, and you say what becomes of it.
 
     Every batch is kept as soon as it is there: a run that was interrupted goes on where
     it was. An image that cannot be read, or that the captioner fails on twice, gets ""
@@ -726,6 +740,7 @@ def caption(
         cache,
         lambda groups, asked: captioner.describe([image for (image,) in groups], asked),
         lambda digests: digests[0].hex(),
+        damaged,
     )
 
 # %% ../../nbs/09_captions.ipynb #new-36

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -25,6 +26,7 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from PIL import Image
+from torchvision.transforms import Compose
 from tqdm.auto import tqdm
 
 from .featuresets import FeatureSet, new_array, row_blocks
@@ -52,7 +54,7 @@ from ..images.views import strong_view, weak_view
 
 # %% auto #0
 __all__ = ['VIEWS', 'Views', 'file_table', 'hash_each', 'hash_images', 'hash_preprocessing', 'clip_facts', 'fit_facts',
-           'view_named', 'named_view', 'FeatureStore', 'StoredCLIP', 'readable']
+           'view_named', 'named_view', 'FeatureStore', 'StoredCLIP', 'readable', 'leave_out']
 
 # %% ../../nbs/engine/features.ipynb #cell-12
 #| code-fold: true
@@ -64,7 +66,8 @@ def _hash_item(item, max_pixels: int = MAX_PIXELS) -> bytes:
     """
     if isinstance(item, (str, Path)):
         try:
-            return hash_parts("file", Path(item).read_bytes())
+            content = Path(item).read_bytes()
+            return hash_parts("file", hashlib.sha256(content).digest())
         except OSError:
             read_image(item, max_pixels)
             raise
@@ -153,10 +156,10 @@ class _Files:
     """
 
     def __init__(self, images: ImageSet, table: FeatureTable | None):
-        self.table = table
+        self.table, self.moment = table, time.time_ns()
         self.contents: dict[str | Path, bytes] = {}
         self.before: dict[str | Path, tuple[bytes, int]] = {}
-        if table is not None:
+        if table is not None and not isinstance(images, FeatureSet):
             self._recall(table, _raw(images.images))
         self.known = set(self.contents)
 
@@ -171,13 +174,25 @@ class _Files:
                 if is_known:
                     self.contents[file] = row.tobytes()
 
+    def is_unchanged(self, file: str | Path) -> bool:
+        """Whether a file is what it was when it was hashed: it had rested, and does."""
+        state = self.before.get(file)
+        rested = state is not None and self.moment - state[1] > _A_WHILE
+        return rested and state == _state(file)
+
+    def unchanged(self, items: Sequence) -> dict[str | Path, bytes]:
+        """The hashes of all files among some items for which `is_unchanged`."""
+        files = {item for item in items if isinstance(item, (str, Path))}
+        some = {file: self.contents[file] for file in files & self.contents.keys()}
+        return {file: some[file] for file in some if self.is_unchanged(file)}
+
     def remember(self) -> None:
-        """Keep the hashes of files that were read now, and have rested for a while."""
-        now, fresh = time.time_ns(), {}
-        for file in self.contents.keys() - self.known:
-            state = self.before.get(file)
-            if state and state == _state(file) and now - state[1] > _A_WHILE:
-                fresh[state[0]] = np.frombuffer(self.contents[file], np.uint8)
+        """Keep the hashes of files that were read now, and are unchanged."""
+        read = self.unchanged([*(self.contents.keys() - self.known)])
+        fresh = {
+            self.before[file][0]: np.frombuffer(content, np.uint8)
+            for file, content in read.items()
+        }
         if fresh and self.table is not None:
             with suppress(OSError):  # what is not remembered is read again
                 _append_at_leisure(self.table, fresh)
@@ -243,6 +258,14 @@ def hash_each(
 
     Raises ValueError or FileNotFoundError for an image that cannot be read.
     """
+    memory = _Files(images, files)
+    digests = _hash_all(images, memory, strict)
+    memory.remember()
+    return digests
+
+
+def _hash_all(images: ImageSet, memory: _Files, strict: bool) -> list[bytes]:
+    """A hash of every image; `memory` has those of some files, and gets the others'."""
     if isinstance(images, FeatureSet):
         return images.hashes()
     known, items = {}, images.images
@@ -250,7 +273,6 @@ def hash_each(
         if isinstance(items, _View):
             known[id(items)] = _identify(items.transform)
         items = items.items
-    memory = _Files(images, files)
 
     def hash_one(index: int) -> bytes:
         given = known, memory.contents, images.max_pixels
@@ -265,7 +287,6 @@ def hash_each(
         return [hash_one(index) for index in block]
 
     blocks = [*_ahead(hash_block, _batches(len(images), 256), workers())]
-    memory.remember()
     return [digest for block in blocks for digest in block]
 
 
@@ -279,6 +300,21 @@ def hash_images(images: ImageSet, files: FeatureTable | None = None) -> str:
 # %% ../../nbs/engine/features.ipynb #cell-26
 #| code-fold: true
 #| code-summary: "A hash of the preprocessing, and all facts about a CLIP"
+_NOT_RANDOM = {
+    "torchvision.transforms.transforms": (
+        {"Resize", "CenterCrop", "ToTensor", "Normalize"}
+    ),
+    "open_clip.transform": {"CenterCropOrPad", "MaybeConvertMode", "MaybeToTensor"},
+}
+
+
+def _is_fixed(preprocess: Callable) -> bool:
+    """Whether all steps of a preprocessing are of kinds that are known not to draw."""
+    kinds = [type(step) for step in getattr(preprocess, "transforms", [])]
+    known = (each.__name__ in _NOT_RANDOM.get(each.__module__, ()) for each in kinds)
+    return type(preprocess) is Compose and all(known)
+
+
 def hash_preprocessing(clip: CLIP) -> str:
     """A hash of what `clip.preprocess` makes of three fixed images.
 
@@ -288,7 +324,8 @@ def hash_preprocessing(clip: CLIP) -> str:
     may hide.
     """
     small, *others = _probes()
-    first, *again = (np.asarray(clip.preprocess(small)) for _ in range(24))
+    times = 1 if _is_fixed(clip.preprocess) else 24
+    first, *again = (np.asarray(clip.preprocess(small)) for _ in range(times))
     if not all(np.array_equal(first, other) for other in again):
         raise ValueError(
             "this CLIP's preprocessing is random, so its features cannot be kept; use "
@@ -608,10 +645,14 @@ def _renumbered(message: str, block: list[int]) -> str:
 
 
 def _check_unchanged(
-    images: ImageSet, block: list[int], digests: list[bytes], files: FeatureTable | None
+    images: ImageSet, block: list[int], digests: list[bytes], memory: _Files
 ) -> None:
     """ValueError for an image that is no longer the one that was hashed."""
-    for index, digest in zip(block, hash_each(images.subset(block), files)):
+    few = images.subset(block)
+    now = _Files(few, None)
+    if not isinstance(few, FeatureSet):
+        now.contents = memory.unchanged(_raw(few.images))
+    for index, digest in zip(block, _hash_all(few, now, strict=True)):
         if digest != digests[index]:
             raise ValueError(
                 f"{_name(images, index)} changed while it was being encoded; encode"
@@ -669,7 +710,8 @@ class FeatureStore(_Tables):
 
         Returns [N, D] of the store's dtype. Raises as `encode_views` does.
         """
-        chosen = view_named(view, clip.image_size, flip, clip.squashes)
+        squash = view != "eval" and clip.squashes
+        chosen = view_named(view, clip.image_size, flip, squash)
         return self.encode_views(clip, images, [chosen])[0]
 
     def encode_views(
@@ -702,7 +744,7 @@ class FeatureStore(_Tables):
 
         clip: the model.
         """
-        facts = {"format": "2", "dtype": self.dtype, **clip_facts(clip)}
+        facts = {"format": "3", "dtype": self.dtype, **clip_facts(clip)}
         key = hash_parts(json.dumps(facts, sort_keys=True)).hex()
         facts["name"] = f"{clip.name or 'built-in'} {clip.pretrained or ''}".strip()
         given = clip.embed_dim, self.dtype, {"facts": json.dumps(facts)}
@@ -724,24 +766,26 @@ class _Encoding:
     ):
         self.store, self.clip, self.images, self.views = store, clip, images, views
         self.damaged, self.table = damaged, store.table(clip)
-        self.digests = self._hash()
+        self.memory = _Files(images, store.files)
+        # one that cannot be read raises unless it is noted
+        self.digests = _hash_all(images, self.memory, damaged is None)
+        self.memory.remember()
         given = images, self.digests
         self.keys = [_view_keys(*given, view, damaged is None) for view in views]
 
-    def _hash(self) -> list[bytes]:
-        """The hash of each image; one that cannot be read raises unless it is noted."""
-        return hash_each(self.images, self.store.files, self.damaged is None)
-
     def features(self) -> np.ndarray:
         """[V, N, D]."""
+        before = self.table.version
         features, found = self._read()
         if found.all():
             return features
-        del features  # so that there is only one array of this size at a time
-        with _locked(self.table.path):  # another process may have made them meanwhile
+        with _locked(self.table.path):
             self.store._mention_earlier()
-            self.table.damaged = False
-            features, found = self._read()
+            if self.table.damaged or self.table.version != before:
+                # another process may have mended it meanwhile, or made what is missing
+                del features  # so that there is only one array of this size at a time
+                self.table.damaged = False
+                features, found = self._read()
             if self.table.damaged:
                 self.table.repair()
             self._fill(features, ~found)
@@ -816,7 +860,7 @@ class _Encoding:
     def _keep(self, features: np.ndarray, views: list[int], rows: list[int]) -> None:
         """Append the rows of a block, if its images are those that were hashed."""
         sound = [row for row in rows if row not in (self.damaged or {})]
-        _check_unchanged(self.images, sound, self.digests, self.store.files)
+        _check_unchanged(self.images, sound, self.digests, self.memory)
         keys = [self.keys[view][row] for view in views for row in sound]
         if keys:
             kept = features[np.ix_(views, sound)]
@@ -923,12 +967,14 @@ class StoredCLIP(CLIP):
         self.clip.release()
 
 # %% ../../nbs/engine/features.ipynb #cell-59
-def readable(clip: CLIP, images) -> ImageSet:
+def readable(clip: CLIP, images, views: Views = ()) -> ImageSet:
     """The images that can be read; the others are named in a warning and left out.
 
     clip: a `StoredCLIP` keeps the features, so that each image is decoded once; any
         other CLIP encodes the images for nothing else.
     images: N images, anything that `as_imageset` takes.
+    views: a `StoredCLIP` encodes these, too, while the images are decoded: those of
+        `Adapter.encoded_views`.
 
     Returns a set whose `.skipped` has (name, reason) of those left out. Raises
     ValueError when none can be read, and as `FeatureStore.encode_views` does for other
@@ -938,10 +984,28 @@ def readable(clip: CLIP, images) -> ImageSet:
     if isinstance(images, FeatureSet):
         return images
     if isinstance(clip, StoredCLIP):
-        clip.store.encode_views(clip.clip, images, [(None, 0)], damaged)
+        wanted = [(None, 0), *views]
+        clip.store.encode_views(clip.clip, images, wanted, damaged)
     else:
         for _ in clip.encode_batches(images, damaged=damaged):
             pass
+    return leave_out(images, damaged, stacklevel=3)
+
+# %% ../../nbs/engine/features.ipynb #leave-out
+#| code-fold: true
+#| code-summary: "Without the damaged ones"
+def leave_out(
+    images: ImageSet, damaged: dict[int, str], stacklevel: int = 2
+) -> ImageSet:
+    """The images without the damaged ones, which are named in a warning.
+
+    images: N images.
+    damaged: the numbers of those that cannot be read, and why.
+    stacklevel: whose line the warning points to, as for `warnings.warn`.
+
+    Returns a set whose `.skipped` has (name, reason) of those left out. Raises
+    ValueError when all are damaged.
+    """
     if not damaged:
         return images
     named = [(_name(images, index), damaged[index]) for index in sorted(damaged)]
@@ -949,7 +1013,7 @@ def readable(clip: CLIP, images) -> ImageSet:
     message = f"{len(damaged)} of {len(images)} images"
     if len(damaged) == len(images):
         raise ValueError(f"{message} cannot be read:\n  {some}")
-    warnings.warn(f"{message} skipped:\n  {some}", stacklevel=2)
+    warnings.warn(f"{message} skipped:\n  {some}", stacklevel=stacklevel)
     sound = images.subset([i for i in range(len(images)) if i not in damaged])
     sound.skipped, sound.ignored = [*images.skipped, *named], images.ignored
     return sound

@@ -36,7 +36,14 @@ from open_clip.transformer import ResidualAttentionBlock
 from PIL import Image
 from platformdirs import user_cache_path
 from safetensors.torch import load_file, save_file
-from torchvision.transforms import Compose, Normalize, Resize, ToTensor
+from torchvision.transforms import (
+    CenterCrop,
+    Compose,
+    InterpolationMode,
+    Normalize,
+    Resize,
+    ToTensor,
+)
 
 from .featuresets import FeatureSet, need_images, new_views
 from .modelfiles import open_model, unreachable
@@ -54,9 +61,11 @@ from clipadapt.images.sets import (
     _View,
     as_imageset,
     draw_of,
+    file_of,
     track,
     workers,
 )
+from ..images.views import centre_view, to_spare
 
 # %% auto #0
 __all__ = ['View', 'PRECISIONS', 'LARGE_ENCODER', 'WORTH_IT', 'cut_image', 'encode_all_views', 'hash_weights', 'choose_precision',
@@ -126,13 +135,53 @@ def _batches(count: int, size: int) -> list[range]:
 View = tuple[Callable | None, int]  # a transform (None: as it is), and its seed
 
 
-def _prepared(preprocess, picture: Image.Image) -> np.ndarray | torch.Tensor:
+def _prepared(
+    preprocess, picture: Image.Image, exact: bool = True
+) -> np.ndarray | torch.Tensor:
     """One picture, prepared up to the arithmetic: uint8 [H, W, 3].
 
-    Or whatever an unusual preprocessing gives.
+    Or whatever an unusual preprocessing gives. Unless `exact`, some bytes may be a
+    step or two more or less: see `_middle_square`.
     """
     split, picture = _split_preprocess(preprocess), _middle(picture, preprocess)
-    return preprocess(picture) if split is None else np.asarray(split[0](picture))
+    if split is None:
+        return preprocess(picture)
+    steps: list = split[0].transforms
+    size = None if exact or picture.mode != "RGB" else _square_kept(steps)
+    if size is not None and min(picture.size) > size:
+        picture, steps = _middle_square(picture, size), steps[2:]
+    return np.asarray(Compose(steps)(picture))
+
+
+def _middle_square(picture: Image.Image, size: int) -> Image.Image:
+    """What `centre_view` gives, up to rounding.
+
+    With AVX2 or AVX-512 PyTorch is faster than Pillow, and stays on one thread. It
+    rounds its weights more, which shows where it hardly shrinks.
+    """
+    shorter = min(picture.size)
+    fast = torch.backends.cpu.get_cpu_capability().startswith("AVX")
+    if not fast or shorter < 1.5 * size:
+        return centre_view(size)(picture, None)
+    width, height = (int(size * side / shorter) for side in picture.size)
+    channels_first = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+    scaled = F.interpolate(
+        channels_first[None], (height, width), mode="bicubic", antialias=True
+    )
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    square = scaled[0, :, top : top + size, left : left + size]
+    return Image.fromarray(square.permute(1, 2, 0).numpy())
+
+
+def _square_kept(steps: Sequence) -> int | None:
+    """The side of the square, if the first two steps do what `centre_view` does."""
+    if len(steps) < 2 or not isinstance(steps[0], Resize):
+        return None
+    resize, crop = steps[:2]
+    size = resize.size
+    plain = resize.interpolation is InterpolationMode.BICUBIC and not resize.max_size
+    square = isinstance(crop, CenterCrop) and tuple(crop.size) == (size, size)
+    return size if plain and square else None
 
 
 def cut_image(
@@ -150,12 +199,17 @@ def cut_image(
     gpu = clip.device if clip.decoder == "nvJPEG" else None
     picture = images.read(index, clip.side, gpu)
     number, cut = draw_of(images.images, index), []
+    smaller: dict[int, Image.Image] = {1: picture}  # by the factor, for all its views
+    exact = clip.exact or file_of(images.images, index) is None
     for transform, seed in views:
         seen = picture
         if transform is not None:  # it may draw on what it gets
             rng = np.random.default_rng([seed, number])
-            seen = transform(shared(picture), rng)
-        cut.append(_prepared(clip.preprocess, seen))
+            factor = to_spare(picture, transform) if clip.side else 1
+            if factor not in smaller:
+                smaller[factor] = picture.reduce(factor)
+            seen = transform(shared(smaller[factor]), rng)
+        cut.append(_prepared(clip.preprocess, seen, exact))
     return cut
 
 # %% ../../nbs/engine/model.ipynb #stacked
@@ -168,6 +222,14 @@ def _stacked(pixels: Sequence | torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(np.stack(pixels))
 
 # %% ../../nbs/engine/model.ipynb #cell-11
+def _are_pictures(pixels: Sequence | torch.Tensor) -> bool:
+    """Whether these are arrays of bytes [H, W, 3], all of one size."""
+    if not all(isinstance(picture, np.ndarray) for picture in pixels):
+        return False
+    kinds = {(picture.dtype, picture.shape) for picture in pixels}
+    return len(kinds) == 1 and kinds.pop()[0] == np.uint8
+
+
 def _to_device(pixels: torch.Tensor, device: torch.device) -> torch.Tensor:
     """To a GPU through pinned memory, so that it can compute meanwhile."""
     if device.type == "cuda" and pixels.device.type == "cpu":
@@ -184,6 +246,32 @@ def _normalised(preprocess, pixels: torch.Tensor) -> torch.Tensor:
     split = _split_preprocess(preprocess)
     assert split is not None, "pixels stay bytes only where there are two parts"
     return split[1](channels_first.float().div_(255))
+
+
+def _normalised_one_by_one(
+    preprocess, pictures: Sequence[np.ndarray], room: torch.Tensor | None
+) -> torch.Tensor:
+    """The same of pictures on the CPU, by a table of what becomes of the 256 bytes.
+
+    room: float32 of at least this size, which is written to; None for new memory. (The
+        system takes longer to find 38 MB than we take to fill them.)
+    """
+    height, width, channels = pictures[0].shape
+    shape = len(pictures), channels, height, width
+    fits = (
+        room is not None
+        and len(room) >= shape[0]
+        and room.shape[1:] == shape[1:]
+        and room.dtype == torch.float32
+    )
+    batch = room[: shape[0]] if fits else torch.empty(shape)
+    every = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(channels, -1)
+    table = _normalised(preprocess, torch.from_numpy(every)).flatten(2)[0].numpy()
+    for target, picture in zip(batch.numpy(), pictures, strict=True):
+        for channel in range(channels):
+            out = target[channel]
+            np.take(table[channel], picture[..., channel], out=out, mode="clip")
+    return batch
 
 # %% ../../nbs/engine/model.ipynb #cell-13
 _LONGEST = 64  # times the short side; of longer images only the middle is used
@@ -598,8 +686,8 @@ class CLIP(FrozenModel):
     tokenizer: what makes token ids of a list of texts.
     name, pretrained: what `load_clip` was called with.
     device, precision: see `FrozenModel`.
-    exact: decode every file in full; otherwise a JPEG is decoded no larger than the
-        model needs it (`side`).
+    exact: decode every file in full, and resize it as `preprocess` does; otherwise a
+        JPEG is decoded no larger than the model needs it (`side`).
 
     `encode_image` and `encode_text` return L2-normalised float32 features [N, D] on the
     CPU. scikit-learn's `clone` shares the model instead of copying it.
@@ -625,7 +713,9 @@ class CLIP(FrozenModel):
     @cached_property
     def embed_dim(self) -> int:
         """D, the length of a feature."""
-        return self.encode_text(["a"]).shape[1]
+        tokens = self.tokenizer(["a"]).to(self.device)
+        with torch.no_grad(), self.autocast():
+            return self.model.encode_text(tokens).shape[1]
 
     @property
     def side(self) -> int | None:
@@ -745,8 +835,12 @@ class CLIP(FrozenModel):
         encoded = _encode(self, self._model().encode_image, batches)
         return self._checked(encoded, lambda row: f"view {row}")
 
-    def _input(self, pixels: Sequence | torch.Tensor) -> torch.Tensor:
-        """What the model reads of prepared pictures."""
+    def _input(
+        self, pixels: Sequence | torch.Tensor, room: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """What the model reads of prepared pictures, in `room` if they fit."""
+        if self.device.type == "cpu" and _are_pictures(pixels):
+            return _normalised_one_by_one(self.preprocess, pixels, room)
         return _normalised(self.preprocess, _to_device(_stacked(pixels), self.device))
 
     def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> torch.Tensor:
@@ -825,13 +919,17 @@ def _encode_cut(
     sound: deque[list[int]] = deque()  # rows that can be encoded, batch by batch
 
     def inputs() -> Iterator[torch.Tensor]:
+        room = torch.empty(0)  # for a batch: on a CPU it is encoded before the next
         for batch, rows in zip(batches, cut):
             damaged.update((i, row) for i, row in zip(batch, rows) if type(row) is str)
             kept = [k for k, row in enumerate(rows) if type(row) is not str]
             sound.append(kept)
             for view in range(views):
                 few = [rows[k][view] for k in kept]
-                yield clip._input(few) if few else torch.empty(0)
+                pixels = clip._input(few, room) if few else torch.empty(0)
+                if clip.device.type == "cpu" and len(pixels) > len(room):
+                    room = pixels
+                yield pixels
 
     encoded = _encode(clip, clip._model().encode_image, inputs())
     for batch in batches:

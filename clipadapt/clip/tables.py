@@ -8,10 +8,12 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +33,19 @@ __all__ = ['KEY', 'FeatureTable']
 KEY = 16  # bytes
 
 
+@cache
+def _factors(count: int) -> np.ndarray:
+    """Odd numbers, uint64 [count], the same ones always."""
+    rng = np.random.default_rng(0)
+    return rng.integers(2**63, size=count, dtype=np.uint64) | np.uint64(1)
+
+
 def _checksums(keys: np.ndarray, features: np.ndarray) -> np.ndarray:
     """A checksum of each row, uint64 [N]; `keys` are bytes [N], 16 each."""
-    words = features.view(f"u{features.dtype.itemsize}")
+    width = math.gcd(8, features.shape[1] * features.dtype.itemsize)
+    words = features.view(f"u{width}")  # as wide as divides a row
     halves = keys.view(np.uint64).reshape(-1, 2)
-    rng, count = np.random.default_rng(0), 2 + words.shape[1]
-    factors = rng.integers(2**63, size=count, dtype=np.uint64) | np.uint64(1)
+    factors = _factors(2 + words.shape[1])
     return np.einsum("nd,d->n", words, factors[2:]) + halves @ factors[:2]
 
 # %% ../../nbs/engine/tables.ipynb #cell-9
@@ -55,18 +64,31 @@ def _schema(dim: int, dtype: np.dtype, facts: dict[str, str]):
 
 
 def _as_keys(keys: Sequence[bytes]) -> np.ndarray:
-    """Keys as an array, so that many can be looked up at once."""
+    """Keys as an array, bytes [N]."""
     return np.frombuffer(b"".join(keys), f"S{KEY}")
+
+
+def _as_column(keys: np.ndarray):
+    """Keys as a column."""
+    import pyarrow as pa
+
+    content = pa.py_buffer(np.ascontiguousarray(keys))
+    kind = pa.binary(KEY)
+    return pa.FixedSizeBinaryArray.from_buffers(kind, len(keys), [None, content])
+
+
+def _from_column(column) -> np.ndarray:
+    """A column of keys as an array, bytes [N]."""
+    content = column.buffers()[1]
+    return np.frombuffer(content, f"S{KEY}", len(column), column.offset * KEY)
 
 
 def _as_rows(keys: np.ndarray, features: np.ndarray, schema):
     """Rows in the form in which Arrow holds them; `keys` are bytes [N], 16 each."""
     import pyarrow as pa
 
-    content = pa.py_buffer(np.ascontiguousarray(keys))
-    kind = schema.field("key").type
     columns = [
-        pa.FixedSizeBinaryArray.from_buffers(kind, len(keys), [None, content]),
+        _as_column(keys),
         pa.FixedSizeListArray.from_arrays(features.ravel(), features.shape[1]),
         pa.array(_checksums(keys, features)),
     ]
@@ -80,57 +102,83 @@ def _as_array(column) -> np.ndarray:
     return column.flatten().to_numpy().reshape(-1, column.type.list_size)
 
 
-_BLOCK = 2**22  # bytes of features that are read at once
+_BLOCK = 2**21  # bytes of features that are read at once
+_ROWS = 1024  # of rows that are not narrow, as many as a store appends at once
 _LARGE = 2**17  # rows of a fragment that compacting leaves alone
 
 
 def _in_a_block(schema) -> int:
-    """How many rows are read at once."""
+    """How many rows are read at once; rows appended together come in one piece."""
     feature = schema.field("feature").type
-    return max(1, _BLOCK * 8 // (feature.value_type.bit_width * feature.list_size))
+    width = feature.value_type.bit_width * feature.list_size // 8
+    return max(min(_ROWS, 4 * _BLOCK // width), _BLOCK // width, 1)
 
 # %% ../../nbs/engine/tables.ipynb #cell-11
+def _places(stored: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Where each stored key stands first among those that are wanted; -1 for nowhere.
+
+    Both are bytes [N], 16 each.
+    """
+    import pyarrow.compute as pc
+
+    options = pc.SetLookupOptions(_as_column(wanted))
+    places = pc.call_function("index_in", [_as_column(stored)], options)
+    return places.fill_null(-1).to_numpy()
+
+
 def _fill(
-    fragment,
-    wanted: np.ndarray,
-    first: np.ndarray,
+    fragment: _Fragment,
+    keys: np.ndarray,
+    targets: np.ndarray,
     features: np.ndarray,
     found: np.ndarray,
 ) -> None:
     """Copy the rows that a fragment has, and note that they were found.
 
-    `wanted` are sorted keys [M]; key m goes to row `first[m]` of `features`.
+    `keys` are those of its rows, bytes [n]; its row i goes to row `targets[i]` of
+    `features`, if that is not -1, and not found yet.
     """
-    stored = _keys_of(fragment)
-    place = np.searchsorted(wanted, stored).clip(max=len(wanted) - 1)
-    targets = np.where(wanted[place] == stored, first[place], -1)
-    targets[(targets >= 0) & found[targets]] = -1
+    targets = np.where(found[targets], -1, targets)
     rows = np.flatnonzero(targets >= 0)
-    if 4 * len(rows) <= len(stored):
-        stored, targets = stored[rows], targets[rows]
+    few = 4 * len(rows) <= len(keys)
+    if few:
+        keys, targets = keys[rows], targets[rows]
     start = 0
-    for block in _blocks(fragment, rows if len(rows) == len(stored) else None):
+    for block in fragment.blocks(["feature", "check"], rows if few else None):
         part = slice(start, start + len(block))
-        _copy(block, stored[part], targets[part], features, found)
+        _copy(block, keys[part], targets[part], features, found)
         start = part.stop
 
 # %% ../../nbs/engine/tables.ipynb #n11
-def _blocks(fragment, rows: np.ndarray | None) -> Iterator:
-    """Features and checksums, block after block, of some rows or of all (None)."""
-    columns, size = ["feature", "check"], _in_a_block(fragment.schema)
-    if rows is None:
-        yield from fragment.to_batches(
-            columns=columns, batch_size=size, batch_readahead=2
-        )
-        return
-    for start in range(0, len(rows), size):
-        yield fragment.take(rows[start : start + size].tolist(), columns=columns)
+_AHEAD = 2**23  # bytes that Lance may read ahead, few enough to be in the cache still
 
 
-def _keys_of(fragment) -> np.ndarray:
-    column = fragment.to_table(columns=["key"])["key"].combine_chunks()
-    content = column.buffers()[1]
-    return np.frombuffer(content, f"S{KEY}", len(column), column.offset * KEY)
+class _Fragment:
+    """One file of an open table, read block after block."""
+
+    def __init__(self, table, fragment):
+        self.table, self.fragment = table, fragment
+
+    def keys(self) -> np.ndarray:
+        """The keys of all rows, bytes [n]."""
+        column = self.fragment.to_table(columns=["key"])["key"]
+        return _from_column(column.combine_chunks())
+
+    def blocks(self, columns: list[str], rows: np.ndarray | None = None) -> Iterator:
+        """Some columns, block after block, of some rows or of all (None)."""
+        size = _in_a_block(self.fragment.schema)
+        if rows is None:
+            yield from self.table.scanner(
+                columns,
+                fragments=[self.fragment],
+                batch_size=size,
+                batch_readahead=2,
+                io_buffer_size=_AHEAD,
+            ).to_batches()
+            return
+        for start in range(0, len(rows), size):
+            few = rows[start : start + size].tolist()
+            yield self.fragment.take(few, columns=columns)
 
 # %% ../../nbs/engine/tables.ipynb #cell-12
 #| code-fold: true
@@ -181,10 +229,30 @@ class _Reading:
             return table
         return None
 
-    def _fragments(self) -> list:
+    def _fragments(self) -> list[_Fragment]:
         """The fragments, the newest first."""
         table = self._open()
-        return [] if table is None else table.get_fragments()[::-1]
+        if table is None:
+            return []
+        return [_Fragment(table, each) for each in table.get_fragments()[::-1]]
+
+    def _search(self, wanted: np.ndarray) -> list[tuple]:
+        """Fragments, the newest first; their keys; and where these are wanted, or -1.
+
+        The keys of all fragments are looked up at once.
+        """
+        fragments, stored = [], []
+        for fragment in self._fragments():
+            with self._surviving():
+                stored.append(fragment.keys())
+                fragments.append(fragment)
+        if not fragments:
+            return []
+        joined, targets = np.concatenate(stored), np.arange(len(wanted))
+        if not np.array_equal(joined, wanted):  # as they are for the same set again
+            targets = _places(joined, wanted)
+        ends = np.cumsum([len(keys) for keys in stored])
+        return [*zip(fragments, stored, np.split(targets, ends[:-1]), strict=True)]
 
     @contextmanager
     def _surviving(self) -> Iterator[None]:
@@ -224,11 +292,10 @@ def _is_damage(error: BaseException) -> bool:
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
-def _sound_blocks(fragment) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _sound_blocks(fragment: _Fragment) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Keys and features of the sound rows of a fragment, block after block."""
-    size = _in_a_block(fragment.schema)
-    for block in fragment.to_batches(batch_size=size, batch_readahead=2):
-        keys = _as_keys(block["key"].to_pylist())
+    for block in fragment.blocks(["key", "feature", "check"]):
+        keys = _from_column(block["key"])
         values = _as_array(block["feature"])
         sound = _checksums(keys, values) == block["check"].to_numpy()
         yield keys[sound], values[sound]
@@ -258,6 +325,12 @@ class FeatureTable(_Reading):
         self.schema = _schema(dim, self.dtype, facts or {})
         self.damaged = False
 
+    @property
+    def version(self) -> int | None:
+        """A number that grows with every append; None where there is no table."""
+        table = self._open()
+        return None if table is None else table.version
+
     def read(self, keys: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
         """The rows of N keys, in their order; a key may come more than once.
 
@@ -266,17 +339,16 @@ class FeatureTable(_Reading):
         Returns features [N, D], zeros where there is no sound row, and whether each was
         found, bool [N].
         """
-        array = _as_keys(keys)
-        wanted, first, place = np.unique(array, return_index=True, return_inverse=True)
-        features = np.zeros((len(array), self.dim), self.dtype)
-        found = np.zeros(len(array), bool)
-        for fragment in self._fragments() if len(array) else ():
+        wanted = _as_keys(keys)
+        features = np.zeros((len(wanted), self.dim), self.dtype)
+        found = np.zeros(len(wanted), bool)
+        for fragment, stored, targets in self._search(wanted) if len(wanted) else ():
             with self._surviving():
-                _fill(fragment, wanted, first, features, found)
-        if len(wanted) < len(array):
-            again = np.flatnonzero(first[place] != np.arange(len(array)))
-            features[again] = features[first[place[again]]]
-            found[again] = found[first[place[again]]]
+                _fill(fragment, stored, targets, features, found)
+        if not found.all():  # some are missing, or the same as one before
+            first = _places(wanted, wanted)
+            again = np.flatnonzero(first != np.arange(len(first)))
+            features[again], found[again] = features[first[again]], found[first[again]]
         return features, found
 
     def append(self, keys: Sequence[bytes], features: np.ndarray) -> None:
@@ -301,8 +373,11 @@ class FeatureTable(_Reading):
         reader = pa.RecordBatchReader.from_batches(self.schema, rows)
         with explained(self.path.parent, "the feature store"):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            mode = "append" if (self.path / "_versions").exists() else "create"
-            lance.write_dataset(reader, str(self.path), mode=mode)
+            how: dict[str, Any] = {"mode": "append"}
+            if not (self.path / "_versions").exists():
+                # rows lie as they are in files of this kind; later ones pack them
+                how = {"mode": "create", "data_storage_version": "2.0"}
+            lance.write_dataset(reader, str(self.path), **how)
 
     def repair(self) -> int:
         """Write the table anew without what cannot be read.

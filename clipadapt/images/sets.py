@@ -41,10 +41,11 @@ from clipadapt.images.pictures import (
     printable,
     read_image,
 )
+from .views import to_spare
 
 # %% auto #0
 __all__ = ['Integers', 'Images', 'DIGIT_NAMES', 'check_classnames', 'check_labels', 'check_count', 'check_number', 'seeded',
-           'track', 'draw_of', 'ImageSet', 'as_imageset', 'read_folder', 'workers', 'digits', 'show_images']
+           'track', 'draw_of', 'file_of', 'ImageSet', 'as_imageset', 'read_folder', 'workers', 'digits', 'show_images']
 
 # %% ../../nbs/engine/sets.ipynb #cell-7
 def check_classnames(classnames: Iterable[str] | str | Path) -> list[str]:
@@ -400,6 +401,9 @@ class _View(Sequence):
         """View `index`, cut from what `ImageSet.read` gives for what is `needed`."""
         image = _read_nth(self.items, index, self.max_pixels, *needed)
         number = draw_of(self.items, index)
+        if needed and needed[0] is not None:  # a side, so that it may be smaller
+            factor = to_spare(image, self.transform)
+            image = image.reduce(factor) if factor > 1 else image
         return self.transform(image, np.random.default_rng([self.seed, number]))
 
 # %% ../../nbs/engine/sets.ipynb #draw-of
@@ -412,15 +416,22 @@ def draw_of(items: Sequence, index: int) -> int:
     Returns the CRC-32 of a file's name without its folder, so that a photograph more in
     a folder changes no view of the others; of anything else the place itself.
     """
+    path = file_of(items, index)
+    return index if path is None else zlib.crc32(os.fsencode(Path(path).name))
+
+
+def file_of(items: Sequence, index: int) -> str | os.PathLike | None:
+    """The file that an image is decoded from; None if it is none that has a path.
+
+    items, index: as for `draw_of`.
+    """
     below, place = items, index
     while isinstance(below, (_Selection, _View)):
         place = int(below.indices[place]) if isinstance(below, _Selection) else place
         below = below.items
     # other sequences may decode an image to say what it is
     item = below[place] if isinstance(below, (list, tuple, np.ndarray)) else None
-    if isinstance(item, (str, os.PathLike)):
-        return zlib.crc32(os.fsencode(Path(item).name))
-    return index
+    return item if isinstance(item, (str, os.PathLike)) else None
 
 # %% ../../nbs/engine/sets.ipynb #cell-26
 def _read_nth(

@@ -14,10 +14,26 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
 # %% auto #0
-__all__ = ['View', 'DISTORTIONS', 'weak_view', 'centre_view', 'strong_view']
+__all__ = ['View', 'DISTORTIONS', 'to_spare', 'weak_view', 'centre_view', 'strong_view']
 
 # %% ../../nbs/engine/views.ipynb #cell-6
 View = Callable[[Image.Image, np.random.Generator], Image.Image]
+_ENOUGH = (
+    1.64  # times the side of a view: its smallest crop still has 4/3 of its pixels
+)
+
+
+def to_spare(image: Image.Image, transform: Callable) -> int:
+    """The whole factor by which an image is larger than a view of ours has use for.
+
+    image: a Pillow image.
+    transform: what `weak_view` or `strong_view` returned; of any other we do not know
+        how much it crops, so the factor is 1.
+    """
+    if getattr(transform, "func", None) not in (_weak, _strong):
+        return 1
+    size = transform.keywords["size"]
+    return max(1, int(min(image.size) / (_ENOUGH * size)))
 
 
 def weak_view(size: int, flip: bool = True, squash: bool = False) -> View:

@@ -25,7 +25,7 @@ from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 
 from ..clip.featuresets import FeatureSet, row_blocks
-from ..clip.model import CLIP, is_known, load_clip
+from ..clip.model import CLIP, View, is_known, load_clip
 from clipadapt.images.files import (
     REMEDY,
     Array,
@@ -509,6 +509,13 @@ class Adapter(_Answering):
 
     def __init__(self, clip: CLIP, classnames: Sequence[str], *, seed: int = 0):
         self.clip, self.classnames, self.seed = clip, classnames, seed
+
+    def encoded_views(self) -> list[View]:
+        """The views that `fit` encodes beside the images as they are: none.
+
+        Who encodes the images beforehand can have these cut from the same pixels.
+        """
+        return []
 
     def _fit(self, images: ImageSet, labels: np.ndarray) -> None:
         raise NotImplementedError(

@@ -50,7 +50,11 @@ from clipadapt.images.views import (
 )
 from .adapter import Adapter
 from .prompts import own_draws
-from .training import module_numbers, set_module_numbers
+from clipadapt.learning.training import (
+    module_numbers,
+    return_memory,
+    set_module_numbers,
+)
 
 # %% auto #0
 __all__ = ['AUGMENTATIONS', 'Views', 'STUDENTS', 'EXPORTERS', 'as_inputs', 'SmallResNet', 'student_size', 'student_shape',
@@ -223,24 +227,22 @@ def student_shape(size: int) -> dict:
 class PromptedHead(nn.Module):
     """A linear head that starts as the zero-shot classifier, and a projection.
 
-    clip: gives the text features of the start; a little noise is added to them.
-    classnames: the C classes.
-    templates: of the prompts.
+    text: the text features of the start, float32 [C, D] of unit length; a little noise
+        is added to them.
+    scale: the factor that makes logits of cosine similarities.
     tower: makes features of pixels; None where features [B, D] come in.
     embedding: the length of the embeddings.
     """
 
     def __init__(
         self,
-        clip: CLIP,
-        classnames: Sequence[str],
-        templates: str | Sequence[str],
+        text: Tensor,
+        scale: float,
         tower: nn.Module | None = None,
         embedding: int = 128,
     ):
         super().__init__()
-        text = average_prompts(encode_prompts(clip, classnames, templates))
-        self.tower, self.scale = tower or nn.Identity(), clip.logit_scale
+        self.tower, self.scale = tower or nn.Identity(), scale
         self.weight = nn.Parameter(
             F.normalize(text + 0.1 * F.normalize(torch.randn(text.shape), dim=1), dim=1)
         )
@@ -655,9 +657,10 @@ class StudentPair(StudentViews):
         # for other networks the crash that _Block avoids
         channels_last = self.student == "resnet" or self.clip.device.type == "cuda"
         layout = torch.channels_last if channels_last else torch.contiguous_format
+        text = self._class_features() if self.student in ("head", "clip") else None
         students = []
         for index in range(2):
-            network = self._new_network(2 * self.seed + index)
+            network = self._new_network(2 * self.seed + index, text)
             student = Student(network, *self._mean_and_std(pixels))
             student = student.to(self.clip.device)
             students.append(student.to(memory_format=layout))
@@ -675,27 +678,34 @@ class StudentPair(StudentViews):
             colours = pixels.flatten(0, 2).float() / 255
         return colours.mean(0), colours.std(0, correction=0).clamp(min=0.01)
 
-    def _new_network(self, seed: int) -> nn.Module:
-        """A network whose start is drawn from `seed`."""
+    def _class_features(self) -> Tensor:
+        """Where heads start, float32 [C, D]; the CLIP is asked once for both students.
+
+        Its bfloat16 copy is given back: the networks need the memory.
+        """
+        prompts = encode_prompts(self.clip, self.classnames_, self.templates)
+        self.clip.release()
+        return_memory()
+        return average_prompts(prompts)
+
+    def _new_network(self, seed: int, text: Tensor | None) -> nn.Module:
+        """A network whose start is drawn from `seed`; heads start at `text`."""
         if callable(self.student):  # others' networks may draw from anywhere
             with seeded(seed), own_draws(seed):
                 return cast(nn.Module, self.student(len(self.classnames_)))
         with own_draws(seed):
-            return self._built_in_network()
+            return self._built_in_network(text)
 
-    def _built_in_network(self) -> nn.Module:
+    def _built_in_network(self, text: Tensor | None = None) -> nn.Module:
         options = self.options or {}
-        if self.student == "resnet":
+        if text is None:
             shape = student_shape(self.image_size_)
             return SmallResNet(len(self.classnames_), **{**shape, **options})
         tower = None
         if self.student == "clip":
-            self.clip.release()
             visual = cast(nn.Module, self.clip.model.visual)
             tower = copy.deepcopy(visual).float().requires_grad_(True)
-        return PromptedHead(
-            self.clip, self.classnames_, self.templates, tower, **options
-        )
+        return PromptedHead(text, self.clip.logit_scale, tower, **options)
 
     def _keep_students(self, students: Sequence[Student]) -> None:
         """Put trained networks where `predict`, `save` and users find them."""

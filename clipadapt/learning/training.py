@@ -40,7 +40,7 @@ from .threads import Products, threads_for
 
 # %% auto #0
 __all__ = ['GRADIENTS', 'ACTIVATIONS', 'Recipe', 'minimise', 'train_epoch', 'progress_bar', 'note', 'early_steps',
-           'activations_fit', 'recomputed', 'module_numbers', 'set_module_numbers', 'training_state',
+           'activations_fit', 'recomputed', 'return_memory', 'module_numbers', 'set_module_numbers', 'training_state',
            'restore_training', 'state_part', 'SavedRun', 'Checkpoint', 'train_epochs']
 
 # %% ../../nbs/engine/training.ipynb #cell-7
@@ -282,7 +282,7 @@ def _step(
     optimiser.step()
     optimiser.zero_grad(set_to_none=True)  # the next forward pass has the memory
     if early and _bytes(_parameters(optimiser)) > GRADIENTS:
-        _return_memory()
+        return_memory()
     return loss.item()
 
 # %% ../../nbs/engine/training.ipynb #cell-17
@@ -459,7 +459,7 @@ def recomputed(network: torch.nn.Module, wanted: bool = True) -> Iterator[None]:
 # %% ../../nbs/engine/training.ipynb #cell-32
 #| code-fold: true
 #| code-summary: "Memory that the C library keeps"
-def _return_memory() -> None:
+def return_memory() -> None:
     """Give back what was freed: Linux' C library would keep most of it for later."""
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
@@ -819,5 +819,5 @@ def train_epochs(method, run, epochs: int, checkpoint: Checkpoint) -> None:
                 checkpoint.save(run.state(), {"history": method.history_})
     if not shown:
         run.finish()
-        _return_memory()
+        return_memory()
         method._show(run)

@@ -840,9 +840,8 @@ class _Start(_Asking):
         """Networks for the momentum copies, which use batch statistics as in training.
 
         One for both of our own students: a copy starts anew in every epoch, in which
-        one student is trained after the other. The CLIP has said all it has to say.
+        one student is trained after the other.
         """
-        self.method.clip.release()
         needed = students if callable(self.method.student) else students[:1]
         keys = [copy.deepcopy(each).requires_grad_(False).train() for each in needed]
         return list(itertools.islice(itertools.cycle(keys), len(students)))

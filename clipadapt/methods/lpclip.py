@@ -26,7 +26,7 @@ from ..learning.training import Recipe, minimise
 
 # %% auto #0
 __all__ = ['INITS', 'Views', 'SMALL', 'teach', 'image_weights', 'weighted_cross_entropy', 'linear_layer', 'train_linear',
-           'student_views', 'LPCLIP']
+           'kept_views', 'student_views', 'LPCLIP']
 
 # %% ../../nbs/11_lpclip.ipynb #cell-17
 #| code-fold: true
@@ -216,6 +216,24 @@ def _view(clip: CLIP, number: int, strong: bool, flip: bool) -> tuple[Callable, 
     return kind(clip.image_size, flip, squash=clip.squashes), number
 
 
+def _student_view(
+    clip: CLIP, number: int, strong: bool, flip: bool
+) -> tuple[Callable, int]:
+    return _view(clip, number if strong else number + 1, strong, flip)
+
+
+def kept_views(
+    clip: CLIP, views: int | None, strong: bool, flip: bool
+) -> list[tuple[Callable, int]]:
+    """The teacher's view and then the student's, as for `CLIP.encode_views`.
+
+    clip, views, strong, flip: as for `student_views`.
+    """
+    numbers = range(views or 0)
+    student = [_student_view(clip, number, strong, flip) for number in numbers]
+    return [_view(clip, 0, False, flip), *student]
+
+
 def student_views(
     images: ImageSet, clip: CLIP, views: int | None, strong: bool, flip: bool
 ) -> tuple[Tensor, Views]:
@@ -236,15 +254,11 @@ def student_views(
         features = clip.encode_image(images)
         return features, features[None]
 
-    def view(number: int) -> tuple[Callable, int]:
-        return _view(clip, number if strong else number + 1, strong, flip)
-
     def encode_batch(epoch: int, batch: Tensor) -> Tensor:
-        some = images.view(*view(epoch)).subset(batch.numpy())
-        return torch.cat([*clip.encode_batches(some)])
+        some = images.view(*_student_view(clip, epoch, strong, flip))
+        return torch.cat([*clip.encode_batches(some.subset(batch.numpy()))])
 
-    wanted = [_view(clip, 0, False, flip), *map(view, range(views or 0))]
-    features = encode_all_views(clip, images, wanted)
+    features = encode_all_views(clip, images, kept_views(clip, views, strong, flip))
     return features[0], encode_batch if views is None else features[1:]
 
 # %% ../../nbs/11_lpclip.ipynb #declared
@@ -301,6 +315,11 @@ class _Student(_Declared):
         """What the teacher reads, and the student; no training needs no views."""
         views = self.views if self.epochs else 0
         return student_views(images, self.clip, views, self.strong, self.flip)
+
+    def encoded_views(self) -> list[tuple[Callable, int]]:
+        """The views that `fit` encodes: see `kept_views`."""
+        views = self.views if self.epochs else 0
+        return kept_views(self.clip, views, self.strong, self.flip)
 
     def _predict_logits(self, images: ImageSet) -> Tensor:
         weight, bias = torch.from_numpy(self.weight_), torch.from_numpy(self.bias_)

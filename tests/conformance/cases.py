@@ -27,7 +27,7 @@ from clipadapt import (
     ZeroShot,
 )
 from clipadapt.learning.adapter import Adapter, read_saved
-from clipadapt.learning.training import _return_memory
+from clipadapt.learning.training import return_memory
 from clipadapt.methods.coreg import PUBLISHED
 
 HANDWRITING = re.compile(r"\b(digits?|handwrit\w*|glyphs?|scans?)\b", re.IGNORECASE)
@@ -207,7 +207,7 @@ def _try_case(clip, case, photographs, folder, most, changed) -> None:
     texts = [repr(method)]
     del method  # its towers would count among what the next one needs
     gc.collect()
-    _return_memory()
+    return_memory()
     record = read_saved(folder)[0]
     texts.append(json.dumps(record.model_dump(), default=str))
     loaded = case.method.load(folder, clip)
