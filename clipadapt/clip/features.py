@@ -985,7 +985,8 @@ def readable(clip: CLIP, images, views: Views = ()) -> ImageSet:
         return images
     if isinstance(clip, StoredCLIP):
         wanted = [(None, 0), *views]
-        clip.store.encode_views(clip.clip, images, wanted, damaged)
+        for _ in clip.encode_views(images, wanted, damaged=damaged):
+            pass
     else:
         for _ in clip.encode_batches(images, damaged=damaged):
             pass
