@@ -29,7 +29,7 @@ from PIL import Image
 from torchvision.transforms import Compose
 from tqdm.auto import tqdm
 
-from .featuresets import FeatureSet
+from .featuresets import FeatureSet, new_array, row_blocks
 from .model import CLIP, _ahead, _batches, _name, cache_directory
 from .tables import KEY, FeatureTable, _folder, _is_damage
 from clipadapt.images.files import (
@@ -870,6 +870,21 @@ class _Encoding:
 # %% ../../nbs/engine/features.ipynb #cell-56
 #| code-fold: true
 #| code-summary: "StoredCLIP: a CLIP that asks a store first"
+class _OnDisk(_Encoding):
+    """The features of a set; more than `IN_MEMORY` of them lie in a temporary file."""
+
+    def _read(self) -> tuple[np.ndarray, np.ndarray]:
+        shape = len(self.keys), len(self.digests)
+        features = new_array((*shape, self.clip.embed_dim), self.store.dtype)
+        if not isinstance(features, np.memmap):
+            return super()._read()
+        found = np.empty(shape, bool)
+        for view, keys in enumerate(self.keys):
+            for rows in row_blocks(len(keys), 2**17):
+                features[view, rows], found[view, rows] = self.table.read(keys[rows])
+        return features, found
+
+
 class StoredCLIP(CLIP):
     """A CLIP whose `encode_image` looks in a FeatureStore before it computes.
 
@@ -917,7 +932,7 @@ class StoredCLIP(CLIP):
         damaged: dict[int, str] | None = None,
         indices: Sequence[int] | None = None,
     ) -> Iterator[torch.Tensor]:
-        """Unit features of several views of N images, float32 [V, N, D], in one piece.
+        """Unit features of several views of N images, float32 [V, B, D] at a time.
 
         images: N images; those that the store does not have are decoded once.
         views: V pairs of a transform and a seed: see `FeatureStore.encode_views`.
@@ -925,14 +940,19 @@ class StoredCLIP(CLIP):
         damaged: as for `FeatureStore.encode_views`.
         indices: these images are encoded by the CLIP itself, without the store.
 
-        Yields a single tensor, or batches where there are `indices`.
+        However many images there are, the memory holds a part of their features only.
         """
         if indices is not None or isinstance(images, FeatureSet):
             given = images, views, batch_size, damaged, indices
             yield from self.clip.encode_views(*given)
             return
-        features = self.store.encode_views(self.clip, images, views, damaged)
-        yield torch.from_numpy(features.astype(np.float32, copy=False))
+        images, views = as_imageset(images), list(views)
+        if not len(images) or not views:
+            return
+        given = self.store, self.clip, images, views, damaged
+        features = _OnDisk(*given).features()
+        for rows in row_blocks(len(images), 1024):
+            yield torch.from_numpy(features[:, rows].astype(np.float32, copy=False))
 
     def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> torch.Tensor:
         """L2-normalised text features: those of the CLIP itself. Texts are not stored.
@@ -966,7 +986,8 @@ def readable(clip: CLIP, images, views: Views = ()) -> ImageSet:
         return images
     if isinstance(clip, StoredCLIP):
         wanted = [(None, 0), *views]
-        clip.store.encode_views(clip.clip, images, wanted, damaged)
+        for _ in clip.encode_views(images, wanted, damaged=damaged):
+            pass
     else:
         for _ in clip.encode_batches(images, damaged=damaged):
             pass

@@ -24,6 +24,7 @@ from pydantic import (
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 
+from ..clip.featuresets import FeatureSet, row_blocks
 from ..clip.model import CLIP, View, is_known, load_clip
 from clipadapt.images.files import (
     REMEDY,
@@ -436,9 +437,21 @@ class _Answering(Saved):
     def predict(self, X) -> np.ndarray:
         """The most probable class of each image, int64 [N].
 
-        X: the images, as for `predict_proba`.
+        X: the images, as for `predict_proba`. The rows of a `FeatureSet` are asked for
+            block after block, so that there is never a table [N, C].
         """
+        if isinstance(X, FeatureSet):
+            return self._classes(X, np.arange(len(X)))
         return self.predict_proba(X).argmax(1).astype(np.int64)
+
+    def _classes(self, features: FeatureSet, indices: np.ndarray) -> np.ndarray:
+        """The most probable class of the features at `indices`, int64."""
+        self._check_fitted()
+        classes = np.empty(len(indices), np.int64)
+        for rows in row_blocks(len(indices)):
+            some = features.subset(indices[rows])
+            classes[rows] = self.predict_proba(some).argmax(1)
+        return classes
 
     def _ask(
         self, answer: Callable[[ImageSet], torch.Tensor | np.ndarray], X
@@ -450,7 +463,8 @@ class _Answering(Saved):
             return np.empty((0, len(self.classnames_)), np.float32)
         with threads_for(encoding_work(self.clip)):
             answers = np.asarray(answer(images.unlabelled()), np.float32)
-        if not (answers < np.inf).all():  # also False for NaN; a logit may be -inf
+        highest = answers.max(initial=-np.inf)  # NaN if there is one
+        if not highest < np.inf:  # a logit may be -inf
             raise ValueError(
                 f"this {type(self).__name__} answers with numbers that are not finite:"
                 " is its CLIP damaged, or was it trained with too high a learning"
@@ -465,7 +479,10 @@ class _Answering(Saved):
         )
 
     def _predict_proba(self, images: ImageSet) -> torch.Tensor | np.ndarray:
-        return self._predict_logits(images).softmax(1)
+        answers = self._predict_logits(images).contiguous()
+        for rows in row_blocks(len(answers)):  # in place: there is one table [N, C]
+            answers[rows] = answers[rows].softmax(1)
+        return answers
 
 # %% ../../nbs/engine/adapter.ipynb #cell-31
 #| code-fold: true
@@ -479,10 +496,10 @@ class Adapter(_Answering):
 
     A subclass stores its parameters in `__init__` untouched and implements
     `_fit(images, labels)` (an ImageSet without labels; int64 [N], -1 = unlabelled; the
-    class names are in `classnames_` by then) and `_predict_logits(images)` (float
-    tensor [N, C]), or `_predict_proba` where there are no logits. Everything it learns
-    goes into attributes that end in an underscore, arrays and plain JSON values, which
-    `fitted` declares.
+    class names are in `classnames_` by then) and `_predict_logits(images)` (a new float
+    tensor [N, C], which becomes the probabilities), or `_predict_proba` where there are
+    no logits. Everything it learns goes into attributes that end in an underscore,
+    arrays and plain JSON values, which `fitted` declares.
 
     Random numbers drawn in `_fit` come from `np.random.default_rng(self.seed)` or from
     `torch.Generator().manual_seed(self.seed)`. What takes no generator, such as the
@@ -544,12 +561,16 @@ class Adapter(_Answering):
         self._check_fitted()
         images = as_imageset(X)
         labels = self.true_labels(images, y)
-        known = labels >= 0
-        if not known.any():
+        known = np.flatnonzero(labels >= 0)
+        if not len(known):
             raise ValueError(
                 "none of these images has a label, so there is nothing to score against"
             )
-        return float((self.predict(images.subset(known)) == labels[known]).mean())
+        if isinstance(images, FeatureSet):  # whose rows are not copied, but for a block
+            found = self._classes(images, known)
+        else:
+            found = self.predict(images.subset(known))
+        return float((found == labels[known]).mean())
 
     def true_labels(self, images: ImageSet, y: Integers | None = None) -> np.ndarray:
         """Labels int64 [N], counted by this method's classes: see `translate_labels`.

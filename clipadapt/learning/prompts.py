@@ -23,7 +23,7 @@ from open_clip.transformer import (
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from ..clip.featuresets import need_images, row_blocks
+from ..clip.featuresets import need_images, new_array, new_views, row_blocks
 from ..clip.model import CLIP, PRECISIONS, _in_bfloat16
 from ..clip.templates import average_prompts, encode_prompts
 from ..images.sets import ImageSet, as_imageset, check_classnames, check_count
@@ -276,26 +276,28 @@ def place_of_patches(
     device: torch.device,
     free: Callable[[torch.device], float] = free_memory,
 ) -> torch.device:
-    """Where the patches of a pool are kept: on `device`, or in the main memory.
+    """Where the patches of a pool are kept: on `device`, or on the CPU's side.
 
     count: the number of images.
     image_bytes: what the patches of one image take.
     device: where the CLIP computes. A GPU keeps them itself when they take no more than
         `DEVICE_SHARE` of the memory that is free there.
     free: tells how many bytes are free on a device.
-
-    Raises ValueError, before any memory is taken, when they fit nowhere.
     """
-    size, main = count * image_bytes, torch.device("cpu")
-    if device.type == "cuda" and size <= DEVICE_SHARE * free(device):
-        return device
-    if size > free(main):
-        raise ValueError(
-            f"the patches of {count} images take {size / 1e9:.3g} GB, and "
-            f"{free(main) / 1e9:.3g} GB of memory are free; give fewer images, or use "
-            "a textual prompt, which keeps one feature of each image"
-        )
-    return main if device.type == "cuda" else device
+    share = DEVICE_SHARE if device.type == "cuda" else 1
+    fits = count * image_bytes <= share * free(device)
+    return device if fits else torch.device("cpu")
+
+
+def _new_patches(
+    shape: Sequence[int], dtype: torch.dtype, place: torch.device
+) -> torch.Tensor:
+    """Room for the patches of a pool, [N, 1 + patches, W]: see `ImageTower.embed`."""
+    if place.type != "cpu":
+        return torch.empty(*shape, dtype=dtype, device=place)
+    if dtype == torch.float32:
+        return new_views(shape)
+    return torch.from_numpy(new_array(shape, "float16"))
 
 # %% ../../nbs/06_prompts.ipynb #cell-20
 #| code-fold: true
@@ -332,9 +334,10 @@ class ImageTower(nn.Module):
         batch_size: how many are embedded at a time.
 
         Returns [N, 1 + patches, W]: float32, or float16 for a CLIP that computes in
-        bfloat16 (half the memory: 77 kB an image for ViT-B/32). It is on the CLIP's
-        device, or in the main memory when it does not fit there, see
-        `place_of_patches`. Raises ValueError when it fits nowhere.
+        bfloat16 (half the room: 77 kB an image for ViT-B/32). It is on the CLIP's
+        device if that is a GPU with enough memory, see `place_of_patches`; elsewhere,
+        what is large (`new_views`) is float16 in a temporary file. Raises OSError when
+        the disk has no room.
         """
         need_images(images)
         clip, visual = self._clip[0], self._clip[0].model.visual
@@ -342,7 +345,7 @@ class ImageTower(nn.Module):
         shape = len(visual.positional_embedding), visual.conv1.out_channels
         image_bytes = math.prod(shape) * dtype.itemsize
         place = place_of_patches(len(images), image_bytes, clip.device)
-        embedded = torch.empty(len(images), *shape, dtype=dtype, device=place)
+        embedded = _new_patches((len(images), *shape), dtype, place)
         start = 0
         for pixels in clip.pixel_batches(images, batch_size):
             patches = visual.conv1(pixels).flatten(2).transpose(1, 2)

@@ -12,20 +12,21 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.sparse import csr_array, diags_array
+from scipy.sparse import csr_array
 from torch import Tensor
 
-from ..clip.featuresets import in_blocks
+from ..clip.featuresets import in_blocks, new_array
 from ..images.sets import check_count, check_labels
 from ..learning.threads import threads_for
 
 # %% auto #0
-__all__ = ['BLOCK', 'EXACT', 'SIZE', 'PROBES', 'PROJECTIONS', 'neighbour_graph', 'nearest_in_lists', 'diffuse',
+__all__ = ['BLOCK', 'EXACT', 'ROWS', 'SIZE', 'PROBES', 'PROJECTIONS', 'neighbour_graph', 'nearest_in_lists', 'diffuse',
            'propagate_labels', 'class_centroids', 'class_directions', 'projection_matrix']
 
 # %% ../../nbs/05_transduction.ipynb #cell-14
 BLOCK = 2**24  # similarities computed at a time: 64 MB
 EXACT = 50_000  # rows of which all pairs are compared
+ROWS = 2**14  # rows that are scaled at a time
 
 
 def neighbour_graph(
@@ -45,28 +46,34 @@ def neighbour_graph(
     code, after Iscen et al. 2017. Raises ValueError for k below 1, another shape, and
     values that are not finite.
     """
-    unit = F.normalize(_check_features(features, "features").float(), dim=1)
+    return _graph_of(_unit_rows(_check_features(features, "features")), k, exact)
+
+# %% ../../nbs/05_transduction.ipynb #cell-15
+#| code-fold: true
+#| code-summary: "The search, block by block, and a check of what comes in"
+def _graph_of(unit: Tensor, k: int, exact: bool | None) -> csr_array:
+    """`neighbour_graph` of unit rows [M, D]."""
     count = len(unit)
     k = min(check_count(k, "k"), count - 1)
     exact = count <= EXACT if exact is None else exact
     search = _nearest if exact else nearest_in_lists
     with threads_for(min(count**2, BLOCK) * unit.shape[1]):
         weights, neighbours = search(unit, k)
-    weights = ((weights.double() + 1) / 2).clamp(min=0).flatten().numpy()
+    weights = weights.double().add_(1).div_(2).clamp_(min=0).flatten().numpy()
+    starts = np.arange(count + 1) * k
+    starts = starts.astype(np.int32) if starts[-1] < 2**31 else starts
     proposed = csr_array(
-        (weights, neighbours.flatten().numpy(), np.arange(count + 1) * k),
-        shape=(count, count),
+        (weights, neighbours.flatten().numpy(), starts), shape=(count, count)
     )
-    affinity = (proposed + proposed.T) / 2
-    degree = affinity.sum(1)
-    scale = diags_array(
-        np.divide(1, np.sqrt(degree), out=np.zeros(count), where=degree > 0)
-    )
-    return csr_array(scale @ affinity @ scale)
+    graph = proposed + proposed.T
+    graph.data /= 2
+    degree = graph.sum(1)
+    scale = np.divide(1, np.sqrt(degree), out=np.zeros(count), where=degree > 0)
+    graph.data *= np.repeat(scale, np.diff(graph.indptr))
+    graph.data *= scale[graph.indices]
+    return graph
 
-# %% ../../nbs/05_transduction.ipynb #cell-15
-#| code-fold: true
-#| code-summary: "The search, block by block, and a check of what comes in"
+
 def _nearest(unit: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Cosines and places of the k nearest other rows, float32 and int32 [M, k]."""
     everyone = torch.arange(len(unit), device=unit.device)
@@ -80,9 +87,29 @@ def _nearest(unit: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return torch.cat(weights), torch.cat(neighbours)
 
 
+def _unit_rows(*tables: Tensor) -> Tensor:
+    """The rows of all tables at unit length, float32 [M, D]: the only copy of them.
+
+    It is on the device of the first table; in the main memory only if it is not large.
+    """
+    rows, first = sum(map(len, tables)), tables[0]
+    shape, start = (rows, first.shape[1]), 0
+    if first.device.type == "cpu":
+        unit = torch.from_numpy(new_array(shape))
+    else:
+        unit = torch.empty(shape, device=first.device)
+    for table in tables:
+        for some in table.split(ROWS):
+            some = F.normalize(some.to(first).float(), dim=1)
+            unit[start : start + len(some)] = some
+            start += len(some)
+    return unit
+
+
 def _check_features(features: Tensor, name: str) -> Tensor:
     """The same features; ValueError unless they are finite numbers [N, D]."""
-    finite = bool(features.isfinite().all())
+    parts = features.split(ROWS) if features.ndim else [features]
+    finite = all(bool(part.isfinite().all()) for part in parts)
     if features.ndim != 2 or not features.is_floating_point() or not finite:
         raise ValueError(
             f"{name} must be finite floats [N, D], got {features.dtype} of shape "
@@ -117,7 +144,9 @@ def nearest_in_lists(unit: Tensor, k: int) -> tuple[Tensor, Tensor]:
     for members, askers in _lists(probed, len(centres)):
         for rows in askers.split(max(1, BLOCK // len(members))):
             similarity = unit[rows] @ unit[members].T
-            similarity[rows[:, None] == members] = -torch.inf
+            place = torch.searchsorted(members, rows).clamp(max=len(members) - 1)
+            own = (members[place] == rows).nonzero()[:, 0]
+            similarity[own, place[own]] = -torch.inf  # nobody is a neighbour of its own
             found = similarity.topk(min(k, len(members)), 1)
             values = torch.cat([weights[rows], found.values], 1)
             places = torch.cat([neighbours[rows], members[found.indices].int()], 1)
@@ -185,16 +214,18 @@ def diffuse(
     _check_alpha(alpha)
     solution, residual, direction = np.zeros_like(seeds), seeds.copy(), seeds.copy()
     size = (residual**2).sum(0)
-    goal = tolerance**2 * size
+    goal, scratch = tolerance**2 * size, np.empty_like(seeds)
     for _ in range(iterations):
         if (size <= goal).all():
             break
-        image = direction - alpha * (graph @ direction)
-        curvature = (direction * image).sum(0)
+        image = graph @ direction  # [M, S], as all that is written into it below
+        image *= -alpha
+        image += direction
+        curvature = np.multiply(direction, image, out=scratch).sum(0)
         step = np.divide(size, curvature, out=np.zeros_like(size), where=curvature > 0)
-        solution += step * direction
-        residual -= step * image
-        before, size = size, (residual**2).sum(0)
+        solution += np.multiply(step, direction, out=scratch)
+        residual -= np.multiply(step, image, out=scratch)
+        before, size = size, np.square(residual, out=scratch).sum(0)
         direction *= np.divide(size, before, out=np.zeros_like(size), where=before > 0)
         direction += residual
     return solution
@@ -230,16 +261,18 @@ def propagate_labels(
     feature. ReCLIP (arXiv 2308.03793), section 3.2. Raises ValueError for other shapes,
     and parameters out of range.
     """
-    nodes = _all_nodes(image_features, class_features)
+    nodes = _all_nodes(image_features, class_features)  # of unit length
     count, classes = len(image_features), len(class_features)
     labels = check_labels(labels, count, classes)
     known = np.concatenate([np.arange(classes), labels])  # what a node starts with
     shares = np.bincount(known[known >= 0], minlength=classes)
-    graph = neighbour_graph(nodes, k, exact)
+    order, place = _orders(nodes, classes)
+    graph = _reordered(_graph_of(nodes, k, exact), order, place)
     scores = np.empty((count, classes), np.float32)
     for block in _class_blocks(classes, len(nodes)):
-        seeds = (known[:, None] == block) / shares[block]
-        scores[:, block] = diffuse(graph, seeds, alpha, tolerance)[classes:]
+        seeds = (known[order, None] == block) / shares[block]
+        arrived = diffuse(graph, seeds, alpha, tolerance)
+        scores[:, block] = arrived[place[classes:]]
     found, lost = scores.argmax(1), np.flatnonzero(~scores.any(1))
     if len(lost):
         found[lost] = _nearest_classes(nodes, classes, lost)
@@ -249,22 +282,43 @@ def propagate_labels(
 #| code-fold: true
 #| code-summary: "A few classes at a time, and images that no class reaches"
 def _class_blocks(classes: int, nodes: int) -> list[np.ndarray]:
-    """Classes that spread at a time: 64, and fewer if they take more than 256 MB."""
-    width = max(1, min(64, 2**25 // nodes))
+    """Classes that spread at a time: 64, and fewer if they take more than 128 MB."""
+    width = max(1, min(64, 2**24 // nodes))
     return np.split(np.arange(classes), range(width, classes, width))
+
+
+def _orders(nodes: Tensor, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """An order of many nodes in which neighbours are near in memory, and its inverse.
+
+    Products with the graph take less than half the time then. Nodes are sorted by the
+    class with the nearest feature; up to `EXACT` of them stay as they are.
+    """
+    order = np.arange(len(nodes))
+    if len(nodes) > EXACT:
+        text = nodes[:classes]
+        nearest = in_blocks(lambda some: (some @ text.T).argmax(1), nodes)
+        order = nearest.cpu().numpy().argsort(kind="stable")
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    return order, place
+
+
+def _reordered(graph: csr_array, order: np.ndarray, place: np.ndarray) -> csr_array:
+    """The same graph with its nodes in another order; the one given is used up."""
+    graph.indices = place.astype(graph.indices.dtype)[graph.indices]
+    return graph[order]
 
 
 def _nearest_classes(nodes: Tensor, classes: int, images: np.ndarray) -> np.ndarray:
     """The class with the nearest feature for each of the `images`, int64."""
-    unit = F.normalize(nodes, dim=1)
-    chosen = unit[classes:][torch.from_numpy(images)]
-    return (chosen @ unit[:classes].T).argmax(1).cpu().numpy()
+    chosen = nodes[classes:][torch.from_numpy(images)]
+    return (chosen @ nodes[:classes].T).argmax(1).cpu().numpy()
 
 # %% ../../nbs/05_transduction.ipynb #cell-23
 #| code-fold: true
 #| code-summary: "The nodes of the graph, and the centroids of the classes"
 def _all_nodes(image_features: Tensor, class_features: Tensor) -> Tensor:
-    """Class features, then image features, [C + N, D]; ValueError unless they fit."""
+    """Class and image features as unit rows, [C + N, D]; ValueError unless they fit."""
     shapes = tuple(image_features.shape), tuple(class_features.shape)
     if not len(class_features) or shapes[0][-1:] != shapes[1][-1:]:
         raise ValueError(
@@ -272,8 +326,8 @@ def _all_nodes(image_features: Tensor, class_features: Tensor) -> Tensor:
             f"feature [C, D], got {shapes[0]} and {shapes[1]}"
         )
     classes = _check_features(class_features, "class_features")
-    images = _check_features(image_features, "image_features").to(classes)
-    return torch.cat([classes, images])
+    images = _check_features(image_features, "image_features")
+    return _unit_rows(classes, images)
 
 
 def class_centroids(

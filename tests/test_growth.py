@@ -1,0 +1,197 @@
+"""What grows with the images is held once, or lies on disk: tables of classes, nodes of
+a graph, views and patches. The numbers are those of the short way."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from clipadapt import FPL, LPCLIP, FeatureSet, digits
+from clipadapt.clip import features, featuresets
+from clipadapt.clip.features import FeatureStore, StoredCLIP, view_named
+from clipadapt.clip.model import encode_all_views
+from clipadapt.learning import prompts
+from clipadapt.learning.adapter import Adapter
+from clipadapt.learning.prompts import ImageTower
+from clipadapt.methods import grip, lpclip, transduction
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def images():
+    return digits("train").subset(range(40))
+
+
+@pytest.fixture
+def on_disk(monkeypatch):
+    """Arrays of more than 1,000 bytes lie in files: the shapes of those that do."""
+    shapes, new_array = [], featuresets.new_array
+
+    def spied(*given, **options):
+        array = new_array(*given, **options)
+        if isinstance(array, np.memmap):
+            shapes.append(array.shape)
+        return array
+
+    monkeypatch.setattr(featuresets, "IN_MEMORY", 1000)
+    for module in (featuresets, features, prompts, transduction):
+        monkeypatch.setattr(module, "new_array", spied)
+    return shapes
+
+
+class Linear(Adapter):
+    """Logits from features; it remembers which it gave, and of how many images."""
+
+    def _fit(self, images, labels):
+        self.asked = []
+
+    def _predict_logits(self, images):
+        self.asked.append(len(images))
+        self.logits = self.clip.encode_image(images)[:, : len(self.classnames_)]
+        return self.logits if self.logits.is_contiguous() else self.logits.clone()
+
+
+@pytest.fixture(scope="module")
+def many(clip):
+    """40,000 features, of which every third has a label."""
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((40_000, clip.embed_dim), np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    labels = np.where(np.arange(len(rows)) % 3, -1, rng.integers(10, size=len(rows)))
+    return FeatureSet(rows, digits("test").classnames, labels)
+
+
+def test_probabilities_take_the_place_of_logits(clip, many):
+    model = Linear(clip, many.classnames).fit(many)
+    expected = torch.from_numpy(many.features[:, :10]).softmax(1).numpy()
+    table = torch.from_numpy(many.features[:, :10].copy())
+    model._predict_logits = lambda images: table
+    found = model.predict_proba(many)
+    assert np.array_equal(found, expected)
+    assert np.shares_memory(found, table.numpy()), "there are two tables [N, C]"
+    spread = torch.zeros(1, 10).expand(len(many), 10)  # rows that share their memory
+    model._predict_logits = lambda images: spread
+    assert np.allclose(model.predict_proba(many), 0.1) and (spread == 0).all()
+
+
+def test_classes_of_features_need_no_table_at_all(clip, many):
+    model = Linear(clip, many.classnames).fit(many)
+    expected = model.predict_proba(many).argmax(1)
+    model.asked.clear()
+    assert np.array_equal(model.predict(many), expected)
+    known = many.labels >= 0
+    score = (expected == many.labels)[known].mean()
+    assert model.score(many) == pytest.approx(score)
+    assert max(model.asked) <= featuresets.BLOCK < len(many)
+    assert sum(model.asked) == len(many) + known.sum()
+    assert model.predict(many.subset([])).shape == (0,)
+
+
+def test_the_nodes_of_a_graph_are_one_copy_on_disk(on_disk, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    points = 3 * torch.randn(500, 8, generator=generator)
+    text = torch.randn(5, 8, generator=generator)
+    labels, scores = transduction.propagate_labels(points, text, 7)
+    assert on_disk == [(505, 8)]
+    for exact in (True, False):
+        transduction.neighbour_graph(points, 7, exact)
+    assert on_disk == [(505, 8), (500, 8), (500, 8)]
+    monkeypatch.setattr(featuresets, "IN_MEMORY", 2**30)
+    whole = F.normalize(torch.cat([text, points]), dim=1)
+    assert torch.equal(transduction._unit_rows(text, points), whole)
+    monkeypatch.setattr(transduction, "ROWS", 7)
+    again = transduction.propagate_labels(points, text, 7)
+    assert np.array_equal(again[0], labels) and np.array_equal(again[1], scores)
+
+
+def dense_graph(points, k):
+    """That of `neighbour_graph`, with products of matrices."""
+    unit = F.normalize(points, dim=1)
+    cosines = (unit @ unit.T).fill_diagonal_(-torch.inf)
+    best = cosines.topk(k, dim=1)
+    kept = torch.zeros_like(cosines, dtype=torch.float64)
+    kept.scatter_(1, best.indices, (best.values.double() + 1) / 2)
+    kept = (kept + kept.T) / 2
+    scale = kept.sum(1).rsqrt()
+    return (scale[:, None] * kept * scale).numpy()
+
+
+def test_the_graph_is_scaled_in_place():
+    points = torch.randn(300, 8, generator=torch.Generator().manual_seed(1))
+    graph = transduction.neighbour_graph(points, 7)
+    assert np.allclose(graph.toarray(), dense_graph(points, 7), atol=1e-7)
+    assert graph.indices.dtype == graph.indptr.dtype == np.int32
+
+
+def test_the_order_of_the_nodes_changes_nothing(monkeypatch):
+    generator = torch.Generator().manual_seed(2)
+    points = torch.randn(400, 8, generator=generator)
+    text = torch.randn(5, 8, generator=generator)
+    given = np.where(np.arange(400) % 9, -1, np.arange(400) % 5)
+    plain = transduction.propagate_labels(points, text, 7, labels=given, exact=True)
+    monkeypatch.setattr(transduction, "EXACT", 100)
+    order, place = transduction._orders(F.normalize(points, dim=1), 5)
+    assert (order != np.arange(400)).any() and (order[place] == np.arange(400)).all()
+    other = transduction.propagate_labels(points, text, 7, labels=given, exact=True)
+    assert np.allclose(plain[1], other[1], atol=1e-5 * plain[1].max())
+    assert (plain[0] == other[0]).mean() > 0.99
+
+
+def views_of(clip):
+    names = ("eval", "weak 0", "strong 0", "strong 1")
+    return [view_named(name, clip.image_size, flip=False) for name in names]
+
+
+def test_stored_views_of_many_images_lie_on_disk(clip, images, on_disk, tmp_path):
+    stored, shape = StoredCLIP(clip, FeatureStore(tmp_path)), (4, 40, clip.embed_dim)
+    plain = torch.cat([*clip.encode_views(images, views_of(clip))], 1)
+    for _ in range(2):  # encoded, then read
+        on_disk.clear()
+        found = encode_all_views(stored, images, views_of(clip))
+        assert found.dtype == torch.float16 and set(on_disk) == {shape}
+        assert torch.equal(found, plain.half())
+    batches = [*stored.encode_views(images, views_of(clip))]
+    assert torch.equal(torch.cat(batches, 1), plain), "in the store nothing is rounded"
+
+
+def test_batches_of_stored_views_follow_each_other(clip, on_disk, tmp_path):
+    pages = np.zeros((1100, 4, 4), np.uint8)
+    pages[1:, 0, 0], pages[1:, 0, 1] = np.divmod(np.arange(1, 1100), 200)
+    stored = StoredCLIP(clip, FeatureStore(tmp_path))
+    given = pages, [(None, 0), views_of(clip)[1]]
+    batches = [*stored.encode_views(*given)]
+    assert [tuple(batch.shape[:2]) for batch in batches] == [(2, 1024), (2, 76)]
+    whole = torch.cat([*clip.encode_views(*given)], 1)
+    assert (torch.cat(batches, 1) - whole).abs().max() < 1e-6
+    assert [*stored.encode_views(pages[:0], given[1])] == []
+
+
+def test_a_damaged_image_among_views_on_disk(clip, images, on_disk, tmp_path):
+    paths = [tmp_path / f"{number}.png" for number in range(3)]
+    for number, path in enumerate(paths):
+        images[number][0].save(path)
+    paths[1].write_bytes(paths[1].read_bytes()[:60])
+    damaged, store = {}, FeatureStore(tmp_path / "store")
+    found = [*StoredCLIP(clip, store).encode_views(paths, views_of(clip), 64, damaged)]
+    assert list(damaged) == [1] and torch.cat(found, 1)[:, 1].isnan().all()
+    assert torch.cat(found, 1)[:, [0, 2]].isfinite().all()
+
+
+def test_methods_learn_from_what_lies_on_disk(clip, images, on_disk, tmp_path):
+    stored, small = StoredCLIP(clip, FeatureStore(tmp_path)), lpclip.SMALL
+    model = LPCLIP(stored, images.classnames, **{**small, "epochs": 2}).fit(images)
+    assert model.score(images) > 0.5 and (5, 40, clip.embed_dim) in on_disk
+    options = {**grip.SMALL, "epochs": 1, "k": 2, "prompt": "visual"}
+    FPL(clip, images.classnames, **options).fit(images)
+    assert (40, 17, 128) in on_disk, "the patches"
+
+
+def test_patches_on_disk_are_rounded_and_nothing_else(clip, images, monkeypatch):
+    tower = ImageTower(clip)
+    plain = tower.embed(images)
+    monkeypatch.setattr(featuresets, "IN_MEMORY", plain.nbytes - 1)
+    halved = tower.embed(images)
+    assert (plain.dtype, halved.dtype) == (torch.float32, torch.float16)
+    assert torch.equal(halved, plain.half())
+    assert (tower.plain(halved[:9]) - tower.plain(plain[:9])).abs().max() < 2e-3
