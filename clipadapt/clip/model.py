@@ -26,7 +26,7 @@ from functools import cache, cached_property, partial
 from importlib.resources import files
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import open_clip
@@ -160,7 +160,7 @@ def _middle_square(picture: Image.Image, size: int) -> Image.Image:
     shorter = min(picture.size)
     fast = torch.backends.cpu.get_cpu_capability().startswith("AVX")
     if not fast or shorter < 1.5 * size:
-        return centre_view(size)(picture, None)
+        return centre_view(size)(picture, np.random.default_rng(0))
     width, height = (int(size * side / shorter) for side in picture.size)
     channels_first = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
     scaled = F.interpolate(
@@ -831,7 +831,8 @@ class CLIP(FrozenModel):
     ) -> torch.Tensor:
         """What the model reads of prepared pictures, in `room` if they fit."""
         if self.device.type == "cpu" and _are_pictures(pixels):
-            return _normalised_one_by_one(self.preprocess, pixels, room)
+            pictures = cast(Sequence[np.ndarray], pixels)
+            return _normalised_one_by_one(self.preprocess, pictures, room)
         return _normalised(self.preprocess, _to_device(_stacked(pixels), self.device))
 
     def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> torch.Tensor:

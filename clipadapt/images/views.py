@@ -30,7 +30,8 @@ def to_spare(image: Image.Image, transform: Callable) -> int:
     transform: what `weak_view` or `strong_view` returned; of any other we do not know
         how much it crops, so the factor is 1.
     """
-    if getattr(transform, "func", None) not in (_weak, _strong):
+    ours = isinstance(transform, partial) and transform.func in (_weak, _strong)
+    if not ours:
         return 1
     size = transform.keywords["size"]
     return max(1, int(min(image.size) / (_ENOUGH * size)))

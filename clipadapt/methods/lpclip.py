@@ -224,7 +224,7 @@ def _student_view(
 
 def kept_views(
     clip: CLIP, views: int | None, strong: bool, flip: bool
-) -> list[tuple[Callable, int]]:
+) -> list[tuple[Callable | None, int]]:
     """The teacher's view and then the student's, as for `CLIP.encode_views`.
 
     clip, views, strong, flip: as for `student_views`.
@@ -316,7 +316,7 @@ class _Student(_Declared):
         views = self.views if self.epochs else 0
         return student_views(images, self.clip, views, self.strong, self.flip)
 
-    def encoded_views(self) -> list[tuple[Callable, int]]:
+    def encoded_views(self) -> list[tuple[Callable | None, int]]:
         """The views that `fit` encodes: see `kept_views`."""
         views = self.views if self.epochs else 0
         return kept_views(self.clip, views, self.strong, self.flip)
