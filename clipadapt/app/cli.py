@@ -272,8 +272,8 @@ DEVICE = [
         "--exact",
         is_flag=True,
         help=(
-            "Decode large JPEG files in full.  [default: no larger than twice what the"
-            " model reads]"
+            "Decode large JPEG files in full.  [default: smaller, but at least twice"
+            " what the model reads]"
         ),
     ),
     click.option(
