@@ -444,7 +444,7 @@ def test_damaged_images_are_named_skipped_and_counted(folders, tmp_path):
     assert (
         done.exit_code == 0
         and "bad.png" in done.stderr
-        and "1 skipped" in done.stderr
+        and "1 of 2 images skipped" in done.stderr
         and "Traceback" not in done.output
     )
     assert json.loads((tmp_path / "run" / "record.json").read_text())["images"][

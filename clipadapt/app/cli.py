@@ -391,7 +391,9 @@ def _run_options(context: click.Context) -> dict[str, Any]:
     }
     return {"command": context.info_name, **options, **paths}
 
-
+# %% ../../nbs/engine/cli.ipynb #pool-1
+#| code-fold: true
+#| code-summary: "The images of a command, and which of them can be read"
 def _pool(options: dict[str, Any], split: str = "train") -> ImageSet:
     """The images that a command is about, counted by its classes."""
     names, check = read_classes(options["classes"]), _check(options)

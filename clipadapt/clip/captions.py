@@ -26,6 +26,7 @@ from PIL import Image
 from scipy import ndimage
 
 from .features import hash_each
+from .featuresets import need_images
 from clipadapt.clip.glyphs import (
     COLOURS,
     LEAN,
@@ -732,6 +733,7 @@ def caption(
     damaged cache; OSError for a cache that cannot be written.
     """
     images = as_imageset(images)
+    need_images(images)
     return _run(
         captioner,
         images,
@@ -763,6 +765,7 @@ def caption_groups(
     positions, and like `caption`.
     """
     images, groups = as_imageset(images), np.asarray(groups)
+    need_images(images)
     _check_groups(groups, len(images))
     return _run(
         captioner,

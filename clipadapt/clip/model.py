@@ -133,6 +133,37 @@ def _batches(count: int, size: int) -> list[range]:
 View = tuple[Callable | None, int]  # a transform (None: as it is), and its seed
 
 
+def cut_image(
+    clip: CLIP, images: ImageSet, index: int, views: Sequence[View]
+) -> list[np.ndarray | torch.Tensor]:
+    """One image, decoded once, as the model's input in every view.
+
+    clip: what will read the views; it says how many pixels it needs.
+    images: the N images.
+    index: the place of the image among them.
+    views: V pairs (transform, seed), as for `CLIP.encode_views`.
+
+    Returns V arrays uint8 [H, W, 3], to be normalised. Raises what `read_image` raises.
+    """
+    gpu = clip.device if clip.decoder == "nvJPEG" else None
+    picture = images.read(index, clip.side, gpu)
+    number, cut = draw_of(images.images, index), []
+    smaller: dict[int, Image.Image] = {1: picture}  # by the factor, for all its views
+    exact = clip.exact or file_of(images.images, index) is None
+    for transform, seed in views:
+        seen = picture
+        if transform is not None:  # it may draw on what it gets
+            rng = np.random.default_rng([seed, number])
+            factor = to_spare(picture, transform) if clip.side else 1
+            if factor not in smaller:
+                smaller[factor] = picture.reduce(factor)
+            seen = transform(shared(smaller[factor]), rng)
+        cut.append(_prepared(clip.preprocess, seen, exact))
+    return cut
+
+# %% ../../nbs/engine/model.ipynb #prepared-1
+#| code-fold: true
+#| code-summary: "One picture, prepared; of a file only the middle is resized"
 def _prepared(
     preprocess, picture: Image.Image, exact: bool = True
 ) -> np.ndarray | torch.Tensor:
@@ -181,35 +212,6 @@ def _square_kept(steps: Sequence) -> int | None:
     square = isinstance(crop, CenterCrop) and tuple(crop.size) == (size, size)
     return size if plain and square else None
 
-
-def cut_image(
-    clip: CLIP, images: ImageSet, index: int, views: Sequence[View]
-) -> list[np.ndarray | torch.Tensor]:
-    """One image, decoded once, as the model's input in every view.
-
-    clip: what will read the views; it says how many pixels it needs.
-    images: the N images.
-    index: the place of the image among them.
-    views: V pairs (transform, seed), as for `CLIP.encode_views`.
-
-    Returns V arrays uint8 [H, W, 3], to be normalised. Raises what `read_image` raises.
-    """
-    gpu = clip.device if clip.decoder == "nvJPEG" else None
-    picture = images.read(index, clip.side, gpu)
-    number, cut = draw_of(images.images, index), []
-    smaller: dict[int, Image.Image] = {1: picture}  # by the factor, for all its views
-    exact = clip.exact or file_of(images.images, index) is None
-    for transform, seed in views:
-        seen = picture
-        if transform is not None:  # it may draw on what it gets
-            rng = np.random.default_rng([seed, number])
-            factor = to_spare(picture, transform) if clip.side else 1
-            if factor not in smaller:
-                smaller[factor] = picture.reduce(factor)
-            seen = transform(shared(smaller[factor]), rng)
-        cut.append(_prepared(clip.preprocess, seen, exact))
-    return cut
-
 # %% ../../nbs/engine/model.ipynb #stacked
 def _stacked(pixels: Sequence | torch.Tensor) -> torch.Tensor:
     """Prepared pictures as one batch, on the CPU."""
@@ -245,7 +247,9 @@ def _normalised(preprocess, pixels: torch.Tensor) -> torch.Tensor:
     assert split is not None, "pixels stay bytes only where there are two parts"
     return split[1](channels_first.float().div_(255))
 
-
+# %% ../../nbs/engine/model.ipynb #table-1
+#| code-fold: true
+#| code-summary: "The same by a table, on a CPU"
 def _normalised_one_by_one(
     preprocess, pictures: Sequence[np.ndarray], room: torch.Tensor | None
 ) -> torch.Tensor:

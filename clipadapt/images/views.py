@@ -14,27 +14,10 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
 # %% auto #0
-__all__ = ['View', 'DISTORTIONS', 'to_spare', 'weak_view', 'centre_view', 'strong_view']
+__all__ = ['View', 'DISTORTIONS', 'weak_view', 'to_spare', 'centre_view', 'strong_view']
 
 # %% ../../nbs/engine/views.ipynb #cell-6
 View = Callable[[Image.Image, np.random.Generator], Image.Image]
-_ENOUGH = (
-    1.64  # times the side of a view: its smallest crop still has 4/3 of its pixels
-)
-
-
-def to_spare(image: Image.Image, transform: Callable) -> int:
-    """The whole factor by which an image is larger than a view of ours has use for.
-
-    image: a Pillow image.
-    transform: what `weak_view` or `strong_view` returned; of any other we do not know
-        how much it crops, so the factor is 1.
-    """
-    ours = isinstance(transform, partial) and transform.func in (_weak, _strong)
-    if not ours:
-        return 1
-    size = transform.keywords["size"]
-    return max(1, int(min(image.size) / (_ENOUGH * size)))
 
 
 def weak_view(size: int, flip: bool = True, squash: bool = False) -> View:
@@ -64,6 +47,26 @@ def _weak(
     box = (left, top, min(left + width, right), min(top + height, bottom))
     image = image.resize((size, size), Image.Resampling.BICUBIC, box=box)
     return ImageOps.mirror(image) if flip and rng.random() < 0.5 else image
+
+# %% ../../nbs/engine/views.ipynb #spare-1
+#| code-fold: true
+#| code-summary: "How much larger an image is than its views need it"
+# times the side of a view: its smallest crop still has 4/3 of its pixels
+_ENOUGH = 1.64
+
+
+def to_spare(image: Image.Image, transform: Callable) -> int:
+    """The whole factor by which an image is larger than a view of ours has use for.
+
+    image: a Pillow image.
+    transform: what `weak_view` or `strong_view` returned; of any other we do not know
+        how much it crops, so the factor is 1.
+    """
+    ours = isinstance(transform, partial) and transform.func in (_weak, _strong)
+    if not ours:
+        return 1
+    size = transform.keywords["size"]
+    return max(1, int(min(image.size) / (_ENOUGH * size)))
 
 # %% ../../nbs/engine/views.ipynb #cell-7
 def centre_view(size: int, squash: bool = False) -> View:

@@ -26,7 +26,7 @@ from ..learning.training import Recipe, minimise
 
 # %% auto #0
 __all__ = ['INITS', 'Views', 'SMALL', 'teach', 'image_weights', 'weighted_cross_entropy', 'linear_layer', 'train_linear',
-           'kept_views', 'student_views', 'LPCLIP']
+           'student_views', 'kept_views', 'LPCLIP']
 
 # %% ../../nbs/11_lpclip.ipynb #cell-17
 #| code-fold: true
@@ -210,30 +210,6 @@ def _check_table(
         )
 
 # %% ../../nbs/11_lpclip.ipynb #cell-29
-def _view(clip: CLIP, number: int, strong: bool, flip: bool) -> tuple[Callable, int]:
-    """A transform and its seed, in the proportions that the CLIP reads images in."""
-    kind = strong_view if strong else weak_view
-    return kind(clip.image_size, flip, squash=clip.squashes), number
-
-
-def _student_view(
-    clip: CLIP, number: int, strong: bool, flip: bool
-) -> tuple[Callable, int]:
-    return _view(clip, number if strong else number + 1, strong, flip)
-
-
-def kept_views(
-    clip: CLIP, views: int | None, strong: bool, flip: bool
-) -> list[tuple[Callable | None, int]]:
-    """The teacher's view and then the student's, as for `CLIP.encode_views`.
-
-    clip, views, strong, flip: as for `student_views`.
-    """
-    numbers = range(views or 0)
-    student = [_student_view(clip, number, strong, flip) for number in numbers]
-    return [_view(clip, 0, False, flip), *student]
-
-
 def student_views(
     images: ImageSet, clip: CLIP, views: int | None, strong: bool, flip: bool
 ) -> tuple[Tensor, Views]:
@@ -261,6 +237,32 @@ def student_views(
     features = encode_all_views(clip, images, kept_views(clip, views, strong, flip))
     return features[0], encode_batch if views is None else features[1:]
 
+# %% ../../nbs/11_lpclip.ipynb #reading-0
+#| code-fold: true
+#| code-summary: "The views, one by one"
+def _view(clip: CLIP, number: int, strong: bool, flip: bool) -> tuple[Callable, int]:
+    """A transform and its seed, in the proportions that the CLIP reads images in."""
+    kind = strong_view if strong else weak_view
+    return kind(clip.image_size, flip, squash=clip.squashes), number
+
+
+def _student_view(
+    clip: CLIP, number: int, strong: bool, flip: bool
+) -> tuple[Callable, int]:
+    return _view(clip, number if strong else number + 1, strong, flip)
+
+
+def kept_views(
+    clip: CLIP, views: int | None, strong: bool, flip: bool
+) -> list[tuple[Callable | None, int]]:
+    """The teacher's view and then the student's, as for `CLIP.encode_views`.
+
+    clip, views, strong, flip: as for `student_views`.
+    """
+    numbers = range(views or 0)
+    student = [_student_view(clip, number, strong, flip) for number in numbers]
+    return [_view(clip, 0, False, flip), *student]
+
 # %% ../../nbs/11_lpclip.ipynb #declared
 #| code-fold: true
 #| code-summary: "What the parts of the class know of the whole: names and types"
@@ -279,8 +281,24 @@ class _Declared(Adapter):
     _check_parameters: Callable[[], None]
     _recipe: Callable[[], Recipe]
 
+# %% ../../nbs/11_lpclip.ipynb #reading-1
+#| code-fold: true
+#| code-summary: "Which views a fit reads"
+class _Reading(_Declared):
+    """Which views `LPCLIP` reads."""
+
+    def _views(self, images: ImageSet) -> tuple[Tensor, Views]:
+        """What the teacher reads, and the student; no training needs no views."""
+        views = self.views if self.epochs else 0
+        return student_views(images, self.clip, views, self.strong, self.flip)
+
+    def encoded_views(self) -> list[tuple[Callable | None, int]]:
+        """The views that `fit` encodes: see `kept_views`."""
+        views = self.views if self.epochs else 0
+        return kept_views(self.clip, views, self.strong, self.flip)
+
 # %% ../../nbs/11_lpclip.ipynb #cell-30
-class _Student(_Declared):
+class _Student(_Reading):
     """How `LPCLIP` fits and predicts; the options are explained there."""
 
     def _fit(self, images: ImageSet, labels: np.ndarray) -> None:
@@ -310,16 +328,6 @@ class _Student(_Declared):
         recipe = self._recipe()
         losses = train_linear(views, targets, weights, layer, recipe, self.seed)
         return [{"loss": loss} for loss in losses]
-
-    def _views(self, images: ImageSet) -> tuple[Tensor, Views]:
-        """What the teacher reads, and the student; no training needs no views."""
-        views = self.views if self.epochs else 0
-        return student_views(images, self.clip, views, self.strong, self.flip)
-
-    def encoded_views(self) -> list[tuple[Callable | None, int]]:
-        """The views that `fit` encodes: see `kept_views`."""
-        views = self.views if self.epochs else 0
-        return kept_views(self.clip, views, self.strong, self.flip)
 
     def _predict_logits(self, images: ImageSet) -> Tensor:
         weight, bias = torch.from_numpy(self.weight_), torch.from_numpy(self.bias_)

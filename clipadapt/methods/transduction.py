@@ -271,8 +271,7 @@ def propagate_labels(
     scores = np.empty((count, classes), np.float32)
     for block in _class_blocks(classes, len(nodes)):
         seeds = (known[order, None] == block) / shares[block]
-        arrived = diffuse(graph, seeds, alpha, tolerance)
-        scores[:, block] = arrived[place[classes:]]
+        scores[:, block] = diffuse(graph, seeds, alpha, tolerance)[place[classes:]]
     found, lost = scores.argmax(1), np.flatnonzero(~scores.any(1))
     if len(lost):
         found[lost] = _nearest_classes(nodes, classes, lost)
