@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from clipadapt import ZeroShot, digits, load_clip
+from clipadapt import Adapter, ZeroShot, digits, load_clip
 from clipadapt.images.files import Array
 from clipadapt.images.sets import as_imageset
 from clipadapt.learning.testing import CHECKS, check_adapter
@@ -14,6 +14,23 @@ from clipadapt.learning.testing import CHECKS, check_adapter
 class NotAProbability(ZeroShot):
     def _predict_proba(self, images):
         return 2 * super()._predict_proba(images)
+
+
+class GivesItsOwnLogitsAway(ZeroShot):
+    """`_predict_logits` owes a new tensor: its caller makes probabilities of it."""
+
+    _predict_proba = Adapter._predict_proba
+
+    def predict_logits(self, X):
+        self.asked = True
+        return super().predict_logits(X)
+
+    def _predict_logits(self, images):
+        if not hasattr(self, "asked"):
+            return super()._predict_logits(images)
+        if not hasattr(self, "kept"):
+            self.kept = super()._predict_logits(images)
+        return self.kept
 
 
 class PositionDependent(ZeroShot):
@@ -180,6 +197,7 @@ class ForgetsTheScale(ZeroShot):
 
 FAULTS = [
     (NotAProbability, "check_outputs", "do not sum to one"),
+    (GivesItsOwnLogitsAway, "check_logits", "predict_proba"),
     (PositionDependent, "check_order_and_subset", "order of the images"),
     (BatchNormalised, "check_batch_size", "batch size"),
     (OnlyImageSets, "check_input_kinds", "list of Pillow images"),

@@ -36,7 +36,7 @@ from clipadapt import (
     load_clip,
 )
 from clipadapt.clip import features as module
-from clipadapt.clip.features import hash_each, readable
+from clipadapt.clip.features import clip_facts, hash_each, readable
 from clipadapt.clip.tables import KEY, FeatureTable
 from clipadapt.images.files import _host
 from clipadapt.images.views import strong_view, weak_view
@@ -1011,3 +1011,24 @@ def test_a_higher_limit_on_pixels_holds_for_hashing_too(clip, tmp_path):
     with pytest.raises(ValueError, match="max_pixels"):
         hash_each(ImageSet(Large()))
     assert len(hash_each(ImageSet(Large(), max_pixels=200_000_000))) == 1
+
+
+def test_a_file_has_the_hash_that_0_1_0_gave_it(tmp_path):
+    """Captions are found by it, and a large captioner takes hours to make them."""
+    path = tmp_path / "zero.png"
+    digits("train")[0][0].save(path)
+    digest = hashlib.blake2b(digest_size=16)
+    for part in (b"file", path.read_bytes()):
+        digest.update(len(part).to_bytes(8, "little") + part)
+    assert hash_each(ImageSet([path])) == [digest.digest()]
+
+
+def test_who_resizes_is_part_of_the_facts(clip, monkeypatch):
+    """Two processors that differ in it do not take each other's features."""
+    for capability, resizer in (("DEFAULT", "Pillow"), ("AVX2", "PyTorch")):
+        monkeypatch.setattr(
+            torch.backends.cpu, "get_cpu_capability", lambda: capability
+        )
+        assert clip.resizer == clip_facts(clip)["resizing"] == resizer
+    exact = CLIP(clip.model, clip.preprocess, clip.tokenizer, exact=True)
+    assert exact.resizer == "Pillow"

@@ -395,6 +395,15 @@ def test_a_folder_can_be_listed_by_its_names(tmp_path, clip):
     assert str(headers[0].message) == str(pixels[0].message)
 
 
+def test_an_error_with_a_form_of_its_own_is_a_sentence(clip, tmp_path):
+    def transform(image, rng):
+        raise UnicodeDecodeError("utf-8", b"x", 0, 1, "no text")
+
+    view = [(transform, 0)]
+    with pytest.raises(ValueError, match="no text.*; readable"):
+        next(clip.encode_views(ImageSet([photograph(0, 64, 48)]), view))
+
+
 # 4. Threads and memory
 
 
@@ -466,9 +475,10 @@ def test_the_middle_of_a_photograph_is_what_the_preprocessing_gives(wide_clip, s
         Compose(shrinking.preprocess.transforms[:-2])(picture), np.int16
     )
     prepared = partial(model_module._prepared, shrinking.preprocess, picture)
-    assert np.array_equal(prepared(exact=True), expected)
-    difference = np.abs(prepared(exact=False) - expected)
-    assert difference.max() <= 2 and difference.mean() < 0.02
+    assert np.array_equal(prepared(), expected)
+    for resizer in ("Pillow", "PyTorch"):
+        difference = np.abs(prepared(resizer=resizer) - expected)
+        assert difference.max() <= 2 and difference.mean() < 0.02
     for clip in wide_clip:
         [[cut]] = [model_module.cut_image(clip, ImageSet([picture]), 0, [(None, 0)])]
         assert np.array_equal(cut, expected), "an image that is no file"

@@ -41,7 +41,6 @@ from clipadapt.app.runs import (
     read_classes,
     read_config,
     read_images,
-    reads_features,
     report_accuracy,
     run_folder,
     run_record,
@@ -596,8 +595,8 @@ def predict(images, max_pixels, saved, out, overwrite, probabilities, **given) -
     """
     target = _target(out, overwrite)
     method = _load_saved(saved, given)
-    on_features, names = reads_features(method), method.classnames_
-    check = _check(given) if on_features else "header"
+    on_features, names = method.reads_features, method.classnames_
+    check = _check(given) if on_features else "names"
     pool = read_images(images, names, max_pixels, "test", check)
     if on_features:
         pool = _sound(method.clip, pool)

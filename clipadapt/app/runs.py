@@ -59,9 +59,9 @@ if TYPE_CHECKING:  # they import torch, which takes seconds
 # %% auto #0
 __all__ = ['logger', 'METHODS', 'WRITTEN', 'shown', 'say', 'read_classes', 'image_set', 'image_names', 'read_images',
            'check_scorable', 'method_names', 'make_methods', 'captioner_name', 'in_words', 'check_value', 'configure',
-           'write_json', 'write_table', 'check_file', 'check_place', 'reads_features', 'ask_readable', 'predictions',
-           'report_accuracy', 'write_features', 'write_parquet', 'stored_table', 'export_features', 'read_config',
-           'run_folder', 'run_record', 'adapt_in', 'compare_in', 'saved_method', 'check_known']
+           'write_json', 'write_table', 'check_file', 'check_place', 'ask_readable', 'predictions', 'report_accuracy',
+           'write_features', 'write_parquet', 'stored_table', 'export_features', 'read_config', 'run_folder',
+           'run_record', 'adapt_in', 'compare_in', 'saved_method', 'check_known']
 
 # %% ../../nbs/engine/runs.ipynb #cell-6
 logger = logging.getLogger("clipadapt")
@@ -145,15 +145,10 @@ def image_names(images: ImageSet) -> list[str]:
 
     images: N images; N names are returned.
     """
-    from clipadapt.images.sets import _Selection
+    from clipadapt.images.sets import file_of
 
-    items, places = images.images, np.arange(len(images))
-    while isinstance(items, _Selection):  # some were left out
-        items, places = items.items, items.indices[places]
-    known = items if isinstance(items, list) else [None] * len(items)
-    found = [known[place] for place in places]
-    paths = [str(item) if isinstance(item, (str, Path)) else None for item in found]
-    return [path or f"image {number}" for number, path in enumerate(paths)]
+    files = (file_of(images.images, number) for number in range(len(images)))
+    return [str(file or f"image {number}") for number, file in enumerate(files)]
 
 
 def _say_images(images: ImageSet) -> None:
@@ -501,20 +496,6 @@ def check_place(target: Path) -> None:
         if not os.access(above, os.W_OK):
             raise OSError(errno.EACCES, os.strerror(errno.EACCES), str(target))
 
-# %% ../../nbs/engine/runs.ipynb #reads-features
-def reads_features(method: Adapter) -> bool:
-    """Whether `predict` compares features of the frozen CLIP, which a store keeps.
-
-    method: any. Those that fine-tune the image tower, prompt it, or train a network on
-        pixels read nothing but the images.
-    """
-    from clipadapt.learning.towers import FineTuned
-
-    if isinstance(method, FineTuned):
-        return False
-    given = {"student": "head", "prompt": "textual", **method.get_params(deep=False)}
-    return given["student"] == "head" and given["prompt"] == "textual"
-
 # %% ../../nbs/engine/runs.ipynb #ask-readable
 class _Mended(Sequence):
     """Images of which those that cannot be read are grey, and noted in `damaged`."""
@@ -536,11 +517,17 @@ class _Mended(Sequence):
             self.damaged[index] = str(error)
             return Image.new("RGB", (64, 64), "grey")
 
+    def file_of(self, index: int) -> str | os.PathLike | None:
+        """The file of image `index`, so that it is treated as any other file."""
+        from clipadapt.images.sets import file_of
+
+        return file_of(self.images.images, index)
+
 
 def ask_readable(method: Adapter, images: ImageSet) -> tuple[np.ndarray, ImageSet]:
     """Probabilities float32 [N, C], and the N images that they belong to.
 
-    method: fitted; one that reads the images itself (not `reads_features`).
+    method: fitted; one that reads the images itself (not `Adapter.reads_features`).
     images: what to ask it about. Those that cannot be read are found on the way, and
         left out with a warning.
 

@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import re
@@ -67,8 +66,7 @@ def _hash_item(item, max_pixels: int = MAX_PIXELS) -> bytes:
     """
     if isinstance(item, (str, Path)):
         try:
-            content = Path(item).read_bytes()
-            return hash_parts("file", hashlib.sha256(content).digest())
+            return hash_parts("file", Path(item).read_bytes())
         except OSError:
             read_image(item, max_pixels)
             raise
@@ -345,8 +343,8 @@ def clip_facts(clip: CLIP) -> dict[str, str]:
 
     clip: the model.
 
-    Returns weights, model, preprocessing, precision and decoding (how large the files
-    of photographs are decoded).
+    Returns weights, model, preprocessing, precision, and how the files of photographs
+    are decoded and resized.
     """
     return {
         "weights": clip.fingerprint,
@@ -354,6 +352,7 @@ def clip_facts(clip: CLIP) -> dict[str, str]:
         "preprocessing": hash_preprocessing(clip),
         "precision": clip.precision,
         "decoding": f"{clip.decoder}, shorter side from {clip.side or 'whole'}",
+        "resizing": clip.resizer,
     }
 
 # %% ../../nbs/engine/features.ipynb #cell-28

@@ -149,7 +149,8 @@ def cut_image(
     picture = images.read(index, clip.side, gpu)
     number, cut = draw_of(images.images, index), []
     smaller: dict[int, Image.Image] = {1: picture}  # by the factor, for all its views
-    exact = clip.exact or file_of(images.images, index) is None
+    resizer = None if file_of(images.images, index) is None else clip.resizer
+    resizer = None if clip.exact else resizer  # all as `preprocess` does it
     for transform, seed in views:
         seen = picture
         if transform is not None:  # it may draw on what it gets
@@ -158,39 +159,38 @@ def cut_image(
             if factor not in smaller:
                 smaller[factor] = picture.reduce(factor)
             seen = transform(shared(smaller[factor]), rng)
-        cut.append(_prepared(clip.preprocess, seen, exact))
+        cut.append(_prepared(clip.preprocess, seen, resizer))
     return cut
 
 # %% ../../nbs/engine/model.ipynb #prepared-1
 #| code-fold: true
 #| code-summary: "One picture, prepared; of a file only the middle is resized"
 def _prepared(
-    preprocess, picture: Image.Image, exact: bool = True
+    preprocess, picture: Image.Image, resizer: str | None = None
 ) -> np.ndarray | torch.Tensor:
     """One picture, prepared up to the arithmetic: uint8 [H, W, 3].
 
-    Or whatever an unusual preprocessing gives. Unless `exact`, some bytes may be a
-    step or two more or less: see `_middle_square`.
+    Or whatever an unusual preprocessing gives. With a `resizer` only what is kept is
+    resized, and some bytes may be a step or two more or less: see `_middle_square`.
     """
     split, picture = _split_preprocess(preprocess), _middle(picture, preprocess)
     if split is None:
         return preprocess(picture)
     steps: list = split[0].transforms
-    size = None if exact or picture.mode != "RGB" else _square_kept(steps)
+    size = _square_kept(steps) if resizer and picture.mode == "RGB" else None
     if size is not None and min(picture.size) > size:
-        picture, steps = _middle_square(picture, size), steps[2:]
+        picture, steps = _middle_square(picture, size, resizer), steps[2:]
     return np.asarray(Compose(steps)(picture))
 
 
-def _middle_square(picture: Image.Image, size: int) -> Image.Image:
-    """What `centre_view` gives, up to rounding.
+def _middle_square(picture: Image.Image, size: int, resizer: str | None) -> Image.Image:
+    """What `centre_view` gives, up to rounding; `resizer` is that of the `CLIP`.
 
-    With AVX2 or AVX-512 PyTorch is faster than Pillow, and stays on one thread. It
-    rounds its weights more, which shows where it hardly shrinks.
+    PyTorch rounds its weights more, which shows where it hardly shrinks, so there it
+    is Pillow's turn.
     """
     shorter = min(picture.size)
-    fast = torch.backends.cpu.get_cpu_capability().startswith("AVX")
-    if not fast or shorter < 1.5 * size:
+    if resizer != "PyTorch" or shorter < 1.5 * size:
         return centre_view(size)(picture, np.random.default_rng(0))
     width, height = (int(size * side / shorter) for side in picture.size)
     channels_first = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
@@ -727,6 +727,15 @@ class CLIP(FrozenModel):
         return "nvJPEG" if on_gpu else "Pillow"
 
     @property
+    def resizer(self) -> str:
+        """What resizes the pictures of files: "PyTorch" where it is faster than Pillow.
+
+        It is with AVX2 or AVX-512. Its bytes differ a little; exactly it is Pillow.
+        """
+        quick = torch.backends.cpu.get_cpu_capability().startswith("AVX")
+        return "PyTorch" if quick and not self.exact else "Pillow"
+
+    @property
     def squashes(self) -> bool:
         """Whether images of any shape are read whole and made square, as SigLIP does.
 
@@ -899,8 +908,9 @@ def _try_to_cut(
     except (ValueError, FileNotFoundError) as error:
         if not strict:
             return str(error)
+        kind = type(error) if isinstance(error, FileNotFoundError) else ValueError
         remedy = "readable(clip, images) leaves out what cannot be read"
-        raise type(error)(f"{error}; {remedy}") from error
+        raise kind(f"{error}; {remedy}") from error
 
 
 def _encode_cut(

@@ -423,12 +423,16 @@ def draw_of(items: Sequence, index: int) -> int:
 def file_of(items: Sequence, index: int) -> str | os.PathLike | None:
     """The file that an image is decoded from; None if it is none that has a path.
 
-    items, index: as for `draw_of`.
+    items, index: as for `draw_of`. A sequence that reads images itself may have a
+        method `file_of(index)` to say it.
     """
     below, place = items, index
     while isinstance(below, (_Selection, _View)):
         place = int(below.indices[place]) if isinstance(below, _Selection) else place
         below = below.items
+    own = getattr(below, "file_of", None)
+    if own is not None:
+        return own(place)
     # other sequences may decode an image to say what it is
     item = below[place] if isinstance(below, (list, tuple, np.ndarray)) else None
     return item if isinstance(item, (str, os.PathLike)) else None

@@ -510,6 +510,14 @@ class Adapter(_Answering):
     def __init__(self, clip: CLIP, classnames: Sequence[str], *, seed: int = 0):
         self.clip, self.classnames, self.seed = clip, classnames, seed
 
+    @property
+    def reads_features(self) -> bool:
+        """Whether `predict` asks the CLIP for features, which a store has: it does.
+
+        False for a subclass that reads the images itself, and does so once.
+        """
+        return True
+
     def encoded_views(self) -> list[View]:
         """The views that `fit` encodes beside the images as they are: none.
 

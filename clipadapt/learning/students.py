@@ -648,6 +648,11 @@ class StudentPair(StudentViews):
     weights_: np.ndarray
     _students: list[Student]
 
+    @property
+    def reads_features(self) -> bool:
+        """Only heads do; the other students read pixels."""
+        return self.student == "head"
+
     def _new_students(self, pixels: Tensor | None = None) -> list[Student]:
         """Both networks, untrained, from two seeds.
 

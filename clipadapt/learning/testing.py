@@ -109,11 +109,11 @@ def check_outputs(case: Case) -> None:
 
 # %% ../../nbs/engine/testing.ipynb #cell-10
 def check_logits(case: Case) -> None:
-    """the softmax of the logits is the probabilities, or asking for logits is a
-    ValueError (a method that votes has none)
+    """the softmax of the logits is the probabilities, which leaves the logits as they
+    are; or asking for logits is a ValueError (a method that votes has none)
     """
     try:
-        logits = case.fitted.predict_logits(case.test)
+        logits = case.fitted.predict_logits(case.test).copy()
     except ValueError:
         return
     _require(logits.dtype == np.float32, "predict_logits: dtype")
@@ -122,6 +122,8 @@ def check_logits(case: Case) -> None:
         case.fitted.predict_proba(case.test),
         "the softmax of predict_logits is not predict_proba",
     )
+    again = case.fitted.predict_logits(case.test)
+    _require(np.allclose(logits, again), "predict_proba has changed the logits")
 
 # %% ../../nbs/engine/testing.ipynb #cell-12
 def check_order_and_subset(case: Case) -> None:

@@ -511,6 +511,11 @@ class FineTuned(_Kept):
     `class_features_` float32 [C, D], unit rows; `logit_scale_`.
     """
 
+    @property
+    def reads_features(self) -> bool:
+        """No: those of the frozen CLIP are of no use here."""
+        return False
+
     def _check_loaded(self) -> None:
         check_numbers("image_weights_", self.image_weights_, self.clip.model.visual)
         highest = self._highest_scale()

@@ -395,6 +395,11 @@ class _Prompted(_Parameters):
     prompt_: np.ndarray
     pseudolabels_: np.ndarray
 
+    @property
+    def reads_features(self) -> bool:
+        """Textual prompts do; the other kinds change the image tower."""
+        return self.prompt == "textual"
+
     def _ready_prompt(self) -> Prompt:
         """The trained prompt; after `load` it is made again from its parameters."""
         if not hasattr(self, "_prompt"):
