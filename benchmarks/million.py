@@ -144,7 +144,8 @@ def measured(name, path, count, options):
         command, check=True, capture_output=True, text=True, env=environment
     )
     row = json.loads(done.stdout.splitlines()[-1])
-    print({name: value for name, value in row.items() if name != "CPU s"}, flush=True)
+    shown = {name: value for name, value in row.items() if name != "CPU s"}
+    print(shown, file=sys.stderr, flush=True)
     return row
 
 
