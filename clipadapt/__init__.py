@@ -26,6 +26,8 @@ _MODULES = {
     "methods.lpclip": ("LPCLIP",),
     "methods.prototypes": ("NearestNeighbours", "Prototypes"),
     "methods.reclip": ("ReCLIP",),
+    "methods.transclip": ("StatA", "TransCLIP"),
+    "methods.transduction": ("ZLaP",),
     "methods.zeroshot": ("ZeroShot",),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
