@@ -27,6 +27,8 @@ _MODULES = {
     "methods.mixture": ("AnchoredMixture",),
     "methods.prototypes": ("NearestNeighbours", "Prototypes"),
     "methods.reclip": ("ReCLIP",),
+    "methods.transclip": ("StatA", "TransCLIP"),
+    "methods.transduction": ("ZLaP",),
     "methods.zeroshot": ("ZeroShot",),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
