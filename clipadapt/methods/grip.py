@@ -132,6 +132,12 @@ def two_part_loss(
         batch does not have counts 0.
     """
     losses = F.cross_entropy(logits, classes, reduction="none")
+    return _two_means(losses, pseudo, weights)
+
+
+def _two_means(
+    losses: torch.Tensor, pseudo: torch.Tensor, weights: Sequence[float]
+) -> torch.Tensor:
     parts = [
         (losses * part).sum() / part.sum().clamp(min=1) for part in (~pseudo, pseudo)
     ]
