@@ -193,7 +193,7 @@ class CPL(GRIP):
     percentile: of the highest probabilities of all images, 0 ... 100: the sum that an
         image's own candidates have to exceed.
     beta: 0 ... 1, the share of images for which a class is no candidate; "auto" is
-        1 - gamma / C. Where few of the classes are present, a lower one.
+        1 - gamma / C. 0 leaves that rule out.
     gamma: of "auto", above 0.
     soft_start: weight the candidates of the first round by their probabilities.
     prompt, options, rounds, growth, templates, weights, reinit, setting, pool: as for
