@@ -20,6 +20,7 @@ _MODULES = {
     "images.sets": ("ImageSet", "digits"),
     "learning.adapter": ("Adapter",),
     "methods.coreg": ("CoReg",),
+    "methods.cpl": ("CPL",),
     "methods.flyp": ("FLYP",),
     "methods.grip": ("FPL", "GRIP", "IFPL"),
     "methods.latteclip": ("LatteCLIP",),
