@@ -24,6 +24,7 @@ _MODULES = {
     "methods.grip": ("FPL", "GRIP", "IFPL"),
     "methods.latteclip": ("LatteCLIP",),
     "methods.lpclip": ("LPCLIP",),
+    "methods.mixture": ("AnchoredMixture",),
     "methods.prototypes": ("NearestNeighbours", "Prototypes"),
     "methods.reclip": ("ReCLIP",),
     "methods.zeroshot": ("ZeroShot",),
