@@ -37,16 +37,18 @@ from clipadapt.clip.glyphs import (
 )
 
 HELD_OUT = ("cmss", "cmtt", "DejaVuSerif")
-EXAMINATION = Style(  # nbs/engine/tiny_clip.ipynb, "An examination that is not too easy"
-    half_width=(0.5, 2.6),
-    offset=(-1.0, 1.6),
-    aspect=0.5,
-    shear=0.5,
-    turn=0.3,
-    perspective=0.3,
-    warp=2.0,
-    wobble=0.8,
-    lowest=(8,),
+EXAMINATION = (
+    Style(  # nbs/engine/tiny_clip.ipynb, "An examination that is not too easy"
+        half_width=(0.5, 2.6),
+        offset=(-1.0, 1.6),
+        aspect=0.5,
+        shear=0.5,
+        turn=0.3,
+        perspective=0.3,
+        warp=2.0,
+        wobble=0.8,
+        lowest=(8,),
+    )
 )
 UNLIKE_DIGITS = "aefhkmnrwx"  # letters, foreign among the handwriting
 LEVELS = {  # zero-shot: noise within a class, and of a name, both in class offsets
@@ -99,7 +101,10 @@ class Task(NamedTuple):
 
 def pictures(bank: GlyphBank, per_class: dict[str, int], seed: int, style: Style):
     """Rendered glyphs: Pillow images, and the name of each."""
-    rng, names = np.random.default_rng(seed), np.array(list(map(glyph_name, bank.glyphs)))
+    rng, names = (
+        np.random.default_rng(seed),
+        np.array(list(map(glyph_name, bank.glyphs))),
+    )
     index = np.concatenate(
         [
             rng.choice(np.flatnonzero(names == name), count)
@@ -159,7 +164,9 @@ def handwriting(seed: int) -> Source:
 
 def fonts(seed: int) -> Source:
     """Digits and letters of the held-out fonts; foreign: shapes."""
-    cases = [f"{case} {letter}" for letter in LETTERS for case in ("uppercase", "lowercase")]
+    cases = [
+        f"{case} {letter}" for letter in LETTERS for case in ("uppercase", "lowercase")
+    ]
     names = [*DIGITS, *cases]
     coloured = [f"{colour} {shape}" for shape in SHAPES for colour in COLOURS]
     clip, bank = load_clip(device="cpu"), held_out_bank()
@@ -242,7 +249,9 @@ def family(
         labels = torch.arange(classes).repeat_interleave(count)
         mode = torch.randint(2, (len(labels),), generator=generator)
         hard = inside * (1 + 0.3 * random(len(labels), 1)).clamp(0.4, 2)
-        noise = hard * random(len(labels), dim) * inner + random(len(labels), dim) * outer
+        noise = (
+            hard * random(len(labels), dim) * inner + random(len(labels), dim) * outer
+        )
         rows = (offsets[labels] + modes[labels, mode] + noise) @ basis.T
         return F.normalize(image_cone + amount_image * rows, dim=1), labels
 

@@ -118,9 +118,13 @@ def promises(results: pd.DataFrame, method: str = "AnchoredMixture") -> pd.DataF
     found = cells(results, method).reset_index()
     found["near"] = found["mean"] >= found["best"] - NEAR
     kept = found.groupby(["data", "answer"]).agg(
-        lowest_mean=("mean", "min"), worst_run=("worst", "min"), near_best=("near", "mean")
+        lowest_mean=("mean", "min"),
+        worst_run=("worst", "min"),
+        near_best=("near", "mean"),
     )
     holds = (
-        (kept.lowest_mean >= MEAN) & (kept.worst_run >= WORST) & (kept.near_best >= SHARE)
+        (kept.lowest_mean >= MEAN)
+        & (kept.worst_run >= WORST)
+        & (kept.near_best >= SHARE)
     )
     return kept.round(2).assign(holds=holds)
