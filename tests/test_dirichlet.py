@@ -125,25 +125,22 @@ def test_concentrations_are_the_most_likely():
     rng = np.random.default_rng(0)
     truth = rng.uniform(0.2, 20, (4, 6))
     logs = np.array([np.log(rng.dirichlet(row, 40)).mean(0) for row in truth])
-    found = fit_concentrations(
-        torch.from_numpy(logs), torch.ones(4, 6).double(), 100_000, 1e-9
-    ).numpy()
+    found = fit_concentrations(logs, np.ones((4, 6)), 100_000, 1e-9)
     slope = psi(found.sum(1, keepdims=True)) - psi(found) + logs
     assert abs(slope).max() < 1e-5
 
 
 def test_every_step_makes_the_fit_better():
-    logs = torch.tensor([[-3.0, -0.2, -5.0], [-1.2, -1.1, -1.2]]).double()
-    alpha, last = torch.ones(2, 3).double(), -np.inf
+    logs = np.array([[-3.0, -0.2, -5.0], [-1.2, -1.1, -1.2]])
+    alpha, last = np.ones((2, 3)), -np.inf
     for _ in range(50):
         alpha = fit_concentrations(logs, alpha, 1)
-        likelihood = (torch.lgamma(alpha.sum(1)) - torch.lgamma(alpha).sum(1)) + (
-            (alpha - 1) * logs
-        ).sum(1)
-        assert (likelihood.numpy() >= last - 1e-12).all()
-        last = likelihood.numpy()
-    tiny = fit_concentrations(logs, torch.full((2, 3), 1e-12).double(), 1)
-    assert tiny.isfinite().all() and (tiny > 0).all()
+        norm = gammaln(alpha.sum(1)) - gammaln(alpha).sum(1)
+        likelihood = norm + ((alpha - 1) * logs).sum(1)
+        assert (likelihood >= last - 1e-12).all()
+        last = likelihood
+    tiny = fit_concentrations(logs, np.full((2, 3), 1e-12), 1)
+    assert np.isfinite(tiny).all() and (tiny > 0).all()
 
 
 def test_matching_leaves_known_classes_and_takes_the_best_of_the_others():

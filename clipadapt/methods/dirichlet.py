@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
+from scipy.special import digamma, gammaln
 from torch import Tensor
 
 from ..clip.featuresets import in_blocks, row_blocks
@@ -34,8 +35,11 @@ __all__ = ['fit_concentrations', 'log_answers', 'Clusters', 'find_clusters', 'cl
 
 # %% ../../nbs/engine/dirichlet.ipynb #cell-6
 def fit_concentrations(
-    mean_logs: Tensor, start: Tensor, steps: int = 1000, tolerance: float = 1e-4
-) -> Tensor:
+    mean_logs: np.ndarray,
+    start: np.ndarray,
+    steps: int = 1000,
+    tolerance: float = 1e-4,
+) -> np.ndarray:
     """The most likely Dirichlet for each mean log answer, float64 [M, C].
 
     mean_logs: float64 [M, C], the mean of log q over the images of each class.
@@ -43,30 +47,28 @@ def fit_concentrations(
     steps: the most steps of majorise-minimise (arXiv 2405.18437, section 4).
     tolerance: a class is done when none of its concentrations changes by this share.
     """
-    found, moving = start.clone(), torch.arange(len(start))
+    found, moving = start.copy(), np.arange(len(start))
     for _ in range(steps):
         if not len(moving):
             break
         before = found[moving]
         after = _lowest_point(before, mean_logs[moving])
         found[moving] = after
-        changes = ((after - before).abs() / before).amax(1)
+        changes = (np.abs(after - before) / before).max(1)
         moving = moving[changes > tolerance]
     return found
 
 
-def _lowest_point(alpha: Tensor, mean_logs: Tensor) -> Tensor:
+def _lowest_point(alpha: np.ndarray, mean_logs: np.ndarray) -> np.ndarray:
     """One step of majorise-minimise, float64 [M, C]."""
-    slope = torch.digamma(alpha + 1)
-    above = 2 * (slope * alpha - torch.lgamma(alpha + 1)) / alpha**2
-    curvature = torch.where(alpha < 1e-4, math.pi**2 / 6, above)  # its limit at 0
-    total = torch.digamma(alpha.sum(1, keepdim=True))
+    slope = digamma(alpha + 1)
+    above = 2 * (slope * alpha - gammaln(alpha + 1)) / alpha**2
+    curvature = np.where(alpha < 1e-4, math.pi**2 / 6, above)  # its limit at 0
+    total = digamma(alpha.sum(1, keepdims=True))
     linear = slope - total - mean_logs - curvature * alpha
-    root = (linear**2 + 4 * curvature).sqrt()
+    root = np.sqrt(linear**2 + 4 * curvature)
     # two forms of one number: a sum of two positive numbers loses no digits
-    return torch.where(
-        linear > 0, 2 / (linear + root), (root - linear) / (2 * curvature)
-    )
+    return np.where(linear > 0, 2 / (linear + root), (root - linear) / (2 * curvature))
 
 # %% ../../nbs/engine/dirichlet.ipynb #cell-9
 _NUMBERS = 2**22  # of a block of answers, float64: 32 MB
@@ -181,8 +183,9 @@ def fit_dirichlets(
     clusters, history = find_clusters(alpha, mass / count, weight), []
     for _ in range(iterations):
         there = (mass > 1e-6).nonzero()[:, 0]
-        means = sums[there] / mass[there, None]
-        alpha[there] = fit_concentrations(means, alpha[there], steps)
+        means = (sums[there] / mass[there, None]).numpy()
+        best = fit_concentrations(means, alpha[there].numpy(), steps)
+        alpha[there] = torch.from_numpy(best)
         clusters = find_clusters(alpha.clone(), mass / count, weight)
         assign = lambda logs, now=clusters: assignments(now.score(logs), hard)
         before = mass

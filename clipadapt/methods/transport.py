@@ -293,7 +293,7 @@ class OTTER(Adapter):
         self.pseudolabels_[open_ones] = answers
         self._assignments = _all_assignments(plan, open_ones, labels)
 
-    def _pool_proba(self, images: ImageSet) -> Tensor:
+    def _pool_proba(self, images: ImageSet) -> Tensor | np.ndarray:
         """The plan itself; the potentials answer where it would be too large."""
         if self._assignments is None:
             return self._predict_proba(images)
@@ -387,8 +387,8 @@ def vision_proxies(
     image_scale: what multiplies cosines between images and proxies, 1 / tau_i.
     steps: of gradient descent on the cross-entropy; it ends when nothing moves.
 
-    Also returns the mean cross-entropy, without what does not depend on proxies, at
-    every hundredth step and the last. InMaP (arXiv 2310.19752), section 3.
+    Also returns the mean cross-entropy at every hundredth step and the last. InMaP
+    (arXiv 2310.19752), section 3.
     """
     proxies, history = start.float().clone(), []
     rate, before = 10 * image_scale / len(features), math.inf
