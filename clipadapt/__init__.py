@@ -20,15 +20,15 @@ _MODULES = {
     "images.sets": ("ImageSet", "digits"),
     "learning.adapter": ("Adapter",),
     "methods.coreg": ("CoReg",),
-    "methods.dirichlet": ("EMDirichlet",),
-    "methods.discriminant": ("GaussianEM",),
     "methods.flyp": ("FLYP",),
     "methods.grip": ("FPL", "GRIP", "IFPL"),
     "methods.latteclip": ("LatteCLIP",),
     "methods.lpclip": ("LPCLIP",),
+    "methods.mixture": ("AnchoredMixture",),
     "methods.prototypes": ("NearestNeighbours", "Prototypes"),
     "methods.reclip": ("ReCLIP",),
-    "methods.transport": ("InMaP", "OTTER", "sinkhorn"),
+    "methods.transclip": ("StatA", "TransCLIP"),
+    "methods.transduction": ("ZLaP",),
     "methods.zeroshot": ("ZeroShot",),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
