@@ -20,7 +20,12 @@ _MODULES = {
     "images.sets": ("ImageSet", "digits"),
     "learning.adapter": ("Adapter",),
     "methods.coreg": ("CoReg",),
+<<<<<<< ours
     "methods.cpl": ("CPL",),
+=======
+    "methods.dirichlet": ("EMDirichlet",),
+    "methods.discriminant": ("GaussianEM",),
+>>>>>>> theirs
     "methods.flyp": ("FLYP",),
     "methods.grip": ("FPL", "GRIP", "IFPL"),
     "methods.latteclip": ("LatteCLIP",),
@@ -30,6 +35,7 @@ _MODULES = {
     "methods.reclip": ("ReCLIP",),
     "methods.transclip": ("StatA", "TransCLIP"),
     "methods.transduction": ("ZLaP",),
+    "methods.transport": ("InMaP", "OTTER", "sinkhorn"),
     "methods.zeroshot": ("ZeroShot",),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
