@@ -20,12 +20,9 @@ _MODULES = {
     "images.sets": ("ImageSet", "digits"),
     "learning.adapter": ("Adapter",),
     "methods.coreg": ("CoReg",),
-<<<<<<< ours
     "methods.cpl": ("CPL",),
-=======
     "methods.dirichlet": ("EMDirichlet",),
     "methods.discriminant": ("GaussianEM",),
->>>>>>> theirs
     "methods.flyp": ("FLYP",),
     "methods.grip": ("FPL", "GRIP", "IFPL"),
     "methods.latteclip": ("LatteCLIP",),
