@@ -20,6 +20,8 @@ _MODULES = {
     "images.sets": ("ImageSet", "digits"),
     "learning.adapter": ("Adapter",),
     "methods.coreg": ("CoReg",),
+    "methods.dirichlet": ("EMDirichlet",),
+    "methods.discriminant": ("GaussianEM",),
     "methods.flyp": ("FLYP",),
     "methods.grip": ("FPL", "GRIP", "IFPL"),
     "methods.latteclip": ("LatteCLIP",),
@@ -29,6 +31,7 @@ _MODULES = {
     "methods.reclip": ("ReCLIP",),
     "methods.transclip": ("StatA", "TransCLIP"),
     "methods.transduction": ("ZLaP",),
+    "methods.transport": ("InMaP", "OTTER", "sinkhorn"),
     "methods.zeroshot": ("ZeroShot",),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
