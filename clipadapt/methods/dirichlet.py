@@ -193,7 +193,7 @@ def fit_dirichlets(
 
 # %% ../../nbs/engine/dirichlet.ipynb #cell-13
 #| code-fold: true
-#| code-summary: "The M step of the clusters that have images, and what the history says"
+#| code-summary: "The M step of clusters with images, and what the history says"
 def _better_fit(alpha: Tensor, mass: Tensor, sums: Tensor, steps: int) -> Tensor:
     """Concentrations float64 [C, C]; an empty cluster keeps its own."""
     there = (mass > 1e-6).nonzero()[:, 0]

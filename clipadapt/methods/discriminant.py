@@ -128,6 +128,9 @@ def ridge_precision(
     return precision * (dim / (count - 1)) if ridge_factor else precision
 
 # %% ../../nbs/engine/discriminant.ipynb #cell-13
+_STILL = 1e-3  # EM stops when no mean moves farther
+
+
 class Gaussians(NamedTuple):
     """Classes with one covariance, as a linear classifier."""
 
@@ -141,26 +144,22 @@ def fit_gaussians(
     features: Tensor,
     text: Tensor,
     scale: float,
-    labels: Tensor | None = None,
+    labels: Tensor,
     *,
     iterations: int = 50,
-    tolerance: float = 1e-3,
     ridge_factor: bool = False,
 ) -> Gaussians:
     """EM for one Gaussian a class with one covariance, started from zero-shot.
 
-    features: unit rows, float32 [N, D].
-    text: unit rows [C, D].
+    features, text: unit rows, float32 [N, D] and [C, D].
     scale: what multiplies the cosines of the first guess.
-    labels: int64 [N], -1 = unlabelled; None: no labels.
-    iterations: the most rounds.
-    tolerance: EM stops when no mean moves farther than this.
+    labels: int64 [N], -1 = unlabelled.
+    iterations: the most rounds; fewer when the means stand still.
     ridge_factor: see `ridge_precision`.
 
     Classes are equally frequent beforehand, as published. Where nothing varies within
     classes the last classifier stays; at the beginning that is one of zeros.
     """
-    labels = torch.full((len(features),), -1) if labels is None else labels
     centre, scatter = total_scatter(features)
     guess = scale * text.double()
     moments = class_moments(features, guess, guess @ centre, labels, centre)
@@ -176,7 +175,7 @@ def fit_gaussians(
         biases = -(weights * means).sum(1) / 2
         moments = class_moments(features, weights, biases, labels, centre)
         history.append(_round(means - before, moments, precision, scatter))
-        if history[-1]["moved"] < tolerance:
+        if history[-1]["moved"] < _STILL:
             break
     shares = moments.mass / len(features)
     return Gaussians(weights, biases - weights @ centre, shares, history)
