@@ -405,7 +405,9 @@ def vision_proxies(
             break
     return proxies, history
 
-
+# %% ../../nbs/engine/transport.ipynb #cell-19
+#| code-fold: true
+#| code-summary: "The gradient, block by block"
 def _gradient(
     features: Tensor, proxies: Tensor, wanted: Tensor, image_scale: float
 ) -> tuple[Tensor, float]:
@@ -418,7 +420,7 @@ def _gradient(
         gradient = gradient + logits.softmax(1).T @ features[rows]
     return gradient, loss / len(features)
 
-# %% ../../nbs/engine/transport.ipynb #cell-19
+# %% ../../nbs/engine/transport.ipynb #cell-20
 def balanced_sums(
     features: Tensor,
     scores: Tensor,
@@ -452,7 +454,7 @@ def balanced_sums(
         sums += keep_labels(targets, labels[rows]).float().T @ features[rows]
     return sums
 
-# %% ../../nbs/engine/transport.ipynb #cell-20
+# %% ../../nbs/engine/transport.ipynb #cell-21
 #| code-fold: true
 #| code-summary: "class InMaP"
 class InMaP(Adapter):
