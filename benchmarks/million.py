@@ -30,7 +30,15 @@ import psutil
 import torch
 from open_clip.model import CLIP as OpenCLIP
 
-from clipadapt import CLIP, FPL, LPCLIP, FeatureSet, Prototypes, load_clip
+from clipadapt import (
+    CLIP,
+    FPL,
+    LPCLIP,
+    AnchoredMixture,
+    FeatureSet,
+    Prototypes,
+    load_clip,
+)
 from clipadapt.clip.templates import average_prompts, encode_prompts
 from clipadapt.methods.transduction import propagate_labels
 
@@ -56,6 +64,7 @@ class Propagation:
 
 
 METHODS = {
+    "AnchoredMixture": lambda *given: AnchoredMixture(*given),
     "Prototypes": lambda *given: Prototypes(*given, iterations=10),
     "LPCLIP": lambda *given: LPCLIP(*given, templates="single", epochs=1),
     "FPL": lambda *given: FPL(*given, epochs=1, batch_size=64),

@@ -20,6 +20,9 @@ _MODULES = {
     "images.sets": ("ImageSet", "digits"),
     "learning.adapter": ("Adapter",),
     "methods.coreg": ("CoReg",),
+    "methods.cpl": ("CPL",),
+    "methods.dirichlet": ("EMDirichlet",),
+    "methods.discriminant": ("GaussianEM",),
     "methods.flyp": ("FLYP",),
     "methods.grip": ("FPL", "GRIP", "IFPL"),
     "methods.latteclip": ("LatteCLIP",),
@@ -27,6 +30,9 @@ _MODULES = {
     "methods.mixture": ("AnchoredMixture",),
     "methods.prototypes": ("NearestNeighbours", "Prototypes"),
     "methods.reclip": ("ReCLIP",),
+    "methods.transclip": ("StatA", "TransCLIP"),
+    "methods.transduction": ("ZLaP",),
+    "methods.transport": ("InMaP", "OTTER", "sinkhorn"),
     "methods.zeroshot": ("ZeroShot",),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}

@@ -643,7 +643,7 @@ def annotations(
     else:
         known = labels if (labels >= 0).any() else None
         said = clone(annotator).fit_predict_proba(images, known)
-    return torch.from_numpy(said)
+    return torch.from_numpy(np.require(said, requirements=["C", "W"]))
 
 
 def annotator_name(annotator: Adapter | None) -> str:

@@ -22,7 +22,8 @@ from ..clip.model import CLIP
 from ..clip.templates import average_prompts, check_templates, encode_prompts
 from ..images.files import Array
 from ..images.sets import ImageSet, Integers, check_count
-from ..learning.adapter import Adapter, annotations, annotator_name
+from ..learning.adapter import Adapter, annotator_name
+from ..learning.adapter import annotations as annotations_of
 from clipadapt.learning.prompts import (
     MultimodalPrompt,
     Prompt,
@@ -132,6 +133,12 @@ def two_part_loss(
         batch does not have counts 0.
     """
     losses = F.cross_entropy(logits, classes, reduction="none")
+    return _two_means(losses, pseudo, weights)
+
+
+def _two_means(
+    losses: torch.Tensor, pseudo: torch.Tensor, weights: Sequence[float]
+) -> torch.Tensor:
     parts = [
         (losses * part).sum() / part.sum().clamp(min=1) for part in (~pseudo, pseudo)
     ]
@@ -563,7 +570,7 @@ class PromptSelfTraining(_Prompted):
         self._check_parameters()
         run = self._new_run(labels)
         sizes = self.sizes(len(run.pool), len(run.allowed)) if len(run.pool) else [0]
-        run.said = annotations(self.annotator, images, labels, self.classnames_)
+        run.said = annotations_of(self.annotator, images, labels, self.classnames_)
         self.annotator_ = annotator_name(self.annotator)
         checkpoint = Checkpoint(self.checkpoint, self._facts(images, labels, run.said))
         self._prompt = _new_prompt(self)

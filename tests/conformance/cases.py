@@ -24,7 +24,10 @@ from clipadapt import (
     NearestNeighbours,
     Prototypes,
     ReCLIP,
+    StatA,
+    TransCLIP,
     ZeroShot,
+    ZLaP,
 )
 from clipadapt.learning.adapter import Adapter, read_saved
 from clipadapt.learning.training import return_memory
@@ -68,6 +71,9 @@ CASES = {
     ),
     "NearestNeighbours": Case(NearestNeighbours),
     "Prototypes": Case(Prototypes),
+    "TransCLIP": Case(TransCLIP),
+    "StatA": Case(StatA),
+    "ZLaP": Case(ZLaP),
     **_prompts(),
     "CoReg, resnet": Case(CoReg, _COREG),
     "CoReg, as for EuroSAT": Case(CoReg, {**PUBLISHED["EuroSAT"], **_COREG}),
