@@ -21,6 +21,8 @@ _MODULES = {
     "learning.adapter": ("Adapter",),
     "methods.coreg": ("CoReg",),
     "methods.cpl": ("CPL",),
+    "methods.dirichlet": ("EMDirichlet",),
+    "methods.discriminant": ("GaussianEM",),
     "methods.flyp": ("FLYP",),
     "methods.grip": ("FPL", "GRIP", "IFPL"),
     "methods.latteclip": ("LatteCLIP",),
@@ -30,6 +32,7 @@ _MODULES = {
     "methods.reclip": ("ReCLIP",),
     "methods.transclip": ("StatA", "TransCLIP"),
     "methods.transduction": ("ZLaP",),
+    "methods.transport": ("InMaP", "OTTER", "sinkhorn"),
     "methods.zeroshot": ("ZeroShot",),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}

@@ -61,7 +61,9 @@ def _votes(runs: Sequence[Run]) -> dict[str, np.ndarray]:
     for run in runs:
         if not run.error:
             what = f"probabilities of {run.name}"
-            table = metrics.check_probabilities(run.probabilities, name=what)
+            table = metrics.check_probabilities(
+                run.probabilities, name=what, dtype=None
+            )
             chosen = np.eye(table.shape[1])[table.argmax(1)]
             answers.setdefault(run.name, []).append(chosen)
     if len({array.shape for arrays in answers.values() for array in arrays}) != 1:

@@ -29,7 +29,8 @@ from ..clip.templates import average_prompts, check_templates, encode_prompts
 from ..images.files import Array
 from ..images.sets import ImageSet, Integers, check_classnames, check_count
 from ..images.views import View
-from ..learning.adapter import Adapter, annotations, annotator_name
+from ..learning.adapter import Adapter, annotator_name
+from ..learning.adapter import annotations as annotations_of
 from clipadapt.learning.towers import (
     CROPS,
     FineTuned,
@@ -560,7 +561,7 @@ class _Fitting(_Declared):
 
     def _guess(self, images: ImageSet, labels: np.ndarray, prompts: Tensor) -> Tensor:
         """Pseudolabels int64 [N] of the annotator, or the frozen CLIP; labels stay."""
-        said = annotations(self.annotator, images, labels, self.classnames_)
+        said = annotations_of(self.annotator, images, labels, self.classnames_)
         self.annotator_ = annotator_name(self.annotator)
         if said is None:
             said = self.clip.encode_image(images) @ prompts.T

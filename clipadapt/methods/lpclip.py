@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import numpy as np
 import torch
@@ -20,7 +21,8 @@ from ..clip.templates import average_prompts, check_templates, encode_prompts
 from ..images.files import Array
 from ..images.sets import ImageSet, check_count
 from ..images.views import strong_view, weak_view
-from ..learning.adapter import Adapter, annotations, annotator_name
+from ..learning.adapter import Adapter, annotator_name
+from ..learning.adapter import annotations as annotations_of
 from ..learning.prompts import own_draws
 from ..learning.training import Recipe, minimise
 
@@ -339,14 +341,14 @@ class _Student(_Reading):
         class_features, scale = average_prompts(prompts), clip.logit_scale
         layer = linear_layer(class_features, scale, self.init, self.seed)
         layer = layer.to(clip.device)
-        said = annotations(self.annotator, images, labels, self.classnames_)
+        said = annotations_of(self.annotator, images, labels, self.classnames_)
         self.annotator_ = annotator_name(self.annotator)
         weak, views = self._views(images)
-        if said is None:
-            said = teach(weak, class_features, scale, self.temperature)
+        if said is not None:
+            targets, confidences = best_classes(said, self.temperature)
         else:
-            said = best_classes(said, self.temperature)
-        targets, confidences = said
+            weak = cast(Tensor, weak)
+            targets, confidences = teach(weak, class_features, scale, self.temperature)
         known = torch.from_numpy(labels >= 0)
         targets[known], confidences[known] = torch.from_numpy(labels)[known], 1.0
         self.history_ = self._train(views, targets, confidences, layer)
