@@ -63,7 +63,8 @@ def show_gains(
     if methods is not None:
         means = means.reindex([name for name in methods if name in means.index])
     rows, columns = means.shape
-    figure, axes = plt.subplots(figsize=(1 + 0.85 * columns, 1.6 + 0.4 * rows))
+    size = (1 + 0.85 * columns, 1.6 + 0.4 * rows)
+    figure, axes = plt.subplots(figsize=size, dpi=80)
     norm = TwoSlopeNorm(0, -20, 20)
     axes.imshow(means, cmap="RdBu", norm=norm, aspect="auto")
     for (row, column), value in np.ndenumerate(means):
@@ -79,6 +80,29 @@ def show_gains(
     axes.tick_params(length=0)
     figure.tight_layout()
     return figure
+
+
+def overview(results: pd.DataFrame) -> pd.DataFrame:
+    """Each method over all kinds of data, folders and answers, the safest first.
+
+    results: of `read_results`.
+
+    The mean gain, the lowest mean of a folder, the worst run, and the share of folders
+    whose mean is more than half a point below zero-shot. A folder is one regime of one
+    kind of data; each answer counts as one.
+    """
+    columns = [f"gain_{answer}" for answer in ANSWERS]
+    keys = ["data", "regime", "answer", "method"]
+    long = results.melt([*keys[:2], "method", "seed"], columns, "answer", "gain")
+    folders = long.groupby(keys)["gain"].agg(["mean", "min"]).reset_index()
+    found = folders.groupby("method").agg(
+        mean=("mean", "mean"),
+        lowest_folder=("mean", "min"),
+        worst_run=("min", "min"),
+        folders_below=("mean", lambda means: (means < MEAN).mean()),
+        kinds_of_data=("data", "nunique"),
+    )
+    return found.sort_values("lowest_folder", ascending=False)
 
 
 def cells(results: pd.DataFrame, method: str) -> pd.DataFrame:

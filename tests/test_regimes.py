@@ -153,3 +153,10 @@ def test_a_table_has_the_mean_and_the_worst_of_the_seeds():
     figure = regime_tables.show_gains(results, "new", "title")
     texts = [text.get_text() for text in figure.axes[0].texts]
     assert "+2.0" in texts and "-4" in texts
+
+
+def test_an_overview_counts_the_folders_that_lose():
+    results = made_up_results({"A": [1, 3, 0, 0], "B": [-4, 2, 2, 2]})
+    found = regime_tables.overview(results)
+    assert found.index.tolist() == ["A", "B"]
+    assert found.loc["B"].tolist() == [0.5, -1, -4, 0.5, 1]
