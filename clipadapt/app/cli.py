@@ -272,7 +272,7 @@ DEVICE = [
         "--exact",
         is_flag=True,
         help=(
-            "Decode large JPEG files in full.  [default: smaller, but at least one and a"
+            "Decode large JPEG files in full.  [default: smaller, at least one and a"
             " half times what the model reads]"
         ),
     ),
