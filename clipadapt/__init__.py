@@ -20,6 +20,7 @@ _MODULES = {
     "images.sets": ("ImageSet", "digits"),
     "learning.adapter": ("Adapter",),
     "methods.coreg": ("CoReg",),
+    "methods.cpl": ("CPL",),
     "methods.dirichlet": ("EMDirichlet",),
     "methods.discriminant": ("GaussianEM",),
     "methods.flyp": ("FLYP",),

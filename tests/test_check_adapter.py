@@ -195,7 +195,20 @@ class ForgetsTheScale(ZeroShot):
         return super()._predict_logits(images) / self.clip.logit_scale
 
 
+class CannotSayWhereItPutThem(ZeroShot):
+    def _pool_proba(self, images):
+        return self._predict_proba(images).sqrt()
+
+
+class ForgetsTheFit(ZeroShot):
+    def _pool_proba(self, images):
+        self.prompt_features_ = -self.prompt_features_
+        return self._predict_proba(images)
+
+
 FAULTS = [
+    (CannotSayWhereItPutThem, "check_pool", "fit_predict_proba does not sum to one"),
+    (ForgetsTheFit, "check_pool", "fits otherwise than fit"),
     (NotAProbability, "check_outputs", "do not sum to one"),
     (GivesItsOwnLogitsAway, "check_logits", "predict_proba"),
     (PositionDependent, "check_order_and_subset", "order of the images"),

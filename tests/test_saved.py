@@ -31,3 +31,12 @@ def test_the_command_line_reads_a_method_of_0_1_0(tmp_path):
     answer = CliRunner().invoke(main, command.split())
     assert answer.exit_code == 0, answer.output
     assert "one.png" in answer.output
+
+
+def test_a_student_of_0_1_0_had_no_annotator_and_can_be_saved_again(tmp_path):
+    method = clipadapt.GRIP.load(saved / "GRIP")
+    assert method.annotator_ == "" and method.annotator is None
+    method.save(tmp_path / "again")
+    images = clipadapt.digits("test").subset(range(5))
+    again = clipadapt.GRIP.load(tmp_path / "again")
+    assert np.array_equal(again.predict_proba(images), method.predict_proba(images))

@@ -20,14 +20,21 @@ from ..judge.compare import Run, corruption_accuracies, run_all, tabulate
 from ..judge.report import report
 from ..learning import metrics
 from ..learning.adapter import Adapter
-from ..methods import coreg, flyp, grip, latteclip, lpclip, reclip
+from ..methods import coreg, flyp, grip, latteclip, lpclip, mixture, reclip
 from ..methods.coreg import CoReg
+from ..methods.cpl import CPL
+from ..methods.dirichlet import EMDirichlet
+from ..methods.discriminant import GaussianEM
 from ..methods.flyp import FLYP
 from ..methods.grip import FPL, GRIP, IFPL
 from ..methods.latteclip import LatteCLIP
 from ..methods.lpclip import LPCLIP
+from ..methods.mixture import AnchoredMixture
 from ..methods.prototypes import NearestNeighbours, Prototypes
 from ..methods.reclip import ReCLIP
+from ..methods.transclip import StatA, TransCLIP
+from ..methods.transduction import ZLaP
+from ..methods.transport import OTTER, InMaP
 from ..methods.zeroshot import ZeroShot
 
 # %% auto #0
@@ -49,9 +56,18 @@ def small_methods(clip: CLIP, classnames: Sequence[str]) -> list[Adapter]:
         ZeroShot: {},
         NearestNeighbours: {},
         Prototypes: {},
+        AnchoredMixture: mixture.SMALL,
+        TransCLIP: {},
+        StatA: {},
+        ZLaP: {},
+        GaussianEM: {},
+        EMDirichlet: {},
+        OTTER: {},
+        InMaP: {},
         FPL: grip.SMALL,
         IFPL: grip.SMALL,
         GRIP: grip.SMALL,
+        CPL: grip.SMALL,
         CoReg: coreg.SMALL,
         LatteCLIP: captioned,
         LPCLIP: lpclip.SMALL,

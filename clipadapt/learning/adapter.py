@@ -21,7 +21,7 @@ from pydantic import (
     TypeAdapter,
     ValidationError,
 )
-from sklearn.base import BaseEstimator
+from sklearn.base import BaseEstimator, clone
 from sklearn.exceptions import NotFittedError
 
 from ..clip.featuresets import FeatureSet, row_blocks
@@ -47,7 +47,8 @@ from clipadapt.images.sets import (
 from .threads import encoding_work, threads_for
 
 # %% auto #0
-__all__ = ['SavedClip', 'SavedMethod', 'Declared', 'Saved', 'check_declared', 'read_saved', 'translate_labels', 'Adapter']
+__all__ = ['SavedClip', 'SavedMethod', 'Declared', 'Saved', 'check_declared', 'read_saved', 'translate_labels', 'Adapter',
+           'annotations', 'annotator_name']
 
 # %% ../../nbs/engine/adapter.ipynb #cell-10
 #| code-fold: true
@@ -499,7 +500,8 @@ class Adapter(_Answering):
     class names are in `classnames_` by then) and `_predict_logits(images)` (a new float
     tensor [N, C], which becomes the probabilities), or `_predict_proba` where there are
     no logits. Everything it learns goes into attributes that end in an underscore,
-    arrays and plain JSON values, which `fitted` declares.
+    arrays and plain JSON values, which `fitted` declares. One that knows more of the
+    images that it was fitted on than of new ones also implements `_pool_proba(images)`.
 
     Random numbers drawn in `_fit` come from `np.random.default_rng(self.seed)` or from
     `torch.Generator().manual_seed(self.seed)`. What takes no generator, such as the
@@ -524,6 +526,14 @@ class Adapter(_Answering):
         Who encodes the images beforehand can have these cut from the same pixels.
         """
         return []
+
+    def __sklearn_clone__(self) -> Adapter:
+        """An unfitted copy; an `annotator` that is fitted is a parameter, and stays."""
+        copy = super().__sklearn_clone__()
+        annotator = getattr(self, "annotator", None)
+        if hasattr(annotator, "classnames_"):
+            copy.annotator = annotator
+        return copy
 
     def _fit(self, images: ImageSet, labels: np.ndarray) -> None:
         raise NotImplementedError(
@@ -557,6 +567,23 @@ class Adapter(_Answering):
             raise
         return self
 
+    def fit_predict_proba(self, X, y: Integers | None = None) -> np.ndarray:
+        """Adapt to images; return the class probabilities of these, float32 [N, C].
+
+        X, y: the images and labels, as for `fit`.
+
+        A transductive method, which decides about all images together, answers with its
+        assignments, the others as `predict_proba(X)` does. Raises ValueError as `fit`
+        and `predict_proba` do.
+        """
+        images = as_imageset(X)
+        self.fit(images, y)
+        return self._ask(self._pool_proba, images)
+
+    def _pool_proba(self, images: ImageSet) -> torch.Tensor | np.ndarray:
+        """Probabilities [N, C] of the very images that `fit` has just seen: a hook."""
+        return self._predict_proba(images)
+
     def score(self, X, y: Integers | None = None) -> float:
         """Accuracy (0-1) on the labelled images.
 
@@ -587,3 +614,58 @@ class Adapter(_Answering):
         y: labels that count as this method does; None takes those of `images`, by name.
         """
         return translate_labels(images, y, check_classnames(self.classnames))
+
+# %% ../../nbs/engine/adapter.ipynb #annotate-code
+#| code-fold: true
+#| code-summary: "What an annotator says"
+def annotations(
+    annotator: Adapter | None,
+    images: ImageSet,
+    labels: np.ndarray,
+    classnames: Sequence[str],
+) -> torch.Tensor | None:
+    """What an annotator says of images, float32 [N, C]; None where there is none.
+
+    annotator: a method. A copy of one that is not fitted is fitted on the images
+        (`fit_predict_proba`), a fitted one answers as it is (`predict_proba`).
+    images: the N images.
+    labels: int64 [N], -1 = unlabelled, which an annotator that is fitted here gets.
+    classnames: the C classes of who asks, in order.
+
+    Raises ValueError for an annotator that is no method, and for one with other
+    classes or another order of them.
+    """
+    if annotator is None:
+        return None
+    _check_annotator(annotator, classnames)
+    if hasattr(annotator, "classnames_"):
+        said = annotator.predict_proba(images)
+    else:
+        known = labels if (labels >= 0).any() else None
+        said = clone(annotator).fit_predict_proba(images, known)
+    return torch.from_numpy(np.require(said, requirements=["C", "W"]))
+
+
+def annotator_name(annotator: Adapter | None) -> str:
+    """What `annotator_` says of a fitted method: who taught it; "" for nobody.
+
+    annotator: a method, or None.
+    """
+    return "" if annotator is None else type(annotator).__name__
+
+
+def _check_annotator(annotator: Adapter, classnames: Sequence[str]) -> None:
+    if not isinstance(annotator, Adapter):
+        raise ValueError(
+            "annotator must be a method, such as Prototypes(clip, classnames), or None,"
+            f" not {annotator!r:.80}"
+        )
+    theirs = getattr(annotator, "classnames_", None)
+    if theirs is None:
+        theirs = check_classnames(annotator.classnames)
+    if theirs != list(classnames):
+        raise ValueError(
+            f"the annotator, a {type(annotator).__name__}, has other class names than "
+            f"who asks it, or another order of them: {', '.join(theirs)!s:.80} instead "
+            f"of {', '.join(classnames)!s:.80}; make it with the same class names"
+        )

@@ -26,9 +26,10 @@ from ..images.sets import ImageSet, digits, seeded
 from .adapter import Adapter
 
 # %% auto #0
-__all__ = ['CHECKS', 'Case', 'check_outputs', 'check_logits', 'check_order_and_subset', 'check_batch_size', 'check_input_kinds',
-           'check_empty_input', 'check_unfitted', 'check_bad_labels', 'check_same_seed', 'check_parameters',
-           'check_declaration', 'check_save_and_load', 'check_nothing_touched', 'check_labels_unread', 'check_adapter']
+__all__ = ['CHECKS', 'Case', 'check_outputs', 'check_logits', 'check_pool', 'check_order_and_subset', 'check_batch_size',
+           'check_input_kinds', 'check_empty_input', 'check_unfitted', 'check_bad_labels', 'check_same_seed',
+           'check_parameters', 'check_declaration', 'check_save_and_load', 'check_nothing_touched',
+           'check_labels_unread', 'check_adapter']
 
 # %% ../../nbs/engine/testing.ipynb #cell-6
 #| code-fold: true
@@ -124,6 +125,28 @@ def check_logits(case: Case) -> None:
     )
     again = case.fitted.predict_logits(case.test)
     _require(np.allclose(logits, again), "predict_proba has changed the logits")
+
+# %% ../../nbs/engine/testing.ipynb #check-pool
+def check_pool(case: Case) -> None:
+    """fit_predict_proba answers for the images of fit, float32 [N, C] summing to one,
+    and leaves the method fitted as fit does
+    """
+    method = case.make()
+    answers = method.fit_predict_proba(case.train)
+    _require(
+        answers.dtype == np.float32
+        and answers.shape == (len(case.train), len(case.train.classnames)),
+        "fit_predict_proba: shape or dtype",
+    )
+    _require((answers >= 0).all(), "fit_predict_proba: negative values")
+    ones = np.ones(len(case.train))
+    _same(answers.sum(1), ones, "fit_predict_proba does not sum to one", 1e-4)
+    _same(
+        method.predict_proba(case.test),
+        case.fitted.predict_proba(case.test),
+        "fit_predict_proba fits otherwise than fit",
+        1e-6,
+    )
 
 # %% ../../nbs/engine/testing.ipynb #cell-12
 def check_order_and_subset(case: Case) -> None:
@@ -411,6 +434,7 @@ CHECKS = [
     check_nothing_touched,
     check_labels_unread,
     check_logits,
+    check_pool,
 ]
 
 # %% ../../nbs/engine/testing.ipynb #cell-27

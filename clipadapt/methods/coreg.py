@@ -38,6 +38,8 @@ from clipadapt.images.sets import (
     check_number,
     seeded,
 )
+from ..learning.adapter import Adapter, annotator_name
+from ..learning.adapter import annotations as annotations_of
 from clipadapt.learning.pseudolabels import (
     DegenerateMixtureWarning,
     clean_posterior,
@@ -73,10 +75,10 @@ from .prototypes import iterate_prototypes
 
 # %% auto #0
 __all__ = ['SMALL', 'PUBLISHED', 'ANNOTATIONS', 'CONTRASTS', 'WINDOW', 'threshold_candidates', 'ask_templates', 'partial_labels',
-           'candidates_left', 'complete_annotation', 'check_candidates', 'mean_over', 'partial_cross_entropy',
-           'confidence_penalty', 'best_candidate_loss', 'align_distribution', 'sharpen', 'mix_up',
-           'self_training_losses', 'update_prototype_bank', 'prototype_alignment', 'Queue', 'noisy_contrastive',
-           'Split', 'CoReg', 'synthetic_candidates']
+           'annotator_labels', 'candidates_left', 'complete_annotation', 'check_candidates', 'mean_over',
+           'partial_cross_entropy', 'confidence_penalty', 'best_candidate_loss', 'align_distribution', 'sharpen',
+           'mix_up', 'self_training_losses', 'update_prototype_bank', 'prototype_alignment', 'Queue',
+           'noisy_contrastive', 'Split', 'CoReg', 'synthetic_candidates']
 
 # %% ../../nbs/08_coreg.ipynb #c006
 #| code-fold: true
@@ -204,12 +206,35 @@ def partial_labels(
         prototypes, *_ = iterate_prototypes(image_features, start)
         prompt_features, annotation = torch.from_numpy(prototypes)[None], "top-k"
     mean, union = ask_templates(image_features, prompt_features, logit_scale)
+    if annotation == "union":
+        return union.astype(np.float32)
+    return annotator_labels(mean, annotation, k, ratio, threshold)
+
+# %% ../../nbs/08_coreg.ipynb #annotator-labels
+def annotator_labels(
+    probabilities: Tensor,
+    annotation: str = "union",
+    k: int = 3,
+    ratio: float = 0.1,
+    threshold: float = 0.5,
+) -> np.ndarray:
+    """What probabilities say of each image: 1 for a candidate class, else 0.
+
+    probabilities: float [N, C], for example of an annotator.
+    annotation: how they are read, see `partial_labels`; there is one opinion instead of
+        one a template, so that "union" is its best class.
+    k, ratio, threshold: see `partial_labels`.
+
+    Returns float32 [N, C]. Raises ValueError for another annotation, "prototypes" among
+    them, which needs prompts, and for a k, ratio or threshold out of range.
+    """
+    _check_name(annotation, ANNOTATIONS[:-1], "the annotation of an annotator")
     chosen = {
-        "union": lambda: union,
-        "top-k": lambda: top_k_candidates(mean, k),
-        "ratio": lambda: ratio_candidates(mean, ratio),
-        "threshold": lambda: threshold_candidates(mean, threshold),
-        "mean": mean.numpy,
+        "union": lambda: top_k_candidates(probabilities, 1),
+        "top-k": lambda: top_k_candidates(probabilities, k),
+        "ratio": lambda: ratio_candidates(probabilities, ratio),
+        "threshold": lambda: threshold_candidates(probabilities, threshold),
+        "mean": probabilities.numpy,
     }
     return chosen[annotation]().astype(np.float32)
 
@@ -805,12 +830,14 @@ class _Start(_Asking):
     views: Views
     plain: Views
 
-    def _annotate(self, labels: np.ndarray, candidates: np.ndarray | None) -> None:
-        """Ask the CLIP, where it is needed, for annotation and prior."""
+    def _annotate(
+        self, labels: np.ndarray, candidates: np.ndarray | None, said: Tensor | None
+    ) -> None:
+        """Ask the CLIP or the annotator, where needed, for annotation and prior."""
         method, num_classes = self.method, len(self.method.classnames_)
         self.soft = candidates is None and method.annotation == "mean"
         estimate = isinstance(method.prior, str)
-        says = cache(lambda: method._annotator(self.images))
+        says = cache(lambda: method._reading(self.images, said))
         if candidates is None:
             annotation = says()(method.annotation)
         else:
@@ -1005,6 +1032,7 @@ class _Run(_Epochs):
     images: without labels.
     labels: int64 [N], -1 where there is none.
     candidates: the user's own, or None.
+    said: probabilities [N, C] of the annotator, or None.
     """
 
     def __init__(
@@ -1013,12 +1041,13 @@ class _Run(_Epochs):
         images: ImageSet,
         labels: np.ndarray,
         candidates: np.ndarray | None,
+        said: Tensor | None = None,
     ):
         self.method, self.images, self.count = method, images, len(images)
         self.device, self.recipe = method.clip.device, method._recipe()
         self.labelled = torch.from_numpy(labels >= 0)
         self.splits: list[Split] = []
-        self._annotate(labels, candidates)
+        self._annotate(labels, candidates, said)
         self.views, self.plain = method._kept_views(images)
         self._make_networks()
 
@@ -1133,6 +1162,11 @@ def _check_parameters(method: CoReg) -> None:
         )
     if not callable(method.student):
         check_student_options(method.student, method.options or {})
+    if method.annotator is not None and method.annotation == "prototypes":
+        raise ValueError(
+            "annotation='prototypes' makes an annotator of the CLIP's prompts, so"
+            " another annotator has no say; take 'union', its best class, or 'top-k'"
+        )
 
 # %% ../../nbs/08_coreg.ipynb #c061
 #| code-fold: true
@@ -1140,10 +1174,12 @@ def _check_parameters(method: CoReg) -> None:
 class _Fit(ExportedStudents):
     """What `CoReg` does when it is fitted; its parameters are those of `CoReg`."""
 
+    annotator: Adapter | None
     annotation: str
     k: int
     ratio: float
     threshold: float
+    prior: Sequence[float] | str | None
     epochs: int
     batch_size: int
     learning_rate: float
@@ -1156,11 +1192,11 @@ class _Fit(ExportedStudents):
     def _fit(self, images: ImageSet, labels: np.ndarray) -> None:
         self._check_parameters()
         self.image_size_ = self._size(images)
-        checkpoint = Checkpoint(
-            self.checkpoint, self._facts(images, labels) if self.checkpoint else {}
-        )
+        said = self._ask_annotator(images, labels)
+        facts = self._facts(images, labels, said) if self.checkpoint else {}
+        checkpoint = Checkpoint(self.checkpoint, facts)
         self._forget_students()
-        run = _Run(cast(CoReg, self), images, labels, self._candidates)
+        run = _Run(cast(CoReg, self), images, labels, self._candidates, said)
         self.candidates_ = (run.annotation > 0).numpy()
         train_epochs(self, run, self.epochs, checkpoint)
 
@@ -1175,16 +1211,32 @@ class _Fit(ExportedStudents):
             warmup=0,
         )
 
-    def _annotator(self, images: ImageSet) -> Callable[[str], np.ndarray]:
-        """What the CLIP says of the images: a function of the kind of annotation."""
+    def _ask_annotator(self, images: ImageSet, labels: np.ndarray) -> Tensor | None:
+        """What the annotator says of the images, [N, C]; None if there is none."""
+        if self.annotator is not None and self._candidates is not None:
+            raise ValueError(
+                "there are both an annotator and candidates of your own, and either"
+                " would annotate all images: leave one of them away"
+            )
+        self.annotator_ = annotator_name(self.annotator)
+        return annotations_of(self.annotator, images, labels, self.classnames_)
+
+    def _reading(
+        self, images: ImageSet, said: Tensor | None
+    ) -> Callable[[str], np.ndarray]:
+        """What the CLIP, or else the annotator, says of the images.
+
+        Returns a function of the kind of annotation.
+        """
+        options = {"k": self.k, "ratio": self.ratio, "threshold": self.threshold}
+        if said is not None:
+            return partial(annotator_labels, said, **options)
         return partial(
             partial_labels,
             self.clip.encode_image(images),
             encode_prompts(self.clip, self.classnames_, self.templates),
             self.clip.logit_scale,
-            k=self.k,
-            ratio=self.ratio,
-            threshold=self.threshold,
+            **options,
         )
 
     def _show(self, run: _Run) -> None:
@@ -1196,11 +1248,18 @@ class _Fit(ExportedStudents):
         if run.splits:
             self.clean_ = np.stack([split.clean.numpy() for split in run.splits])
 
-    def _facts(self, images: ImageSet, labels: np.ndarray) -> dict:
-        """What a checkpoint belongs to; a student that is a function goes by name."""
+    def _facts(self, images: ImageSet, labels: np.ndarray, said: Tensor | None) -> dict:
+        """What a checkpoint belongs to; a student that is a function goes by name.
+
+        An annotator counts by what is taken from it, its candidates or probabilities.
+        """
         candidates = self._candidates
         candidates = np.empty(0) if candidates is None else np.asarray(candidates)
-        facts = fit_facts(self, images, labels=labels, candidates=candidates)
+        arrays = {"labels": labels, "candidates": candidates}
+        if said is not None:
+            taken = "mean" if isinstance(self.prior, str) else self.annotation
+            arrays["annotations"] = self._reading(images, said)(taken)
+        facts = fit_facts(self, images, **arrays)
         if callable(self.student):
             kind = cast(type, self.student)
             facts = {**facts, "student": f"{kind.__module__}.{kind.__qualname__}"}
@@ -1249,6 +1308,10 @@ class CoReg(_Fit):
 
     The annotation:
 
+    annotator: a method that annotates in the place of the CLIP (ours). Its
+        probabilities stand for the mean over the templates, "union" is its best class,
+        "prototypes" is refused, and `templates` are not read. None: the CLIP. One that
+        is not fitted is copied, and the copy fitted on the same images and labels.
     templates: a set's name, one template, or a list of them.
     annotation: "union", "top-k", "ratio", "threshold", "mean" or "prototypes" (ours):
         see `partial_labels`.
@@ -1276,7 +1339,7 @@ class CoReg(_Fit):
     co_pseudolabels: learn from the other network's split and answers.
     alignment: divide probabilities by how often a class is predicted.
     prior: how often it should be, C numbers; None for equally often, "clip" for the
-        mean of CLIP's probabilities over the images.
+        mean of CLIP's (or the annotator's) probabilities over the images.
     split_views: what networks look at between two epochs: "plain", the images as they
         are (ours), or, as published, a "weak" view of each.
     sharpening: the temperature of the pseudolabels.
@@ -1298,8 +1361,8 @@ class CoReg(_Fit):
     Beside the training:
 
     checkpoint: a file that is written after every epoch, and from which a killed fit
-        goes on. It is not saved with the method, neither is `view_memory`, and a
-        `student` that is a function cannot be (`export` can).
+        goes on. It is not saved with the method, neither are `view_memory` and
+        `annotator`, and a `student` that is a function cannot be (`export` can).
     seed: for all that is drawn.
 
     Labels in `fit(X, y)` are kept (ours): a labelled image has its label as only
@@ -1308,22 +1371,25 @@ class CoReg(_Fit):
     Fitted: `weights_` float32 [2, P], all numbers of both networks; `image_size_`; of
     the training images `candidates_` bool [N, C], `losses_` float32 [2, N] (best
     candidate, scaled to 0-1, mean of five epochs) and `clean_` float32 [2, N], the
-    mixture's posterior; `history_`, for each epoch phase, loss, clean (share of
-    images), candidates (effective number left), agreement of the two networks, and what
-    the callback of `fit` returned.
+    mixture's posterior; `annotator_`, the class of the annotator ("" for none);
+    `history_`, for each epoch phase, loss, clean (share of images), candidates
+    (effective number left), agreement of the two networks, and what the callback of
+    `fit` returned.
 
     `export` writes one student to a file of its own, see `ExportedStudents`.
     """
 
-    unsaved = ("clip", "classnames", "checkpoint", "view_memory")
+    unsaved = ("clip", "classnames", "annotator", "checkpoint", "view_memory")
     fitted = {
         "weights_": Array("float32", 2, "P"),
         "image_size_": int,
         "candidates_": Array("bool", "N", "C"),
         "losses_": Array("float32", 2, "N"),
         "clean_": Array("float32", 2, "N"),
+        "annotator_": str,
         "history_": list[dict],
     }
+    optional = ("annotator_",)
 
     def __init__(
         self,
@@ -1337,6 +1403,7 @@ class CoReg(_Fit):
         flip: bool = True,
         augmentation: str = "crops",
         view_memory: float = 4e9,
+        annotator: Adapter | None = None,
         templates: str | Sequence[str] = "neutral27",
         annotation: str = "union",
         k: int = 3,
@@ -1377,6 +1444,7 @@ class CoReg(_Fit):
         self.flip = flip
         self.augmentation = augmentation
         self.view_memory = view_memory
+        self.annotator = annotator
         self.templates = templates
         self.annotation = annotation
         self.k = k
@@ -1427,8 +1495,9 @@ class CoReg(_Fit):
             may know labels: nothing that it returns is used.
 
         Raises ValueError as `Adapter.fit` does, for parameters out of range, when no
-        image has candidates that say anything, for a student with another number of
-        outputs, and for a checkpoint of another run.
+        image has candidates that say anything, for an annotator of other classes or
+        beside `candidates`, for a student with another number of outputs, and for a
+        checkpoint of another run.
         """
         self._candidates, self._on_epoch = candidates, on_epoch
         try:

@@ -19,6 +19,8 @@ from ..clip.templates import check_templates
 from ..images.files import Array
 from ..images.sets import ImageSet, Integers
 from ..images.views import View
+from ..learning.adapter import Adapter, annotator_name
+from ..learning.adapter import annotations as annotations_of
 from clipadapt.learning.towers import (
     CROPS,
     FineTuned,
@@ -47,11 +49,21 @@ SMALL = {
     "learning_rate": 1e-4,
 }
 
-
+# %% ../../nbs/12_flyp.ipynb #flyp-labels
 class _Labels:
-    """The towers in training, and the labels that the images are trained on."""
+    """The towers in training, and the labels that the images are trained on.
 
-    def __init__(self, method: FLYP, images: ImageSet, labels: np.ndarray):
+    method, images, labels: of the fit.
+    guesses: where the labels begin, int64 [N]; None: with zero-shot ones.
+    """
+
+    def __init__(
+        self,
+        method: FLYP,
+        images: ImageSet,
+        labels: np.ndarray,
+        guesses: Tensor | None = None,
+    ):
         self.method, self.images = method, images
         self.labels, self.classes = torch.from_numpy(labels), len(method.classnames_)
         self.everyone = torch.arange(len(images))
@@ -61,8 +73,11 @@ class _Labels:
         self.table = TextTable(
             self.training.clip, _fill_templates(method.templates, method.classnames_)
         )
-        self.zero_shot = self.label(method.clip.encode_image(images), self.everyone)
-        self.used = self.zero_shot.clone()
+        self.taught = guesses is not None
+        if guesses is None:
+            guesses = self.label(method.clip.encode_image(images), self.everyone)
+        self.first = torch.where(self.labels >= 0, self.labels, guesses)
+        self.used = self.first.clone()
 
     def label(self, features: Tensor, batch: Tensor) -> Tensor:
         """The nearest class now, or the label that an image was given; int64 [B].
@@ -88,7 +103,7 @@ class _FlypRun(_Labels):
             self.used = self.label(features, self.everyone)
 
         def loss(batch: Tensor, features: Tensor) -> Tensor:
-            if self.method.refresh == "step":
+            if self.method.refresh == "step" and not (self.taught and number == 0):
                 self.used[batch] = self.label(features, batch)
             rows = self.classes * templates[batch] + self.used[batch]
             texts = self.table(self.training.clip, rows)
@@ -96,7 +111,7 @@ class _FlypRun(_Labels):
 
         return {
             "loss": self.training.epoch(number, loss),
-            "changed": float((self.used != self.zero_shot).float().mean()),
+            "changed": float((self.used != self.first).float().mean()),
             "classes": len(self.used.unique()),
         }
 
@@ -120,6 +135,7 @@ class _FlypRun(_Labels):
 class _Checked(FineTuned):
     """What FLYP checks before it runs, and after it was loaded."""
 
+    annotator: Adapter | None
     templates: str | Sequence[str]
     view: str | None
     crop: str
@@ -185,7 +201,11 @@ class FLYP(_Checked):
     refresh: when the images are labelled anew with the model as it is. "step": before
         every step, by the features that are trained on (LatteCLIP's paper); "epoch":
         before every epoch, by the images as they are (ours); "never": zero-shot labels
-        (LatteCLIP's code).
+        (LatteCLIP's code). An annotator's labels are kept for the first epoch at least.
+    annotator: a method whose best classes take the place of the zero-shot labels, to
+        the end where `refresh` is "never" (ours); None: zero-shot labels. One that is
+        not fitted is copied, and the copy fitted on the same images and labels. It is
+        not saved with the method.
     templates: are averaged to classify; in training each image gets one of them, drawn
         anew in every epoch.
     view: how an image looks in training. "colour": a random crop with LatteCLIP's
@@ -210,17 +230,20 @@ class FLYP(_Checked):
     Labels in `fit(X, y)` are kept.
 
     Fitted: what `FineTuned` keeps; `pseudolabels_` int64 [N], what the images were
-    trained on last; `history_`, for each epoch the loss, changed (share of images
-    trained on another label than the zero-shot one), classes (number of those trained
-    on), and what the callback of `fit` returned.
+    trained on last; `annotator_`, the class of the annotator ("" for none); `history_`,
+    for each epoch the loss, changed (share of images trained on another label than the
+    first one), classes (number of those trained on), and what the callback of `fit`
+    returned.
     """
 
-    unsaved = ("clip", "classnames", "checkpoint")
+    unsaved = ("clip", "classnames", "annotator", "checkpoint")
     fitted = {
         **FineTuned.fitted,
         "pseudolabels_": Array("int64", "N", low=0, below="C"),
+        "annotator_": str,
         "history_": list[dict],
     }
+    optional = ("annotator_",)
 
     def __init__(
         self,
@@ -228,6 +251,7 @@ class FLYP(_Checked):
         classnames: Sequence[str],
         *,
         refresh: str = "step",
+        annotator: Adapter | None = None,
         templates: str | Sequence[str] = "single",
         view: str | None = "colour",
         crop: str = "redrawn",
@@ -243,7 +267,7 @@ class FLYP(_Checked):
         seed: int = 0,
     ):
         super().__init__(clip, classnames, seed=seed)
-        self.refresh, self.templates = refresh, templates
+        self.refresh, self.annotator, self.templates = refresh, annotator, templates
         self.view, self.crop, self.alpha = view, crop, alpha
         self.epochs, self.iterations = epochs, iterations
         self.batch_size, self.learning_rate = batch_size, learning_rate
@@ -262,8 +286,8 @@ class FLYP(_Checked):
             the dict of plain values that it returns is added to `history_`. It may know
             labels: nothing that it returns is used.
 
-        Raises ValueError as `Adapter.fit` does, for parameters out of range, and for a
-        checkpoint of another run.
+        Raises ValueError as `Adapter.fit` does, for parameters out of range, for an
+        annotator of other classes, and for a checkpoint of another run.
         """
         self._on_epoch = on_epoch
         try:
@@ -274,10 +298,20 @@ class FLYP(_Checked):
     def _fit(self, images: ImageSet, labels: np.ndarray) -> None:
         self._check_parameters()
         self._forget()
-        run = _FlypRun(self, images, labels)
-        facts = fit_facts(self, images, labels=labels) if self.checkpoint else {}
+        said = annotations_of(self.annotator, images, labels, self.classnames_)
+        guesses = None if said is None else said.argmax(1)
+        self.annotator_ = annotator_name(self.annotator)
+        facts = self._facts(images, labels, guesses) if self.checkpoint else {}
         checkpoint = Checkpoint(self.checkpoint, facts)
+        run = _FlypRun(self, images, labels, guesses)
         train_epochs(self, run, run.training.epochs, checkpoint)
+
+    def _facts(
+        self, images: ImageSet, labels: np.ndarray, guesses: Tensor | None
+    ) -> dict:
+        """What a checkpoint belongs to: an annotator counts by what it says."""
+        said = {} if guesses is None else {"annotations": guesses.numpy()}
+        return fit_facts(self, images, labels=labels, **said)
 
     def _show(self, run: _FlypRun) -> None:
         """Put the state of a run where `predict` and users find it."""

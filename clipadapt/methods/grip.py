@@ -22,7 +22,8 @@ from ..clip.model import CLIP
 from ..clip.templates import average_prompts, check_templates, encode_prompts
 from ..images.files import Array
 from ..images.sets import ImageSet, Integers, check_count
-from ..learning.adapter import Adapter
+from ..learning.adapter import Adapter, annotator_name
+from ..learning.adapter import annotations as annotations_of
 from clipadapt.learning.prompts import (
     MultimodalPrompt,
     Prompt,
@@ -132,14 +133,24 @@ def two_part_loss(
         batch does not have counts 0.
     """
     losses = F.cross_entropy(logits, classes, reduction="none")
+    return _two_means(losses, pseudo, weights)
+
+
+def _two_means(
+    losses: torch.Tensor, pseudo: torch.Tensor, weights: Sequence[float]
+) -> torch.Tensor:
     parts = [
         (losses * part).sum() / part.sum().clamp(min=1) for part in (~pseudo, pseudo)
     ]
     return weights[0] * parts[0] + weights[1] * parts[1]
 
 # %% ../../nbs/07_grip.ipynb #cell-19
+#| code-fold: true
+#| code-summary: "Who is labelled, who may get a pseudolabel, and what is said of them"
 class _Selection:
     """Who is labelled, who may get a pseudolabel, and of which classes."""
+
+    said: torch.Tensor | None = None  # by the annotator, [N, C]
 
     def __init__(self, method: PromptSelfTraining, labels: np.ndarray):
         num_classes = len(method.classnames_)
@@ -154,12 +165,15 @@ class _Selection:
             if method.pool == "unseen":
                 self.allowed = np.setdiff1d(self.allowed, seen)
 
-    def select(
-        self, prompt: Prompt, inputs: torch.Tensor, k: int, first: bool
-    ) -> Pseudolabels:
-        """Pseudolabels by the last prompt, in the first round by zero-shot CLIP."""
-        if not len(self.pool):
-            return Pseudolabels(self.pool, self.pool, np.empty(0, np.float32))
+    def _scores(
+        self, prompt: Prompt, inputs: torch.Tensor, first: bool
+    ) -> torch.Tensor:
+        """Probabilities of the allowed classes for the images of the pool.
+
+        By the last prompt; in the first round by the annotator, or by zero-shot CLIP.
+        """
+        if first and self.said is not None:
+            return self._annotated(self.said)
         rows = torch.from_numpy(self.pool).to(inputs.device)
         if first:
             logits = prompt.score_without(self._zero_shot(), inputs, rows)
@@ -170,6 +184,20 @@ class _Selection:
         )
         for block in row_blocks(len(scores)):
             scores[block] = scores[block].softmax(1)
+        return scores
+
+    def _annotated(self, said: torch.Tensor) -> torch.Tensor:
+        """The annotator's part of `_scores`, made to sum to 1 over allowed classes."""
+        scores = said
+        if len(self.pool) < len(said):
+            scores = said[torch.from_numpy(self.pool)]
+        if len(self.allowed) < said.shape[1]:
+            scores = scores[:, self.allowed] + torch.finfo(torch.float32).tiny
+            scores /= scores.sum(1, keepdim=True)
+        return scores
+
+    def _choose(self, scores: torch.Tensor, k: int) -> Pseudolabels:
+        """At most `k` of the pool's images for each allowed class."""
         chosen = top_k(scores, k, self.method.policy)
         images, classes = self.pool[chosen.images], self.allowed[chosen.classes]
         return Pseudolabels(images, classes, chosen.scores)
@@ -178,6 +206,20 @@ class _Selection:
         """Class embeddings of the classifier that labels first, [C, D]."""
         clip, names = self.method.clip, self.method.classnames_
         return average_prompts(encode_prompts(clip, names, self.method.templates))
+
+    def _weights(self, pseudolabelled: int) -> Sequence[float]:
+        """Those of the labelled and of the pseudolabelled part of the loss."""
+        method = self.method
+        if not isinstance(method.weights, str):
+            return method.weights
+        return loss_weights(
+            self.setting,
+            len(self.labelled),
+            pseudolabelled,
+            method.weights,
+            iterated=method.iterated,
+            prompt=method.prompt,
+        )
 
 # %% ../../nbs/07_grip.ipynb #cell-20
 #| code-fold: true
@@ -194,41 +236,41 @@ def _check_pool_is_chosen(pool: str | None, seen: int, num_classes: int) -> None
 
 # %% ../../nbs/07_grip.ipynb #cell-21
 class _Run(_Selection):
-    """A selection, and how a prompt is trained on it."""
+    """A round: choose images and classes, then train a prompt on them."""
+
+    def select(
+        self, prompt: Prompt, inputs: torch.Tensor, k: int, first: bool
+    ) -> Pseudolabels:
+        """The surest images of each class, at most `k`, by the latest scores."""
+        if not len(self.pool):
+            return Pseudolabels(self.pool, self.pool, np.empty(0, np.float32))
+        return self._choose(self._scores(prompt, inputs, first), k)
 
     def train(
         self, prompt: Prompt, inputs: torch.Tensor, chosen: Pseudolabels, number: int
     ) -> float:
         """Train on labels and pseudolabels; return the loss of the last epoch."""
-        device = self.method.clip.device  # `inputs` may lie in the main memory
-        rows = np.concatenate([self.labelled, chosen.images])
-        classes = np.concatenate([self.labels[self.labelled], chosen.classes])
+        rows, loss = self._task(chosen, number)
         rows = torch.from_numpy(rows).to(inputs.device)
-        classes = torch.from_numpy(classes).to(device)
-        pseudo = torch.arange(len(rows), device=device) >= len(self.labelled)
-        weights = self._weights(len(chosen))
 
         def batch_loss(batch):
-            logits = prompt(inputs, rows[batch])
-            return two_part_loss(logits, classes[batch], pseudo[batch], weights)
+            return loss(prompt(inputs, rows[batch]), batch)
 
         recipe, seed = self.method._recipe(), (self.method.seed, number)
         name = f"{type(self.method).__name__}, round {number + 1}"
         parameters = prompt.parameters()
         return minimise(parameters, batch_loss, len(rows), recipe, seed, name)[-1]
 
-    def _weights(self, pseudolabelled: int) -> Sequence[float]:
-        """Those of the labelled and of the pseudolabelled part of the loss."""
-        method = self.method
-        if not isinstance(method.weights, str):
-            return method.weights
-        return loss_weights(
-            self.setting,
-            len(self.labelled),
-            pseudolabelled,
-            method.weights,
-            iterated=method.iterated,
-            prompt=method.prompt,
+    def _task(self, chosen: Pseudolabels, number: int) -> tuple[np.ndarray, Callable]:
+        """The images of a round, and the loss of the logits of a batch of them."""
+        device = self.method.clip.device
+        rows = np.concatenate([self.labelled, chosen.images])
+        classes = np.concatenate([self.labels[self.labelled], chosen.classes])
+        classes = torch.from_numpy(classes).to(device)
+        pseudo = torch.arange(len(rows), device=device) >= len(self.labelled)
+        weights = self._weights(len(chosen))
+        return rows, lambda logits, batch: two_part_loss(
+            logits, classes[batch], pseudo[batch], weights
         )
 
 # %% ../../nbs/07_grip.ipynb #cell-23
@@ -247,7 +289,7 @@ LARGE_ON_CPU = {"batch_size": 256}  # a sixteenth of the steps, once pools are l
 class _Parameters(Adapter):
     """The parameters of `PromptSelfTraining`: see there."""
 
-    unsaved = ("clip", "classnames", "checkpoint")
+    unsaved = ("clip", "classnames", "checkpoint", "annotator")
 
     def __init__(
         self,
@@ -272,6 +314,7 @@ class _Parameters(Adapter):
         weight_decay: float = 0.1,
         warmup: float = 5,
         checkpoint: str | None = None,
+        annotator: Adapter | None = None,
         seed: int = 0,
     ):
         super().__init__(clip, classnames, seed=seed)
@@ -282,7 +325,7 @@ class _Parameters(Adapter):
         self.epochs, self.batch_size = epochs, batch_size
         self.learning_rate, self.momentum = learning_rate, momentum
         self.weight_decay, self.warmup = weight_decay, warmup
-        self.checkpoint = checkpoint
+        self.checkpoint, self.annotator = checkpoint, annotator
 
     def _check_parameters(self) -> None:
         """Raise ValueError for the first parameter out of range."""
@@ -394,6 +437,7 @@ class _Prompted(_Parameters):
     _prompt: Prompt
     prompt_: np.ndarray
     pseudolabels_: np.ndarray
+    annotator_: str = ""  # what a file of 0.1.0 does not say
 
     @property
     def reads_features(self) -> bool:
@@ -473,11 +517,15 @@ class PromptSelfTraining(_Prompted):
     learning_rate: the highest one; None is the paper's for the kind of prompt.
     checkpoint: a file that is written after every round, and from which a killed fit
         goes on. It is not saved with the method.
+    annotator: who labels first, in the place of zero-shot CLIP: a method, see
+        `annotations`. In later rounds the prompt labels, as without one. It is not
+        saved with the method. None: zero-shot CLIP.
     seed: of the prompt's start and the order of the images.
 
     Fitted: `prompt_` float32 [P], all parameters of the prompt; `pseudolabels_` int64
     [M, 2], image and class of the last round; `history_`, for each round k,
-    pseudolabels, loss, and what the callback of `fit` returned.
+    pseudolabels, loss, and what the callback of `fit` returned; `annotator_`, who
+    labelled first: the name of its class, "" for zero-shot CLIP.
     """
 
     iterated: ClassVar[bool] = True  # whether there are several rounds
@@ -485,7 +533,9 @@ class PromptSelfTraining(_Prompted):
         "prompt_": Array("float32", "P"),
         "pseudolabels_": Array("int64", "M", 2, low=0),
         "history_": list[dict],
+        "annotator_": str,
     }
+    optional = ("annotator_",)
 
     def sizes(self, pool: int, classes: int) -> list[int]:
         """K of every round.
@@ -510,29 +560,44 @@ class PromptSelfTraining(_Prompted):
             added to `history_`. It may know labels: nothing that it returns is used.
 
         Raises ValueError as `Adapter.fit` does, for parameters out of range, for no
-        `pool` in transductive learning, and for a checkpoint of another run.
+        `pool` in transductive learning, for an annotator that `annotations` refuses,
+        and for a checkpoint of another run.
         """
         self._on_round = on_round or _nothing
         return super().fit(X, y)
 
     def _fit(self, images: ImageSet, labels: np.ndarray) -> None:
         self._check_parameters()
-        run = _Run(self, labels)
+        run = self._new_run(labels)
         sizes = self.sizes(len(run.pool), len(run.allowed)) if len(run.pool) else [0]
-        facts = fit_facts(self, images, labels=labels) if self.checkpoint else {}
-        checkpoint = Checkpoint(self.checkpoint, facts)
+        run.said = annotations_of(self.annotator, images, labels, self.classnames_)
+        self.annotator_ = annotator_name(self.annotator)
+        checkpoint = Checkpoint(self.checkpoint, self._facts(images, labels, run.said))
         self._prompt = _new_prompt(self)
         untrained = _numbers(self._prompt)
         self.history_ = self._resume(checkpoint, len(images), len(sizes))
         inputs = self._prompt.prepare(images)
         for number in range(len(self.history_), len(sizes)):
             chosen = run.select(self._prompt, inputs, sizes[number], first=number == 0)
+            run.said = None  # it was for the first round
             if self.reinit:
                 _set_numbers(self._prompt, untrained)
             loss = run.train(self._prompt, inputs, chosen, number)
             self._remember(chosen, {"k": int(sizes[number])}, loss)
             arrays = {"prompt": self.prompt_, "pseudolabels": self.pseudolabels_}
             checkpoint.save(arrays, {"round": number + 1, "history": self.history_})
+
+    def _new_run(self, labels: np.ndarray) -> _Run:
+        return _Run(self, labels)
+
+    def _facts(
+        self, images: ImageSet, labels: np.ndarray, said: torch.Tensor | None
+    ) -> dict:
+        """What a checkpoint belongs to, if one is kept."""
+        if not self.checkpoint:
+            return {}
+        arrays = {} if said is None else {"annotations": said.numpy()}
+        return fit_facts(self, images, labels=labels, **arrays)
 
     def _remember(self, chosen: Pseudolabels, record: dict, loss: float) -> None:
         """Put a round where `predict` finds it, and call whoever watches."""

@@ -29,6 +29,8 @@ from ..clip.templates import average_prompts, check_templates, encode_prompts
 from ..images.files import Array
 from ..images.sets import ImageSet, Integers, check_classnames, check_count
 from ..images.views import View
+from ..learning.adapter import Adapter, annotator_name
+from ..learning.adapter import annotations as annotations_of
 from clipadapt.learning.towers import (
     CROPS,
     FineTuned,
@@ -208,7 +210,7 @@ class _RunState:
     """What a fit is made of, and what an epoch hands to the next.
 
     prompts: class features [C, D] of the frozen CLIP, where prototypes start.
-    guesses: its pseudolabels, int64 [N].
+    guesses: its pseudolabels, or those of the annotator, int64 [N].
     """
 
     owners: list[Tensor]
@@ -518,6 +520,7 @@ class _Declared(FineTuned):
     templates: str | Sequence[str]
     texts: Sequence[str] | None
     captioner: Captioner | None
+    annotator: Adapter | None
     domain: str
     question: str
     group_size: int
@@ -532,8 +535,23 @@ class _Declared(FineTuned):
     _facts: Callable[..., dict]
     _groups: Callable[..., np.ndarray]
 
+# %% ../../nbs/10_latteclip.ipynb #guessing
+#| code-fold: true
+#| code-summary: "Who guesses first: the annotator, or the frozen CLIP"
+class _Guessing(_Declared):
+    """Whose pseudolabels LatteCLIP begins with."""
+
+    def _guess(self, images: ImageSet, labels: np.ndarray, prompts: Tensor) -> Tensor:
+        """Pseudolabels int64 [N] of the annotator, or the frozen CLIP; labels stay."""
+        said = annotations_of(self.annotator, images, labels, self.classnames_)
+        self.annotator_ = annotator_name(self.annotator)
+        if said is None:
+            said = self.clip.encode_image(images) @ prompts.T
+        known = torch.from_numpy(labels)
+        return torch.where(known >= 0, known, said.argmax(1))
+
 # %% ../../nbs/10_latteclip.ipynb #new-35
-class _Fitting(_Declared):
+class _Fitting(_Guessing):
     """How LatteCLIP is fitted: guesses, captions, then epochs."""
 
     def _fit(self, images: ImageSet, labels: np.ndarray) -> None:
@@ -543,10 +561,8 @@ class _Fitting(_Declared):
         templates = find_templates(self.templates)
         encoded = encode_prompts(self.clip, self.classnames_, templates)
         prompts = average_prompts(encoded)
-        guesses = (self.clip.encode_image(images) @ prompts.T).argmax(1)
-        known = torch.from_numpy(labels)
-        guesses = torch.where(known >= 0, known, guesses)
-        facts = self._facts(images, labels) if self.checkpoint else {}
+        guesses = self._guess(images, labels, prompts)
+        facts = self._facts(images, labels, guesses) if self.checkpoint else {}
         checkpoint = Checkpoint(self.checkpoint, facts)
         captions = self._captions(images, guesses.numpy())
         self._forget()
@@ -611,16 +627,18 @@ class _Keeping(_Fitting):
         self._keep(tuned, run.prototypes)
         self.mixer_weights_ = run.weights.numpy().copy()
 
-    def _facts(self, images: ImageSet, labels: np.ndarray) -> dict:
+    def _facts(self, images: ImageSet, labels: np.ndarray, guesses: Tensor) -> dict:
         """What a checkpoint belongs to.
 
         Captions that were given count by their words, others by who says them: one that
-        failed may succeed the next time.
+        failed may succeed the next time. An annotator counts by what it says.
         """
         given = {
             f"{kind} captions": np.array(texts, dtype=str)
             for kind, texts in (self._given or {}).items()
         }
+        if self.annotator is not None:
+            given["annotations"] = guesses.numpy()
         return {
             **fit_facts(self, images, labels=labels, **given),
             "captioner": self.captioner and self.captioner.name,
@@ -639,13 +657,19 @@ class LatteCLIP(_Keeping):
     captioner: describes images and groups of images (chapter 9); for photographs that
         is a `TransformersCaptioner`, for drawings an `AttributeCaptioner`. None, the
         default (ours): class descriptions alone.
+    annotator: a method whose best classes take the place of the frozen CLIP's
+        pseudolabels (ours): in the "zero-shot" loss, in questions and in groups. The
+        prototypes still start from the prompts, and the "fine-tuned" loss has labels of
+        its own. None: the frozen CLIP. One that is not fitted is copied, and the copy
+        fitted on the same images and labels.
     domain: what the images show, a name in `captions.DOMAINS` or any noun.
     question: "named" tells the captioner the pseudolabel where the domain has such a
         question (code: Food101, Flowers102); "generic" never does (paper).
     group_size: images in a group, all of one pseudolabel.
     texts: those that count, of "class", "image" and "group"; None: all.
     losses: the pseudolabels that are learned from, of "fine-tuned" (the current
-        model's) and "zero-shot" (the frozen CLIP's); None: both.
+        model's) and "zero-shot" (the frozen CLIP's, or those of the annotator); None:
+        both.
     templates: name the classes, as in `find_templates`: the paper's text has one for
         all, its code one for each data set ("LatteCLIP/DTD").
     mixer: weighs texts by their gap between the best two classes ("dynamic"), or alike
@@ -678,27 +702,30 @@ class LatteCLIP(_Keeping):
         goes on.
     seed: decides groups, batches and views.
 
-    Labels in `fit(X, y)` replace both pseudolabels. Neither checkpoint nor captioner is
-    saved with the method: give a loaded one its `captioner` again before a new fit.
+    Labels in `fit(X, y)` replace both pseudolabels. Checkpoint, captioner and annotator
+    are not saved with the method: give them to a loaded one again before a new fit.
 
     Fitted: `class_features_` float32 [C, D], the prototypes; `image_weights_`,
-    `logit_scale_`; of the training images `guesses_` int64 [N], the frozen CLIP's
-    pseudolabels, and `mixer_weights_` float32 [N, K], columns `kinds_`, the mixer's
-    weights before normalisation when the image was last trained on (under the frozen
-    CLIP's pseudolabel, where that is used); `missing_`, how many images lack a caption
-    of each kind; `history_`, for each epoch loss, agreement of both pseudolabels, mean
+    `logit_scale_`; `annotator_`, the class of the annotator ("" for none); of the
+    training images `guesses_` int64 [N], the pseudolabels of the annotator or the
+    frozen CLIP, and `mixer_weights_` float32 [N, K], columns `kinds_`, the mixer's
+    weights before normalisation when the image was last trained on (under those
+    pseudolabels, where they are used); `missing_`, how many images lack a caption of
+    each kind; `history_`, for each epoch loss, agreement of both pseudolabels, mean
     weight of each kind of text, and what the callback of `fit` returned.
     """
 
-    unsaved = ("clip", "classnames", "checkpoint", "captioner")
+    unsaved = ("clip", "classnames", "checkpoint", "captioner", "annotator")
     fitted = {
         **FineTuned.fitted,
         "guesses_": Array("int64", "N", low=0, below="C"),
         "mixer_weights_": Array("float32", "N", "K"),
         "kinds_": list[str],
+        "annotator_": str,
         "missing_": dict[str, int],
         "history_": list[dict],
     }
+    optional = ("annotator_",)
 
     def __init__(
         self,
@@ -706,6 +733,7 @@ class LatteCLIP(_Keeping):
         classnames: Sequence[str],
         *,
         captioner: Captioner | None = None,
+        annotator: Adapter | None = None,
         domain: str = "object",
         question: str = "named",
         group_size: int = 4,
@@ -735,7 +763,8 @@ class LatteCLIP(_Keeping):
         seed: int = 0,
     ):
         super().__init__(clip, classnames, seed=seed)
-        self.captioner, self.domain, self.question = captioner, domain, question
+        self.captioner, self.annotator = captioner, annotator
+        self.domain, self.question = domain, question
         self.group_size, self.texts, self.losses = group_size, texts, losses
         self.templates, self.mixer = templates, mixer
         self.mixer_prototypes, self.group_text = mixer_prototypes, group_text
@@ -765,8 +794,8 @@ class LatteCLIP(_Keeping):
             already; the dict of plain values that it returns is added to `history_`.
 
         Raises ValueError as `Adapter.fit` does, for parameters out of range, captions
-        that do not fit the images, a mixer with a single class, and for a checkpoint of
-        another run.
+        that do not fit the images, a mixer with a single class, an annotator of other
+        classes, and for a checkpoint of another run.
         """
         self._given, self._on_epoch = captions, on_epoch
         try:

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import numpy as np
 import torch
@@ -20,13 +21,14 @@ from ..clip.templates import average_prompts, check_templates, encode_prompts
 from ..images.files import Array
 from ..images.sets import ImageSet, check_count
 from ..images.views import strong_view, weak_view
-from ..learning.adapter import Adapter
+from ..learning.adapter import Adapter, annotator_name
+from ..learning.adapter import annotations as annotations_of
 from ..learning.prompts import own_draws
 from ..learning.training import Recipe, minimise
 
 # %% auto #0
-__all__ = ['INITS', 'Views', 'SMALL', 'teach', 'image_weights', 'weighted_cross_entropy', 'linear_layer', 'train_linear',
-           'student_views', 'kept_views', 'LPCLIP']
+__all__ = ['INITS', 'Views', 'SMALL', 'teach', 'best_classes', 'image_weights', 'weighted_cross_entropy', 'linear_layer',
+           'train_linear', 'student_views', 'kept_views', 'LPCLIP']
 
 # %% ../../nbs/11_lpclip.ipynb #cell-17
 #| code-fold: true
@@ -65,6 +67,27 @@ def teach(
     for some in image_features.split(BLOCK):
         logits = logit_scale / temperature * some.float() @ class_features.T
         said.append(logits.softmax(1).max(1))
+    confidences, pseudolabels = map(torch.cat, zip(*said))
+    return pseudolabels, confidences
+
+# %% ../../nbs/11_lpclip.ipynb #best-classes
+def best_classes(
+    probabilities: Tensor, temperature: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """The answers of another teacher than CLIP, and how sure it is: as `teach`.
+
+    probabilities: float32 [N, C].
+    temperature: the probabilities become p^(1 / temperature), normalised.
+
+    Returns pseudolabels int64 [N] and confidences float32 [N]. Raises ValueError for a
+    temperature that is not above 0.
+    """
+    _check_temperature(temperature)
+    said = []
+    for some in probabilities.split(BLOCK):
+        if temperature != 1:
+            some = (some.log() / temperature).softmax(1)
+        said.append(some.max(1))
     confidences, pseudolabels = map(torch.cat, zip(*said))
     return pseudolabels, confidences
 
@@ -211,8 +234,13 @@ def _check_table(
 
 # %% ../../nbs/11_lpclip.ipynb #cell-29
 def student_views(
-    images: ImageSet, clip: CLIP, views: int | None, strong: bool, flip: bool
-) -> tuple[Tensor, Views]:
+    images: ImageSet,
+    clip: CLIP,
+    views: int | None,
+    strong: bool,
+    flip: bool,
+    teacher: bool = True,
+) -> tuple[Tensor | None, Views]:
     """What the teacher and the student read of N images, each decoded once for all.
 
     images: the images as they are.
@@ -221,21 +249,24 @@ def student_views(
         epoch.
     strong: strong views, else weak ones. The teacher's, "weak 0", is not among them.
     flip: whether views may be mirrored.
+    teacher: whether the teacher reads a view; if not, none is encoded for it.
 
-    Returns the teacher's features [N, D], and the student's: features [views, N, D],
-    or a function that encodes a batch in an epoch. A `FeatureSet` has one view only,
-    which both of them read.
+    Returns the teacher's features [N, D] or None, and the student's: features
+    [views, N, D], or a function that encodes a batch in an epoch. A `FeatureSet` has
+    one view only, which both of them read.
     """
     if isinstance(images, FeatureSet):
         features = clip.encode_image(images)
-        return features, features[None]
+        return features if teacher else None, features[None]
 
     def encode_batch(epoch: int, batch: Tensor) -> Tensor:
         some = images.view(*_student_view(clip, epoch, strong, flip))
         return torch.cat([*clip.encode_batches(some.subset(batch.numpy()))])
 
-    features = encode_all_views(clip, images, kept_views(clip, views, strong, flip))
-    return features[0], encode_batch if views is None else features[1:]
+    wanted = kept_views(clip, views, strong, flip)[0 if teacher else 1 :]
+    features = encode_all_views(clip, images, wanted) if wanted else torch.empty(0)
+    weak, rest = (features[0], features[1:]) if teacher else (None, features)
+    return weak, encode_batch if views is None else rest
 
 # %% ../../nbs/11_lpclip.ipynb #reading-0
 #| code-fold: true
@@ -270,6 +301,7 @@ class _Declared(Adapter):
     """What the part of `LPCLIP` below uses of it."""
 
     templates: str | Sequence[str]
+    annotator: Adapter | None
     views: int | None
     init: str
     weighted: bool
@@ -287,18 +319,44 @@ class _Declared(Adapter):
 class _Reading(_Declared):
     """Which views `LPCLIP` reads."""
 
-    def _views(self, images: ImageSet) -> tuple[Tensor, Views]:
-        """What the teacher reads, and the student; no training needs no views."""
-        views = self.views if self.epochs else 0
-        return student_views(images, self.clip, views, self.strong, self.flip)
+    def _views(self, images: ImageSet) -> tuple[Tensor | None, Views]:
+        """What CLIP as teacher reads, and the student; no training needs no views."""
+        views, teacher = self.views if self.epochs else 0, self.annotator is None
+        return student_views(images, self.clip, views, self.strong, self.flip, teacher)
 
     def encoded_views(self) -> list[tuple[Callable | None, int]]:
-        """The views that `fit` encodes: see `kept_views`."""
+        """The views that `fit` encodes: see `kept_views`; an annotator needs none."""
         views = self.views if self.epochs else 0
-        return kept_views(self.clip, views, self.strong, self.flip)
+        kept = kept_views(self.clip, views, self.strong, self.flip)
+        return kept if self.annotator is None else kept[1:]
+
+# %% ../../nbs/11_lpclip.ipynb #teaching
+#| code-fold: true
+#| code-summary: "Who teaches: CLIP on the weak views, or an annotator"
+class _Teaching(_Reading):
+    """Who teaches `LPCLIP`."""
+
+    def _teach(
+        self, images: ImageSet, labels: np.ndarray, class_features: Tensor
+    ) -> tuple[Views, Tensor, Tensor]:
+        """What the student reads, pseudolabels int64 [N] and confidences float32 [N].
+
+        A label that is known is certain.
+        """
+        said = annotations_of(self.annotator, images, labels, self.classnames_)
+        self.annotator_ = annotator_name(self.annotator)
+        weak, views = self._views(images)
+        if said is not None:
+            targets, confidences = best_classes(said, self.temperature)
+        else:
+            weak, scale = cast(Tensor, weak), self.clip.logit_scale
+            targets, confidences = teach(weak, class_features, scale, self.temperature)
+        known = torch.from_numpy(labels >= 0)
+        targets[known], confidences[known] = torch.from_numpy(labels)[known], 1.0
+        return views, targets, confidences
 
 # %% ../../nbs/11_lpclip.ipynb #cell-30
-class _Student(_Reading):
+class _Student(_Teaching):
     """How `LPCLIP` fits and predicts; the options are explained there."""
 
     def _fit(self, images: ImageSet, labels: np.ndarray) -> None:
@@ -308,10 +366,7 @@ class _Student(_Reading):
         class_features, scale = average_prompts(prompts), clip.logit_scale
         layer = linear_layer(class_features, scale, self.init, self.seed)
         layer = layer.to(clip.device)
-        weak, views = self._views(images)
-        targets, confidences = teach(weak, class_features, scale, self.temperature)
-        known = torch.from_numpy(labels >= 0)
-        targets[known], confidences[known] = torch.from_numpy(labels)[known], 1.0
+        views, targets, confidences = self._teach(images, labels, class_features)
         self.history_ = self._train(views, targets, confidences, layer)
         self.weight_ = layer.weight.detach().cpu().numpy()
         self.bias_ = layer.bias.detach().cpu().numpy()
@@ -346,6 +401,10 @@ class LPCLIP(_Student):
 
     templates: the teacher is CLIP's zero-shot classifier, with these averaged in
         embedding space. The paper averages prompts; which ones is our choice.
+    annotator: a method that is the teacher in the place of CLIP (ours). It answers once
+        for each image as it is, and all views share its best class and confidence; the
+        start "text" stays CLIP's. One that is not fitted is copied, and the copy fitted
+        on the same images and labels. It is not saved with the method.
     views: strong views of each image, the same for every seed, encoded once by
         `clip.encode_views`, so that a `StoredCLIP` finds them again. None makes new
         ones in every epoch, as the paper does, which encodes every image anew each
@@ -372,18 +431,22 @@ class LPCLIP(_Student):
     predict. Labels in `fit(X, y)` take the place of pseudolabels, with weight 1.
 
     Fitted: `weight_` float32 [C, D] and `bias_` float32 [C]; `pseudolabels_` int64 [N]
-    and `confidences_` float32 [N], the teacher's (1 for a labelled image); `history_`,
-    the loss of each epoch. `fit` raises ValueError for parameters out of range, and for
-    a threshold that no image reaches.
+    and `confidences_` float32 [N], the teacher's (1 for a labelled image);
+    `annotator_`, the class of the annotator ("" for none); `history_`, the loss of each
+    epoch. `fit` raises ValueError for parameters out of range, for an annotator of
+    other classes, and for a threshold that no image reaches.
     """
 
+    unsaved = ("clip", "classnames", "annotator")
     fitted = {
         "weight_": Array("float32", "C", "D"),
         "bias_": Array("float32", "C"),
         "pseudolabels_": Array("int64", "N", low=0, below="C"),
         "confidences_": Array("float32", "N"),
+        "annotator_": str,
         "history_": list[dict[str, float]],
     }
+    optional = ("annotator_",)
 
     def __init__(
         self,
@@ -391,6 +454,7 @@ class LPCLIP(_Student):
         classnames: Sequence[str],
         *,
         templates: str | Sequence[str] = "imagenet80",
+        annotator: Adapter | None = None,
         views: int | None = 4,
         init: str = "text",
         weighted: bool = True,
@@ -408,6 +472,7 @@ class LPCLIP(_Student):
     ):
         super().__init__(clip, classnames, seed=seed)
         self.templates = templates
+        self.annotator = annotator
         self.views = views
         self.init = init
         self.weighted = weighted
