@@ -238,9 +238,8 @@ def check_files(folder):
 
 
 SHORT = {
-    **{
-        name: ["epochs=2", "rounds=2", "k=1"] for name in ("fpl", "ifpl", "grip", "cpl")
-    },
+    **{name: ["epochs=2", "rounds=2", "k=1"] for name in ("fpl", "ifpl", "grip")},
+    "cpl": ["epochs=2", "rounds=2"],
     **{name: ["epochs=2"] for name in ("latteclip", "flyp", "reclip")},
     "lpclip": ["epochs=2", "templates=single"],
     "coreg": ["epochs=2", "warmup_epochs=1", 'options={"width": 8}', "views=1"],

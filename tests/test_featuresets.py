@@ -88,7 +88,7 @@ SAME = {  # methods that see nothing but features
     "FPL": lambda *given: FPL(*given, **TINY),
     "IFPL": lambda *given: IFPL(*given, rounds=2, **TINY),
     "GRIP": lambda *given: GRIP(*given, rounds=2, **TINY),
-    "CPL": lambda *given: CPL(*given, rounds=2, **TINY),
+    "CPL": lambda *given: CPL(*given, rounds=2, **grip.SMALL | {"epochs": 1}),
 }
 
 

@@ -61,7 +61,8 @@ def _prompts() -> dict[str, Case]:
     for row, method in enumerate((FPL, IFPL, GRIP, CPL)):
         for column, prompt in enumerate(("textual", "visual", "multimodal")):
             labelled = settings[(row + column) % 3]
-            params = {"prompt": prompt, "epochs": 2, "rounds": 2, "k": 1}
+            params = {"prompt": prompt, "epochs": 2, "rounds": 2}
+            params |= {} if method is CPL else {"k": 1}
             name = f"{method.__name__}, {prompt}, labels: {labelled}"
             if labelled == "some classes":
                 params["pool"] = "unseen"
