@@ -1,7 +1,7 @@
 """Choosing without labels: every label-free score of every quick method on many pools.
 
 python benchmarks/selection.py [--data handwriting fonts C100-50] [--regimes ...]
-    [--seeds 0 1 2] [--out selection.jsonl] [--table]
+    [--methods ...] [--seeds 0 1 2] [--out selection.jsonl] [--table]
 
 The pools are those of `regimes.py`. On each of them every quick method is fitted
 without labels, and answers for the pool itself; all scores of
@@ -19,6 +19,7 @@ import argparse
 import json
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 from regime_data import REGIMES, SOURCES, Task, draw
@@ -43,10 +44,10 @@ QUICK = (
 )
 
 
-def fitted(task: Task, seed: int) -> list[Run]:
-    """A run for each quick method that can be fitted on a pool."""
+def fitted(task: Task, methods: Sequence[str], seed: int) -> list[Run]:
+    """A run for each method that can be fitted on a pool."""
     runs = []
-    for name in QUICK:
+    for name in methods:
         entry = ENTRIES[name]
         make = maker(entry)
         if make is None:
@@ -61,9 +62,9 @@ def fitted(task: Task, seed: int) -> list[Run]:
     return runs
 
 
-def measure(task: Task, seed: int) -> dict[str, dict]:
+def measure(task: Task, methods: Sequence[str], seed: int) -> dict[str, dict]:
     """By method: all scores, and the accuracy on the pool, 0-1."""
-    runs = fitted(task, seed)
+    runs = fitted(task, methods, seed)
     new = pool_scores(runs, task.features, refit=True)
     scores = label_free(runs, task.features).merge(new)
     found, own = {}, task.labels >= 0  # foreign images are left out
@@ -96,7 +97,7 @@ def run(options: argparse.Namespace) -> None:
                 print(data, seed, regime, sep=", ", file=sys.stderr)
                 task = draw(source, regime, seed)
                 line = {"data": data, "regime": regime, "seed": seed}
-                line["methods"] = measure(task, seed)
+                line["methods"] = measure(task, options.methods, seed)
                 with options.out.open("a") as file:
                     file.write(json.dumps(line) + "\n")
 
@@ -105,6 +106,7 @@ def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", nargs="+", choices=SOURCES, default=["handwriting"])
     parser.add_argument("--regimes", nargs="+", choices=REGIMES, default=REGIMES)
+    parser.add_argument("--methods", nargs="+", choices=QUICK, default=QUICK)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--out", type=Path, default=Path("selection.jsonl"))
     parser.add_argument("--table", action="store_true", help="print, and fit nothing")

@@ -244,9 +244,10 @@ def test_halves_leave_the_method_as_it_is(clip, pool):
 def test_the_benchmark_writes_each_pool_once_and_its_table_is_by_hand(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(benchmark, "QUICK", ("ZeroShot", "AnchoredMixture"))
     out = tmp_path / "lines.jsonl"
-    command = f"selection.py --regimes all --seeds 0 --out {out}"
+    command = (
+        f"selection.py --regimes all --methods ZeroShot AnchoredMixture --out {out}"
+    )
     monkeypatch.setattr(sys, "argv", command.split())
     for _ in range(2):
         benchmark.run(benchmark.parsed())
