@@ -13,12 +13,14 @@ import pytest
 import torch
 
 from clipadapt import (
+    CPL,
     FLYP,
     FPL,
     GRIP,
     IFPL,
     LPCLIP,
     OTTER,
+    AnchoredMixture,
     CallableCaptioner,
     CoReg,
     EMDirichlet,
@@ -75,6 +77,7 @@ SAME = {  # methods that see nothing but features
     ),
     "Prototypes": lambda *given: Prototypes(*given, per_class=2),
     "NearestNeighbours": lambda *given: NearestNeighbours(*given, per_class=3),
+    "AnchoredMixture": lambda *given: AnchoredMixture(*given),
     "TransCLIP": lambda *given: TransCLIP(*given),
     "StatA": lambda *given: StatA(*given),
     "ZLaP": lambda *given: ZLaP(*given),
@@ -85,6 +88,7 @@ SAME = {  # methods that see nothing but features
     "FPL": lambda *given: FPL(*given, **TINY),
     "IFPL": lambda *given: IFPL(*given, rounds=2, **TINY),
     "GRIP": lambda *given: GRIP(*given, rounds=2, **TINY),
+    "CPL": lambda *given: CPL(*given, rounds=2, **grip.SMALL | {"epochs": 1}),
 }
 
 

@@ -261,7 +261,7 @@ METHODS = (
     "reclip",
 )
 
-
+# %% ../../nbs/engine/runs.ipynb #method-names
 def method_names(methods: str) -> list[str]:
     """The names in "a,b,c", or all.
 

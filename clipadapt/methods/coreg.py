@@ -210,7 +210,7 @@ def partial_labels(
         return union.astype(np.float32)
     return annotator_labels(mean, annotation, k, ratio, threshold)
 
-
+# %% ../../nbs/08_coreg.ipynb #annotator-labels
 def annotator_labels(
     probabilities: Tensor,
     annotation: str = "union",

@@ -56,7 +56,7 @@ def class_moments(
         logits = torch.addmm(offsets, some, slopes)
         evidence += logits.logsumexp(1).double().sum().item()
         shares = keep_labels(logits.softmax(1), labels[rows])
-        mass += shares.double().sum(0)
+        mass += (torch.ones(len(shares)) @ shares).double()  # faster than a sum
         sums += (shares.T @ some).double()
     return Moments(mass, sums, evidence / len(features))
 

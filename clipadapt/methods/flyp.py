@@ -49,7 +49,7 @@ SMALL = {
     "learning_rate": 1e-4,
 }
 
-
+# %% ../../nbs/12_flyp.ipynb #flyp-labels
 class _Labels:
     """The towers in training, and the labels that the images are trained on.
 
