@@ -506,6 +506,8 @@ def check_place(target: Path) -> None:
             raise OSError(errno.EACCES, os.strerror(errno.EACCES), str(target))
 
 # %% ../../nbs/engine/runs.ipynb #ask-readable
+#| code-fold: true
+#| code-summary: "What cannot be read is found while a method reads"
 class _Mended(Sequence):
     """Images of which those that cannot be read are grey, and noted in `damaged`."""
 
