@@ -12,6 +12,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -271,8 +272,8 @@ DEVICE = [
         "--exact",
         is_flag=True,
         help=(
-            "Decode large JPEG files in full.  [default: smaller, but at least twice"
-            " what the model reads]"
+            "Decode large JPEG files in full.  [default: smaller, at least one and a"
+            " half times what the model reads]"
         ),
     ),
     click.option(
@@ -417,7 +418,15 @@ def _sound(clip: CLIP, images: ImageSet, methods: Sequence = ()) -> ImageSet:
     if not isinstance(clip, StoredCLIP):
         return images
     views = [view for method in methods for view in method.encoded_views()]
-    return readable(clip, images, views)
+    with _encoding(clip):
+        return readable(clip, images, views)
+
+
+def _encoding(clip: CLIP) -> AbstractContextManager[None]:
+    """In it, a small CLIP encodes on one thread: others decode, none waits in vain."""
+    from clipadapt.learning.threads import encoding_work, threads_for
+
+    return threads_for(encoding_work(clip))
 
 # %% ../../nbs/engine/cli.ipynb #cell-24
 def _load_model(
@@ -752,7 +761,8 @@ def encode(context, images, max_pixels, out, overwrite, **given) -> None:
     pool = image_set(images, max_pixels, "train", _check(given))
     clip = _clip(given)
     pool = _sound(clip, pool)
-    features, names = clip.encode_image(pool).numpy(), image_names(pool)
+    with _encoding(clip):
+        features, names = clip.encode_image(pool).numpy(), image_names(pool)
     if beside is None:
         write_parquet(target, features, {"image": names})
     else:

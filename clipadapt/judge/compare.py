@@ -97,7 +97,8 @@ def run_method(
         method.fit(_in_order(train, seed))
         seconds = time.perf_counter() - start
         probabilities = method.predict_proba(test)
-        metrics.check_probabilities(probabilities, len(test), len(method.classnames))
+        size = len(test), len(method.classnames)
+        metrics.check_probabilities(probabilities, *size, dtype=None)
         return Run(name, method, probabilities, seconds, seed)
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
@@ -278,7 +279,7 @@ def _check_kept(
     check_arrays(arrays, declared, {}, path, remedy)
     with blaming(path, remedy):
         check_number(cast(float, record.get("seconds")), "seconds", 0)
-        metrics.check_probabilities(arrays["probabilities"])
+        metrics.check_probabilities(arrays["probabilities"], dtype=None)
 
 # %% ../../nbs/15_compare.ipynb #cell-22
 def compare(

@@ -38,7 +38,8 @@ from clipadapt.images.sets import (
     check_number,
     seeded,
 )
-from ..learning.adapter import Adapter, annotations, annotator_name
+from ..learning.adapter import Adapter, annotator_name
+from ..learning.adapter import annotations as annotations_of
 from clipadapt.learning.pseudolabels import (
     DegenerateMixtureWarning,
     clean_posterior,
@@ -209,7 +210,7 @@ def partial_labels(
         return union.astype(np.float32)
     return annotator_labels(mean, annotation, k, ratio, threshold)
 
-
+# %% ../../nbs/08_coreg.ipynb #annotator-labels
 def annotator_labels(
     probabilities: Tensor,
     annotation: str = "union",
@@ -1218,7 +1219,7 @@ class _Fit(ExportedStudents):
                 " would annotate all images: leave one of them away"
             )
         self.annotator_ = annotator_name(self.annotator)
-        return annotations(self.annotator, images, labels, self.classnames_)
+        return annotations_of(self.annotator, images, labels, self.classnames_)
 
     def _reading(
         self, images: ImageSet, said: Tensor | None

@@ -19,7 +19,8 @@ from ..clip.templates import check_templates
 from ..images.files import Array
 from ..images.sets import ImageSet, Integers
 from ..images.views import View
-from ..learning.adapter import Adapter, annotations, annotator_name
+from ..learning.adapter import Adapter, annotator_name
+from ..learning.adapter import annotations as annotations_of
 from clipadapt.learning.towers import (
     CROPS,
     FineTuned,
@@ -48,7 +49,7 @@ SMALL = {
     "learning_rate": 1e-4,
 }
 
-
+# %% ../../nbs/12_flyp.ipynb #flyp-labels
 class _Labels:
     """The towers in training, and the labels that the images are trained on.
 
@@ -297,7 +298,7 @@ class FLYP(_Checked):
     def _fit(self, images: ImageSet, labels: np.ndarray) -> None:
         self._check_parameters()
         self._forget()
-        said = annotations(self.annotator, images, labels, self.classnames_)
+        said = annotations_of(self.annotator, images, labels, self.classnames_)
         guesses = None if said is None else said.argmax(1)
         self.annotator_ = annotator_name(self.annotator)
         facts = self._facts(images, labels, guesses) if self.checkpoint else {}

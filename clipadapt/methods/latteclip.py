@@ -29,7 +29,8 @@ from ..clip.templates import average_prompts, check_templates, encode_prompts
 from ..images.files import Array
 from ..images.sets import ImageSet, Integers, check_classnames, check_count
 from ..images.views import View
-from ..learning.adapter import Adapter, annotations, annotator_name
+from ..learning.adapter import Adapter, annotator_name
+from ..learning.adapter import annotations as annotations_of
 from clipadapt.learning.towers import (
     CROPS,
     FineTuned,
@@ -534,8 +535,23 @@ class _Declared(FineTuned):
     _facts: Callable[..., dict]
     _groups: Callable[..., np.ndarray]
 
+# %% ../../nbs/10_latteclip.ipynb #guessing
+#| code-fold: true
+#| code-summary: "Who guesses first: the annotator, or the frozen CLIP"
+class _Guessing(_Declared):
+    """Whose pseudolabels LatteCLIP begins with."""
+
+    def _guess(self, images: ImageSet, labels: np.ndarray, prompts: Tensor) -> Tensor:
+        """Pseudolabels int64 [N] of the annotator, or the frozen CLIP; labels stay."""
+        said = annotations_of(self.annotator, images, labels, self.classnames_)
+        self.annotator_ = annotator_name(self.annotator)
+        if said is None:
+            said = self.clip.encode_image(images) @ prompts.T
+        known = torch.from_numpy(labels)
+        return torch.where(known >= 0, known, said.argmax(1))
+
 # %% ../../nbs/10_latteclip.ipynb #new-35
-class _Fitting(_Declared):
+class _Fitting(_Guessing):
     """How LatteCLIP is fitted: guesses, captions, then epochs."""
 
     def _fit(self, images: ImageSet, labels: np.ndarray) -> None:
@@ -557,15 +573,6 @@ class _Fitting(_Declared):
             kind: sum(not text for text in texts) for kind, texts in captions.items()
         }
         train_epochs(self, run, run.training.epochs, checkpoint)
-
-    def _guess(self, images: ImageSet, labels: np.ndarray, prompts: Tensor) -> Tensor:
-        """Pseudolabels int64 [N] of the annotator, or the frozen CLIP; labels stay."""
-        said = annotations(self.annotator, images, labels, self.classnames_)
-        self.annotator_ = annotator_name(self.annotator)
-        if said is None:
-            said = self.clip.encode_image(images) @ prompts.T
-        known = torch.from_numpy(labels)
-        return torch.where(known >= 0, known, said.argmax(1))
 
     def _captions(self, images: ImageSet, guesses: np.ndarray) -> dict[str, list[str]]:
         """The captions that this fit uses, a list of N texts for each kind."""

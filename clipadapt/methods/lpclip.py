@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import numpy as np
 import torch
@@ -20,7 +21,8 @@ from ..clip.templates import average_prompts, check_templates, encode_prompts
 from ..images.files import Array
 from ..images.sets import ImageSet, check_count
 from ..images.views import strong_view, weak_view
-from ..learning.adapter import Adapter, annotations, annotator_name
+from ..learning.adapter import Adapter, annotator_name
+from ..learning.adapter import annotations as annotations_of
 from ..learning.prompts import own_draws
 from ..learning.training import Recipe, minimise
 
@@ -68,7 +70,7 @@ def teach(
     confidences, pseudolabels = map(torch.cat, zip(*said))
     return pseudolabels, confidences
 
-
+# %% ../../nbs/11_lpclip.ipynb #best-classes
 def best_classes(
     probabilities: Tensor, temperature: float = 1.0
 ) -> tuple[Tensor, Tensor]:
@@ -328,8 +330,33 @@ class _Reading(_Declared):
         kept = kept_views(self.clip, views, self.strong, self.flip)
         return kept if self.annotator is None else kept[1:]
 
+# %% ../../nbs/11_lpclip.ipynb #teaching
+#| code-fold: true
+#| code-summary: "Who teaches: CLIP on the weak views, or an annotator"
+class _Teaching(_Reading):
+    """Who teaches `LPCLIP`."""
+
+    def _teach(
+        self, images: ImageSet, labels: np.ndarray, class_features: Tensor
+    ) -> tuple[Views, Tensor, Tensor]:
+        """What the student reads, pseudolabels int64 [N] and confidences float32 [N].
+
+        A label that is known is certain.
+        """
+        said = annotations_of(self.annotator, images, labels, self.classnames_)
+        self.annotator_ = annotator_name(self.annotator)
+        weak, views = self._views(images)
+        if said is not None:
+            targets, confidences = best_classes(said, self.temperature)
+        else:
+            weak, scale = cast(Tensor, weak), self.clip.logit_scale
+            targets, confidences = teach(weak, class_features, scale, self.temperature)
+        known = torch.from_numpy(labels >= 0)
+        targets[known], confidences[known] = torch.from_numpy(labels)[known], 1.0
+        return views, targets, confidences
+
 # %% ../../nbs/11_lpclip.ipynb #cell-30
-class _Student(_Reading):
+class _Student(_Teaching):
     """How `LPCLIP` fits and predicts; the options are explained there."""
 
     def _fit(self, images: ImageSet, labels: np.ndarray) -> None:
@@ -339,16 +366,7 @@ class _Student(_Reading):
         class_features, scale = average_prompts(prompts), clip.logit_scale
         layer = linear_layer(class_features, scale, self.init, self.seed)
         layer = layer.to(clip.device)
-        said = annotations(self.annotator, images, labels, self.classnames_)
-        self.annotator_ = annotator_name(self.annotator)
-        weak, views = self._views(images)
-        if said is None:
-            said = teach(weak, class_features, scale, self.temperature)
-        else:
-            said = best_classes(said, self.temperature)
-        targets, confidences = said
-        known = torch.from_numpy(labels >= 0)
-        targets[known], confidences[known] = torch.from_numpy(labels)[known], 1.0
+        views, targets, confidences = self._teach(images, labels, class_features)
         self.history_ = self._train(views, targets, confidences, layer)
         self.weight_ = layer.weight.detach().cpu().numpy()
         self.bias_ = layer.bias.detach().cpu().numpy()
