@@ -66,7 +66,10 @@ def by_data(table: pd.DataFrame, column: str) -> pd.DataFrame:
     return found.assign(mean=found.mean(axis=1))
 
 
-def show_quality(table: pd.DataFrame, title: str, scores=EVERY) -> Figure:
+SHOWN = [score for score in EVERY if score != "objective"]  # it compares only mixtures
+
+
+def show_quality(table: pd.DataFrame, title: str, scores=SHOWN) -> Figure:
     """Rank correlation and regret of each score, a dot for each kind of data.
 
     table: of `read_pools`.
