@@ -8,9 +8,15 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from clipadapt.judge.selection import POOL_SCORES, SCORES, rank_quality
+from clipadapt.judge.selection import (
+    POOL_SCORES,
+    SCORES,
+    TOGETHER,
+    rank_quality,
+    rank_together,
+)
 
-EVERY = (*SCORES, *POOL_SCORES)
+EVERY = (*SCORES, *POOL_SCORES, "three_together")
 ALWAYS = {"always the default": "AnchoredMixture", "always zero-shot": "ZeroShot"}
 WANTED = 0.7  # the rank correlation that would be good enough
 
@@ -26,7 +32,9 @@ def read_pools(path: str | Path) -> pd.DataFrame:
         pool = {**about, "set": ", ".join(map(str, about.values()))}
         rows += [{**pool, "method": m, **found} for m, found in line["methods"].items()]
     missing = dict.fromkeys(EVERY, np.nan)
-    return pd.DataFrame([missing | row for row in rows])
+    table = pd.DataFrame([missing | row for row in rows])
+    ranks = [rank_together(pool, TOGETHER) for _, pool in table.groupby("set")]
+    return table.assign(three_together=pd.concat(ranks))
 
 
 def quality(table: pd.DataFrame) -> pd.DataFrame:
@@ -58,7 +66,10 @@ def by_data(table: pd.DataFrame, column: str) -> pd.DataFrame:
     return found.assign(mean=found.mean(axis=1))
 
 
-def show_quality(table: pd.DataFrame, title: str, scores=EVERY) -> Figure:
+SHOWN = [score for score in EVERY if score != "objective"]  # it compares only mixtures
+
+
+def show_quality(table: pd.DataFrame, title: str, scores=SHOWN) -> Figure:
     """Rank correlation and regret of each score, a dot for each kind of data.
 
     table: of `read_pools`.

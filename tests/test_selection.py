@@ -19,6 +19,7 @@ from clipadapt.judge.selection import (
     plot_score,
     pool_scores,
     rank_quality,
+    rank_together,
     recommend_without_labels,
 )
 from clipadapt.methods.prototypes import NearestNeighbours
@@ -259,3 +260,28 @@ def test_the_benchmark_writes_each_pool_once_and_its_table_is_by_hand(
     assert quality.loc["always zero-shot", "regret"] == pytest.approx(lost)
     kinds = selection_tables.by_data(table, "regret")
     assert (kinds["mean"] == kinds["handwriting"]).all()
+
+
+def test_a_mixture_is_recommended_whatever_the_scores_say(clip, pool):
+    runs = [
+        on_pool("prototypes", Prototypes(clip, pool.classnames), pool),
+        on_pool("mixture", AnchoredMixture(clip, pool.classnames), pool),
+    ]
+    said = recommend_without_labels(runs, pool)
+    assert said.startswith("Without labels, take mixture: no score has chosen better")
+    said = recommend_without_labels(
+        runs[:1] * 2 + [made_up("c", [0] * 150, classes=10)]
+    )
+    assert (
+        said.startswith("Without labels, take prototypes") and "Run one, too." in said
+    )
+    frozen = Run("mixture", runs[1].method, np.eye(10)[[3] * 150], 0.0)
+    assert "take prototypes" in recommend_without_labels([runs[0], frozen], pool)
+
+
+def test_ranks_are_added_by_hand():
+    table = pd.DataFrame({"a": [1.0, 2, 3, np.nan], "b": [2.0, 1, 4, 3]})
+    together = rank_together(table, ["a", "b"])
+    assert together.tolist() == pytest.approx([5 / 12, 11 / 24, 1, 3 / 4])
+    with pytest.raises(ValueError, match="lacks the columns c"):
+        rank_together(table, ["a", "c"])
