@@ -165,6 +165,33 @@ for what, times in ("none", again), ("one", spent()):
     subprocess.run([*map(str, command)], env=environment, check=True)
 
 
+def compare_features(folder: Path, count: int = 9) -> None:
+    """Cosines of features of shrunk files to those of whole ones, of a ViT-B/32.
+
+    Of photographs of such a size that nothing is to spare: an eighth of the shorter
+    side is just what the model asks for.
+    """
+    script = """
+import sys
+from pathlib import Path
+from clipadapt import load_clip
+paths = sorted(Path(sys.argv[2]).iterdir())
+given = {"device": "cpu", "precision": "float32"}
+small, whole = (
+    load_clip(sys.argv[1], exact=exact, **given).encode_image(paths)
+    for exact in (False, True)
+)
+same, others = (small * whole).sum(1).min(), (whole @ whole.T).fill_diagonal_(-1).max()
+print("ViT-B/32, random weights: cosine of features of shrunk photographs to those of"
+      f" whole ones at least {same:.5f}; of different photographs at most {others:.3f}")
+"""
+    model = write_model("ViT-B/32", folder / "ViT-B-32")
+    images = write_photographs(folder / "least", count, (3584, 2688))
+    command = [sys.executable, "-c", script, model, images]
+    environment = {**os.environ, "PYTHONPATH": OURS}
+    subprocess.run([*map(str, command)], env=environment, check=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--images", type=int, default=60, help="of 12 megapixels")
@@ -184,6 +211,7 @@ def main() -> None:
         print(pd.DataFrame(bench.rows).round(2).to_string(index=False))
         many = write_photographs(folder / "many", given.many, SMALL)
         one_more(folder, bench.model, many)
+        compare_features(folder)
 
 
 if __name__ == "__main__":

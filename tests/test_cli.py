@@ -156,9 +156,18 @@ def test_lazy_names_are_all_there():
         ("zero-shot", []),
         ("nearest-neighbours", []),
         ("prototypes", []),
+        ("mixture", []),
+        ("transclip", []),
+        ("stata", []),
+        ("zlap", []),
+        ("gaussian-em", []),
+        ("em-dirichlet", []),
+        ("otter", []),
+        ("inmap", []),
         ("fpl", ["epochs=1", "k=2"]),
         ("ifpl", ["epochs=1", "rounds=1", "k=2"]),
         ("grip", ["epochs=1", "rounds=1", "k=2"]),
+        ("cpl", ["epochs=1", "rounds=1"]),
         ("coreg", ["epochs=1", "warmup_epochs=1"]),
         ("latteclip", ["epochs=1"]),
         ("lpclip", ["epochs=1", "views=1"]),
@@ -211,6 +220,11 @@ def test_methods_of_the_parametrisation_are_all(request):
         for mark in test_every_method_adapts_and_predicts.pytestmark
         for i in range(len(mark.args[1]))
     } == set(METHODS)
+
+
+def test_the_mixture_adapts_when_no_method_is_named(saved):
+    assert json.loads((saved / "config.json").read_text())["method"] == "mixture"
+    assert "fitting AnchoredMixture" in (saved / "log.txt").read_text()
 
 
 def test_a_run_can_be_repeated_from_its_folder(saved, tmp_path):

@@ -1,5 +1,6 @@
 """Comparing: what a kill leaves, what a failure spares, what the report holds."""
 
+import itertools
 import os
 import re
 import signal
@@ -10,6 +11,7 @@ import warnings
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from matplotlib.transforms import Bbox
 from PIL import Image
 
 from clipadapt import (
@@ -561,15 +563,48 @@ def test_pictures_state_findings(clip):
     )
 
 
+def test_names_of_many_methods_do_not_cover_each_other(clip):
+    """Twenty points in a cluster, as quick methods of one kind are."""
+    test = ImageSet(np.zeros((50, 8, 8), np.uint8), ["a", "b", "c"], [0] * 50)
+    rng = np.random.default_rng(0)
+    runs = [
+        made_up(
+            clip,
+            f"LongMethod{i}",
+            (np.arange(50) < rng.integers(2, 49)).astype(int),
+            seconds=float(10 ** rng.uniform(-1, 1)),
+        )
+        for i in range(20)
+    ]
+    axes = plot_cost(runs, test)
+    axes.figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in axes.texts]
+    pairs = [
+        Bbox.intersection(one, other) for one, other in itertools.combinations(boxes, 2)
+    ]
+    shared = sum(pair.width * pair.height for pair in pairs if pair)
+    assert len(boxes) == 20
+    assert shared < 0.01 * sum(box.width * box.height for box in boxes)
+
+
 def test_the_list_of_methods_is_whole(clip):
     names = [type(method).__name__ for method in small_methods(clip, ["a", "b"])]
     assert names == [
         "ZeroShot",
         "NearestNeighbours",
         "Prototypes",
+        "AnchoredMixture",
+        "TransCLIP",
+        "StatA",
+        "ZLaP",
+        "GaussianEM",
+        "EMDirichlet",
+        "OTTER",
+        "InMaP",
         "FPL",
         "IFPL",
         "GRIP",
+        "CPL",
         "CoReg",
         "LatteCLIP",
         "LPCLIP",

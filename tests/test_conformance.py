@@ -52,7 +52,7 @@ ONCE = (  # they tell nothing of another kind that another case does not
     "FLYP, half",
     "ZeroShot, DTD's templates",
 )
-INSIDE = ("FPL", "IFPL", "GRIP", "LatteCLIP", "FLYP", "ReCLIP", "CoReg, clip")
+INSIDE = ("FPL", "IFPL", "GRIP", "CPL", "LatteCLIP", "FLYP", "ReCLIP", "CoReg, clip")
 MEMORY = 3000  # megabytes
 
 
@@ -239,6 +239,7 @@ def check_files(folder):
 
 SHORT = {
     **{name: ["epochs=2", "rounds=2", "k=1"] for name in ("fpl", "ifpl", "grip")},
+    "cpl": ["epochs=2", "rounds=2"],
     **{name: ["epochs=2"] for name in ("latteclip", "flyp", "reclip")},
     "lpclip": ["epochs=2", "templates=single"],
     "coreg": ["epochs=2", "warmup_epochs=1", 'options={"width": 8}', "views=1"],

@@ -13,15 +13,21 @@ import pytest
 import torch
 
 from clipadapt import (
+    CPL,
     FLYP,
     FPL,
     GRIP,
     IFPL,
     LPCLIP,
+    OTTER,
+    AnchoredMixture,
     CallableCaptioner,
     CoReg,
+    EMDirichlet,
     FeatureSet,
+    GaussianEM,
     ImageSet,
+    InMaP,
     LatteCLIP,
     NearestNeighbours,
     Prototypes,
@@ -71,12 +77,18 @@ SAME = {  # methods that see nothing but features
     ),
     "Prototypes": lambda *given: Prototypes(*given, per_class=2),
     "NearestNeighbours": lambda *given: NearestNeighbours(*given, per_class=3),
+    "AnchoredMixture": lambda *given: AnchoredMixture(*given),
     "TransCLIP": lambda *given: TransCLIP(*given),
     "StatA": lambda *given: StatA(*given),
     "ZLaP": lambda *given: ZLaP(*given),
+    "GaussianEM": lambda *given: GaussianEM(*given),
+    "EMDirichlet": lambda *given: EMDirichlet(*given, iterations=2, steps=20),
+    "OTTER": lambda *given: OTTER(*given),
+    "InMaP": lambda *given: InMaP(*given, steps=50),
     "FPL": lambda *given: FPL(*given, **TINY),
     "IFPL": lambda *given: IFPL(*given, rounds=2, **TINY),
     "GRIP": lambda *given: GRIP(*given, rounds=2, **TINY),
+    "CPL": lambda *given: CPL(*given, rounds=2, **grip.SMALL | {"epochs": 1}),
 }
 
 

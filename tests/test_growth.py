@@ -1,16 +1,21 @@
 """What grows with the images is held once, or lies on disk: tables of classes, nodes of
 a graph, views and patches. The numbers are those of the short way."""
 
+import tracemalloc
+import weakref
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from clipadapt import FPL, LPCLIP, FeatureSet, digits
+from clipadapt.app import runs
 from clipadapt.clip import features, featuresets
+from clipadapt.clip import model as model_module
 from clipadapt.clip.features import FeatureStore, StoredCLIP, view_named
 from clipadapt.clip.model import encode_all_views
-from clipadapt.learning import prompts
+from clipadapt.learning import metrics, prompts
 from clipadapt.learning.adapter import Adapter
 from clipadapt.learning.prompts import ImageTower
 from clipadapt.methods import grip, lpclip, transduction
@@ -195,3 +200,98 @@ def test_patches_on_disk_are_rounded_and_nothing_else(clip, images, monkeypatch)
     assert (plain.dtype, halved.dtype) == (torch.float32, torch.float16)
     assert torch.equal(halved, plain.half())
     assert (tower.plain(halved[:9]) - tower.plain(plain[:9])).abs().max() < 2e-3
+
+
+def test_batches_of_features_are_let_go(clip):
+    """They are copied into one table, and no list of them is kept beside it."""
+    alive = []
+
+    def batches():
+        for number in range(5):
+            assert sum(batch() is not None for batch in alive) <= 1
+            batch = torch.full((3, clip.embed_dim), float(number))
+            alive.append(weakref.ref(batch))
+            yield batch
+            del batch
+
+    found = model_module._collect(clip, batches(), 15, "image")
+    assert torch.equal(found[:, 0], torch.arange(5.0).repeat_interleave(3))
+    assert model_module._collect(clip, iter([]), 0, "image").shape == (
+        0,
+        clip.embed_dim,
+    )
+
+
+def test_a_store_asked_directly_answers_on_disk(clip, images, on_disk, tmp_path):
+    store, shape = FeatureStore(tmp_path), (4, 40, clip.embed_dim)
+    plain = torch.cat([*clip.encode_views(images, views_of(clip))], 1)
+    for _ in range(2):  # encoded, then read
+        on_disk.clear()
+        found = store.encode_views(clip, images, views_of(clip))
+        assert isinstance(found, np.memmap) and on_disk == [shape]
+        assert np.array_equal(found, plain)
+    assert np.array_equal(store.encode(clip, images, "weak 0", False), plain[1])
+
+
+@pytest.fixture(scope="module")
+def answers():
+    """Probabilities of 200,000 images and 20 classes, 16 MB, and labels."""
+    rng = np.random.default_rng(0)
+    table = rng.random((200_000, 20), np.float32) ** 4
+    table /= table.sum(1, keepdims=True)
+    return rng.integers(20, size=len(table)), table
+
+
+def in_one_piece(labels, table):
+    """What the metrics are, with tables [N, C]."""
+    whole = table.astype(np.float64)
+    truth = np.eye(20)[labels]
+    logs = np.log(np.where(whole > 0, whole, 1))
+    scaled = whole / whole.sum(1, keepdims=True)
+    return {
+        metrics.negative_log_likelihood: -np.log(whole[truth > 0].clip(2.2e-16)).mean(),
+        metrics.brier_score: ((whole - truth) ** 2).sum(1).mean(),
+        metrics.max_probability: whole.max(1),
+        metrics.negative_entropy: (scaled * logs).sum(1),
+        metrics.expected_calibration_error: None,
+        metrics.check_probabilities: table,
+    }
+
+
+def test_metrics_make_no_second_table(answers):
+    labels, table = answers
+    for metric, expected in in_one_piece(labels, table).items():
+        of_labels = metric.__annotations__.get("labels")
+        given = (labels, table) if of_labels else (table,)
+        options = {"dtype": None} if metric is metrics.check_probabilities else {}
+        tracemalloc.start()
+        found = metric(*given, **options)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < table.nbytes, f"{metric.__name__} takes {peak / table.nbytes:.1f}"
+        if expected is not None:
+            assert np.allclose(found, expected, rtol=1e-5, atol=1e-5)
+    assert found is table
+    checked = metrics.check_probabilities(table)
+    assert checked.dtype == np.float64 and np.array_equal(checked, table)
+    bad = table.copy()
+    bad[150_000, 3] = np.nan
+    with pytest.raises(ValueError, match="1 of 200000 rows.*not finite; row 150000"):
+        metrics.check_probabilities(bad, dtype=None)
+
+
+def test_a_table_of_predictions_is_made_from_rows(clip, answers, monkeypatch):
+    _, table = answers
+    model = Linear(clip, [f"class {c}" for c in range(20)])
+    model.classnames_ = model.classnames
+    monkeypatch.setattr(runs, "image_names", lambda images: ["a"] * len(table))
+    tracemalloc.start()
+    found = runs.predictions(model, None, table)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < table.nbytes
+    whole = table.astype(float)
+    assert np.array_equal(found["confidence"], whole.max(1).round(4))
+    monkeypatch.setattr(runs, "image_names", lambda images: ["a"] * 50)
+    few = runs.predictions(model, None, table[:50], probabilities=True)
+    assert np.array_equal(few.iloc[:, 3:], whole[:50].round(4))

@@ -99,15 +99,30 @@ def test_a_large_photograph_is_decoded_small_and_looks_the_same(
     twelve_megapixels, wide_clip
 ):
     shrinking, exact = wide_clip
-    assert (shrinking.side, exact.side) == (448, None)
+    assert (shrinking.side, exact.side) == (336, None)
     for path in twelve_megapixels:
+        assert min(read_image(path, side=336).size) == 3000 / 8
         assert (
-            min(read_image(path, side=448).size) == 3000 / 4
+            min(read_image(path, side=376).size) == 3000 / 4
         )  # an eighth is too small
     small, full = (each.encode_image(twelve_megapixels) for each in wide_clip)
     assert (small * full).sum(1).min() > 0.999
     others = small @ full.T - torch.eye(len(full))
     assert others.max() < 0.999, "and another photograph does not"
+
+
+@pytest.mark.parametrize("scale", [2, 4, 8])
+def test_the_least_that_is_left_gives_the_same_features(tmp_path, wide_clip, scale):
+    """Sizes at which nothing is to spare: 336 pixels are left of the shorter side."""
+    paths = [tmp_path / f"{number}.jpg" for number in range(4)]
+    for number, path in enumerate(paths):
+        photograph(number, 448 * scale, 336 * scale).save(path, quality=90)
+        assert read_image(path, side=wide_clip[0].side).size == (448, 336)
+    small, full = (each.encode_image(paths) for each in wide_clip)
+    cosines = small @ full.T
+    assert cosines.diagonal().min() > 0.9995
+    others = cosines[~torch.eye(4, dtype=bool)]
+    assert 1 - others.max() > 10 * (1 - cosines.diagonal().min())
 
 
 @pytest.mark.parametrize("side", [1, 7, 28, 64, 100])
@@ -496,7 +511,7 @@ def test_bytes_become_floats_as_the_preprocessing_does_it(wide_clip):
 
 def test_views_of_a_large_photograph_are_cut_from_enough_pixels(wide_clip, tmp_path):
     clip, exact = wide_clip
-    photograph(0, 2000, 1500).save(tmp_path / "large.jpg", quality=95)
+    photograph(0, 1000, 750).save(tmp_path / "large.png")  # a JPEG is small already
     images, seen = ImageSet.from_folder(tmp_path), []
 
     def own(image, rng):

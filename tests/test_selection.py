@@ -1,20 +1,31 @@
 """Label-free scores: by hand, without labels, and on runs that are lame."""
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from clipadapt import Prototypes, ZeroShot, digits
+from clipadapt import AnchoredMixture, FeatureSet, Prototypes, ZeroShot, digits
 from clipadapt.images.sets import ImageSet
 from clipadapt.judge.compare import Run, run_all
 from clipadapt.judge.selection import (
+    POOL_SCORES,
     SCORES,
     agreement,
+    half_agreement,
     label_free,
     plot_score,
+    pool_scores,
     rank_quality,
     recommend_without_labels,
 )
+from clipadapt.methods.prototypes import NearestNeighbours
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
+import selection as benchmark  # noqa: E402
+import selection_tables  # noqa: E402
 
 
 def made_up(name, answers, seed=0, sure=0.8, classes=3):
@@ -143,3 +154,108 @@ def test_ranks_by_hand():
     )
     with pytest.raises(ValueError, match="lacks the columns accuracy"):
         rank_quality(table.drop(columns="accuracy"))
+
+
+def test_a_constant_score_does_not_rank():
+    table = pd.DataFrame({"set": "x", "accuracy": [0.5, 0.6, 0.7], "own": 1.0})
+    assert rank_quality(table, ["own"]).loc["own", "spearman"] == 0
+    table["own"] = [1, 2, 3]
+    assert rank_quality(table, ["own"]).loc["own"].tolist() == [1, 1, 0, 1]
+
+
+@pytest.fixture(scope="module")
+def pool(clip):
+    return digits("train").subset(range(150))
+
+
+def on_pool(name, method, images):
+    answered = method.fit_predict_proba(images.unlabelled())
+    return Run(name, method, answered, 0.0)
+
+
+def test_scores_of_a_pool_do_not_read_labels(clip, pool):
+    names = pool.classnames
+    runs = [
+        on_pool("zero-shot", ZeroShot(clip, names), pool),
+        on_pool("prototypes", Prototypes(clip, names), pool),
+        on_pool("mixture", AnchoredMixture(clip, names), pool),
+    ]
+    told = pool_scores(runs, pool, refit=True)
+    others = ImageSet(pool.images, names, pool.labels[::-1])
+    assert told.equals(pool_scores(runs, others, refit=True))
+    assert list(told) == ["method", *POOL_SCORES]
+    told = told.set_index("method")
+    assert told.loc["zero-shot", "names"] == told["names"].max()
+    assert told.loc["zero-shot", ["sure_agreement", "half_agreement"]].tolist() == [
+        1,
+        1,
+    ]
+    objective = runs[2].method.history_[-1]["objective"]
+    assert told["objective"].dropna().to_dict() == {"mixture": objective}
+    assert pool_scores(runs, pool)["half_agreement"].isna().all()
+
+
+def test_the_likelihood_prefers_true_classes_to_random_ones(clip, pool):
+    method, classes = ZeroShot(clip, pool.classnames), np.eye(10, dtype=np.float32)
+    random = np.random.default_rng(0).permutation(pool.labels)
+    runs = [
+        Run("true", method, classes[pool.labels], 0.0),
+        Run("random", method, classes[random], 0.0),
+    ]
+    told = pool_scores(runs, pool).set_index("method")
+    for score in ("likelihood", "names", "neighbour_agreement"):
+        assert told.loc["true", score] > told.loc["random", score]
+    assert told["coverage"].nunique() == 1, "the shares are the same"
+
+
+def test_several_seeds_are_averaged_and_failures_left_out(clip, pool):
+    run = on_pool("a", ZeroShot(clip, pool.classnames), pool)
+    again = Run("a", run.method, np.roll(run.probabilities, 1, axis=1), 0.0, 1)
+    failed = Run("b", run.method, None, np.nan, 0, "ValueError: no")
+    one, other = (pool_scores([r], pool).loc[0, "names"] for r in (run, again))
+    both = pool_scores([run, failed, again], pool)
+    assert both["method"].tolist() == ["a"]
+    assert both.loc[0, "names"] == pytest.approx((one + other) / 2)
+
+
+def test_a_pool_of_equal_images_has_no_likelihood(clip, pool):
+    features = np.repeat(clip.encode_image(pool.subset([0])).numpy(), 6, axis=0)
+    same = FeatureSet(features, pool.classnames)
+    told = pool_scores([on_pool("a", ZeroShot(clip, pool.classnames), same)], same)
+    assert np.isnan(told.loc[0, "likelihood"])
+    assert told.loc[0, "neighbour_agreement"] == 1
+
+
+def test_other_images_and_a_single_one_are_refused(clip, pool):
+    run = on_pool("a", ZeroShot(clip, pool.classnames), pool)
+    with pytest.raises(ValueError, match="150 images and 10 classes"):
+        pool_scores([run], pool.subset(range(9)))
+    with pytest.raises(ValueError, match="two images at least, not 1"):
+        half_agreement(run.method, pool.subset([0]))
+
+
+def test_halves_leave_the_method_as_it_is(clip, pool):
+    method = NearestNeighbours(clip, pool.classnames)
+    first = half_agreement(method, pool)
+    assert 0 < first < 1 and first == half_agreement(method, pool)
+    assert not hasattr(method, "classnames_")
+
+
+def test_the_benchmark_writes_each_pool_once_and_its_table_is_by_hand(
+    tmp_path, monkeypatch
+):
+    out = tmp_path / "lines.jsonl"
+    command = (
+        f"selection.py --regimes all --methods ZeroShot AnchoredMixture --out {out}"
+    )
+    monkeypatch.setattr(sys, "argv", command.split())
+    for _ in range(2):
+        benchmark.run(benchmark.parsed())
+    table = selection_tables.read_pools(out)
+    assert table["method"].tolist() == ["ZeroShot", "AnchoredMixture"]
+    quality = selection_tables.quality(table)
+    assert quality["regret"].min() == 0
+    lost = 100 * (table["accuracy"].max() - table.loc[0, "accuracy"])
+    assert quality.loc["always zero-shot", "regret"] == pytest.approx(lost)
+    kinds = selection_tables.by_data(table, "regret")
+    assert (kinds["mean"] == kinds["handwriting"]).all()

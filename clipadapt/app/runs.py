@@ -261,7 +261,7 @@ METHODS = (
     "reclip",
 )
 
-
+# %% ../../nbs/engine/runs.ipynb #method-names
 def method_names(methods: str) -> list[str]:
     """The names in "a,b,c", or all.
 
@@ -562,17 +562,16 @@ def predictions(
     probabilities: whether to add the probability of every class. The column of a class
         is called "NAME (class)" where its name is taken.
     """
-    answers = answers.astype(float)
     names = np.array(method.classnames_, dtype=object)
     columns = {
         "image": pd.Series(image_names(images), dtype=object),
         "prediction": pd.Series(names[answers.argmax(1)], dtype=object),
-        "confidence": answers.max(1).round(4),
+        "confidence": answers.max(1).astype(float).round(4),
     }
     for name, column in zip(method.classnames_ if probabilities else (), answers.T):
         while name in columns:
             name += " (class)"
-        columns[name] = column.round(4)
+        columns[name] = column.astype(float).round(4)
     return pd.DataFrame(columns)
 
 

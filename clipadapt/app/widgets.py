@@ -176,7 +176,7 @@ def _check_table(
     probabilities, count: int, classes: int | None = None, name: str = "probabilities"
 ) -> np.ndarray:
     """Probabilities as float32 [count, classes], or a ValueError."""
-    return check_probabilities(probabilities, count, classes, name).astype(np.float32)
+    return check_probabilities(probabilities, count, classes, name, "float32")
 
 
 def _check_images(images: ImageSet | Images) -> ImageSet:
@@ -496,7 +496,7 @@ def suspicion(
     if not isinstance(by, str) or by not in SUSPICION:
         known = ", ".join(map(repr, SUSPICION))
         raise ValueError(f"by must be one of {known}, not {by!r}")
-    table = check_probabilities(probabilities).astype(np.float32)
+    table = check_probabilities(probabilities, dtype="float32")
     given = check_labels(labels, *table.shape)
     images = np.flatnonzero(given >= 0)
     found = _scores(table[images], given[images])

@@ -729,10 +729,11 @@ class FeatureStore(_Tables):
         damaged: gets the number of each image that cannot be read, and why; its row is
             NaN. None raises.
 
-        Returns [V, N, D] of the store's dtype. Raises FileNotFoundError or ValueError,
-        naming the file, for an image that cannot be read; ValueError for one with
-        features that are not finite, or that changes meanwhile (finished blocks are
-        kept); OSError, naming the location, when the features cannot be written.
+        Returns [V, N, D] of the store's dtype, in a temporary file if it is large
+        (`new_array`). Raises FileNotFoundError or ValueError, naming the file, for an
+        image that cannot be read; ValueError for one with features that are not finite,
+        or that changes meanwhile (finished blocks are kept); OSError, naming the
+        location, when the features cannot be written.
         """
         images = as_imageset(images)
         if not len(images) or not len(views):
@@ -793,10 +794,18 @@ class _Encoding:
 
     def _read(self) -> tuple[np.ndarray, np.ndarray]:
         """What the table has: [V, N, D], and which of these rows were found, [V, N]."""
-        flat = [key for keys in self.keys for key in keys]
-        features, found = self.table.read(flat)
         shape = len(self.keys), len(self.digests)
-        return features.reshape(*shape, -1), found.reshape(shape)
+        features = new_array((*shape, self.clip.embed_dim), self.store.dtype)
+        if not isinstance(features, np.memmap):  # at once: one look into the table
+            features, found = self.table.read(
+                [key for each in self.keys for key in each]
+            )
+            return features.reshape(*shape, -1), found.reshape(shape)
+        found = np.empty(shape, bool)
+        for view, keys in enumerate(self.keys):
+            for rows in row_blocks(len(keys), 2**17):
+                features[view, rows], found[view, rows] = self.table.read(keys[rows])
+        return features, found
 
     def _fill(self, features: np.ndarray, missing: np.ndarray) -> None:
         """Encode what is missing [V, N], block after block, and append it."""
@@ -869,21 +878,6 @@ class _Encoding:
 # %% ../../nbs/engine/features.ipynb #cell-56
 #| code-fold: true
 #| code-summary: "StoredCLIP: a CLIP that asks a store first"
-class _OnDisk(_Encoding):
-    """The features of a set; more than `IN_MEMORY` of them lie in a temporary file."""
-
-    def _read(self) -> tuple[np.ndarray, np.ndarray]:
-        shape = len(self.keys), len(self.digests)
-        features = new_array((*shape, self.clip.embed_dim), self.store.dtype)
-        if not isinstance(features, np.memmap):
-            return super()._read()
-        found = np.empty(shape, bool)
-        for view, keys in enumerate(self.keys):
-            for rows in row_blocks(len(keys), 2**17):
-                features[view, rows], found[view, rows] = self.table.read(keys[rows])
-        return features, found
-
-
 class StoredCLIP(CLIP):
     """A CLIP whose `encode_image` looks in a FeatureStore before it computes.
 
@@ -948,8 +942,7 @@ class StoredCLIP(CLIP):
         images, views = as_imageset(images), list(views)
         if not len(images) or not views:
             return
-        given = self.store, self.clip, images, views, damaged
-        features = _OnDisk(*given).features()
+        features = self.store.encode_views(self.clip, images, views, damaged)
         for rows in row_blocks(len(images), 1024):
             yield torch.from_numpy(features[:, rows].astype(np.float32, copy=False))
 

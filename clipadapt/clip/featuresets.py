@@ -199,8 +199,9 @@ def _private(table: np.ndarray) -> np.ndarray:
 
 # %% ../../nbs/engine/featuresets.ipynb #cell-22
 _TAKEN_BY = (
-    "ZeroShot, Prototypes, NearestNeighbours, LPCLIP, label propagation, CoReg with"
-    " student='head', and FPL, IFPL and GRIP with textual prompts"
+    "ZeroShot, NearestNeighbours, Prototypes, AnchoredMixture, TransCLIP, StatA, ZLaP,"
+    " GaussianEM, EMDirichlet, OTTER, InMaP, label propagation, LPCLIP, CoReg with"
+    " student='head', and FPL, IFPL, GRIP and CPL with textual prompts"
 )
 
 

@@ -177,8 +177,10 @@ def _prepared(
     if split is None:
         return preprocess(picture)
     steps: list = split[0].transforms
-    size = _square_kept(steps) if resizer and picture.mode == "RGB" else None
-    if size is not None and min(picture.size) > size:
+    size = _square_kept(steps) if picture.mode == "RGB" else None
+    if picture.size == (size, size):
+        steps = steps[2:]  # nothing to resize or to crop, as in our views
+    elif size is not None and resizer and min(picture.size) > size:
         picture, steps = _middle_square(picture, size, resizer), steps[2:]
     return np.asarray(Compose(steps)(picture))
 
@@ -401,12 +403,15 @@ def _collect(
     clip: CLIP, batches: Iterator[torch.Tensor], count: int, unit: str
 ) -> torch.Tensor:
     """The features of all batches, [count, D], with a bar when it takes long."""
-    features = [torch.empty(0, clip.embed_dim)] if not count else []
+    features, start = None, 0
     with track(None, f"encoding {unit}s", f"{unit}s", total=count) as progress:
         for batch in batches:
-            features.append(batch)
+            if features is None:
+                features = batch.new_empty(count, batch.shape[1])
+            features[start : start + len(batch)] = batch
+            start += len(batch)
             progress.update(len(batch))
-    return torch.cat(features)
+    return torch.empty(0, clip.embed_dim) if features is None else features
 
 
 def encode_all_views(
@@ -715,10 +720,10 @@ class CLIP(FrozenModel):
     def side(self) -> int | None:
         """How many pixels the shorter side of an image needs; None for all there are.
 
-        Twice what the model reads, so that its preprocessing still has the last word,
-        and at least 256.
+        Half as many again as the model reads, so that its preprocessing still has the
+        last word, and at least 256.
         """
-        return None if self.exact else max(2 * self.image_size, 256)
+        return None if self.exact else max(math.ceil(1.5 * self.image_size), 256)
 
     @property
     def decoder(self) -> str:

@@ -23,6 +23,8 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.text import Annotation
+from matplotlib.transforms import Bbox
 from sklearn.base import clone
 
 from ..clip.features import FeatureStore, StoredCLIP, fit_facts, hash_images
@@ -95,7 +97,8 @@ def run_method(
         method.fit(_in_order(train, seed))
         seconds = time.perf_counter() - start
         probabilities = method.predict_proba(test)
-        metrics.check_probabilities(probabilities, len(test), len(method.classnames))
+        size = len(test), len(method.classnames)
+        metrics.check_probabilities(probabilities, *size, dtype=None)
         return Run(name, method, probabilities, seconds, seed)
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
@@ -276,7 +279,7 @@ def _check_kept(
     check_arrays(arrays, declared, {}, path, remedy)
     with blaming(path, remedy):
         check_number(cast(float, record.get("seconds")), "seconds", 0)
-        metrics.check_probabilities(arrays["probabilities"])
+        metrics.check_probabilities(arrays["probabilities"], dtype=None)
 
 # %% ../../nbs/15_compare.ipynb #cell-22
 def compare(
@@ -578,7 +581,7 @@ def plot_changes(runs: Sequence[Run], test: ImageSet, axes: Axes | None = None) 
     axes.xaxis.set_major_formatter(lambda value, _: f"{abs(value):g}")
     axes.invert_yaxis()
     axes.set(xlabel=f"share of {len(test)} test images (%)")
-    below = (0.5, -0.35 if len(shares) < 5 else -0.14)
+    below = (0.5, -0.55 / (0.36 * len(shares) + 0.4))  # some half an inch
     axes.legend(loc="upper center", bbox_to_anchor=below, ncols=2, frameon=False)
     if len(shares):
         careful = shares["broken"].idxmin()
@@ -589,6 +592,45 @@ def plot_changes(runs: Sequence[Run], test: ImageSet, axes: Axes | None = None) 
             f"and mends {mended:.1f} %",
         )
     return axes
+
+# %% ../../nbs/15_compare.ipynb #name-points
+#| code-fold: true
+#| code-summary: "Names beside points that do not cover each other"
+_SIDES = [  # where a name can stand: from its point, in points of 1/72 inch
+    (distance * x, distance * y, ha, va)
+    for distance in (5, 14)
+    for x, ha in ((1, "left"), (-1, "right"), (0, "center"))
+    for y, va in ((0.8, "bottom"), (-0.8, "top"), (0, "center"))
+    if x or y
+]
+
+
+def _name_points(axes: Axes, names: Sequence[str], points: np.ndarray) -> None:
+    """Write names beside points [N, 2], each where it covers least of the others."""
+    pixels = axes.transData.transform(points)
+    taken = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in pixels]
+    for name, point in zip(names, points):
+        text = axes.annotate(
+            name, point, xytext=(0, 0), textcoords="offset points", fontsize=9
+        )
+        _stand(text, min(_SIDES, key=partial(_covered, text, taken)))
+        taken.append(text.get_window_extent())
+
+
+def _stand(text: Annotation, side: tuple[float, float, str, str]) -> None:
+    """Move a name to a side of its point."""
+    text.xyann = side[:2]
+    text.set(ha=side[2], va=side[3])
+
+
+def _covered(text: Annotation, taken: list[Bbox], side) -> float:
+    """Square pixels of what is taken, or outside, that a name on this side covers."""
+    _stand(text, side)
+    box = text.get_window_extent()
+    inside = Bbox.intersection(box, cast(Axes, text.axes).bbox)
+    outside = box.width * box.height - (inside.width * inside.height if inside else 0)
+    shared = [Bbox.intersection(box, other) for other in taken]
+    return outside + sum(each.width * each.height for each in shared if each)
 
 # %% ../../nbs/15_compare.ipynb #cell-44
 #| code-fold: true
@@ -605,19 +647,13 @@ def plot_cost(runs: Sequence[Run], test: ImageSet, axes: Axes | None = None) -> 
     """
     table = tabulate(runs, test).dropna(subset="accuracy").sort_values("seconds")
     front = table[table["accuracy"] > table["accuracy"].cummax().shift(fill_value=-1)]
-    axes = plots._axes(axes, (7, 4.4))
+    axes = plots._axes(axes, (7, 4.4 if len(table) < 13 else 6))
     axes.plot(front["seconds"], 100 * front["accuracy"], color="#dd8452", zorder=2)
     axes.scatter(table["seconds"], 100 * table["accuracy"], color="#4c72b0", zorder=3)
-    for name, x, y in zip(table["method"], table["seconds"], 100 * table["accuracy"]):
-        axes.annotate(
-            label_text(name),
-            (x, y),
-            xytext=(5, 4),
-            textcoords="offset points",
-            fontsize=9,
-        )
     axes.set_xscale("log")
     axes.margins(x=0.15, y=0.1)
+    points = np.column_stack([table["seconds"], 100 * table["accuracy"]])
+    _name_points(axes, label_texts(table["method"].tolist()), points)
     axes.set(
         xlabel="seconds to fit (logarithmic)",
         ylabel=f"accuracy on {len(test)} test images (%)",

@@ -7,26 +7,45 @@
 #| code-summary: "The module's imports"
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import seaborn as sns
+import torch
+import torch.nn.functional as F
 from matplotlib.axes import Axes
+from sklearn.base import clone
 
-from ..images.sets import ImageSet, as_imageset
+from ..clip.featuresets import in_blocks
+from ..clip.index import unit_rows
+from ..clip.templates import average_prompts, encode_prompts
+from ..images.sets import ImageSet, as_imageset, check_classnames
 from . import plots
 from .compare import Run, check_runs
 from .plots import label_texts
 from ..learning import metrics
+from ..learning.adapter import Adapter
 from clipadapt.learning.metrics import (
     apply_temperature,
     fit_temperature,
     negative_entropy,
 )
+from clipadapt.methods.mixture import (
+    AnchoredMixture,
+    Pool,
+    Pull,
+    coverage,
+    estimate_classes,
+    nearest_images,
+    text_anchors,
+)
 
 # %% auto #0
-__all__ = ['SCORES', 'agreement', 'label_free', 'rank_quality', 'plot_score', 'recommend_without_labels']
+__all__ = ['SCORES', 'POOL_SCORES', 'agreement', 'label_free', 'rank_quality', 'plot_score', 'pool_scores', 'half_agreement',
+           'recommend_without_labels']
 
 # %% ../../nbs/16_selection.ipynb #cell-9
 def agreement(runs: Sequence[Run]) -> pd.DataFrame:
@@ -61,7 +80,9 @@ def _votes(runs: Sequence[Run]) -> dict[str, np.ndarray]:
     for run in runs:
         if not run.error:
             what = f"probabilities of {run.name}"
-            table = metrics.check_probabilities(run.probabilities, name=what)
+            table = metrics.check_probabilities(
+                run.probabilities, name=what, dtype=None
+            )
             chosen = np.eye(table.shape[1])[table.argmax(1)]
             answers.setdefault(run.name, []).append(chosen)
     if len({array.shape for arrays in answers.values() for array in arrays}) != 1:
@@ -154,32 +175,38 @@ def _silhouette(
     return float(silhouette_score(features, answers, metric="cosine", **sampled))
 
 # %% ../../nbs/16_selection.ipynb #cell-20
-def rank_quality(table: pd.DataFrame) -> pd.DataFrame:
+def rank_quality(table: pd.DataFrame, scores: Sequence[str] = SCORES) -> pd.DataFrame:
     """How well each score ranks methods by accuracy, over sets of images.
 
     table: a row a method and set of images, with the columns set, accuracy (0-1) and
-        those of `SCORES`; a score that is NaN for a method does not rank it.
+        the scores; a score that is NaN for a method does not rank it.
+    scores: names of columns.
 
-    Returns a row a score, columns spearman (mean over the sets), worst (its lowest),
-    regret (mean accuracy lost, in points), and sets. Raises ValueError when a column is
+    Returns a row a score, columns spearman (mean over the sets; 0 in a set where all
+    methods score the same, or are right equally often), worst (its lowest), regret
+    (mean accuracy lost, in points), and sets. Raises ValueError when a column is
     missing.
     """
-    _check_table(table)
+    _check_table(table, scores)
     rows = []
-    for score in SCORES:
+    for score in scores:
         known = [group.dropna(subset=score) for _, group in table.groupby("set")]
         known = [group for group in known if len(group) > 1]
         spearman, worst, regret = np.nan, np.nan, np.nan
         if known:
-            correlations = [
-                group[score].corr(group["accuracy"], method="spearman")
-                for group in known
-            ]
+            correlations = [_spearman(group, score) for group in known]
             spearman, worst = np.mean(correlations), np.min(correlations, initial=1)
             regret = np.mean([_regret(group, score) for group in known])
         rows.append((score, spearman, worst, regret, len(known)))
     columns = ["score", "spearman", "worst", "regret", "sets"]
     return pd.DataFrame(rows, columns=columns).set_index("score")
+
+
+def _spearman(group: pd.DataFrame, score: str) -> float:
+    """Rank correlation of a score with accuracy; 0 where either is a constant."""
+    if min(group[score].nunique(), group["accuracy"].nunique()) == 1:
+        return 0.0
+    return group[score].corr(group["accuracy"], method="spearman")
 
 
 def _regret(group: pd.DataFrame, score: str) -> float:
@@ -190,11 +217,11 @@ def _regret(group: pd.DataFrame, score: str) -> float:
 # %% ../../nbs/16_selection.ipynb #cell-21
 #| code-fold: true
 #| code-summary: "What a table of scores has to have"
-def _check_table(table: pd.DataFrame) -> None:
+def _check_table(table: pd.DataFrame, scores: Sequence[str]) -> None:
     """ValueError unless the table has a set in every row, and every column."""
     if not isinstance(table, pd.DataFrame):
         raise ValueError(f"give a table, not {type(table).__name__}")
-    missing = {"set", "accuracy", *SCORES} - set(table.columns)
+    missing = {"set", "accuracy", *scores} - set(table.columns)
     if missing:
         raise ValueError(f"the table lacks the columns {', '.join(sorted(missing))}")
     if table["set"].isna().any():
@@ -232,6 +259,163 @@ def plot_score(
         f"{quality['spearman']:.2f}, at worst {quality['worst']:.2f}"
     )
     return axes
+
+# %% ../../nbs/16_selection.ipynb #n20-a
+POOL_SCORES = (
+    "names",
+    "sure_agreement",
+    "neighbour_agreement",
+    "coverage",
+    "likelihood",
+    "objective",
+    "half_agreement",
+)
+
+
+def pool_scores(
+    runs: Sequence[Run], images: ImageSet, refit: bool = False
+) -> pd.DataFrame:
+    """Scores of methods by what they say of a whole folder; no label is read.
+
+    runs: their probabilities are those of `images`; those that failed are left out.
+    images: a pool, which the methods were usually fitted on.
+    refit: whether to compute half_agreement, which fits every method twice more.
+
+    Returns a row a method in the order given, means over its seeds, columns method and
+    `POOL_SCORES`; NaN for what is missing. Raises ValueError when the runs are on
+    different images or classes than `images` and each other.
+    """
+    _votes(runs)
+    images = as_imageset(images).unlabelled()
+    succeeded = [run for run in runs if not run.error]
+    folder = _Folder.read(succeeded[0], images)
+    rows = []
+    for run in succeeded:
+        scores = _scores_of_run(run, folder)
+        if refit:
+            scores["half_agreement"] = half_agreement(run.method, images)
+        rows.append({"method": run.name, **scores})
+    table = pd.DataFrame(rows, columns=["method", *POOL_SCORES])
+    return table.groupby("method", sort=False).mean().reset_index()
+
+# %% ../../nbs/16_selection.ipynb #n20-b
+#| code-fold: true
+#| code-summary: "What a folder says before any method is asked"
+class _Folder(NamedTuple):
+    """What the scores compare answers with.
+
+    guesses: of zero-shot, float32 [N, C].
+    near: places of the five most similar other images, int64 [N, 5].
+    pool: what a mixture is fitted to; None where the names do not order the images.
+    """
+
+    guesses: np.ndarray
+    near: np.ndarray
+    pool: Pool | None
+
+    @classmethod
+    def read(cls, run: Run, images: ImageSet) -> _Folder:
+        """The folder as the CLIP of a run sees it, with the names of its method."""
+        clip, answered = run.method.clip, run.answered()
+        names = check_classnames(run.method.classnames)
+        if answered.shape != (len(images), len(names)):
+            raise ValueError(
+                f"{run.name} answered for {answered.shape[0]} images and "
+                f"{answered.shape[1]} classes: give these images, not {len(images)} "
+                f"others, and methods with {answered.shape[1]} class names"
+            )
+        features = torch.from_numpy(unit_rows(clip.encode_image(images), "features"))
+        prompts = average_prompts(encode_prompts(clip, names, "single"))
+        text = clip.logit_scale * prompts
+        guesses = in_blocks(lambda some: (some @ text.T).softmax(1), features)
+        near = nearest_images(features, 5)
+        anchors = text_anchors(features, F.normalize(text, dim=1), guesses)
+        pool = None
+        if anchors is not None:
+            nobody = torch.full((len(features),), -1)
+            once = torch.ones(len(features))
+            scatter = (features.T @ features).double()
+            pool = Pool(features, text, anchors, nobody, once, scatter, near)
+        return cls(guesses.numpy(), near.numpy(), pool)
+
+# %% ../../nbs/16_selection.ipynb #n20-c
+def _scores_of_run(run: Run, folder: _Folder) -> dict[str, float]:
+    """The scores of one run that need no other fit, by name."""
+    answers = run.answers()
+    near = folder.near
+    return {
+        "names": _names(answers, folder),
+        "sure_agreement": _sure_agreement(answers, folder.guesses),
+        "neighbour_agreement": (
+            float((answers[near] == answers[:, None]).mean()) if near.size else np.nan
+        ),
+        "coverage": coverage(torch.from_numpy(run.answered())),
+        "likelihood": _likelihood(answers, folder),
+        "objective": _objective(run.method),
+    }
+
+
+def _sure_agreement(answers: np.ndarray, guesses: np.ndarray) -> float:
+    """Share of equal answers among the half of which zero-shot is surest."""
+    confidence = guesses.max(axis=1)
+    sure = confidence >= np.median(confidence)
+    return float((answers == guesses.argmax(axis=1))[sure].mean())
+
+# %% ../../nbs/16_selection.ipynb #n20-d
+def _likelihood(answers: np.ndarray, folder: _Folder) -> float:
+    """Mean log density of images and answers: Gaussians, names and shares.
+
+    The Gaussians are fitted to the answers, anchored at the names as in the default of
+    `AnchoredMixture`; the shares are those of the answers. NaN where the names do not
+    order the images.
+    """
+    if folder.pool is None:
+        return np.nan
+    chosen = torch.from_numpy(answers)
+    assignments = F.one_hot(chosen, len(folder.pool.text)).float()
+    classes = estimate_classes(folder.pool, assignments, Pull(10.0, 4.0, 1.0, 0.0))
+    weight, bias = classes.weight.float(), classes.bias.float()
+    logits = (folder.pool.features * weight[chosen]).sum(1) + bias[chosen]
+    gaussians = float(logits.mean()) - classes.penalty / len(answers)
+    shares = np.bincount(answers) / len(answers)
+    return gaussians + _names(answers, folder) + float(np.log(shares[answers]).mean())
+
+
+def _names(answers: np.ndarray, folder: _Folder) -> float:
+    """Mean log probability that zero-shot gives the answers."""
+    said = folder.guesses[np.arange(len(answers)), answers]
+    return float(np.log(np.maximum(said, 1e-30)).mean())
+
+
+def _objective(method: Adapter) -> float:
+    """Where the fit of a mixture ended; NaN for every other method."""
+    history = getattr(method, "history_", None)
+    if not isinstance(method, AnchoredMixture) or not history:
+        return np.nan
+    return float(history[-1]["objective"])
+
+# %% ../../nbs/16_selection.ipynb #n20-e
+def half_agreement(method: Adapter, images: ImageSet, seed: int = 0) -> float:
+    """How often a method says the same when it learned from the other half, 0-1.
+
+    method: fitted or not; it stays as it is, and copies of it are fitted.
+    images: N images, two at least; no label is read.
+    seed: of the halves.
+
+    The share of all images that two fits, each on a random half, give the same class.
+    Raises ValueError for fewer than two images, and as `fit` does.
+    """
+    images = as_imageset(images).unlabelled()
+    if len(images) < 2:
+        raise ValueError(f"two halves need two images at least, not {len(images)}")
+    order = np.random.default_rng(seed).permutation(len(images))
+    middle, answers = len(images) // 2, []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of classes that a half lacks
+        for half in (order[:middle], order[middle:]):
+            fitted = clone(method).fit(images.subset(np.sort(half)))
+            answers.append(fitted.predict(images))
+    return float((answers[0] == answers[1]).mean())
 
 # %% ../../nbs/16_selection.ipynb #cell-34
 def recommend_without_labels(

@@ -18,6 +18,7 @@ from scipy.special import log_softmax, logsumexp
 from scipy.stats import entropy
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
+from ..clip.featuresets import row_blocks
 from ..images.sets import check_classnames, check_count
 
 # %% auto #0
@@ -89,13 +90,15 @@ def check_probabilities(
     count: int | None = None,
     classes: int | None = None,
     name: str = "probabilities",
+    dtype: str | None = "float64",
 ) -> np.ndarray:
-    """`probabilities` as float64 [N, C], or a ValueError that says what is wrong.
+    """`probabilities` as floats [N, C], or a ValueError that says what is wrong.
 
     probabilities: numbers [N, C], array or tensor: finite, not negative, and each row
         sums to one within 0.001.
     count, classes: what N and C must be; None for anything from 1.
     name: what to call them in the message.
+    dtype: of the copy that is returned; None returns them as they are.
     """
     table = _array(probabilities)
     fits = table.ndim == 2 and all(
@@ -108,27 +111,34 @@ def check_probabilities(
             f"{name} must be numbers of shape {shape} and not empty, one row an image, "
             f"got {table.dtype} of shape {table.shape}"
         )
-    table = table.astype(np.float64)
-    with np.errstate(invalid="ignore"):
-        totals = table.sum(axis=1)
-    for wrong, what in [
-        (~np.isfinite(table).all(axis=1), "are not finite"),
-        (
-            (table < 0).any(axis=1),
-            "hold a negative number (logits? take the softmax first)",
-        ),
-        (
-            ~(np.abs(totals - 1) <= 1e-3),
-            "do not sum to one (logits? take the softmax first)",
-        ),
-    ]:
+    totals, complaints = _wrong_rows(table)
+    for what, wrong in complaints.items():
         if wrong.any():
             row = int(wrong.argmax())
             raise ValueError(
                 f"{wrong.sum()} of {len(totals)} rows of {name} {what}; "
                 f"row {row} sums to {totals[row]:.4g}"
             )
-    return table
+    return table if dtype is None else table.astype(dtype)
+
+
+def _wrong_rows(table: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The sums of all rows, float64 [N], and by complaint the rows it is about [N]."""
+    totals = np.empty(len(table))
+    infinite, negative = np.empty((2, len(table)), bool)
+    for rows in row_blocks(len(table)):
+        some = table[rows].astype(np.float64)
+        with np.errstate(invalid="ignore"):
+            totals[rows] = some.sum(axis=1)
+        infinite[rows] = ~np.isfinite(some).all(axis=1)
+        negative[rows] = (some < 0).any(axis=1)
+    return totals, {
+        "are not finite": infinite,
+        "hold a negative number (logits? take the softmax first)": negative,
+        "do not sum to one (logits? take the softmax first)": (
+            ~(np.abs(totals - 1) <= 1e-3)
+        ),
+    }
 
 # %% ../../nbs/02_metrics.ipynb #cell-12
 #| code-fold: true
@@ -136,9 +146,12 @@ def check_probabilities(
 def _check_pair(
     labels, predictions=None, probabilities=None, num_classes: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Labels [N] with their predictions [N] or probabilities [N, C], checked."""
+    """Labels [N] with their predictions [N] or probabilities [N, C], checked.
+
+    Probabilities are those that were given, not a copy: of their dtype, not to change.
+    """
     if probabilities is not None:
-        partner, name = check_probabilities(probabilities), "probabilities"
+        partner, name = check_probabilities(probabilities, dtype=None), "probabilities"
         num_classes = partner.shape[1]
     else:
         if num_classes is not None:
@@ -264,7 +277,8 @@ def harmonic_mean(a: float, b: float) -> float:
 def _confidence(labels, probabilities) -> tuple[np.ndarray, np.ndarray]:
     """Confidence [N] and whether the class that has it is right [N], checked."""
     labels, probabilities = _check_pair(labels, probabilities=probabilities)
-    return probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    confidence = probabilities.max(axis=1).astype(np.float64)
+    return confidence, probabilities.argmax(axis=1) == labels
 
 
 def calibration_bins(
@@ -395,7 +409,7 @@ def adaptive_calibration_error(
 def _losses(labels, probabilities) -> np.ndarray:
     """-ln(probability of the true class) of each image, float64 [N], checked."""
     labels, probabilities = _check_pair(labels, probabilities=probabilities)
-    of_the_truth = probabilities[np.arange(len(labels)), labels]
+    of_the_truth = probabilities[np.arange(len(labels)), labels].astype(np.float64)
     losses = -np.log(np.clip(of_the_truth, np.finfo(np.float64).eps, 1))
     return losses + 0.0  # no minus zero
 
@@ -430,18 +444,22 @@ def brier_score(
     Source: Brier 1950, "Verification of Forecasts Expressed in Terms of Probability".
     """
     labels, probabilities = _check_pair(labels, probabilities=probabilities)
-    truth = np.eye(probabilities.shape[1])[labels]
-    return float(((probabilities - truth) ** 2).sum(axis=1).mean())
+    scores = np.empty(len(labels))
+    for rows in row_blocks(len(labels)):
+        errors = probabilities[rows].astype(np.float64)
+        errors[np.arange(len(errors)), labels[rows]] -= 1
+        scores[rows] = (errors**2).sum(axis=1)
+    return float(scores.mean())
 
 # %% ../../nbs/02_metrics.ipynb #cell-59
 #| code-fold: true
 #| code-summary: "Logarithms, and numbers above zero"
 def _log(probabilities: np.ndarray) -> np.ndarray:
-    """Logarithms of probabilities [N, C].
+    """Logarithms of probabilities [N, C], float64.
 
     What float32 has rounded to zero counts as 1e-38, its smallest number.
     """
-    return np.log(np.clip(probabilities, 1e-38, None))
+    return np.log(np.clip(probabilities.astype(np.float64), 1e-38, None))
 
 
 def _check_positive(value: float, name: str, most: float = np.inf) -> float:
@@ -474,7 +492,9 @@ def apply_temperature(
     """
     temperature = _check_positive(temperature, "temperature")
     return np.exp(
-        log_softmax(_log(check_probabilities(probabilities)) / temperature, axis=1)
+        log_softmax(
+            _log(check_probabilities(probabilities, dtype=None)) / temperature, axis=1
+        )
     )
 
 # %% ../../nbs/02_metrics.ipynb #cell-61
@@ -574,7 +594,8 @@ def max_probability(
     Source: Hendrycks and Gimpel 2017, "A Baseline for Detecting Misclassified and
     Out-of-Distribution Examples in Neural Networks".
     """
-    return check_probabilities(probabilities).max(axis=1)
+    probabilities = check_probabilities(probabilities, dtype=None)
+    return probabilities.max(axis=1).astype(np.float64)
 
 
 def negative_entropy(
@@ -587,8 +608,10 @@ def negative_entropy(
     From -ln C (no idea) to 0 (certain). Raises ValueError for rows that are not
     probabilities.
     """
-    probabilities = check_probabilities(probabilities)
-    return 0.0 - entropy(probabilities, axis=1)  # 0.0 -: no minus zero
+    table = check_probabilities(probabilities, dtype=None)
+    blocks = (table[rows].astype(np.float64) for rows in row_blocks(len(table)))
+    sums = np.concatenate([entropy(block, axis=1) for block in blocks])
+    return 0.0 - sums  # 0.0 -: no minus zero
 
 
 def negative_energy(

@@ -179,23 +179,36 @@ def fit_dirichlets(
     weight = classes // 5 if complexity_weight is None else complexity_weight
     labels = torch.full((count,), -1) if labels is None else labels
     alpha = torch.ones(classes, classes, dtype=torch.float64)
+    # the first assignments are the answers themselves
     mass, sums = cluster_sums(features, text, scale, torch.exp, labels)
     clusters, history = find_clusters(alpha, mass / count, weight), []
     for _ in range(iterations):
-        there = (mass > 1e-6).nonzero()[:, 0]
-        means = (sums[there] / mass[there, None]).numpy()
-        best = fit_concentrations(means, alpha[there].numpy(), steps)
-        alpha[there] = torch.from_numpy(best)
-        clusters = find_clusters(alpha.clone(), mass / count, weight)
+        alpha = _better_fit(alpha, mass, sums, steps)
+        clusters = find_clusters(alpha, mass / count, weight)
         assign = lambda logs, now=clusters: assignments(now.score(logs), hard)
         before = mass
         mass, sums = cluster_sums(features, text, scale, assign, labels)
-        entropy = torch.special.entr(mass / count).sum().item()
-        changed = ((mass - before).abs().max() / count).item()
-        history.append({"changed": changed, "effective_classes": math.exp(entropy)})
+        history.append(_round(mass / count, before / count))
     return clusters, history
 
-# %% ../../nbs/engine/dirichlet.ipynb #cell-14
+# %% ../../nbs/engine/dirichlet.ipynb #cell-13
+#| code-fold: true
+#| code-summary: "The M step of clusters with images, and what the history says"
+def _better_fit(alpha: Tensor, mass: Tensor, sums: Tensor, steps: int) -> Tensor:
+    """Concentrations float64 [C, C]; an empty cluster keeps its own."""
+    there = (mass > 1e-6).nonzero()[:, 0]
+    means = (sums[there] / mass[there, None]).numpy()
+    best = fit_concentrations(means, alpha[there].numpy(), steps)
+    return alpha.index_copy(0, there, torch.from_numpy(best))
+
+
+def _round(shares: Tensor, before: Tensor) -> dict:
+    """The largest change of a share, and the exponential of the shares' entropy."""
+    effective = math.exp(torch.special.entr(shares).sum().item())
+    changed = (shares - before).abs().max().item()
+    return {"changed": changed, "effective_classes": effective}
+
+# %% ../../nbs/engine/dirichlet.ipynb #cell-15
 def match_clusters(answers: Tensor, mass: Tensor, fixed: Sequence[int]) -> np.ndarray:
     """Which cluster belongs to each class, int64 [C].
 
@@ -237,7 +250,7 @@ def named_clusters(
     order = match_clusters(sums / mass.clamp(min=1e-6)[:, None], mass, fixed)
     return Clusters(clusters.concentrations[order], clusters.offsets[order])
 
-# %% ../../nbs/engine/dirichlet.ipynb #cell-17
+# %% ../../nbs/engine/dirichlet.ipynb #cell-18
 #| code-fold: true
 #| code-summary: "class EMDirichlet"
 class EMDirichlet(Adapter):

@@ -60,8 +60,9 @@ def sinkhorn(
     for _ in range(rounds if len(scores) else 0):
         total = torch.full_like(wanted, -torch.inf)
         for rows in row_blocks(len(scores)):
-            logits = (sharpness * scores[rows]).double() + found
-            total = torch.logaddexp(total, logits.log_softmax(1).logsumexp(0))
+            logits = sharpness * scores[rows] + found.to(scores)
+            columns = logits.log_softmax(1).logsumexp(0)
+            total = torch.logaddexp(total, columns.double())
         step = wanted - total + math.log(len(scores))
         found = torch.where(shares > 0, found + step, found)
     return found
@@ -182,8 +183,13 @@ def _left_out(
 def _closed(scores: Tensor, potentials: Tensor, shares: Tensor) -> Tensor:
     """Potentials at which no row prefers a class without share, and just so."""
     there = shares > 0
-    best = (scores[:, there].double() + potentials[there]).amax(1, keepdim=True)
-    highest = (best - scores.double()).amin(0)
+    if there.all():
+        return potentials
+    highest = torch.full_like(potentials, torch.inf)
+    for rows in row_blocks(len(scores)):
+        some = scores[rows].double()
+        best = (some[:, there] + potentials[there]).amax(1, keepdim=True)
+        highest = torch.minimum(highest, (best - some).amin(0))
     return torch.where(there, potentials, highest)
 
 # %% ../../nbs/engine/transport.ipynb #cell-14
@@ -405,7 +411,9 @@ def vision_proxies(
             break
     return proxies, history
 
-
+# %% ../../nbs/engine/transport.ipynb #cell-19
+#| code-fold: true
+#| code-summary: "The gradient, block by block"
 def _gradient(
     features: Tensor, proxies: Tensor, wanted: Tensor, image_scale: float
 ) -> tuple[Tensor, float]:
@@ -418,7 +426,7 @@ def _gradient(
         gradient = gradient + logits.softmax(1).T @ features[rows]
     return gradient, loss / len(features)
 
-# %% ../../nbs/engine/transport.ipynb #cell-19
+# %% ../../nbs/engine/transport.ipynb #cell-20
 def balanced_sums(
     features: Tensor,
     scores: Tensor,
@@ -452,7 +460,7 @@ def balanced_sums(
         sums += keep_labels(targets, labels[rows]).float().T @ features[rows]
     return sums
 
-# %% ../../nbs/engine/transport.ipynb #cell-20
+# %% ../../nbs/engine/transport.ipynb #cell-21
 #| code-fold: true
 #| code-summary: "class InMaP"
 class InMaP(Adapter):

@@ -13,13 +13,19 @@ import numpy as np
 
 from clipadapt import (
     CLIP,
+    CPL,
     FLYP,
     FPL,
     GRIP,
     IFPL,
     LPCLIP,
+    OTTER,
+    AnchoredMixture,
     CoReg,
+    EMDirichlet,
+    GaussianEM,
     ImageSet,
+    InMaP,
     LatteCLIP,
     NearestNeighbours,
     Prototypes,
@@ -46,16 +52,17 @@ class Case(NamedTuple):
 
 
 def _prompts() -> dict[str, Case]:
-    """FPL, IFPL and GRIP, each with every prompt and with every setting.
+    """FPL, IFPL, GRIP and CPL, each with every prompt and with every setting.
 
     `k` is 1, since 16 pseudolabels a class would be more than there are images.
     """
     settings = ("none", "every class", "some classes")
     cases = {}
-    for row, method in enumerate((FPL, IFPL, GRIP)):
+    for row, method in enumerate((FPL, IFPL, GRIP, CPL)):
         for column, prompt in enumerate(("textual", "visual", "multimodal")):
             labelled = settings[(row + column) % 3]
-            params = {"prompt": prompt, "epochs": 2, "rounds": 2, "k": 1}
+            params = {"prompt": prompt, "epochs": 2, "rounds": 2}
+            params |= {} if method is CPL else {"k": 1}
             name = f"{method.__name__}, {prompt}, labels: {labelled}"
             if labelled == "some classes":
                 params["pool"] = "unseen"
@@ -71,9 +78,14 @@ CASES = {
     ),
     "NearestNeighbours": Case(NearestNeighbours),
     "Prototypes": Case(Prototypes),
+    "AnchoredMixture": Case(AnchoredMixture),
     "TransCLIP": Case(TransCLIP),
     "StatA": Case(StatA),
     "ZLaP": Case(ZLaP),
+    "GaussianEM": Case(GaussianEM),
+    "EMDirichlet": Case(EMDirichlet, {"iterations": 3, "steps": 50}),
+    "OTTER": Case(OTTER),
+    "InMaP": Case(InMaP, {"steps": 100}),
     **_prompts(),
     "CoReg, resnet": Case(CoReg, _COREG),
     "CoReg, as for EuroSAT": Case(CoReg, {**PUBLISHED["EuroSAT"], **_COREG}),
