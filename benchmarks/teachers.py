@@ -1,5 +1,6 @@
 """Who teaches whom: every method that learns from guesses, taught by zero-shot answers
-(its default), by the prototypes and by the anchored mixture, on the handwriting.
+(its default), by the prototypes and by the anchored mixture (with its defaults, and
+with its preset for the handwriting), on the handwriting.
 
 python benchmarks/teachers.py [--seeds 3] [--students CoReg,LPCLIP]
     [--teachers ZeroShot,AnchoredMixture] [--rows runs/teachers.jsonl]
@@ -34,10 +35,15 @@ from clipadapt import (
     digits,
     load_clip,
 )
-from clipadapt.methods import coreg, flyp, grip, latteclip, lpclip
+from clipadapt.methods import coreg, flyp, grip, latteclip, lpclip, mixture
 
 DEFAULT = "ZeroShot"
-TEACHERS = {kind.__name__: kind for kind in (ZeroShot, Prototypes, AnchoredMixture)}
+TEACHERS = {
+    DEFAULT: (ZeroShot, {}),
+    "Prototypes": (Prototypes, {}),
+    "AnchoredMixture": (AnchoredMixture, {}),
+    "AnchoredMixture/SMALL": (AnchoredMixture, mixture.SMALL),
+}
 STUDENTS = {
     "FPL": (FPL, grip.SMALL),
     "IFPL": (IFPL, grip.SMALL),
@@ -65,7 +71,8 @@ class Handwriting:
 
     def teacher(self, name: str):
         """A teacher that is not fitted yet."""
-        return TEACHERS[name](self.clip, self.pool.classnames)
+        kind, params = TEACHERS[name]
+        return kind(self.clip, self.pool.classnames, **params)
 
     def answers(self, name: str) -> tuple[np.ndarray, float]:
         """A teacher's classes of the pool, int64 [N], and its accuracy on new ones."""
