@@ -167,7 +167,7 @@ def test_lazy_names_are_all_there():
         ("fpl", ["epochs=1", "k=2"]),
         ("ifpl", ["epochs=1", "rounds=1", "k=2"]),
         ("grip", ["epochs=1", "rounds=1", "k=2"]),
-        ("cpl", ["epochs=1", "rounds=1", "k=2"]),
+        ("cpl", ["epochs=1", "rounds=1"]),
         ("coreg", ["epochs=1", "warmup_epochs=1"]),
         ("latteclip", ["epochs=1"]),
         ("lpclip", ["epochs=1", "views=1"]),
