@@ -44,7 +44,7 @@ from clipadapt.methods.mixture import (
 )
 
 # %% auto #0
-__all__ = ['SCORES', 'POOL_SCORES', 'TOGETHER', 'MEASURED', 'agreement', 'label_free', 'rank_quality', 'plot_score',
+__all__ = ['SCORES', 'POOL_SCORES', 'TOGETHER', 'MEASURED', 'ALWAYS', 'agreement', 'label_free', 'rank_quality', 'plot_score',
            'pool_scores', 'half_agreement', 'rank_together', 'recommend_without_labels']
 
 # %% ../../nbs/16_selection.ipynb #cell-9
@@ -436,14 +436,23 @@ def rank_together(table: pd.DataFrame, scores: Sequence[str] = TOGETHER) -> pd.S
         raise ValueError(f"the table lacks the columns {', '.join(sorted(missing))}")
     return table[list(scores)].rank(pct=True).mean(axis=1)
 
-# %% ../../nbs/16_selection.ipynb #cell-34
+# %% ../../nbs/16_selection.ipynb #n20-measured
+#| code-fold: true
+#| code-summary: "What was measured over many folders, and mixtures among the runs"
 MEASURED = {  # points behind the best method, over folders whose labels were known
     "AnchoredMixture": 3.6,
     "silhouette": 8.4,
     "confidence": 14.6,
 }
+ALWAYS = "no score has chosen better than always taking this method"
 
 
+def _mixtures(runs: Sequence[Run], usable: set[str]) -> list[str]:
+    """The names of runs of an `AnchoredMixture`, of those that can be used."""
+    mixtures = [run.name for run in runs if isinstance(run.method, AnchoredMixture)]
+    return [name for name in mixtures if name in usable]
+
+# %% ../../nbs/16_selection.ipynb #cell-34
 def recommend_without_labels(
     runs: Sequence[Run], images: ImageSet | None = None
 ) -> str:
@@ -469,12 +478,9 @@ def recommend_without_labels(
     best = table.drop(stuck).dropna(axis="columns", how="all").idxmax()
     firsts = {str(score): method for score, method in best.items()}
     score = "silhouette" if "silhouette" in firsts else "confidence"
-    mixtures = [run.name for run in runs if isinstance(run.method, AnchoredMixture)]
-    usable = [name for name in mixtures if name in table.index and name not in stuck]
+    usable = _mixtures(runs, set(table.index) - set(stuck))
     chosen = usable[0] if usable else firsts[score]
-    reason = f"first by {_scores_of(chosen, firsts)}"
-    if usable:
-        reason = "no score has chosen better than always taking this method"
+    reason = ALWAYS if usable else f"first by {_scores_of(chosen, firsts)}"
     said = [f"Without labels, take {chosen}: {reason}."]
     others = [method for method in dict.fromkeys(firsts.values()) if method != chosen]
     rest = "; ".join(f"{method} by {_scores_of(method, firsts)}" for method in others)
