@@ -11,6 +11,7 @@ from clipadapt.clip.templates import average_prompts, encode_prompts
 from clipadapt.learning.testing import check_adapter
 from clipadapt.methods import mixture as module
 from clipadapt.methods.mixture import (
+    SMALL,
     Pool,
     Pull,
     _sums,
@@ -228,7 +229,7 @@ def test_what_is_nan_is_refused(clip, pool):
 
 
 def test_saved_and_loaded(clip, pool, tmp_path):
-    model = AnchoredMixture(clip, pool.classnames).fit(pool)
+    model = AnchoredMixture(clip, pool.classnames, **SMALL).fit(pool)
     model.save(tmp_path / "saved")
     again = AnchoredMixture.load(tmp_path / "saved", clip)
     assert (again.predict_logits(pool) == model.predict_logits(pool)).all()
@@ -236,19 +237,22 @@ def test_saved_and_loaded(clip, pool, tmp_path):
 
 
 def test_the_second_stage_waits_for_all_classes(clip, pool):
-    whole = AnchoredMixture(clip, pool.classnames).fit(pool)
+    whole = AnchoredMixture(clip, pool.classnames, **SMALL).fit(pool)
     assert whole.stage_ == "refined"
-    shut = AnchoredMixture(clip, pool.classnames, gate=1.0).fit(pool)
+    shut = AnchoredMixture(clip, pool.classnames, **SMALL, gate=1.0).fit(pool)
     assert shut.stage_ == "anchored"
+    assert AnchoredMixture(clip, pool.classnames).fit(pool).stage_ == "anchored"
     forced = AnchoredMixture(clip, pool.classnames, refine=True)
     assert forced.fit(pool.subset(range(60))).stage_ == "refined"
 
 
 def test_who_belongs_where_is_told_of_the_pool_itself(clip, pool):
     model = AnchoredMixture(clip, pool.classnames).fit(pool)
-    own = model._pool_proba(pool)
+    own = model._pool_proba(pool).numpy()
     assert (own.argmax(1) == model.pseudolabels_).all()
     assert np.allclose(own.sum(1), 1, atol=1e-5)
+    model._pool_proba(pool)[:] = 0  # whoever asks may write into the answer
+    assert np.array_equal(model._pool_proba(pool).numpy(), own)
 
 
 def test_neighbours_of_equals_never_contain_the_image():

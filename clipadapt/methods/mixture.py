@@ -360,11 +360,10 @@ class _Linear(Adapter):
         self.coverage_ = covered
         self._assignments = assignments if assignments.numel() <= KEPT else None
 
-    def _pool_proba(self, images: ImageSet) -> np.ndarray:
+    def _pool_proba(self, images: ImageSet) -> Tensor | np.ndarray:
         """Class probabilities of the images of `fit`: who belongs where."""
-        if self._assignments is None:
-            return self.predict_proba(images)
-        return self._assignments.numpy()
+        kept = getattr(self, "_assignments", None)
+        return self._predict_proba(images) if kept is None else kept.clone()
 
     def _predict_logits(self, images: ImageSet) -> Tensor:
         weight, bias = torch.from_numpy(self.weight_).T, torch.from_numpy(self.bias_)
