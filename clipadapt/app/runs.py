@@ -534,7 +534,7 @@ class _Mended(Sequence):
 
         return file_of(self.images.images, index)
 
-
+# %% ../../nbs/engine/runs.ipynb #ask-readable-2
 def ask_readable(method: Adapter, images: ImageSet) -> tuple[np.ndarray, ImageSet]:
     """Probabilities float32 [N, C], and the N images that they belong to.
 
