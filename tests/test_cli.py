@@ -637,7 +637,7 @@ def test_quiet_says_nothing_and_logs_all_the_same(folders, tmp_path):
         (
             ["adapt", "--captioner", "attributes", "--out", "x"],
             2,
-            "prototypes learns from no captions",
+            "mixture learns from no captions",
         ),
         (
             [
@@ -1244,16 +1244,16 @@ def test_wrong_parameters_leave_nothing_and_replace_nothing(
 def test_a_run_is_not_replaced_when_something_else_came_into_it(
     saved, folders, tmp_path, monkeypatch
 ):
-    from clipadapt.methods.prototypes import Prototypes
+    from clipadapt.methods.mixture import AnchoredMixture
 
     shutil.copytree(saved, tmp_path / "run")
-    save = Prototypes.save
+    save = AnchoredMixture.save
 
     def meanwhile(method, where):
         (tmp_path / "run" / "thesis.txt").write_text("mine")
         save(method, where)
 
-    monkeypatch.setattr(Prototypes, "save", meanwhile)
+    monkeypatch.setattr(AnchoredMixture, "save", meanwhile)
     done = run(
         "adapt",
         "--images",
@@ -1283,8 +1283,8 @@ def test_a_run_is_not_replaced_when_something_else_came_into_it(
         (["--out", "file/x"], 1, "a part of this path is a file"),
         (["--out", "file"], 1, "is a file"),
         (["--images", "file"], 1, "no such folder"),
-        (["--set", "momentum=NaN"], 1, "must be finite"),
-        (["--set", "momentum=1e999"], 1, "must be finite"),
+        (["--set", "shrink=NaN"], 1, "must be finite"),
+        (["--set", "shrink=1e999"], 1, "must be finite"),
         (["--set", "iterations=" + "9" * 30], 1, "below 2^31"),
         (["--set", "iterations=" + "9" * 5000], 1, "too many digits"),
         (["--set", "templates=" + "[" * 100_000], 1, "too many digits or brackets"),

@@ -194,6 +194,16 @@ def test_equal_images_are_read_by_their_names(clip, pool):
     assert (model.pseudolabels_ == model.predict(equal)).all()
 
 
+def test_nearly_equal_images_do_not_fail(clip, pool):
+    draws = np.random.default_rng(0).standard_normal((30, clip.embed_dim))
+    rows = pool.features[:1] + 1e-4 * draws
+    rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    for options in ({}, {"shrink": 0.0}):
+        model = AnchoredMixture(clip, pool.classnames, **options)
+        model.fit(FeatureSet(rows, pool.classnames))
+        assert np.isfinite(model.predict_proba(pool)).all()
+
+
 def test_an_absent_class_stays_at_its_anchor(clip, pool):
     few = pool.subset(np.flatnonzero(pool.labels < 4))
     with pytest.warns(UserWarning, match="of 10 classes"):

@@ -156,9 +156,19 @@ def estimate_classes(pool: Pool, assignments: Tensor, pull: Pull) -> Classes:
 #| code-fold: true
 #| code-summary: "The covariance, and what the objective subtracts"
 def _root(within: Tensor, shrink: float) -> Tensor:
-    """The Cholesky factor of the covariance with its ridge, float64 [D, D]."""
-    ridge = max(shrink, 1e-6) * within.trace() / len(within)
-    return torch.linalg.cholesky(within + ridge * torch.eye(len(within)).double())
+    """The Cholesky factor of the covariance with its ridge, float64 [D, D].
+
+    Where rounding leaves nothing positive definite, since the images are nearly equal,
+    the ridge grows until there is.
+    """
+    ridge = max(shrink, 1e-6) * max(float(within.trace()) / len(within), 1e-12)
+    for _ in range(20):
+        matrix = within + ridge * torch.eye(len(within), dtype=within.dtype)
+        root, failed = torch.linalg.cholesky_ex(matrix)
+        if not failed:
+            break
+        ridge *= 10
+    return root
 
 
 def _penalty(
