@@ -248,7 +248,7 @@ class _Quick:
     """A CLIP that knows the features of its images beforehand."""
 
     name = pretrained = side = None
-    decoder = "Pillow"
+    decoder = resizer = "Pillow"
 
     def __init__(self, clip, images):
         vars(self).update(
