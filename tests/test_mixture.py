@@ -17,9 +17,9 @@ from clipadapt.methods.mixture import (
     _sums,
     coverage,
     fit_mixture,
-    nearest_images,
     text_anchors,
 )
+from clipadapt.methods.transduction import nearest_rows
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -101,7 +101,7 @@ def test_the_formulas(kappa, shrink, r, w):
     ours = text_anchors(features, text, start)
     assert ours is not None
     assert np.allclose(ours, anchors, atol=1e-5)
-    assert (nearest_images(features, 2).numpy() == near).all()
+    assert (nearest_rows(features, 2)[1].numpy() == near).all()
     pool = Pool(
         features,
         0.3 * 5 * text,
@@ -224,6 +224,7 @@ def test_an_absent_class_stays_at_its_anchor(clip, pool):
         ({"iterations": 0}, "iterations"),
         ({"label_weight": 0.5}, "label_weight"),
         ({"caution": -2}, "caution"),
+        ({"refine": "auto"}, "refine"),
     ],
 )
 def test_options_out_of_range(clip, pool, options, message):
@@ -263,16 +264,6 @@ def test_who_belongs_where_is_told_of_the_pool_itself(clip, pool):
     assert np.allclose(own.sum(1), 1, atol=1e-5)
     model._pool_proba(pool)[:] = 0  # whoever asks may write into the answer
     assert np.array_equal(model._pool_proba(pool).numpy(), own)
-
-
-def test_neighbours_of_equals_never_contain_the_image():
-    some = torch.eye(3).repeat(4, 1)
-    found = nearest_images(some, 3)
-    assert found.shape == (12, 3)
-    for image, places in enumerate(found.tolist()):
-        assert image not in places
-        assert {place % 3 for place in places} == {image % 3}
-    assert nearest_images(some[:1], 3).shape == (1, 0)
 
 
 def test_coverage_counts_classes():

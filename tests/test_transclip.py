@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from clipadapt import CLIP, FeatureSet, StatA, TransCLIP
+from clipadapt.learning import adapter
 from clipadapt.learning.testing import check_adapter
 from clipadapt.methods import transclip
 
@@ -239,7 +240,7 @@ def test_assignments_of_a_large_pool_are_not_kept(clip, text, kind, monkeypatch)
     kept = method._pool_proba(images)
     kept[:] = 0  # the caller's own
     assert method._pool_proba(images).max() > 0
-    monkeypatch.setattr(transclip, "KEPT", 149)
+    monkeypatch.setattr(adapter, "KEPT", 149)
     again = method.fit(images)
     expected = again.predict_proba(images)
     assert np.array_equal(np.asarray(again._pool_proba(images)), expected)

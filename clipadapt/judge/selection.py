@@ -20,8 +20,6 @@ from matplotlib.axes import Axes
 from sklearn.base import clone
 
 from ..clip.featuresets import in_blocks
-from ..clip.index import unit_rows
-from ..clip.templates import average_prompts, encode_prompts
 from ..images.sets import ImageSet, as_imageset, check_classnames
 from . import plots
 from .compare import Run, check_runs
@@ -33,15 +31,16 @@ from clipadapt.learning.metrics import (
     fit_temperature,
     negative_entropy,
 )
+from ..methods.discriminant import features_and_text
 from clipadapt.methods.mixture import (
     AnchoredMixture,
     Pool,
     Pull,
     coverage,
     estimate_classes,
-    nearest_images,
     text_anchors,
 )
+from ..methods.transduction import nearest_rows
 
 # %% auto #0
 __all__ = ['SCORES', 'POOL_SCORES', 'TOGETHER', 'MEASURED', 'ALWAYS', 'agreement', 'label_free', 'rank_quality', 'plot_score',
@@ -324,11 +323,10 @@ class _Folder(NamedTuple):
                 f"{answered.shape[1]} classes: give these images, not {len(images)} "
                 f"others, and methods with {answered.shape[1]} class names"
             )
-        features = torch.from_numpy(unit_rows(clip.encode_image(images), "features"))
-        prompts = average_prompts(encode_prompts(clip, names, "single"))
+        features, prompts = features_and_text(clip, images, names, "single")
         text = clip.logit_scale * prompts
         guesses = in_blocks(lambda some: (some @ text.T).softmax(1), features)
-        near = nearest_images(features, 5)
+        near = nearest_rows(features, 5)[1].long()
         anchors = text_anchors(features, F.normalize(text, dim=1), guesses)
         pool = None
         if anchors is not None:

@@ -47,7 +47,7 @@ from clipadapt.images.sets import (
 from .threads import encoding_work, threads_for
 
 # %% auto #0
-__all__ = ['SavedClip', 'SavedMethod', 'Declared', 'Saved', 'check_declared', 'read_saved', 'translate_labels', 'Adapter',
+__all__ = ['KEPT', 'SavedClip', 'SavedMethod', 'Declared', 'Saved', 'check_declared', 'read_saved', 'translate_labels', 'Adapter',
            'annotations', 'annotator_name']
 
 # %% ../../nbs/engine/adapter.ipynb #cell-10
@@ -488,6 +488,9 @@ class _Answering(Saved):
 # %% ../../nbs/engine/adapter.ipynb #cell-31
 #| code-fold: true
 #| code-summary: "Adapter: what fits and scores"
+KEPT = 50_000_000  # numbers of a table of assignments that is kept after a fit
+
+
 class Adapter(_Answering):
     """The base of all methods: `fit`, `predict`, `score`, `save`, `load`.
 
@@ -501,7 +504,7 @@ class Adapter(_Answering):
     tensor [N, C], which becomes the probabilities), or `_predict_proba` where there are
     no logits. Everything it learns goes into attributes that end in an underscore,
     arrays and plain JSON values, which `fitted` declares. One that knows more of the
-    images that it was fitted on than of new ones also implements `_pool_proba(images)`.
+    images that it was fitted on than of new ones hands that to `_keep_assignments`.
 
     Random numbers drawn in `_fit` come from `np.random.default_rng(self.seed)` or from
     `torch.Generator().manual_seed(self.seed)`. What takes no generator, such as the
@@ -580,9 +583,18 @@ class Adapter(_Answering):
         self.fit(images, y)
         return self._ask(self._pool_proba, images)
 
+    def _keep_assignments(self, assignments: torch.Tensor | None) -> None:
+        """Keep who belongs where, float32 [N, C], unless it is large; it is not saved.
+
+        For `_fit` of a transductive method, whose `fit_predict_proba` it answers.
+        """
+        small = assignments is not None and assignments.numel() <= KEPT
+        self._assignments = assignments if small else None
+
     def _pool_proba(self, images: ImageSet) -> torch.Tensor | np.ndarray:
         """Probabilities [N, C] of the very images that `fit` has just seen: a hook."""
-        return self._predict_proba(images)
+        kept = getattr(self, "_assignments", None)
+        return self._predict_proba(images) if kept is None else kept.clone()
 
     def score(self, X, y: Integers | None = None) -> float:
         """Accuracy (0-1) on the labelled images.

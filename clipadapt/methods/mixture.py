@@ -16,20 +16,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..clip.featuresets import in_blocks, new_array, row_blocks
-from ..clip.index import PrototypeIndex, unit_rows
+from ..clip.featuresets import BLOCK, in_blocks, new_array, row_blocks
 from ..clip.model import CLIP
-from ..clip.templates import average_prompts, encode_prompts
 from ..images.files import Array
 from ..images.sets import ImageSet, check_count, check_number
 from ..learning.adapter import Adapter
 from ..learning.threads import threads_for
+from .discriminant import features_and_text, keep_labels
 from .prototypes import iterate_prototypes
+from .transduction import nearest_rows
 
 # %% auto #0
-__all__ = ['EXACT', 'BOLD_ANCHOR', 'BOLD_SHRINK', 'ENOUGH', 'KEPT', 'SMALL', 'text_anchors', 'Pull', 'Pool', 'Classes',
-           'estimate_classes', 'assign_images', 'Mixture', 'fit_mixture', 'coverage', 'nearest_images', 'k_means_start',
-           'refine_mixture', 'AnchoredMixture']
+__all__ = ['BOLD_ANCHOR', 'BOLD_SHRINK', 'ENOUGH', 'SMALL', 'text_anchors', 'Pull', 'Pool', 'Classes', 'estimate_classes',
+           'assign_images', 'Mixture', 'fit_mixture', 'coverage', 'k_means_start', 'refine_mixture', 'AnchoredMixture']
 
 # %% ../../nbs/05_mixture.ipynb #cell-13
 #| code-fold: true
@@ -208,19 +207,10 @@ def assign_images(
         likelihood += float(pool.counts[rows] @ logits.logsumexp(1))
         for places in pool.neighbours[rows].T:
             logits.add_(before[places], alpha=pull.neighbour)
-        after[rows] = _with_labels(logits.softmax(1), pool.labels[rows])
+        after[rows] = keep_labels(logits.softmax(1), pool.labels[rows])
         change = max(change, float((after[rows] - before[rows]).abs().max()))
     objective = (likelihood - classes.penalty) / float(pool.counts.sum())
     return after, change, objective
-
-
-def _with_labels(assignments: Tensor, labels: Tensor) -> Tensor:
-    """The same assignments [B, C]; those with a label are changed in place."""
-    known = labels >= 0
-    if known.any():
-        classes = assignments.shape[1]
-        assignments[known] = F.one_hot(labels[known], classes).to(assignments)
-    return assignments
 
 # %% ../../nbs/05_mixture.ipynb #cell-27
 class Mixture(NamedTuple):
@@ -279,33 +269,7 @@ def _column_mass(assignments: Tensor) -> Tensor:
 
 # %% ../../nbs/05_mixture.ipynb #cell-34
 #| code-fold: true
-#| code-summary: "Neighbours, and bold starts"
-EXACT = 50_000  # images of which all pairs are compared
-
-
-def nearest_images(features: Tensor, k: int) -> Tensor:
-    """Places of the k most similar other images, int64 [N, k] (or N - 1, if fewer).
-
-    features: unit rows [N, D].
-    k: how many.
-
-    Exact up to 50,000 images, and by FAISS's inverted lists above.
-    """
-    count = len(features)
-    k = min(k, count - 1)
-    if k < 1:
-        return torch.empty(count, 0, dtype=torch.int64)
-    kind = "exact" if count <= EXACT else "ivf"
-    index = PrototypeIndex(features.numpy(), kind)
-    found = torch.empty(count, k, dtype=torch.int64)
-    for rows in row_blocks(count):
-        places = torch.from_numpy(index.search(features[rows], k + 1)[1])
-        itself = places == torch.arange(rows.start, rows.stop)[:, None]
-        itself[:, -1] |= ~itself.any(1)  # among many equals it may be missing
-        found[rows] = places[~itself].view(-1, k)
-    return found
-
-
+#| code-summary: "A bold start"
 def k_means_start(features: Tensor, means: Tensor) -> Tensor:
     """Assignments float32 [N, C] of 0 and 1: spherical k-means from class means.
 
@@ -338,15 +302,12 @@ def refine_mixture(
     bold = pull._replace(anchor=BOLD_ANCHOR, shrink=shrink)
     near = k_means_start(pool.features, mixture.classes.means)
     gentle = fit_mixture(pool, mixture.assignments, bold, iterations)
-    abrupt = fit_mixture(pool, _with_labels(near, pool.labels), bold, iterations)
+    abrupt = fit_mixture(pool, keep_labels(near, pool.labels), bold, iterations)
     return max(gentle, abrupt, key=lambda fit: fit.objective)
 
 # %% ../../nbs/05_mixture.ipynb #cell-37
 #| code-fold: true
 #| code-summary: "What is kept of a fit, and how it answers"
-KEPT = 50_000_000  # the largest table of assignments that is kept after a fit
-
-
 class _Linear(Adapter):
     """The part of `AnchoredMixture` that is left of a fit: a linear classifier."""
 
@@ -368,12 +329,7 @@ class _Linear(Adapter):
         mass = _column_mass(assignments)
         self.class_shares_ = (mass / mass.sum()).numpy()
         self.coverage_ = covered
-        self._assignments = assignments if assignments.numel() <= KEPT else None
-
-    def _pool_proba(self, images: ImageSet) -> Tensor | np.ndarray:
-        """Class probabilities of the images of `fit`: who belongs where."""
-        kept = getattr(self, "_assignments", None)
-        return self._predict_proba(images) if kept is None else kept.clone()
+        self._keep_assignments(assignments)
 
     def _predict_logits(self, images: ImageSet) -> Tensor:
         weight, bias = torch.from_numpy(self.weight_).T, torch.from_numpy(self.bias_)
@@ -467,6 +423,8 @@ class AnchoredMixture(_Linear):
         for name in (*weights, "neighbour_weight", "gate", "caution"):
             check_number(getattr(self, name), name, 0)
         check_number(self.label_weight, "label_weight", 1)
+        if self.refine not in (None, True, False):
+            raise ValueError(f"refine must be True, False or None, not {self.refine!r}")
         check_count(self.neighbours, "neighbours", 0)
         check_count(self.iterations, "iterations")
         anchor = max(self.anchor_weight, 1e-6)  # an empty class has its anchor
@@ -474,13 +432,13 @@ class AnchoredMixture(_Linear):
 
     def _fit(self, images: ImageSet, labels: np.ndarray) -> None:
         pull, known = self._pull(), torch.from_numpy(labels)
-        encoded = self.clip.encode_image(images)
-        features = torch.from_numpy(unit_rows(encoded, "features"))
-        prompts = encode_prompts(self.clip, self.classnames_, self.templates)
-        text = self.clip.logit_scale * average_prompts(prompts)
-        with threads_for(min(len(features), EXACT) * text.numel()):
+        features, prompts = features_and_text(
+            self.clip, images, self.classnames_, self.templates
+        )
+        text = self.clip.logit_scale * prompts
+        with threads_for(min(len(features), BLOCK) * text.numel()):
             guesses = in_blocks(lambda some: (some @ text.T).softmax(1), features)
-            start = _with_labels(guesses, known)
+            start = keep_labels(guesses, known)
             pool = self._pool(features, text, start, known)
             if pool is None:
                 self._keep_names(text, start)
@@ -497,7 +455,8 @@ class AnchoredMixture(_Linear):
             return None
         counts = torch.where(labels >= 0, float(self.label_weight), 1.0)
         scatter = _sums(features, features, counts)[1]
-        near = nearest_images(features, self.neighbours if self.neighbour_weight else 0)
+        k = self.neighbours if self.neighbour_weight else 0
+        near = nearest_rows(features, k)[1].long()
         text = self.text_weight * text
         return Pool(features, text, anchors, labels, counts, scatter, near)
 

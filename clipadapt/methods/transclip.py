@@ -23,7 +23,7 @@ from ..images.files import Array
 from ..images.sets import ImageSet, check_count, check_number
 from ..learning.adapter import Adapter
 from ..learning.threads import threads_for
-from .transduction import KEPT, nearest_rows
+from .transduction import nearest_rows
 
 # %% auto #0
 __all__ = ['BLOCK', 'LEAST', 'Gaussians', 'Polynomial', 'log_densities', 'neighbour_ties', 'mean_field', 'Sums', 'class_sums',
@@ -338,8 +338,7 @@ class _GaussianMethod(Adapter):
         with threads_for(min(seen.numel() * len(text), BLOCK * seen.shape[1])):
             assignments = self._alternate(seen, text, ties.astype(np.float32), labels)
         self.pseudolabels_ = _largest(assignments)
-        kept = assignments.size <= KEPT
-        self._assignments = torch.from_numpy(assignments) if kept else None
+        self._keep_assignments(torch.from_numpy(assignments))
 
     def _alternate(
         self, features: Tensor, text: Tensor, ties: csr_array, labels: np.ndarray
@@ -397,11 +396,6 @@ class _GaussianMethod(Adapter):
 
     def _predict_logits(self, images: ImageSet) -> Tensor:
         return in_blocks(self._polynomial(), self.clip.encode_image(images))
-
-    def _pool_proba(self, images: ImageSet) -> Tensor | np.ndarray:
-        """The assignments of the images of the last fit."""
-        kept = getattr(self, "_assignments", None)
-        return self._predict_proba(images) if kept is None else kept.clone()
 
 # %% ../../nbs/engine/transclip.ipynb #cell-26
 #| code-fold: true

@@ -21,13 +21,13 @@ from ..clip.model import CLIP
 from ..clip.templates import average_prompts, encode_prompts
 from ..images.files import Array
 from ..images.sets import ImageSet, check_count, check_labels, check_number
-from ..learning.adapter import Adapter
+from ..learning.adapter import KEPT, Adapter
 from ..learning.threads import threads_for
 
 # %% auto #0
-__all__ = ['BLOCK', 'EXACT', 'ROWS', 'SIZE', 'PROBES', 'PROJECTIONS', 'KEPT', 'neighbour_graph', 'nearest_rows',
-           'nearest_in_lists', 'diffuse', 'propagate_labels', 'class_centroids', 'class_directions',
-           'projection_matrix', 'modality_graph', 'spread_from_text', 'ZLaP']
+__all__ = ['BLOCK', 'EXACT', 'ROWS', 'SIZE', 'PROBES', 'PROJECTIONS', 'neighbour_graph', 'nearest_rows', 'nearest_in_lists',
+           'diffuse', 'propagate_labels', 'class_centroids', 'class_directions', 'projection_matrix', 'modality_graph',
+           'spread_from_text', 'ZLaP']
 
 # %% ../../nbs/engine/transduction.ipynb #cell-14
 BLOCK = 2**24  # similarities computed at a time: 64 MB
@@ -535,9 +535,6 @@ def spread_from_text(
 # %% ../../nbs/engine/transduction.ipynb #zlap-8b
 #| code-fold: true
 #| code-summary: "How a table of solutions answers for new images"
-KEPT = 50_000_000  # entries of a table that is kept until the next fit
-
-
 class _Table(Adapter):
     """Answers from `scores_` and `node_classes_`; see `ZLaP`, which fits them."""
 
@@ -674,18 +671,14 @@ class ZLaP(_Table):
         found, lost = best[classes:].copy(), np.flatnonzero(largest[classes:, 0] == 0)
         found[lost] = self._zero_shot(torch.from_numpy(self.features_[lost])).argmax(1)
         self.pseudolabels_ = np.where(labels >= 0, labels, found)
-        self._assignments: Tensor | None = None
+        self._keep_assignments(None)
         if len(labels) * classes <= KEPT:
             arrived = torch.from_numpy(table[classes:])
-            self._assignments = self._shares(arrived, torch.from_numpy(self.features_))
+            assignments = self._shares(arrived, torch.from_numpy(self.features_))
             known = torch.from_numpy(np.flatnonzero(labels >= 0))
             own = torch.from_numpy(labels)[known]
-            self._assignments[known] = F.one_hot(own, classes).float()
-
-    def _pool_proba(self, images: ImageSet) -> Tensor | np.ndarray:
-        """The transductive answer for the images of the last fit."""
-        kept = getattr(self, "_assignments", None)
-        return self._predict_proba(images) if kept is None else kept.clone()
+            assignments[known] = F.one_hot(own, classes).float()
+            self._keep_assignments(assignments)
 
 # %% ../../nbs/engine/transduction.ipynb #zlap-10
 #| code-fold: true

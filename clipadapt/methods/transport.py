@@ -22,7 +22,7 @@ from ..clip.featuresets import BLOCK, in_blocks, row_blocks
 from ..clip.model import CLIP
 from ..images.files import Array
 from ..images.sets import ImageSet, check_count, check_number
-from ..learning.adapter import Adapter
+from ..learning.adapter import KEPT, Adapter
 from ..learning.threads import threads_for
 from clipadapt.methods.discriminant import (
     features_and_text,
@@ -297,13 +297,7 @@ class OTTER(Adapter):
         self.text_features_ = text.numpy()
         self.pseudolabels_ = labels.copy()
         self.pseudolabels_[open_ones] = answers
-        self._assignments = _all_assignments(plan, open_ones, labels)
-
-    def _pool_proba(self, images: ImageSet) -> Tensor | np.ndarray:
-        """The plan itself; the potentials answer where it would be too large."""
-        if self._assignments is None:
-            return self._predict_proba(images)
-        return self._assignments.clone()
+        self._keep_assignments(_all_assignments(plan, open_ones, labels))
 
     def _check_loaded(self) -> None:
         if not abs(self.class_shares_.sum() - 1) < 1e-6:
@@ -322,9 +316,6 @@ class OTTER(Adapter):
 # %% ../../nbs/engine/transport.ipynb #cell-16
 #| code-fold: true
 #| code-summary: "Both solvers, and what they say of the pool"
-_KEPT = 50_000_000  # numbers of a plan that is kept
-
-
 def _chosen_solver(solver: str, pairs: int) -> str:
     if solver not in ("auto", "exact", "sinkhorn"):
         raise ValueError(
@@ -350,7 +341,7 @@ def _transport_exactly(cosines: Tensor, shares: Tensor) -> _Transported:
     order = np.lexsort((cosines[pairs].numpy(), plan.amounts.round(6), plan.images))
     last = np.flatnonzero(np.diff(plan.images[order], append=len(cosines)))
     answers = plan.classes[order[last]]
-    if cosines.numel() > _KEPT:
+    if cosines.numel() > KEPT:
         return plan.potentials, answers, None
     cosines.zero_()
     cosines[pairs] = torch.from_numpy(plan.amounts).float()
