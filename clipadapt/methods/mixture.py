@@ -355,8 +355,11 @@ class AnchoredMixture(_Linear):
     One full covariance for all classes. Class means are anchored at the names, which
     are moved across the modality gap (`text_anchors`); the shares of the classes are
     estimated; near images belong together. If nearly all classes seem to be there, a
-    bold second stage lets go of the anchors. The method is ours; unanchored and with
-    equal shares it is the EM of Wang et al. (arXiv 2402.04087), section 3.3.
+    bold second stage lets go of the anchors. The method is ours. Unanchored and with
+    equal shares it is close to what Wang et al. (arXiv 2402.04087) do without labels.
+
+    A Gaussian in hundreds of dimensions is very sure of itself, so probabilities lie
+    near 0 and 1: `fit_temperature` mends that, where there are labels.
 
     clip: the CLIP that encodes images and prompts.
     classnames: C names.

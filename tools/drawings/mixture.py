@@ -42,10 +42,13 @@ def _walk(drawing: Drawing, start: int, kind: str) -> None:
     (x0, y0), (x1, y1) = ANCHORS[kind], CLOUDS[kind]
     inside = "".join(drawing.marks[start:])
     del drawing.marks[start:]
+    away = f"translate({x0 - x1}px, {y0 - y1}px)"
     drawing.marks.append(
-        f"<g>{inside}<animateTransform attributeName='transform' type='translate' "
-        f"values='{x0 - x1} {y0 - y1};0 0;0 0' keyTimes='0;0.5;1' "
-        "dur='6s' repeatCount='indefinite'/></g>"
+        f"<style>@keyframes {kind} {{0% {{transform: {away}}} "
+        "50%, 100% {transform: none}} "
+        "@media (prefers-reduced-motion: no-preference) "
+        f"{{.{kind} {{animation: {kind} 6s infinite}}}}</style>"
+        f'<g class="{kind}">{inside}</g>'
     )
 
 
