@@ -205,6 +205,15 @@ def test_blocks_change_nothing(clip, pool, monkeypatch):
     )
 
 
+def test_labels_stay_in_what_is_said_of_the_pool(clip, pool):
+    labels = np.where(np.arange(60) % 6 == 0, pool.labels, -1)
+    method = EMDirichlet(clip, NAMES[:5], iterations=3)
+    found = method.fit_predict_proba(pool, labels)
+    known, free = labels >= 0, labels < 0
+    assert (found[known, labels[known]] == 1).all()
+    assert np.array_equal(found[free], method.predict_proba(pool)[free])
+
+
 def test_what_it_refuses(clip, pool):
     broken = pool.subset(np.arange(60)[::-1])
     broken.features[5] = np.nan

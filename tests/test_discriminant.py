@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import multivariate_normal
 
 from clipadapt import FeatureSet, GaussianEM, ZeroShot, digits
@@ -136,6 +137,34 @@ def test_odd_pools(clip, pool):
     assert np.isfinite(told.predict_proba(pool)).all()
     assert np.allclose(told.class_distribution_[4:], 0)
     assert np.array_equal(told.pseudolabels_, labels)
+
+
+@pytest.mark.parametrize("apart", [0, 1e-6, 1e-5, 1e-4, 1e-3])
+def test_classes_of_nearly_equal_images(apart):
+    """What varies within them is partly rounding, on which nothing must be built."""
+    draw = torch.Generator().manual_seed(0)
+    text = torch.nn.functional.normalize(torch.randn(3, 64, generator=draw), dim=1)
+    near = text.repeat_interleave(400, 0)
+    noise = apart * torch.randn(near.shape, generator=draw)
+    near = torch.nn.functional.normalize(near + noise, dim=1)
+    found = discriminant.fit_gaussians(near, text, 1000.0, torch.full((1200,), -1))
+    logits = near @ (1000 * text + found.weights).T.float() + found.biases.float()
+    assert torch.equal(logits.argmax(1), torch.arange(1200) // 400)
+    assert all(np.isfinite(entry["log_likelihood"]) for entry in found.history)
+    np.testing.assert_allclose(found.distribution, 1 / 3, atol=1e-6)
+
+
+def test_a_pool_is_encoded_once_and_keeps_its_labels(clip, pool, monkeypatch):
+    labels = np.where(np.arange(len(pool)) % 7 == 0, pool.labels, -1)
+    method = GaussianEM(clip, NAMES)
+    found = method.fit_predict_proba(pool, labels)
+    known, free = labels >= 0, labels < 0
+    assert (found[known, labels[known]] == 1).all()
+    assert np.array_equal(found[free], method.predict_proba(pool)[free])
+    monkeypatch.setattr(discriminant, "KEPT", 799)
+    large = method.fit_predict_proba(pool, labels)
+    assert np.array_equal(large, method.predict_proba(pool)), "nothing is kept"
+    assert np.array_equal(method.pseudolabels_[known], labels[known])
 
 
 def test_what_it_refuses(clip, pool):

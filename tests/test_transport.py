@@ -149,6 +149,18 @@ def test_exact_plans_of_odd_problems(seed):
     assert (adjusted.max(1) <= some + 1e-6 * abs(scores).max()).all()
 
 
+@pytest.mark.parametrize("tiny", [1e-300, 1e-16, 1e-10, 1e-8, 1e-5])
+def test_shares_that_no_programme_sees(tiny):
+    rng = np.random.default_rng(0)
+    scores = torch.from_numpy(rng.normal(size=(300, 40)))
+    shares = torch.full((40,), tiny).double()
+    shares[:4] = (1 - 36 * tiny) / 4
+    plan = exact_plan(scores, shares)
+    columns = np.bincount(plan.classes, plan.amounts, minlength=40)
+    np.testing.assert_allclose(columns, 300 * shares, atol=1e-4)
+    assert plan.potentials.isfinite().all()
+
+
 def test_pairs_that_were_left_out_come_back(monkeypatch):
     """However few pairs the first programme has, the plan is the best of all."""
     rng = np.random.default_rng(1)
@@ -332,6 +344,26 @@ def test_potentials_get_nearer_with_more_rounds():
     assert off[1] < 0.01 < off[0]
 
 
+@pytest.mark.parametrize("kind, params", METHODS)
+def test_a_pool_is_encoded_once_and_keeps_its_labels(
+    clip, pool, kind, params, monkeypatch
+):
+    calls, encode = [], type(clip).encode_image
+    monkeypatch.setattr(
+        type(clip),
+        "encode_image",
+        lambda self, images: calls.append(1) or encode(self, images),
+    )
+    labels = np.where(np.arange(90) % 9 == 0, pool.labels, -1)
+    method = kind(clip, NAMES, **params)
+    found = method.fit_predict_proba(pool, labels)
+    assert len(calls) == 1
+    assert (found[labels >= 0, labels[labels >= 0]] == 1).all()
+    if kind is InMaP:
+        free = labels < 0
+        assert np.array_equal(found[free], method.predict_proba(pool)[free])
+
+
 @pytest.mark.parametrize("kind", [OTTER, InMaP])
 def test_what_both_refuse(clip, pool, kind):
     broken = pool.subset(np.arange(90)[::-1])
@@ -355,7 +387,7 @@ def test_what_both_refuse(clip, pool, kind):
         (InMaP, {"threshold": 2}, "threshold"),
         (InMaP, {"steps": 0}, "steps"),
         (InMaP, {"rounds": -1}, "rounds"),
-        (InMaP, {"image_scale": 0}, "scale"),
+        (InMaP, {"image_scale": 0}, "image_scale must be above 0"),
     ],
 )
 def test_what_one_refuses(clip, pool, kind, params, what):

@@ -21,9 +21,9 @@ from ..clip.featuresets import in_blocks, row_blocks
 from ..clip.model import CLIP
 from ..images.files import Array
 from ..images.sets import ImageSet, check_count, check_number
-from ..learning.adapter import Adapter
 from ..learning.threads import threads_for
 from clipadapt.methods.discriminant import (
+    _Classifier,
     features_and_text,
     keep_labels,
     starting_scale,
@@ -253,7 +253,7 @@ def named_clusters(
 # %% ../../nbs/engine/dirichlet.ipynb #cell-18
 #| code-fold: true
 #| code-summary: "class EMDirichlet"
-class EMDirichlet(Adapter):
+class EMDirichlet(_Classifier):
     """Clusters of CLIP's answers, by EM for Dirichlet distributions (arXiv 2405.18437).
 
     clip: the CLIP that encodes images and prompts.
@@ -336,33 +336,23 @@ class EMDirichlet(Adapter):
             self.concentrations_ = clusters.concentrations.numpy()
             self.offsets_ = clusters.offsets.numpy()
             self.text_features_ = text.numpy()
-            answers = self._in_blocks(lambda some: self._scores(some).argmax(1))(
-                features
-            )
-        self.pseudolabels_ = np.where(labels >= 0, labels, answers.numpy())
+            self._keep_answers(features, known)
 
     def _temperature(self) -> float:
         return starting_scale(self.clip, self.scale, 0.3)
 
-    def _scores(self, features: Tensor) -> Tensor:
-        """Scores float64 [B, C] of features [B, D]."""
-        text = torch.from_numpy(self.text_features_)
+    def _logits(self, features: Tensor) -> Tensor:
+        text, scale = torch.from_numpy(self.text_features_), self._temperature()
         clusters = Clusters(
             torch.from_numpy(self.concentrations_), torch.from_numpy(self.offsets_)
         )
-        return clusters.score(log_answers(features, text, self._temperature()))
+
+        def answer(some: Tensor) -> Tensor:
+            scores = clusters.score(log_answers(some, text, scale))
+            return (scores - scores.amax(1, keepdim=True)).float()
+
+        return in_blocks(answer, features, max(1, _NUMBERS // len(text)))
 
     def _check_loaded(self) -> None:
         if not (self.concentrations_ > 0).all():
             raise ValueError("concentrations_ must be above 0")
-
-    def _predict_logits(self, images: ImageSet) -> Tensor:
-        def answer(features: Tensor) -> Tensor:
-            scores = self._scores(features)
-            return (scores - scores.amax(1, keepdim=True)).float()
-
-        return self._in_blocks(answer)(self.clip.encode_image(images))
-
-    def _in_blocks(self, answer: Callable[[Tensor], Tensor]) -> Callable:
-        size = max(1, _NUMBERS // len(self.classnames_))
-        return lambda features: in_blocks(answer, features, size)

@@ -18,11 +18,11 @@ from torch import Tensor
 from ..clip.featuresets import BLOCK, in_blocks, row_blocks
 from ..clip.index import unit_rows
 from ..clip.model import CLIP
-from ..clip.templates import average_prompts, encode_prompts
 from ..images.files import Array
 from ..images.sets import ImageSet, check_count, check_number
-from ..learning.adapter import Adapter
+from ..learning.adapter import KEPT, Adapter
 from ..learning.threads import threads_for
+from .prototypes import text_prototypes
 
 # %% auto #0
 __all__ = ['Moments', 'class_moments', 'keep_labels', 'total_scatter', 'shared_gaussians', 'ridge_precision', 'Gaussians',
@@ -107,7 +107,7 @@ def shared_gaussians(
 
 # %% ../../nbs/engine/discriminant.ipynb #cell-10
 def ridge_precision(
-    covariance: Tensor, count: int, ridge_factor: bool = False
+    covariance: Tensor, count: int, ridge_factor: bool = False, noise: float = 0.0
 ) -> Tensor | None:
     """The inverse of a covariance with a ridge, float64 [D, D].
 
@@ -115,13 +115,14 @@ def ridge_precision(
     count: n, the images it was estimated from. The ridge is D / (n - 1) of the mean
         variance (Kubokawa and Srivastava 2008, as in arXiv 2402.04087).
     ridge_factor: multiply all by D / (n - 1), as the published formula does.
+    noise: what rounding may have left in the covariance; the ridge is not smaller.
 
-    None where nothing varies.
+    None where nothing varies, or nothing but rounding.
     """
     dim, trace = len(covariance), covariance.trace().item()
-    if count < 2 or trace < 1e-10:
+    if count < 2 or trace < max(noise, 1e-10):
         return None
-    ridge = trace / (count - 1)
+    ridge = max(trace / (count - 1), noise)
     precision = torch.linalg.inv(
         covariance + ridge * torch.eye(dim, dtype=covariance.dtype)
     )
@@ -165,10 +166,11 @@ def fit_gaussians(
     moments = class_moments(features, guess, guess @ centre, labels, centre)
     weights = means = torch.zeros_like(guess)
     biases, history = torch.zeros_like(guess[:, 0]), []
+    noise = 1e-6 * scatter.trace().item() / len(features)  # of sums in float32
     for _ in range(iterations):
         before = means
         means, covariance = shared_gaussians(moments, scatter, before)
-        precision = ridge_precision(covariance, len(features), ridge_factor)
+        precision = ridge_precision(covariance, len(features), ridge_factor, noise)
         if precision is None:
             break
         weights = means @ precision
@@ -193,19 +195,22 @@ def _round(step: Tensor, moments: Moments, precision: Tensor, scatter: Tensor) -
     return {"moved": step.norm(dim=1).max().item(), "log_likelihood": likelihood}
 
 # %% ../../nbs/engine/discriminant.ipynb #cell-17
-def starting_scale(clip: CLIP, scale: float | None, share: float = 1.0) -> float:
+def starting_scale(
+    clip: CLIP, scale: float | None, share: float = 1.0, name: str = "scale"
+) -> float:
     """What multiplies cosines: `scale`, or a share of the CLIP's own logit scale.
 
     clip: the CLIP.
     scale: a number above 0; None: `share` of the CLIP's own.
     share: of the CLIP's own.
+    name: what an error calls the scale.
 
     Raises ValueError for a scale that is not above 0.
     """
     if scale is None:
         return share * clip.logit_scale
-    if check_number(scale, "scale", 0) == 0:
-        raise ValueError("scale must be above 0: with 0 all classes are equal")
+    if check_number(scale, name, 0) == 0:
+        raise ValueError(f"{name} must be above 0: with 0 all classes are equal")
     return float(scale)
 
 
@@ -224,14 +229,38 @@ def features_and_text(
 
     Raises ValueError for features that are not finite.
     """
-    text = average_prompts(encode_prompts(clip, classnames, templates))
+    text = unit_rows(text_prototypes(clip, classnames, templates), "prompts")
     features = unit_rows(clip.encode_image(images), "features", text.shape[1])
-    return torch.from_numpy(features), text
+    return torch.from_numpy(features), torch.from_numpy(text)
+
+
+class _Classifier(Adapter):
+    """A method whose `_logits` of features answer for its pool and for new images."""
+
+    pseudolabels_: np.ndarray
+
+    def _logits(self, features: Tensor) -> Tensor:
+        """Logits, float32 [B, C], of features [B, D]."""
+        raise NotImplementedError
+
+    def _keep_answers(self, features: Tensor, labels: Tensor) -> None:
+        """What is said of the pool [N, D], in which labels, int64 [N], stay."""
+        if len(features) * len(self.classnames_) <= KEPT:
+            table = in_blocks(self._logits, features)
+            classes = table.argmax(1)
+            self._keep_assignments(keep_labels(table.softmax(1), labels))
+        else:
+            classes = in_blocks(lambda some: self._logits(some).argmax(1), features)
+            self._keep_assignments(None)
+        self.pseudolabels_ = classes.where(labels < 0, labels).numpy()
+
+    def _predict_logits(self, images: ImageSet) -> Tensor:
+        return in_blocks(self._logits, self.clip.encode_image(images))
 
 # %% ../../nbs/engine/discriminant.ipynb #cell-18
 #| code-fold: true
 #| code-summary: "class GaussianEM"
-class GaussianEM(Adapter):
+class GaussianEM(_Classifier):
     """Gaussian discriminant analysis fitted by EM, with the text (arXiv 2402.04087).
 
     clip: the CLIP that encodes images and prompts.
@@ -284,7 +313,7 @@ class GaussianEM(Adapter):
     def _fit(self, images: ImageSet, labels: np.ndarray) -> None:
         iterations = check_count(self.iterations, "iterations")
         weight = check_number(self.gaussian_weight, "gaussian_weight", 0)
-        scale = starting_scale(self.clip, self.scale)
+        scale, known = starting_scale(self.clip, self.scale), torch.from_numpy(labels)
         features, text = features_and_text(
             self.clip, images, self.classnames_, self.templates
         )
@@ -293,7 +322,7 @@ class GaussianEM(Adapter):
                 features,
                 text,
                 scale,
-                torch.from_numpy(labels),
+                known,
                 iterations=iterations,
                 ridge_factor=self.ridge_factor,
             )
@@ -301,12 +330,8 @@ class GaussianEM(Adapter):
             self.biases_ = (weight * found.biases).float().numpy()
             self.class_distribution_ = found.distribution.float().numpy()
             self.history_ = found.history
-            answers = in_blocks(lambda some: self._logits(some).argmax(1), features)
-        self.pseudolabels_ = np.where(labels >= 0, labels, answers.numpy())
+            self._keep_answers(features, known)
 
     def _logits(self, features: Tensor) -> Tensor:
-        weights, biases = torch.from_numpy(self.weights_), self.biases_
-        return torch.addmm(torch.from_numpy(biases), features, weights.T)
-
-    def _predict_logits(self, images: ImageSet) -> Tensor:
-        return in_blocks(self._logits, self.clip.encode_image(images))
+        weights, biases = map(torch.from_numpy, (self.weights_, self.biases_))
+        return torch.addmm(biases, features, weights.T)

@@ -22,9 +22,10 @@ from ..clip.featuresets import BLOCK, in_blocks, row_blocks
 from ..clip.model import CLIP
 from ..images.files import Array
 from ..images.sets import ImageSet, check_count, check_number
-from ..learning.adapter import KEPT, Adapter
+from ..learning.adapter import KEPT
 from ..learning.threads import threads_for
 from clipadapt.methods.discriminant import (
+    _Classifier,
     features_and_text,
     keep_labels,
     starting_scale,
@@ -119,6 +120,8 @@ def exact_plan(scores: Tensor, shares: Tensor) -> Plan:
     the programme; a class without share has the highest at which no row prefers it.
     """
     shares = shares.double() / shares.double().sum()  # for sums that fit exactly
+    shares = torch.where(len(scores) * shares < 1e-6, 0, shares)  # HiGHS sees no less
+    shares = shares / shares.sum()
     scale = max(spread(scores), 1e-9)
     potentials = near_potentials(scores, shares, 200 / scale)
     gap = 0.1 * scale
@@ -160,7 +163,9 @@ def _solve(scores: Tensor, allowed: np.ndarray, shares: Tensor) -> Plan | None:
     found = linprog(-gain, A_eq=sums, b_eq=wanted, method="highs")
     if found.status != 0:
         if allowed[:, shares.numpy() > 0].all():
-            raise ValueError(f"no optimal plan was found: {found.message}")
+            raise ValueError(
+                f"no optimal plan was found ({found.message}): use solver='sinkhorn'"
+            )
         return None
     used = found.x > 1e-9
     potentials = torch.from_numpy(found.eqlin.marginals[count:].copy())
@@ -230,7 +235,7 @@ def remaining_shares(shares: Tensor, labels: Tensor) -> Tensor:
 _EXACT = 1_000_000  # pairs of images and classes that "auto" solves exactly
 
 
-class OTTER(Adapter):
+class OTTER(_Classifier):
     """Optimal transport of the pool to class shares that you give (arXiv 2404.08461).
 
     clip: the CLIP that encodes images and prompts.
@@ -286,32 +291,29 @@ class OTTER(Adapter):
         features, text = features_and_text(
             self.clip, images, self.classnames_, self.templates
         )
-        open_ones = np.flatnonzero(labels < 0)
-        left = remaining_shares(shares, torch.from_numpy(labels))
+        open_ones, known = np.flatnonzero(labels < 0), torch.from_numpy(labels)
+        left = remaining_shares(shares, known)
         with threads_for(min(len(features), BLOCK) * text.numel()):
             rows = features if len(open_ones) == len(labels) else features[open_ones]
             cosines = in_blocks(lambda some: some @ text.T, rows)
             transport = _transport_exactly if self.solver_ == "exact" else _transport
             potentials, answers, plan = transport(cosines, left)
-        self.potentials_, self.class_shares_ = potentials.numpy(), shares.numpy()
-        self.text_features_ = text.numpy()
-        self.pseudolabels_ = labels.copy()
+            self.potentials_, self.class_shares_ = potentials.numpy(), shares.numpy()
+            self.text_features_ = text.numpy()
+            self._keep_answers(features, known)  # by the potentials
         self.pseudolabels_[open_ones] = answers
-        self._keep_assignments(_all_assignments(plan, open_ones, labels))
+        if plan is not None:
+            self._keep_assignments(_all_assignments(plan, open_ones, known))
 
     def _check_loaded(self) -> None:
         if not abs(self.class_shares_.sum() - 1) < 1e-6:
             raise ValueError("class_shares_ must sum to 1")
 
-    def _predict_logits(self, images: ImageSet) -> Tensor:
-        scale = starting_scale(self.clip, self.scale)
+    def _logits(self, features: Tensor) -> Tensor:
         text = torch.from_numpy(self.text_features_)
         offsets = torch.from_numpy(self.potentials_ - self.potentials_.max()).float()
         offsets[torch.from_numpy(self.class_shares_ == 0)] = -torch.inf
-        return in_blocks(
-            lambda some: scale * (some @ text.T + offsets),
-            self.clip.encode_image(images),
-        )
+        return starting_scale(self.clip, self.scale) * (features @ text.T + offsets)
 
 # %% ../../nbs/engine/transport.ipynb #cell-16
 #| code-fold: true
@@ -358,15 +360,13 @@ def _transport(cosines: Tensor, shares: Tensor) -> _Transported:
     return _closed(cosines, potentials, shares), answers.numpy(), None
 
 
-def _all_assignments(
-    plan: Tensor | None, open_ones: np.ndarray, labels: np.ndarray
-) -> Tensor | None:
+def _all_assignments(plan: Tensor, open_ones: np.ndarray, labels: Tensor) -> Tensor:
     """Assignments [N, C] of all images, of the plan of those without a label."""
-    if plan is None or len(open_ones) == len(labels):
+    if len(open_ones) == len(labels):
         return plan
     everyone = torch.zeros(len(labels), plan.shape[1])
     everyone[open_ones] = plan
-    return keep_labels(everyone, torch.from_numpy(labels))
+    return keep_labels(everyone, labels)
 
 # %% ../../nbs/engine/transport.ipynb #cell-18
 def vision_proxies(
@@ -454,7 +454,7 @@ def balanced_sums(
 # %% ../../nbs/engine/transport.ipynb #cell-21
 #| code-fold: true
 #| code-summary: "class InMaP"
-class InMaP(Adapter):
+class InMaP(_Classifier):
     """Vision proxies learned from balanced pseudolabels (arXiv 2310.19752).
 
     clip: the CLIP that encodes images and prompts.
@@ -476,8 +476,7 @@ class InMaP(Adapter):
     proxies learn it.
 
     Fitted: `proxies_` float32 [C, D]; `pseudolabels_` int64 [N], by the proxies;
-    `history_`, the `loss` at every hundredth step and
-    the last.
+    `history_`, the `loss` at every hundredth step and the last.
     """
 
     fitted = {
@@ -526,17 +525,13 @@ class InMaP(Adapter):
             proxies, self.history_ = vision_proxies(
                 features, text, wanted, self._image_scale(), self.steps
             )
-            answers = in_blocks(lambda some: (some @ proxies.T).argmax(1), features)
-        self.proxies_ = proxies.numpy()
-        self.pseudolabels_ = np.where(labels >= 0, labels, answers.numpy())
+            self.proxies_ = proxies.numpy()
+            self._keep_answers(features, known)
 
     def _image_scale(self) -> float:
         if self.image_scale is None:
             return starting_scale(self.clip, self.scale) / 4
-        return starting_scale(self.clip, self.image_scale)
+        return starting_scale(self.clip, self.image_scale, name="image_scale")
 
-    def _predict_logits(self, images: ImageSet) -> Tensor:
-        scale, proxies = self._image_scale(), torch.from_numpy(self.proxies_)
-        return in_blocks(
-            lambda some: scale * (some @ proxies.T), self.clip.encode_image(images)
-        )
+    def _logits(self, features: Tensor) -> Tensor:
+        return self._image_scale() * (features @ torch.from_numpy(self.proxies_).T)
