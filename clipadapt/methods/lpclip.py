@@ -21,8 +21,7 @@ from ..clip.templates import average_prompts, check_templates, encode_prompts
 from ..images.files import Array
 from ..images.sets import ImageSet, check_count
 from ..images.views import strong_view, weak_view
-from ..learning.adapter import Adapter, annotator_name
-from ..learning.adapter import annotations as annotations_of
+from ..learning.adapter import Adapter, Taught
 from ..learning.prompts import own_draws
 from ..learning.training import Recipe, minimise
 
@@ -297,11 +296,10 @@ def kept_views(
 # %% ../../nbs/11_lpclip.ipynb #declared
 #| code-fold: true
 #| code-summary: "What the parts of the class know of the whole: names and types"
-class _Declared(Adapter):
+class _Declared(Taught):
     """What the part of `LPCLIP` below uses of it."""
 
     templates: str | Sequence[str]
-    annotator: Adapter | None
     views: int | None
     init: str
     weighted: bool
@@ -343,8 +341,7 @@ class _Teaching(_Reading):
 
         A label that is known is certain.
         """
-        said = annotations_of(self.annotator, images, labels, self.classnames_)
-        self.annotator_ = annotator_name(self.annotator)
+        said = self._ask_annotator(images, labels)
         weak, views = self._views(images)
         if said is not None:
             targets, confidences = best_classes(said, self.temperature)
@@ -437,7 +434,6 @@ class LPCLIP(_Student):
     other classes, and for a threshold that no image reaches.
     """
 
-    unsaved = ("clip", "classnames", "annotator")
     fitted = {
         "weight_": Array("float32", "C", "D"),
         "bias_": Array("float32", "C"),
@@ -446,7 +442,6 @@ class LPCLIP(_Student):
         "annotator_": str,
         "history_": list[dict[str, float]],
     }
-    optional = ("annotator_",)
 
     def __init__(
         self,
