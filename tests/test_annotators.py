@@ -23,6 +23,7 @@ from clipadapt.app.runs import configure
 from clipadapt.clip.features import fit_facts
 from clipadapt.judge.compare import run_all
 from clipadapt.learning.adapter import Taught, annotations
+from clipadapt.learning.pseudolabels import top_k
 from clipadapt.methods import flyp
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -276,10 +277,10 @@ def test_the_command_line_says_where_an_annotator_is_given(clip, images, value):
 
 
 def test_an_annotator_may_have_another_clip_but_reads_no_features_of_this_one(
-    clip, images
+    clip, clips, images
 ):
     names = images.classnames
-    other = another_clip(embed_dim=24)
+    other = clips("plain")
     teacher = Prototypes(other, names)
     method = FPL(clip, names, annotator=teacher, epochs=1).fit(images)
     expected = top_k(teacher.fit_predict_proba(images), 16)

@@ -262,7 +262,7 @@ def student_views(
         some = images.view(*_student_view(clip, epoch, strong, flip))
         return torch.cat([*clip.encode_batches(some.subset(batch.numpy()))])
 
-    wanted = kept_views(clip, views, strong, flip)[0 if teacher else 1 :]
+    wanted = kept_views(clip, views, strong, flip, teacher)
     features = encode_all_views(clip, images, wanted) if wanted else torch.empty(0)
     weak, rest = (features[0], features[1:]) if teacher else (None, features)
     return weak, encode_batch if views is None else rest
@@ -283,15 +283,15 @@ def _student_view(
 
 
 def kept_views(
-    clip: CLIP, views: int | None, strong: bool, flip: bool
+    clip: CLIP, views: int | None, strong: bool, flip: bool, teacher: bool = True
 ) -> list[tuple[Callable | None, int]]:
-    """The teacher's view and then the student's, as for `CLIP.encode_views`.
+    """The teacher's view, if any, and then the student's, for `CLIP.encode_views`.
 
-    clip, views, strong, flip: as for `student_views`.
+    clip, views, strong, flip, teacher: as for `student_views`.
     """
     numbers = range(views or 0)
     student = [_student_view(clip, number, strong, flip) for number in numbers]
-    return [_view(clip, 0, False, flip), *student]
+    return [_view(clip, 0, False, flip), *student] if teacher else student
 
 # %% ../../nbs/11_lpclip.ipynb #declared
 #| code-fold: true
@@ -325,8 +325,8 @@ class _Reading(_Declared):
     def encoded_views(self) -> list[tuple[Callable | None, int]]:
         """The views that `fit` encodes: see `kept_views`; an annotator needs none."""
         views = self.views if self.epochs else 0
-        kept = kept_views(self.clip, views, self.strong, self.flip)
-        return kept if self.annotator is None else kept[1:]
+        teacher = self.annotator is None
+        return kept_views(self.clip, views, self.strong, self.flip, teacher)
 
 # %% ../../nbs/11_lpclip.ipynb #teaching
 #| code-fold: true
