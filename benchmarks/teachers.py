@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 
 from clipadapt import (
+    CPL,
     FLYP,
     FPL,
     GRIP,
@@ -48,6 +49,7 @@ STUDENTS = {
     "FPL": (FPL, grip.SMALL),
     "IFPL": (IFPL, grip.SMALL),
     "GRIP": (GRIP, grip.SMALL),
+    "CPL": (CPL, grip.SMALL),
     "CoReg": (CoReg, coreg.SMALL),
     "LPCLIP": (LPCLIP, lpclip.SMALL),
     "LatteCLIP": (LatteCLIP, latteclip.SMALL),

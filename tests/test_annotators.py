@@ -5,8 +5,26 @@ import pytest
 import torch
 from sklearn.base import clone
 
-from clipadapt import Adapter, FeatureSet, ImageSet, Prototypes, ZeroShot, digits
-from clipadapt.learning.adapter import annotations, annotator_name
+from clipadapt import (
+    CPL,
+    FLYP,
+    FPL,
+    LPCLIP,
+    Adapter,
+    CoReg,
+    FeatureSet,
+    ImageSet,
+    LatteCLIP,
+    Prototypes,
+    ZeroShot,
+    digits,
+)
+from clipadapt.app.runs import configure
+from clipadapt.clip.features import fit_facts
+from clipadapt.judge.compare import run_all
+from clipadapt.learning.adapter import Taught, annotations
+from clipadapt.learning.pseudolabels import top_k
+from clipadapt.methods import flyp
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -21,10 +39,8 @@ def unlabelled(images):
     return np.full(len(images), -1)
 
 
-class Remembers(ZeroShot):
+class Remembers(Taught, ZeroShot):
     """Knows the images of `fit` by heart: the answers are where they stand."""
-
-    unsaved = (*ZeroShot.unsaved, "annotator")
 
     def __init__(self, clip, classnames, *, annotator=None, seed=0):
         super().__init__(clip, classnames, seed=seed)
@@ -33,10 +49,7 @@ class Remembers(ZeroShot):
     def _fit(self, images, labels):
         super()._fit(images, labels)
         places = np.where(labels >= 0, labels, np.arange(len(images)) % 10)
-        self._assignments = torch.eye(10)[places]
-
-    def _pool_proba(self, images):
-        return self._assignments
+        self._keep_assignments(torch.eye(10)[places])
 
 
 @pytest.mark.parametrize("kind", [ZeroShot, Prototypes])
@@ -93,7 +106,6 @@ def test_an_annotator_is_fitted_as_a_copy_or_asked(clip, images, unlabelled):
     said = annotations(teacher, images, images.labels, names)
     assert np.array_equal(said, teacher.predict_proba(images))
     assert annotations(None, images, unlabelled, names) is None
-    assert annotator_name(teacher) == "Remembers" and annotator_name(None) == ""
 
 
 def test_labels_of_the_images_are_not_read_and_their_order_does_not_matter(
@@ -172,3 +184,111 @@ def test_an_adapter_of_ones_own_teaches(clip, images, unlabelled):
     names = images.classnames
     said = annotations(Always(clip, names), images, unlabelled, names)
     assert said.dtype == torch.float32 and (said.argmax(1) == 3).all()
+
+
+def facts(student, images):
+    return fit_facts(student, images)["annotator"]
+
+
+def test_a_fit_depends_on_what_its_annotator_is_and_has_learned(clip, images):
+    names, few = images.classnames, images.subset(range(40))
+    plain = Remembers(clip, names)
+    assert "annotator" not in fit_facts(plain, images)
+
+    def student(annotator):
+        return Remembers(clip, names, annotator=annotator)
+
+    def prototypes(**params):
+        return Prototypes(clip, names, **params)
+
+    different = [
+        prototypes(),
+        prototypes(momentum=0.2),
+        prototypes().fit(images),
+        prototypes().fit(few),
+        ZeroShot(clip, names),
+        student(prototypes()),
+        student(prototypes(momentum=0.2)),
+    ]
+    found = [facts(student(annotator), images) for annotator in different]
+    assert len(set(found)) == len(different)
+    again = prototypes().fit(few)
+    again.predict(images)
+    assert facts(student(again), images) == found[3]
+    assert facts(clone(student(again)), images) == found[3]
+
+
+def test_an_annotator_with_parameters_of_any_kind_counts(clip, images):
+    class Odd(ZeroShot):
+        def __init__(self, clip, classnames, *, says=None, seed=0):
+            super().__init__(clip, classnames, seed=seed)
+            self.says = says
+
+    names = images.classnames
+
+    def of(says):
+        annotator = Odd(clip, names, says=says)
+        return facts(Remembers(clip, names, annotator=annotator), images)
+
+    first, second = np.arange(3), np.arange(1, 4)
+    values = [first, second, torch.arange(4), np.argmax, ("a", 1), None]
+    assert len({of(value) for value in values}) == len(values)
+    assert of(first) == of(first.copy()) and of(object()) == of(object())
+
+
+def test_a_kept_comparison_is_not_taken_for_one_with_another_annotator(
+    clip, images, tmp_path
+):
+    names, few = images.classnames, images.subset(range(20))
+    for annotator in (None, Prototypes(clip, names)):
+        method = FLYP(clip, names, annotator=annotator, **{**flyp.SMALL, "epochs": 1})
+        if annotator is None:
+            (kept,) = run_all({"it": method}, few, few, folder=tmp_path)
+            assert kept.error is None
+            continue
+        with pytest.raises(ValueError, match="another run: annotator changed"):
+            run_all({"it": method}, few, few, folder=tmp_path)
+
+
+@pytest.mark.parametrize("kind", [FPL, CPL, CoReg, LPCLIP, LatteCLIP, FLYP])
+def test_an_annotator_that_does_not_fit_is_refused_before_anything_is_done(clip, kind):
+    """Not even an empty set of images, or a parameter out of range, comes first."""
+    names = digits("train").classnames
+    for other, message in (
+        (Prototypes(clip, names[::-1]), "another order"),
+        ("mixture", "annotator must be a method"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            kind(clip, names, annotator=other, epochs=-1).fit([])
+
+
+@pytest.mark.parametrize("value", ["mixture", "null", '{"a": 1}'])
+def test_the_command_line_says_where_an_annotator_is_given(clip, images, value):
+    method = FPL(clip, images.classnames)
+    for name in ("annotator", "annotator__iterations"):
+        with pytest.raises(ValueError, match="is given in Python, as FPL") as error:
+            configure(method, [f"{name}={value}"])
+        assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="it has .*batch_size") as error:
+        configure(method, ["unknown=1"])
+    assert "annotator" not in str(error.value)
+    with pytest.raises(ValueError, match="Prototypes has no parameter"):
+        configure(Prototypes(clip, images.classnames), [f"annotator={value}"])
+
+
+def test_an_annotator_may_have_another_clip_but_reads_no_features_of_this_one(
+    clip, clips, images
+):
+    names = images.classnames
+    other = clips("plain")
+    teacher = Prototypes(other, names)
+    method = FPL(clip, names, annotator=teacher, epochs=1).fit(images)
+    expected = top_k(teacher.fit_predict_proba(images), 16)
+    found = {*map(tuple, method.pseudolabels_)}
+    assert found == {*zip(expected.images, expected.classes)}
+    features = FeatureSet(clip.encode_image(images), names)
+    with pytest.raises(ValueError, match="features"):
+        FPL(clip, names, annotator=teacher, epochs=1).fit(features)
+    with pytest.raises(ValueError, match="this needs the images themselves"):
+        pixels = FLYP(clip, names, **{**flyp.SMALL, "epochs": 1})
+        FPL(clip, names, annotator=pixels, epochs=1).fit(features)

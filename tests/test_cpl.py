@@ -400,7 +400,7 @@ def test_an_interrupted_fit_goes_on_and_knows_its_rules(clip, images, tmp_path):
         other = clone(method).set_params(**change)
         with pytest.raises(ValueError, match=f"another run: {[*change][0]} changed"):
             other.fit(images)
-    with pytest.raises(ValueError, match="another run: annotations changed"):
+    with pytest.raises(ValueError, match="another run: annotator changed"):
         clone(method).set_params(annotator=Prototypes(clip, names)).fit(images)
     assert bits(clone(method).fit(images)) == bits(whole)
 

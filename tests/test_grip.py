@@ -1314,16 +1314,44 @@ def test_a_checkpoint_knows_its_annotator(clip, images, tmp_path):
         Prototypes(clip, names, iterations=1),
         Prototypes(clip, names).fit(images.subset(range(40))),
     ):
-        with pytest.raises(ValueError, match="another run: annotations changed"):
+        with pytest.raises(ValueError, match="another run: annotator changed"):
             method(other).fit(images)
     whole = method(Prototypes(clip, names), checkpoint=None).fit(images)
-    same = Prototypes(clip, names).fit(images)
-    assert bits(method(same).fit(images)) == bits(whole)
+    assert bits(method(Prototypes(clip, names)).fit(images)) == bits(whole)
     path.unlink()
     with pytest.raises(Lost):
         method(None).fit(images, on_round=stop)
-    with pytest.raises(ValueError, match="another run: annotations changed"):
-        method(same).fit(images)
+    with pytest.raises(ValueError, match="another run: annotator changed"):
+        method(Prototypes(clip, names)).fit(images)
+
+
+class Counted(Prototypes):
+    fits = 0
+
+    def _fit(self, images, labels):
+        type(self).fits += 1
+        super()._fit(images, labels)
+
+
+def test_an_annotator_is_asked_once_and_not_again_after_the_first_round(
+    clip, images, tmp_path
+):
+    names = images.classnames
+    params = {**SHORT, "checkpoint": str(tmp_path / "run")}
+    method = GRIP(clip, names, annotator=Counted(clip, names), **params)
+
+    def stop(method, pseudolabels):
+        if len(method.history_) == 2:
+            raise Lost
+
+    Counted.fits = 0
+    with pytest.raises(Lost):
+        method.fit(images, on_round=stop)
+    assert Counted.fits == 1
+    resumed = clone(method).fit(images)
+    assert Counted.fits == 1 and resumed.annotator_ == "Counted"
+    clone(method).set_params(checkpoint=None).fit(images, images.labels)
+    assert Counted.fits == 1, "nothing is left to label"
 
 
 def test_who_taught_is_saved_and_the_teacher_is_not(clip, images, tmp_path):

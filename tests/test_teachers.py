@@ -180,7 +180,7 @@ def test_a_killed_fit_goes_on_with_its_own_annotator_alone(
     other = Told(clip, few.classnames, says=np.roll(told_few.says, 1, 1))
     for annotator in (other, None):
         method.set_params(annotator=annotator)
-        with pytest.raises(ValueError, match="another run: annotations changed"):
+        with pytest.raises(ValueError, match="another run: annotator changed"):
             method.fit(few)
     method.set_params(annotator=told_few).fit(few)
     assert bits(method) == bits(taught(student, clip, told_few, few))
@@ -193,7 +193,7 @@ def test_a_checkpoint_without_an_annotator_is_not_taken_up_with_one(
     method = FLYP(clip, few.classnames, **params)
     with pytest.raises(KeyboardInterrupt):
         method.fit(few, on_epoch=pull_the_plug)
-    with pytest.raises(ValueError, match="another run: annotations changed"):
+    with pytest.raises(ValueError, match="another run: annotator changed"):
         method.set_params(annotator=told_few).fit(few)
 
 

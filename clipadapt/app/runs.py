@@ -401,7 +401,7 @@ def _numbers(value) -> Iterator[int | float]:
         yield value
 
 # %% ../../nbs/engine/runs.ipynb #cell-26
-_NOT_SET = {"clip", "classnames", "checkpoint", "captioner", "seed"}
+_NOT_SET = {"clip", "classnames", "checkpoint", "captioner", "annotator", "seed"}
 
 
 def configure(method: Adapter, settings: Sequence[str]) -> Adapter:
@@ -418,6 +418,11 @@ def configure(method: Adapter, settings: Sequence[str]) -> Adapter:
         name, equals, value = setting.partition("=")
         if name == "seed":
             raise ValueError(f"--set {setting}: give the seed with --seed")
+        if name.partition("__")[0] == "annotator" and hasattr(method, "annotator"):
+            raise ValueError(
+                f"--set {setting:.60}: an annotator is a method itself, and is given in"
+                f" Python, as {type(method).__name__}(..., annotator=Prototypes(...))"
+            )
         if not equals or name not in known:
             near = difflib.get_close_matches(name, known, 1)
             meant = f", did you mean {near[0]!r}?" if near else ""

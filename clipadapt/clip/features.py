@@ -357,28 +357,57 @@ def clip_facts(clip: CLIP) -> dict[str, str]:
 
 # %% ../../nbs/engine/features.ipynb #cell-28
 #| code-fold: true
-#| code-summary: "All facts about a fit"
+#| code-summary: "All facts about a method"
 def _hash_array(array: np.ndarray) -> str:
     content = np.ascontiguousarray(array).tobytes()
     return hash_parts(str(array.dtype), str(array.shape), content).hex()
 
 
+def _method_facts(method) -> dict:
+    """What a method is: class, class names, parameters, CLIP, annotator if any."""
+    parameters = method.get_params(deep=False).items()
+    clip, annotator = (
+        clip_facts(method.clip).items(),
+        getattr(method, "annotator", None),
+    )
+    return {
+        **{name: value for name, value in parameters if name not in method.unsaved},
+        **{f"clip {name}": value for name, value in clip},
+        "method": type(method).__name__,
+        "classnames": check_classnames(method.classnames),
+        **({} if annotator is None else {"annotator": _hash_annotator(annotator)}),
+    }
+
+
+def _hash_annotator(annotator) -> str:
+    """A hash of what a method is, and of what it has learned if it is fitted."""
+
+    def plain(value) -> str:
+        if hasattr(value, "__array__"):
+            return _hash_array(np.asarray(value))
+        return getattr(value, "__qualname__", type(value).__qualname__)
+
+    learned = {
+        name: value for name, value in vars(annotator).items() if name[-1] == "_"
+    }
+    content = {**_method_facts(annotator), **learned}
+    return hash_parts(json.dumps(content, sort_keys=True, default=plain)).hex()
+
+# %% ../../nbs/engine/features.ipynb #fit-facts
+#| code-fold: true
+#| code-summary: "All facts about a fit"
 def fit_facts(method, images: ImageSet, **arrays: np.ndarray) -> dict:
     """All that a fit depends on, plain: what a checkpoint belongs to.
 
     method: an `Adapter`; its name, classes and parameters (but the unsaved ones) enter,
-        and everything about its CLIP.
+        everything about its CLIP, and all this of its annotator, with what that has
+        learned if it is fitted.
     images: what it is fitted on; their content enters.
     arrays: others, labels for instance, by hash, under their names.
     """
-    parameters = method.get_params(deep=False).items()
-    clip = clip_facts(method.clip).items()
     return {
-        **{name: value for name, value in parameters if name not in method.unsaved},
-        **{f"clip {name}": value for name, value in clip},
+        **_method_facts(method),
         **{name: _hash_array(array) for name, array in arrays.items()},
-        "method": type(method).__name__,
-        "classnames": check_classnames(method.classnames),
         "images": hash_images(images, getattr(method.clip, "files", None)),
     }
 

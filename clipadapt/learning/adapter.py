@@ -48,7 +48,7 @@ from .threads import encoding_work, threads_for
 
 # %% auto #0
 __all__ = ['KEPT', 'SavedClip', 'SavedMethod', 'Declared', 'Saved', 'check_declared', 'read_saved', 'translate_labels', 'Adapter',
-           'annotations', 'annotator_name']
+           'annotations', 'Taught']
 
 # %% ../../nbs/engine/adapter.ipynb #cell-10
 #| code-fold: true
@@ -530,14 +530,6 @@ class Adapter(_Answering):
         """
         return []
 
-    def __sklearn_clone__(self) -> Adapter:
-        """An unfitted copy; an `annotator` that is fitted is a parameter, and stays."""
-        copy = super().__sklearn_clone__()
-        annotator = getattr(self, "annotator", None)
-        if hasattr(annotator, "classnames_"):
-            copy.annotator = annotator
-        return copy
-
     def _fit(self, images: ImageSet, labels: np.ndarray) -> None:
         raise NotImplementedError(
             f"{type(self).__name__} has to define _fit(images, labels)"
@@ -658,14 +650,6 @@ def annotations(
     return torch.from_numpy(np.require(said, requirements=["C", "W"]))
 
 
-def annotator_name(annotator: Adapter | None) -> str:
-    """What `annotator_` says of a fitted method: who taught it; "" for nobody.
-
-    annotator: a method, or None.
-    """
-    return "" if annotator is None else type(annotator).__name__
-
-
 def _check_annotator(annotator: Adapter, classnames: Sequence[str]) -> None:
     if not isinstance(annotator, Adapter):
         raise ValueError(
@@ -681,3 +665,43 @@ def _check_annotator(annotator: Adapter, classnames: Sequence[str]) -> None:
             f"who asks it, or another order of them: {', '.join(theirs)!s:.80} instead "
             f"of {', '.join(classnames)!s:.80}; make it with the same class names"
         )
+
+# %% ../../nbs/engine/adapter.ipynb #annotate-taught
+#| code-fold: true
+#| code-summary: "Taught: what all methods with an annotator share"
+class Taught(Adapter):
+    """A method that another one can teach: the base of those that take `annotator`.
+
+    An annotator that does not fit is refused before anything else is done. `_fit` calls
+    `_ask_annotator`. Who taught is in `annotator_`, which `fitted` declares.
+    """
+
+    annotator: Adapter | None
+    annotator_: str = (
+        ""  # the class of the annotator, "" for none, as in files of 0.1.0
+    )
+
+    unsaved = (*Adapter.unsaved, "annotator")
+    optional = ("annotator_",)
+
+    def __sklearn_clone__(self) -> Taught:
+        """An unfitted copy; an `annotator` that is fitted is a parameter, and stays."""
+        copy = super().__sklearn_clone__()
+        if hasattr(self.annotator, "classnames_"):
+            copy.annotator = self.annotator
+        return copy
+
+    def fit(self, X, y: Integers | None = None) -> Taught:
+        """As `Adapter.fit`; raises ValueError as `annotations` does, too."""
+        if self.annotator is not None:
+            _check_annotator(self.annotator, check_classnames(self.classnames))
+        name = "" if self.annotator is None else type(self.annotator).__name__
+        self.annotator_ = name
+        super().fit(X, y)
+        return self
+
+    def _ask_annotator(
+        self, images: ImageSet, labels: np.ndarray
+    ) -> torch.Tensor | None:
+        """What the annotator says of the images of `_fit`: see `annotations`."""
+        return annotations(self.annotator, images, labels, self.classnames_)

@@ -38,8 +38,7 @@ from clipadapt.images.sets import (
     check_number,
     seeded,
 )
-from ..learning.adapter import Adapter, annotator_name
-from ..learning.adapter import annotations as annotations_of
+from ..learning.adapter import Adapter, Taught
 from clipadapt.learning.pseudolabels import (
     DegenerateMixtureWarning,
     clean_posterior,
@@ -1171,15 +1170,13 @@ def _check_parameters(method: CoReg) -> None:
 # %% ../../nbs/08_coreg.ipynb #c061
 #| code-fold: true
 #| code-summary: "The work behind fit"
-class _Fit(ExportedStudents):
+class _Fit(Taught, ExportedStudents):
     """What `CoReg` does when it is fitted; its parameters are those of `CoReg`."""
 
-    annotator: Adapter | None
     annotation: str
     k: int
     ratio: float
     threshold: float
-    prior: Sequence[float] | str | None
     epochs: int
     batch_size: int
     learning_rate: float
@@ -1193,8 +1190,9 @@ class _Fit(ExportedStudents):
         self._check_parameters()
         self.image_size_ = self._size(images)
         said = self._ask_annotator(images, labels)
-        facts = self._facts(images, labels, said) if self.checkpoint else {}
-        checkpoint = Checkpoint(self.checkpoint, facts)
+        checkpoint = Checkpoint(
+            self.checkpoint, self._facts(images, labels) if self.checkpoint else {}
+        )
         self._forget_students()
         run = _Run(cast(CoReg, self), images, labels, self._candidates, said)
         self.candidates_ = (run.annotation > 0).numpy()
@@ -1210,16 +1208,6 @@ class _Fit(ExportedStudents):
             self.weight_decay,
             warmup=0,
         )
-
-    def _ask_annotator(self, images: ImageSet, labels: np.ndarray) -> Tensor | None:
-        """What the annotator says of the images, [N, C]; None if there is none."""
-        if self.annotator is not None and self._candidates is not None:
-            raise ValueError(
-                "there are both an annotator and candidates of your own, and either"
-                " would annotate all images: leave one of them away"
-            )
-        self.annotator_ = annotator_name(self.annotator)
-        return annotations_of(self.annotator, images, labels, self.classnames_)
 
     def _reading(
         self, images: ImageSet, said: Tensor | None
@@ -1248,18 +1236,11 @@ class _Fit(ExportedStudents):
         if run.splits:
             self.clean_ = np.stack([split.clean.numpy() for split in run.splits])
 
-    def _facts(self, images: ImageSet, labels: np.ndarray, said: Tensor | None) -> dict:
-        """What a checkpoint belongs to; a student that is a function goes by name.
-
-        An annotator counts by what is taken from it, its candidates or probabilities.
-        """
+    def _facts(self, images: ImageSet, labels: np.ndarray) -> dict:
+        """What a checkpoint belongs to; a student that is a function goes by name."""
         candidates = self._candidates
         candidates = np.empty(0) if candidates is None else np.asarray(candidates)
-        arrays = {"labels": labels, "candidates": candidates}
-        if said is not None:
-            taken = "mean" if isinstance(self.prior, str) else self.annotation
-            arrays["annotations"] = self._reading(images, said)(taken)
-        facts = fit_facts(self, images, **arrays)
+        facts = fit_facts(self, images, labels=labels, candidates=candidates)
         if callable(self.student):
             kind = cast(type, self.student)
             facts = {**facts, "student": f"{kind.__module__}.{kind.__qualname__}"}
@@ -1379,7 +1360,7 @@ class CoReg(_Fit):
     `export` writes one student to a file of its own, see `ExportedStudents`.
     """
 
-    unsaved = ("clip", "classnames", "annotator", "checkpoint", "view_memory")
+    unsaved = (*Taught.unsaved, "checkpoint", "view_memory")
     fitted = {
         "weights_": Array("float32", 2, "P"),
         "image_size_": int,
@@ -1389,7 +1370,6 @@ class CoReg(_Fit):
         "annotator_": str,
         "history_": list[dict],
     }
-    optional = ("annotator_",)
 
     def __init__(
         self,
@@ -1499,6 +1479,11 @@ class CoReg(_Fit):
         beside `candidates`, for a student with another number of outputs, and for a
         checkpoint of another run.
         """
+        if self.annotator is not None and candidates is not None:
+            raise ValueError(
+                "there are both an annotator and candidates of your own, and either"
+                " would annotate all images: leave one of them away"
+            )
         self._candidates, self._on_epoch = candidates, on_epoch
         try:
             return super().fit(X, y)

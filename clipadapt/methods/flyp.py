@@ -19,8 +19,7 @@ from ..clip.templates import check_templates
 from ..images.files import Array
 from ..images.sets import ImageSet, Integers
 from ..images.views import View
-from ..learning.adapter import Adapter, annotator_name
-from ..learning.adapter import annotations as annotations_of
+from ..learning.adapter import Adapter, Taught
 from clipadapt.learning.towers import (
     CROPS,
     FineTuned,
@@ -132,10 +131,9 @@ class _FlypRun(_Labels):
 # %% ../../nbs/12_flyp.ipynb #cell-14
 #| code-fold: true
 #| code-summary: "Checks of the parameters, and what is made of them"
-class _Checked(FineTuned):
+class _Checked(Taught, FineTuned):
     """What FLYP checks before it runs, and after it was loaded."""
 
-    annotator: Adapter | None
     templates: str | Sequence[str]
     view: str | None
     crop: str
@@ -236,14 +234,13 @@ class FLYP(_Checked):
     returned.
     """
 
-    unsaved = ("clip", "classnames", "annotator", "checkpoint")
+    unsaved = (*Taught.unsaved, "checkpoint")
     fitted = {
         **FineTuned.fitted,
         "pseudolabels_": Array("int64", "N", low=0, below="C"),
         "annotator_": str,
         "history_": list[dict],
     }
-    optional = ("annotator_",)
 
     def __init__(
         self,
@@ -298,20 +295,12 @@ class FLYP(_Checked):
     def _fit(self, images: ImageSet, labels: np.ndarray) -> None:
         self._check_parameters()
         self._forget()
-        said = annotations_of(self.annotator, images, labels, self.classnames_)
+        said = self._ask_annotator(images, labels)
         guesses = None if said is None else said.argmax(1)
-        self.annotator_ = annotator_name(self.annotator)
-        facts = self._facts(images, labels, guesses) if self.checkpoint else {}
+        facts = fit_facts(self, images, labels=labels) if self.checkpoint else {}
         checkpoint = Checkpoint(self.checkpoint, facts)
         run = _FlypRun(self, images, labels, guesses)
         train_epochs(self, run, run.training.epochs, checkpoint)
-
-    def _facts(
-        self, images: ImageSet, labels: np.ndarray, guesses: Tensor | None
-    ) -> dict:
-        """What a checkpoint belongs to: an annotator counts by what it says."""
-        said = {} if guesses is None else {"annotations": guesses.numpy()}
-        return fit_facts(self, images, labels=labels, **said)
 
     def _show(self, run: _FlypRun) -> None:
         """Put the state of a run where `predict` and users find it."""

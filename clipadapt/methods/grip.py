@@ -22,8 +22,7 @@ from ..clip.model import CLIP
 from ..clip.templates import average_prompts, check_templates, encode_prompts
 from ..images.files import Array
 from ..images.sets import ImageSet, Integers, check_count
-from ..learning.adapter import Adapter, annotator_name
-from ..learning.adapter import annotations as annotations_of
+from ..learning.adapter import Adapter, Taught
 from clipadapt.learning.prompts import (
     MultimodalPrompt,
     Prompt,
@@ -286,10 +285,10 @@ SMALL = {"epochs": 20, "batch_size": 32, "weight_decay": 0.0}
 LARGE_ON_CPU = {"batch_size": 256}  # a sixteenth of the steps, once pools are large
 
 
-class _Parameters(Adapter):
+class _Parameters(Taught):
     """The parameters of `PromptSelfTraining`: see there."""
 
-    unsaved = ("clip", "classnames", "checkpoint", "annotator")
+    unsaved = (*Taught.unsaved, "checkpoint")
 
     def __init__(
         self,
@@ -437,7 +436,6 @@ class _Prompted(_Parameters):
     _prompt: Prompt
     prompt_: np.ndarray
     pseudolabels_: np.ndarray
-    annotator_: str = ""  # what a file of 0.1.0 does not say
 
     @property
     def reads_features(self) -> bool:
@@ -535,7 +533,6 @@ class PromptSelfTraining(_Prompted):
         "history_": list[dict],
         "annotator_": str,
     }
-    optional = ("annotator_",)
 
     def sizes(self, pool: int, classes: int) -> list[int]:
         """K of every round.
@@ -570,12 +567,13 @@ class PromptSelfTraining(_Prompted):
         self._check_parameters()
         run = self._new_run(labels)
         sizes = self.sizes(len(run.pool), len(run.allowed)) if len(run.pool) else [0]
-        run.said = annotations_of(self.annotator, images, labels, self.classnames_)
-        self.annotator_ = annotator_name(self.annotator)
-        checkpoint = Checkpoint(self.checkpoint, self._facts(images, labels, run.said))
+        facts = fit_facts(self, images, labels=labels) if self.checkpoint else {}
+        checkpoint = Checkpoint(self.checkpoint, facts)
         self._prompt = _new_prompt(self)
         untrained = _numbers(self._prompt)
         self.history_ = self._resume(checkpoint, len(images), len(sizes))
+        if len(run.pool) and not self.history_:
+            run.said = self._ask_annotator(images, labels)
         inputs = self._prompt.prepare(images)
         for number in range(len(self.history_), len(sizes)):
             chosen = run.select(self._prompt, inputs, sizes[number], first=number == 0)
@@ -589,15 +587,6 @@ class PromptSelfTraining(_Prompted):
 
     def _new_run(self, labels: np.ndarray) -> _Run:
         return _Run(self, labels)
-
-    def _facts(
-        self, images: ImageSet, labels: np.ndarray, said: torch.Tensor | None
-    ) -> dict:
-        """What a checkpoint belongs to, if one is kept."""
-        if not self.checkpoint:
-            return {}
-        arrays = {} if said is None else {"annotations": said.numpy()}
-        return fit_facts(self, images, labels=labels, **arrays)
 
     def _remember(self, chosen: Pseudolabels, record: dict, loss: float) -> None:
         """Put a round where `predict` finds it, and call whoever watches."""

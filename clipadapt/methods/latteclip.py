@@ -29,8 +29,7 @@ from ..clip.templates import average_prompts, check_templates, encode_prompts
 from ..images.files import Array
 from ..images.sets import ImageSet, Integers, check_classnames, check_count
 from ..images.views import View
-from ..learning.adapter import Adapter, annotator_name
-from ..learning.adapter import annotations as annotations_of
+from ..learning.adapter import Adapter, Taught
 from clipadapt.learning.towers import (
     CROPS,
     FineTuned,
@@ -514,13 +513,12 @@ def _view(method: LatteCLIP) -> View | None:
 # %% ../../nbs/10_latteclip.ipynb #declared
 #| code-fold: true
 #| code-summary: "What the parts of the class know of the whole: names and types"
-class _Declared(FineTuned):
+class _Declared(Taught, FineTuned):
     """What the parts of `LatteCLIP` below use of it."""
 
     templates: str | Sequence[str]
     texts: Sequence[str] | None
     captioner: Captioner | None
-    annotator: Adapter | None
     domain: str
     question: str
     group_size: int
@@ -543,8 +541,7 @@ class _Guessing(_Declared):
 
     def _guess(self, images: ImageSet, labels: np.ndarray, prompts: Tensor) -> Tensor:
         """Pseudolabels int64 [N] of the annotator, or the frozen CLIP; labels stay."""
-        said = annotations_of(self.annotator, images, labels, self.classnames_)
-        self.annotator_ = annotator_name(self.annotator)
+        said = self._ask_annotator(images, labels)
         if said is None:
             said = self.clip.encode_image(images) @ prompts.T
         known = torch.from_numpy(labels)
@@ -562,7 +559,7 @@ class _Fitting(_Guessing):
         encoded = encode_prompts(self.clip, self.classnames_, templates)
         prompts = average_prompts(encoded)
         guesses = self._guess(images, labels, prompts)
-        facts = self._facts(images, labels, guesses) if self.checkpoint else {}
+        facts = self._facts(images, labels) if self.checkpoint else {}
         checkpoint = Checkpoint(self.checkpoint, facts)
         captions = self._captions(images, guesses.numpy())
         self._forget()
@@ -627,18 +624,16 @@ class _Keeping(_Fitting):
         self._keep(tuned, run.prototypes)
         self.mixer_weights_ = run.weights.numpy().copy()
 
-    def _facts(self, images: ImageSet, labels: np.ndarray, guesses: Tensor) -> dict:
+    def _facts(self, images: ImageSet, labels: np.ndarray) -> dict:
         """What a checkpoint belongs to.
 
         Captions that were given count by their words, others by who says them: one that
-        failed may succeed the next time. An annotator counts by what it says.
+        failed may succeed the next time.
         """
         given = {
             f"{kind} captions": np.array(texts, dtype=str)
             for kind, texts in (self._given or {}).items()
         }
-        if self.annotator is not None:
-            given["annotations"] = guesses.numpy()
         return {
             **fit_facts(self, images, labels=labels, **given),
             "captioner": self.captioner and self.captioner.name,
@@ -715,7 +710,7 @@ class LatteCLIP(_Keeping):
     weight of each kind of text, and what the callback of `fit` returned.
     """
 
-    unsaved = ("clip", "classnames", "checkpoint", "captioner", "annotator")
+    unsaved = (*Taught.unsaved, "checkpoint", "captioner")
     fitted = {
         **FineTuned.fitted,
         "guesses_": Array("int64", "N", low=0, below="C"),
@@ -725,7 +720,6 @@ class LatteCLIP(_Keeping):
         "missing_": dict[str, int],
         "history_": list[dict],
     }
-    optional = ("annotator_",)
 
     def __init__(
         self,

@@ -21,8 +21,7 @@ from ..clip.templates import average_prompts, check_templates, encode_prompts
 from ..images.files import Array
 from ..images.sets import ImageSet, check_count
 from ..images.views import strong_view, weak_view
-from ..learning.adapter import Adapter, annotator_name
-from ..learning.adapter import annotations as annotations_of
+from ..learning.adapter import Adapter, Taught
 from ..learning.prompts import own_draws
 from ..learning.training import Recipe, minimise
 
@@ -263,7 +262,7 @@ def student_views(
         some = images.view(*_student_view(clip, epoch, strong, flip))
         return torch.cat([*clip.encode_batches(some.subset(batch.numpy()))])
 
-    wanted = kept_views(clip, views, strong, flip)[0 if teacher else 1 :]
+    wanted = kept_views(clip, views, strong, flip, teacher)
     features = encode_all_views(clip, images, wanted) if wanted else torch.empty(0)
     weak, rest = (features[0], features[1:]) if teacher else (None, features)
     return weak, encode_batch if views is None else rest
@@ -284,24 +283,23 @@ def _student_view(
 
 
 def kept_views(
-    clip: CLIP, views: int | None, strong: bool, flip: bool
+    clip: CLIP, views: int | None, strong: bool, flip: bool, teacher: bool = True
 ) -> list[tuple[Callable | None, int]]:
-    """The teacher's view and then the student's, as for `CLIP.encode_views`.
+    """The teacher's view, if any, and then the student's, for `CLIP.encode_views`.
 
-    clip, views, strong, flip: as for `student_views`.
+    clip, views, strong, flip, teacher: as for `student_views`.
     """
     numbers = range(views or 0)
     student = [_student_view(clip, number, strong, flip) for number in numbers]
-    return [_view(clip, 0, False, flip), *student]
+    return [_view(clip, 0, False, flip), *student] if teacher else student
 
 # %% ../../nbs/11_lpclip.ipynb #declared
 #| code-fold: true
 #| code-summary: "What the parts of the class know of the whole: names and types"
-class _Declared(Adapter):
+class _Declared(Taught):
     """What the part of `LPCLIP` below uses of it."""
 
     templates: str | Sequence[str]
-    annotator: Adapter | None
     views: int | None
     init: str
     weighted: bool
@@ -327,8 +325,8 @@ class _Reading(_Declared):
     def encoded_views(self) -> list[tuple[Callable | None, int]]:
         """The views that `fit` encodes: see `kept_views`; an annotator needs none."""
         views = self.views if self.epochs else 0
-        kept = kept_views(self.clip, views, self.strong, self.flip)
-        return kept if self.annotator is None else kept[1:]
+        teacher = self.annotator is None
+        return kept_views(self.clip, views, self.strong, self.flip, teacher)
 
 # %% ../../nbs/11_lpclip.ipynb #teaching
 #| code-fold: true
@@ -343,8 +341,7 @@ class _Teaching(_Reading):
 
         A label that is known is certain.
         """
-        said = annotations_of(self.annotator, images, labels, self.classnames_)
-        self.annotator_ = annotator_name(self.annotator)
+        said = self._ask_annotator(images, labels)
         weak, views = self._views(images)
         if said is not None:
             targets, confidences = best_classes(said, self.temperature)
@@ -437,7 +434,6 @@ class LPCLIP(_Student):
     other classes, and for a threshold that no image reaches.
     """
 
-    unsaved = ("clip", "classnames", "annotator")
     fitted = {
         "weight_": Array("float32", "C", "D"),
         "bias_": Array("float32", "C"),
@@ -446,7 +442,6 @@ class LPCLIP(_Student):
         "annotator_": str,
         "history_": list[dict[str, float]],
     }
-    optional = ("annotator_",)
 
     def __init__(
         self,
