@@ -251,7 +251,8 @@ def test_the_benchmark_writes_each_pool_once_and_its_table_is_by_hand(
     )
     monkeypatch.setattr(sys, "argv", command.split())
     for _ in range(2):
-        benchmark.run(benchmark.parsed())
+        quick = benchmark.QUICK
+        benchmark.run(benchmark.parsed(benchmark.__doc__, quick, quick, "unused"))
     table = selection_tables.read_pools(out)
     assert table["method"].tolist() == ["ZeroShot", "AnchoredMixture"]
     quality = selection_tables.quality(table)
