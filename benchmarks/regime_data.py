@@ -146,7 +146,8 @@ def encoded(clip: CLIP, images: ImageSet) -> FeatureSet:
     return FeatureSet(features, images.classnames, images.labels)
 
 
-def handwriting(seed: int) -> Source:
+@lru_cache(1)
+def handwriting() -> Source:
     """The handwritten digits; foreign: printed letters in the training style."""
     clip, train, test = load_clip(device="cpu"), digits("train"), digits("test")
     letters = {f"lowercase {letter}": 10 for letter in UNLIKE_DIGITS}
@@ -162,7 +163,8 @@ def handwriting(seed: int) -> Source:
     return Source(clip, names, absent, images, features, encoded(clip, test), test)
 
 
-def fonts(seed: int) -> Source:
+@lru_cache(1)
+def fonts() -> Source:
     """Digits and letters of the held-out fonts; foreign: shapes."""
     cases = [
         f"{case} {letter}" for letter in LETTERS for case in ("uppercase", "lowercase")
@@ -278,8 +280,8 @@ def made_up(seed: int, classes: int, level: int) -> Source:
 
 
 SOURCES: dict[str, Callable[[int], Source]] = {
-    "handwriting": handwriting,
-    "fonts": fonts,
+    "handwriting": lambda seed: handwriting(),  # pools differ by seed, images do not
+    "fonts": lambda seed: fonts(),
     **{
         f"C{classes}-{level}": lambda seed, c=classes, at=level: made_up(seed, c, at)
         for classes, levels in LEVELS.items()

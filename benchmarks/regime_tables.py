@@ -30,7 +30,9 @@ def read_results(path: str | Path) -> pd.DataFrame:
 
 
 def table(results: pd.DataFrame, answer: str, how: str = "mean") -> pd.DataFrame:
-    """Gains of methods (rows) in regimes (columns), and their mean, the best first.
+    """Gains of methods (rows) in regimes (columns).
+
+    The best mean first; those that were not run in every regime last.
 
     results: of one kind of data, or of several, which then count the same.
     answer: one of `ANSWERS`.
@@ -43,8 +45,19 @@ def table(results: pd.DataFrame, answer: str, how: str = "mean") -> pd.DataFrame
     else:
         gains = results.groupby(keys)[gain].min().unstack()
     gains = gains[[regime for regime in REGIMES if regime in gains]]
-    order = gains.mean(axis=1).sort_values(ascending=False).index
-    return gains.loc[order]
+    about = pd.DataFrame({"gaps": gains.isna().any(axis=1), "mean": gains.mean(axis=1)})
+    return gains.loc[about.sort_values(["gaps", "mean"], ascending=[True, False]).index]
+
+
+def without_loss(results: pd.DataFrame, answer: str) -> list[str]:
+    """Methods that were run in every regime, and nowhere lose half a point on average.
+
+    results: see `table`.
+    answer: one of `ANSWERS`.
+    """
+    lowest = table(results, answer).drop(index="ZeroShot", errors="ignore")
+    lowest = lowest.min(axis=1, skipna=False)
+    return lowest.index[lowest >= MEAN].tolist()
 
 
 def show_gains(
@@ -77,9 +90,16 @@ def show_gains(
     axes.set_xticks(range(columns), means.columns, rotation=40, ha="right", fontsize=9)
     axes.set_yticks(range(rows), means.index, fontsize=9)
     axes.set_title(title, fontsize=11)
+    axes.set_xlabel("large: mean gain over zero-shot; small: worst run (points)")
     axes.tick_params(length=0)
     figure.tight_layout()
     return figure
+
+
+def _long(results: pd.DataFrame) -> pd.DataFrame:
+    """A row a run and answer, with one column for the gain."""
+    columns = [f"gain_{answer}" for answer in ANSWERS]
+    return results.melt(["data", "regime", "method", "seed"], columns, "answer", "gain")
 
 
 def overview(results: pd.DataFrame) -> pd.DataFrame:
@@ -91,9 +111,8 @@ def overview(results: pd.DataFrame) -> pd.DataFrame:
     whose mean is more than half a point below zero-shot. A folder is one regime of one
     kind of data; each answer counts as one.
     """
-    columns = [f"gain_{answer}" for answer in ANSWERS]
     keys = ["data", "regime", "answer", "method"]
-    long = results.melt([*keys[:2], "method", "seed"], columns, "answer", "gain")
+    long = _long(results)
     folders = long.groupby(keys)["gain"].agg(["mean", "min"]).reset_index()
     found = folders.groupby("method").agg(
         mean=("mean", "mean"),
@@ -111,22 +130,19 @@ def cells(results: pd.DataFrame, method: str) -> pd.DataFrame:
     results: of `read_results`.
     method: whose.
 
-    The column `best` is the highest mean of any other method that was run there;
-    the same method with other constants ("name, ...") does not count.
+    The column `best` is the highest mean of any other method that was run there, and
+    `rival` says whose; the same method with other constants ("name, ...") does not
+    count.
     """
-    long = results.melt(
-        ["data", "regime", "method", "seed"],
-        [f"gain_{answer}" for answer in ANSWERS],
-        "answer",
-        "gain",
-    )
+    long = _long(results)
     keys = ["data", "regime", "answer"]
     gains = long.groupby([*keys, "method"])["gain"].agg(["mean", "min"])
     own = gains.xs(method, level="method")
     means = gains["mean"].unstack()
     others = [name for name in means if name.split(",")[0] != method]
-    best = means[others].max(axis=1)
-    return own.assign(best=best.reindex(own.index)).rename(columns={"min": "worst"})
+    rivals = means[others].reindex(own.index)
+    own = own.assign(best=rivals.max(axis=1), rival=rivals.idxmax(axis=1))
+    return own.rename(columns={"min": "worst"})
 
 
 def promises(results: pd.DataFrame, method: str = "AnchoredMixture") -> pd.DataFrame:

@@ -20,7 +20,7 @@ import json
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
@@ -71,6 +71,7 @@ ENTRIES = {
     "CoReg": Entry("CoReg", "coreg", coreg.SMALL, trains=True, pixels=True),
 }
 QUICK = [name for name, entry in ENTRIES.items() if not entry.trains]
+POOL = ("data", "regime", "seed")  # what names a pool
 
 
 def maker(entry: Entry) -> Callable | None:
@@ -125,65 +126,87 @@ def measure(task: Task, entry: Entry, seed: int) -> dict:
     return {**found, **seconds, **said}
 
 
-def done(path: Path) -> set[tuple]:
-    """What a file of results has already."""
+def done(path: Path, keys: Sequence[str]) -> set[tuple]:
+    """What a file of results has already: of each line the values of `keys`."""
     if not path.exists():
         return set()
     lines = map(json.loads, path.read_text().splitlines())
-    return {(x["data"], x["regime"], x["method"], x["seed"]) for x in lines}
+    return {tuple(line[key] for key in keys) for line in lines}
 
 
-def wanted(options: argparse.Namespace) -> Iterator[tuple[str, int, str, list[str]]]:
-    """Data, seed, regime, and the methods that are still to be run on it."""
-    before = done(options.out)
+def write(path: Path, line: dict) -> None:
+    """One line more in a file of results."""
+    with path.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def pools(
+    options: argparse.Namespace, left: Callable[[dict], list[str]]
+) -> Iterator[tuple[dict, Task, list[str]]]:
+    """What names a pool, the pool, and the methods that are left to be run on it.
+
+    options: as `parsed` gives them.
+    left: the methods, by what names a pool; nothing is drawn where there are none.
+    """
     for data in options.data:
-        on_images = data in ("handwriting", "fonts")
-        methods = [
-            name
-            for name in options.methods
-            if maker(ENTRIES[name]) and (on_images or not ENTRIES[name].trains)
-        ]
         for seed in options.seeds:
-            for regime in options.regimes:
-                left = [x for x in methods if (data, regime, x, seed) not in before]
-                if left:
-                    yield data, seed, regime, left
+            named = [dict(zip(POOL, (data, r, seed))) for r in options.regimes]
+            wanted = [(pool, left(pool)) for pool in named]
+            wanted = [(pool, methods) for pool, methods in wanted if methods]
+            source = SOURCES[data](seed) if wanted else None
+            for pool, methods in wanted:
+                print(*pool.values(), sep=", ", file=sys.stderr)
+                yield pool, draw(source, pool["regime"], seed), methods
 
 
 def run(options: argparse.Namespace) -> None:
     """Write a line for each run that is wanted."""
-    current, source = None, None
-    for data, seed, regime, methods in wanted(options):
-        if current != (data, seed):
-            current, source = (data, seed), SOURCES[data](seed)
-        task = draw(source, regime, seed)
+    before = done(options.out, [*POOL, "method"])
+
+    def left(pool: dict) -> list[str]:
+        on_images = pool["data"] in ("handwriting", "fonts")
+        return [
+            name
+            for name in options.methods
+            if (*pool.values(), name) not in before
+            and maker(ENTRIES[name])
+            and (on_images or not ENTRIES[name].trains)
+        ]
+
+    for pool, task, methods in pools(options, left):
         reference = {f"zero_shot_{k}": v for k, v in zero_shot(task).items()}
+        sizes = {"images": len(task.labels), "names": len(task.names)}
         for name in methods:
-            line = {"data": data, "regime": regime, "method": name, "seed": seed}
-            print(*line.values(), sep=", ", file=sys.stderr)
+            print(f"    {name}", file=sys.stderr)
             try:
-                found = measure(task, ENTRIES[name], seed)
+                found = measure(task, ENTRIES[name], pool["seed"])
             except (ValueError, RuntimeError) as error:
                 print(f"    failed: {error}", file=sys.stderr)
                 continue
-            line |= {"images": len(task.labels), "names": len(task.names)}
-            with options.out.open("a") as file:
-                file.write(json.dumps({**line, **reference, **found}) + "\n")
+            write(options.out, {**pool, "method": name, **sizes, **reference, **found})
 
 
-def parsed() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def parsed(
+    document: str, methods: Sequence[str], quick: Sequence[str], out: str
+) -> argparse.Namespace:
+    """The options of a benchmark on these pools.
+
+    document: its docstring.
+    methods, quick: which there are, and which it takes when none are named.
+    out: the name of its file of results.
+    """
+    parser = argparse.ArgumentParser(description=document.splitlines()[0])
     parser.add_argument("--data", nargs="+", choices=SOURCES, default=["handwriting"])
     parser.add_argument("--regimes", nargs="+", choices=REGIMES, default=REGIMES)
-    parser.add_argument("--methods", nargs="+", choices=ENTRIES, default=QUICK)
+    parser.add_argument("--methods", nargs="+", choices=methods, default=quick)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--out", type=Path, default=Path("regimes.jsonl"))
+    parser.add_argument("--out", type=Path, default=Path(out))
     parser.add_argument("--table", action="store_true", help="print, and fit nothing")
     return parser.parse_args()
 
 
 if __name__ == "__main__":
-    options = parsed()
+    options = parsed(__doc__, ENTRIES, QUICK, "regimes.jsonl")
     if not options.table:
         run(options)
     results = read_results(options.out)

@@ -16,14 +16,12 @@ The default is a short run: handwriting, one seed.
 """
 
 import argparse
-import json
 import sys
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 
-from regime_data import REGIMES, SOURCES, Task, draw
-from regimes import ENTRIES, maker
+from regime_data import Task
+from regimes import ENTRIES, POOL, done, maker, parsed, pools, write
 from selection_tables import by_data, read_pools
 
 from clipadapt.judge.compare import Run
@@ -77,44 +75,21 @@ def measure(task: Task, methods: Sequence[str], seed: int) -> dict[str, dict]:
     return found
 
 
-def done(path: Path) -> set[tuple]:
-    """The pools that a file of results has already."""
-    if not path.exists():
-        return set()
-    lines = map(json.loads, path.read_text().splitlines())
-    return {(line["data"], line["regime"], line["seed"]) for line in lines}
-
-
 def run(options: argparse.Namespace) -> None:
     """Write a line for each pool that is wanted and not done."""
     warnings.simplefilter("ignore")
-    before = done(options.out)
-    for data in options.data:
-        for seed in options.seeds:
-            left = [x for x in options.regimes if (data, x, seed) not in before]
-            source = SOURCES[data](seed) if left else None
-            for regime in left:
-                print(data, seed, regime, sep=", ", file=sys.stderr)
-                task = draw(source, regime, seed)
-                line = {"data": data, "regime": regime, "seed": seed}
-                line["methods"] = measure(task, options.methods, seed)
-                with options.out.open("a") as file:
-                    file.write(json.dumps(line) + "\n")
+    before = done(options.out, POOL)
 
+    def left(pool: dict) -> list[str]:
+        return [] if tuple(pool.values()) in before else options.methods
 
-def parsed() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", nargs="+", choices=SOURCES, default=["handwriting"])
-    parser.add_argument("--regimes", nargs="+", choices=REGIMES, default=REGIMES)
-    parser.add_argument("--methods", nargs="+", choices=QUICK, default=QUICK)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--out", type=Path, default=Path("selection.jsonl"))
-    parser.add_argument("--table", action="store_true", help="print, and fit nothing")
-    return parser.parse_args()
+    for pool, task, methods in pools(options, left):
+        found = measure(task, methods, pool["seed"])
+        write(options.out, {**pool, "methods": found})
 
 
 if __name__ == "__main__":
-    options = parsed()
+    options = parsed(__doc__, QUICK, QUICK, "selection.jsonl")
     if not options.table:
         run(options)
     table = read_pools(options.out)

@@ -76,7 +76,10 @@ def show_quality(table: pd.DataFrame, title: str, scores=SHOWN) -> Figure:
     title: of the picture.
     scores: which to show; those of `ALWAYS` are always there.
     """
-    panels = {"spearman": "rank correlation with accuracy", "regret": "points lost"}
+    panels = {
+        "spearman": "rank correlation with accuracy",
+        "regret": "points lost by taking its first",
+    }
     order = by_data(table, "spearman")["mean"].reindex(scores).dropna()
     names = [*order.sort_values().index, *ALWAYS][::-1]
     figure, axes = plt.subplots(
@@ -93,6 +96,7 @@ def show_quality(table: pd.DataFrame, title: str, scores=SHOWN) -> Figure:
     axes[0].axvline(WANTED, color="green", ls="--", lw=1)
     axes[0].text(WANTED, len(names) - 0.4, "wanted", color="green", ha="center")
     axes[0].set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
+    axes[0].set_xticks([-1, -0.5, 0, 0.5, 1])
     axes[0].set(xlim=(-1, 1), ylim=(-0.6, len(names) - 0.4))
     axes[1].set_xlim(left=-0.5)
     axes[1].legend(loc="lower right")

@@ -563,6 +563,22 @@ def test_pictures_state_findings(clip):
     )
 
 
+def test_the_best_that_is_also_the_quickest_is_named_once_as_the_best(clip):
+    test = ImageSet(np.zeros((50, 8, 8), np.uint8), ["a", "b", "c"], [0] * 50)
+    answers = np.arange(50) < 10
+    best = made_up(clip, "best", answers.astype(int), seconds=1.0)
+    other = made_up(clip, "other", (np.arange(50) > 38).astype(int))
+    for seconds, first in (
+        (2.0, "right, the highest mean. These"),
+        (0.5, "right. The"),
+    ):
+        rival = Run("other", other.method, other.probabilities, seconds)
+        said = recommend([best, rival], test)
+        name = "best" if seconds > 1 else "other"
+        assert said.startswith(f"Use {name}: ") and first in said
+        assert ("that of best (80.0 %), but" in said) == (seconds < 1)
+
+
 def test_names_of_many_methods_do_not_cover_each_other(clip):
     """Twenty points in a cluster, as quick methods of one kind are."""
     test = ImageSet(np.zeros((50, 8, 8), np.uint8), ["a", "b", "c"], [0] * 50)

@@ -150,9 +150,26 @@ def test_a_table_has_the_mean_and_the_worst_of_the_seeds():
     results = made_up_results({"A": [1, 3, 0, 0], "B": [-4, 8, 2, 2]})
     assert regime_tables.table(results, "pool").loc["B"].tolist() == [2, 2]
     assert regime_tables.table(results, "pool", "min").loc["B"].tolist() == [-4, 2]
+    results.loc[len(results)] = results.loc[0].to_dict() | {
+        "method": "C",
+        "gain_pool": 9,
+    }
+    found = regime_tables.table(results, "pool")
+    assert found.index.tolist() == ["B", "A", "C"], "C was run in one regime only"
+    assert regime_tables.without_loss(results, "pool") == ["B", "A"]
+    results.loc[0, "gain_pool"] = -5
+    assert regime_tables.without_loss(results, "pool") == ["B"], "A loses a point"
     figure = regime_tables.show_gains(results, "new", "title")
     texts = [text.get_text() for text in figure.axes[0].texts]
     assert "+2.0" in texts and "-4" in texts
+
+
+def test_the_best_rival_is_named():
+    results = made_up_results(
+        {"A": [1, 1], "A, bold": [9, 9], "B": [2, 2], "C": [0, 3]}
+    )
+    found = regime_tables.cells(results, "A")
+    assert found["best"].tolist() == [2] * 3 and found["rival"].tolist() == ["B"] * 3
 
 
 def test_an_overview_counts_the_folders_that_lose():

@@ -251,7 +251,8 @@ def test_the_benchmark_writes_each_pool_once_and_its_table_is_by_hand(
     )
     monkeypatch.setattr(sys, "argv", command.split())
     for _ in range(2):
-        benchmark.run(benchmark.parsed())
+        quick = benchmark.QUICK
+        benchmark.run(benchmark.parsed(benchmark.__doc__, quick, quick, "unused"))
     table = selection_tables.read_pools(out)
     assert table["method"].tolist() == ["ZeroShot", "AnchoredMixture"]
     quality = selection_tables.quality(table)
@@ -268,13 +269,18 @@ def test_a_mixture_is_recommended_whatever_the_scores_say(clip, pool):
         on_pool("mixture", AnchoredMixture(clip, pool.classnames), pool),
     ]
     said = recommend_without_labels(runs, pool)
-    assert said.startswith("Without labels, take mixture: no score has chosen better")
+    assert said.startswith("Without labels, take mixture: on average over our folders")
+    assert "no photographs" in said
     said = recommend_without_labels(
         runs[:1] * 2 + [made_up("c", [0] * 150, classes=10)]
     )
     assert (
         said.startswith("Without labels, take prototypes") and "Run one, too." in said
     )
+    scores = label_free(runs, pool)
+    assert recommend_without_labels(runs, scores=scores) == recommend_without_labels(
+        runs, pool
+    ), "what is known is not computed again"
     frozen = Run("mixture", runs[1].method, np.eye(10)[[3] * 150], 0.0)
     assert "take prototypes" in recommend_without_labels([runs[0], frozen], pool)
 

@@ -15,7 +15,7 @@ import pandas as pd
 
 from ..clip.captions import AttributeCaptioner
 from ..clip.model import CLIP, load_clip
-from ..images.sets import digits
+from ..images.sets import ImageSet, digits
 from ..judge.compare import Run, corruption_accuracies, run_all, tabulate
 from ..judge.report import report
 from ..learning import metrics
@@ -95,8 +95,7 @@ def demo(folder: str | Path = "runs/demo") -> pd.DataFrame:
         f"tested on {len(test)} others.\n"
     )
     print(table.to_string(index=False, float_format="{:.4f}".format))
-    for run in runs:
-        print(f"\nAccuracy per class, {run.name}:\n{_by_class(run, test)}")
+    print(f"\nAccuracy per class:\n{_by_class(runs, test)}")
     written = report(runs, train, test, Path(folder) / "report.html", table)
     print(
         "\nThe report, with confusion matrix and calibration: "
@@ -105,9 +104,12 @@ def demo(folder: str | Path = "runs/demo") -> pd.DataFrame:
     return table
 
 
-def _by_class(run: Run, test) -> str:
-    """A row of accuracies under the names of the classes."""
-    names = test.classnames
-    shares = metrics.per_class_accuracy(test.labels, run.answers(), len(names))
-    table = pd.DataFrame([shares], columns=names)
-    return table.to_string(index=False, float_format="{:.3f}".format)
+def _by_class(runs: Sequence[Run], test: ImageSet) -> str:
+    """A row of accuracies a method, under the names of the classes."""
+    names, labels = test.classnames, test.labels
+    shares = {
+        run.name: metrics.per_class_accuracy(labels, run.answers(), len(names))
+        for run in runs
+    }
+    table = pd.DataFrame.from_dict(shares, orient="index", columns=names)
+    return table.to_string(float_format="{:.3f}".format)

@@ -1079,9 +1079,11 @@ def compare_in(
         write_table(folder / name, table)
     if labelled:
         report(runs, pool, asked, folder / "report.html")
-    advice = recommend if labelled else recommend_without_labels
+        advice = recommend(runs, asked)
+    else:
+        advice = recommend_without_labels(runs, asked, table)
     rounded = table.to_string(index=False, float_format="{:.3f}".format)
-    return f"{rounded}\n\n{advice(runs, asked)}\n"
+    return f"{rounded}\n\n{advice}\n"
 
 # %% ../../nbs/engine/runs.ipynb #cell-71
 def saved_method(saved: str) -> tuple[Path, SavedMethod]:

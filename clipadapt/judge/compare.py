@@ -741,11 +741,15 @@ def _choice(
         f"{name} ({percent[name]:.1f} %, behind in {_share(ahead[name])})"
         for name in equals
     )
+    means = (
+        ", the highest mean. These cannot be told apart from it: "
+        if chosen == best
+        else f". The highest mean is that of {best} ({percent[best]:.1f} %), but these "
+        "cannot be told apart from it: "
+    )
     return (
-        f"Use {chosen}: {percent[chosen]:.1f} % right. The highest mean is that of "
-        f"{best} ({percent[best]:.1f} %), but these cannot be told apart from it: "
-        f"{group}. Of all these, {chosen} is the quickest to fit "
-        f"({table.loc[chosen, 'seconds']:.2g} s)."
+        f"Use {chosen}: {percent[chosen]:.1f} % right{means}{group}. Of all these, "
+        f"{chosen} is the quickest to fit ({table.loc[chosen, 'seconds']:.2g} s)."
     )
 
 
