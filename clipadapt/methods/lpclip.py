@@ -291,7 +291,8 @@ def kept_views(
     """
     numbers = range(views or 0)
     student = [_student_view(clip, number, strong, flip) for number in numbers]
-    return [_view(clip, 0, False, flip), *student] if teacher else student
+    first = [_view(clip, 0, False, flip)] if teacher else []
+    return [*first, *student]
 
 # %% ../../nbs/11_lpclip.ipynb #declared
 #| code-fold: true
