@@ -10,11 +10,13 @@ SEED ?= 0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Tests run beside each other, a thread for each; `make threads` is without it, as users are.
 alone := OMP_NUM_THREADS=1
+# What passing tests wrote is removed at once: gigabytes otherwise.
+temporary := -o tmp_path_retention_policy=failed
 
 checksums = find clipadapt nbs solutions -name .ipynb_checkpoints -prune -o \( -name '*.py' -o -name '*.ipynb' \) -print | sort | xargs cksum
 
 .NOTPARALLEL:
-.PHONY: demo test lint test-browser sync notebooks solutions unit threads coverage fuzz soak slow bench export readme lab docs docs-width clean help
+.PHONY: demo test lint test-browser sync notebooks solutions unit threads coverage fuzz soak cluster slow bench export readme lab docs docs-width clean help
 
 help:           ## list the targets
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -43,10 +45,10 @@ solutions: .venv/ready-dev   ## run the solutions of every chapter and of the en
 	$(alone) $(BIN)/nbdev_test --path solutions --n_workers $(WORKERS) --do_print
 
 unit: .venv/ready-dev   ## the tests that a notebook cannot hold, all but those of threads
-	$(alone) $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile $(if $(COVER),--cov,--ignore tests/test_thread_numbers.py) tests
+	$(alone) $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile $(temporary) --ignore tests/cluster $(if $(COVER),--cov,--ignore tests/test_thread_numbers.py) tests
 
 threads: .venv/ready-dev   ## some fits and a notebook as `pip install` leaves them, with all threads there are
-	env -u OMP_NUM_THREADS $(BIN)/python -m pytest -q tests/test_thread_numbers.py
+	env -u OMP_NUM_THREADS $(BIN)/python -m pytest -q $(temporary) tests/test_thread_numbers.py
 	env -u OMP_NUM_THREADS $(BIN)/nbdev_test --path nbs/engine --file_re '^threads' --n_workers 1 --do_print
 
 coverage:       ## the unit tests once more, a quarter slower: they must run 96 % of the package (.coveragerc)
@@ -57,6 +59,10 @@ fuzz: .venv/ready-dev   ## 20,000 odd inputs for everything that comes from outs
 
 soak: .venv/ready-dev   ## kill processes at random moments and see whether they go on bit for bit (KILLS=, SEED=); about five minutes
 	$(alone) $(BIN)/python -m tests.soak --kills $(KILLS) --seed $(SEED)
+
+cluster: .venv/ready-dev   ## Ray on two nodes and training on two processes: nodes, workers and drivers are killed
+	@$(BIN)/python -m pip install --quiet --editable '.[ray]'
+	$(alone) $(BIN)/python -m pytest -q $(temporary) tests/cluster
 
 test-browser: .venv/ready-dev   ## drive the widgets in JupyterLab with a Chromium (CHROMIUM=/path/to/it)
 	@$(BIN)/python -m pip install --quiet --editable '.[browser]'

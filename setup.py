@@ -12,6 +12,18 @@ parser.read(here / "settings.ini", encoding="utf-8")
 settings = parser["DEFAULT"]
 
 
+EXTRAS = (
+    "hub",
+    "captions",
+    "server",
+    "ray",
+    "accelerate",
+    "widgets",
+    "browser",
+    "dev",
+)
+
+
 def requirements(extra=""):
     return settings[f"{extra}requirements"].split()
 
@@ -38,7 +50,7 @@ setup(
     install_requires=requirements(),
     extras_require={
         extra: requirements(f"{extra}_")
-        for extra in ("hub", "captions", "widgets", "browser", "dev")
+        for extra in EXTRAS
     },
     entry_points={
         "console_scripts": [
