@@ -359,9 +359,9 @@ def spread(answer: Callable[[Tensor], Tensor], rows: Tensor, parts: int = 1) -> 
 
 # %% ../../nbs/engine/processes.ipynb #p-spread-images
 def spread_images(encode: Callable[[Any], Tensor], images: ImageSet) -> Tensor:
-    """What `encode` gives for images, every process encoding its part; without gradients.
+    """What `encode` gives for images, every process encoding its part.
 
-    encode: gives [N, ...] for N images.
+    encode: gives [N, ...] for N images, without gradients.
     images: all of them.
     """
     processes = current()
