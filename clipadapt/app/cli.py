@@ -85,6 +85,8 @@ class _Commands(click.Group):
             sentence = _sentence(error)
             if sentence is None:
                 raise
+            if _is_another():
+                sentence = f"process {os.environ['RANK']}: {sentence}"
             raise click.ClickException(shown(sentence)) from error
 
 # %% ../../nbs/engine/cli.ipynb #cell-9
@@ -180,13 +182,24 @@ def _one_of_several(context: click.Context) -> None:
 
     command = context.invoked_subcommand
     if launched() > 1 and command not in (None, "adapt"):
+        if _is_another():
+            context.exit(2)
         raise click.UsageError(
             f"{launched()} processes were launched, and each would do all of {command};"
             " only adapt shares its work among processes: start this command alone"
         )
-    if launched() > 1 and os.environ["RANK"] != "0":
+    if _is_another():
         os.environ["TQDM_DISABLE"] = "1"
         logger.handlers[:] = [logging.NullHandler()]
+
+
+def _is_another() -> bool:
+    """Whether this is one of several processes, but not the first."""
+    if "WORLD_SIZE" not in os.environ:
+        return False
+    from clipadapt.learning.processes import launched
+
+    return launched() > 1 and os.environ["RANK"] != "0"
 
 
 def _warn_once() -> None:

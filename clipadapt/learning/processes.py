@@ -11,6 +11,8 @@ import atexit
 import json
 import os
 import signal
+import socket
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -29,8 +31,8 @@ from torch.utils.checkpoint import checkpoint
 from ..images.sets import ImageSet
 
 # %% auto #0
-__all__ = ['BUCKET', 'ALONE', 'Processes', 'shared_statistics', 'launched', 'join', 'current', 'together', 'in_parts', 'spread',
-           'spread_images', 'pixel_parts', 'share']
+__all__ = ['PATIENCE', 'BUCKET', 'ALONE', 'Processes', 'current', 'shared_statistics', 'launched', 'join', 'together', 'in_parts',
+           'spread', 'spread_images', 'pixel_parts', 'share']
 
 # %% ../../nbs/engine/processes.ipynb #p-class
 @dataclass(frozen=True)
@@ -87,9 +89,16 @@ class _Asking:
 
         return self._ask(partial(reduce, reduction="sum"), mine)
 
+    def _of_first(self, mine: Tensor) -> Tensor:
+        """What the first process has."""
+        from accelerate.utils import broadcast
+
+        return self._ask(broadcast, mine.clone())
+
 # %% ../../nbs/engine/processes.ipynb #p-lost
 #| code-fold: true
 #| code-summary: "When another process does not answer any more"
+PATIENCE = 5  # seconds that a process has to notice that another one is gone
 _lost_before = threading.Event()
 
 
@@ -189,11 +198,7 @@ class Processes(_Asking):
         tensor: of the same shape in each. On GPUs sums may differ in the last bit, and
             a label that hangs on it would differ as a whole.
         """
-        if self.count == 1:
-            return tensor
-        from accelerate.utils import broadcast
-
-        return self._ask(broadcast, tensor.clone())
+        return tensor if self.count == 1 else self._of_first(tensor)
 
     def wait(self) -> None:
         """Go on when all processes have come as far."""
@@ -214,6 +219,15 @@ def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
         size += gradient.nbytes
     if bucket:
         yield bucket
+
+# %% ../../nbs/engine/processes.ipynb #p-current
+ALONE = Processes()
+_here: ContextVar[Processes] = ContextVar("processes", default=ALONE)
+
+
+def current() -> Processes:
+    """The processes that work together here: those of `together`, or this one alone."""
+    return _here.get()
 
 # %% ../../nbs/engine/processes.ipynb #p-norm
 def _normalise(norm: _BatchNorm, processes: Processes, inputs: Tensor) -> Tensor:
@@ -264,10 +278,6 @@ def shared_statistics(*networks: nn.Module) -> Iterator[None]:
             vars(norm).pop("forward", None)
 
 # %% ../../nbs/engine/processes.ipynb #p-launched
-ALONE = Processes()
-_here: ContextVar[Processes] = ContextVar("processes", default=ALONE)
-
-
 def launched() -> int:
     """How many processes a launcher has started, this one included; 1 without any."""
     count = os.environ.get("WORLD_SIZE", "")
@@ -298,24 +308,38 @@ def join(cpu: bool = False) -> Processes:
     except RuntimeError as error:
         raise _lost(launched(), str(error).splitlines()[0]) from error
     _listen(state.num_processes)
-    return Processes(state.process_index, state.num_processes, state.device)
+    device = cast(torch.device, state.device)
+    return Processes(state.process_index, state.num_processes, device)
 
 
 def _listen(count: int) -> None:
     """Be ready for the launcher's signal, and leave in good order."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, partial(_stopped, count))
+        told, tell = socket.socketpair()
+        tell.setblocking(False)
+        signal.set_wakeup_fd(tell.fileno(), warn_on_full_buffer=False)
+        watch = partial(_watch, count, told, tell)
+        threading.Thread(target=watch, daemon=True).start()
     atexit.register(_leave)
+
+
+def _watch(count: int, told: socket.socket, _tell: socket.socket) -> None:
+    """End a process that is told to stop while it waits for an answer of the others.
+
+    Python's own handler has to wait for that, and on GPUs it may wait for ever.
+    """
+    while told.recv(1) != bytes([signal.SIGTERM]):
+        pass
+    if not _lost_before.wait(PATIENCE):
+        error = _lost(count, "this one was told to stop")
+        print(f"Error: {error}", file=sys.stderr, flush=True)
+        os._exit(1)
 
 
 def _leave() -> None:
     with suppress(Exception):  # the others may be gone
         torch.distributed.destroy_process_group()
-
-
-def current() -> Processes:
-    """The processes that work together here: those of `together`, or this one alone."""
-    return _here.get()
 
 
 @contextmanager
