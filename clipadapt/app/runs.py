@@ -1011,6 +1011,8 @@ def _noted(value, clip: CLIP):
     }
 
 # %% ../../nbs/engine/runs.ipynb #cell-66
+#| code-fold: show
+#| code-summary: "adapt_in: a fit, and what its folder holds"
 def adapt_in(
     folder: Path,
     out: str,

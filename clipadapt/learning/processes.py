@@ -35,6 +35,8 @@ __all__ = ['PATIENCE', 'BUCKET', 'ALONE', 'Processes', 'current', 'shared_statis
            'spread', 'spread_images', 'pixel_parts', 'share']
 
 # %% ../../nbs/engine/processes.ipynb #p-class
+#| code-fold: show
+#| code-summary: "How a process asks the others"
 @dataclass(frozen=True)
 class _Asking:
     """Who asks: one of several processes."""
@@ -230,6 +232,8 @@ def current() -> Processes:
     return _here.get()
 
 # %% ../../nbs/engine/processes.ipynb #p-norm
+#| code-fold: show
+#| code-summary: "A normalisation that knows the whole batch"
 def _normalise(norm: _BatchNorm, processes: Processes, inputs: Tensor) -> Tensor:
     """What a batch normalisation makes of its part of a batch, [B, C, ...]."""
     if not norm.training and norm.running_mean is not None:
@@ -278,6 +282,8 @@ def shared_statistics(*networks: nn.Module) -> Iterator[None]:
             vars(norm).pop("forward", None)
 
 # %% ../../nbs/engine/processes.ipynb #p-launched
+#| code-fold: show
+#| code-summary: "Launched, joined, together"
 def launched() -> int:
     """How many processes a launcher has started, this one included; 1 without any."""
     count = os.environ.get("WORLD_SIZE", "")

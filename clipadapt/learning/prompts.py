@@ -181,11 +181,7 @@ class TextTower(nn.Module):
         self._half = [_half_copy(tower) if half else None]
 
     def forward(self, prefix: torch.Tensor, parts: int = 1) -> torch.Tensor:
-        """Unit class embeddings, float32 [C, D], for a prefix [P, W].
-
-        prefix: what stands before every class name.
-        parts: in how many parts the classes are encoded, see `in_parts`.
-        """
+        """Unit class embeddings, float32 [C, D], for a prefix [P, W], made in parts."""
         tower, positions = self._tower[0], self._tower[0].positional_embedding
         shared = torch.cat([self.start, prefix[None]], 1)
         split, last = shared.shape[1], shared.shape[1] + self.names.shape[1]

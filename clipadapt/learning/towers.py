@@ -91,6 +91,8 @@ def trainable_copy(clip: CLIP) -> CLIP:
     return tuned
 
 # %% ../../nbs/engine/towers.ipynb #cell-15
+#| code-fold: show
+#| code-summary: "TextTable: texts, tokenized once"
 class TextTable:
     """Texts, tokenized once; `table(clip, rows)` encodes those at `rows`.
 

@@ -50,6 +50,8 @@ SMALL = {
 }
 
 # %% ../../nbs/12_flyp.ipynb #flyp-labels
+#| code-fold: show
+#| code-summary: "The towers in training, and the labels"
 class _Labels:
     """The towers in training, and the labels that the images are trained on.
 
