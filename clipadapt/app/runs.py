@@ -1011,6 +1011,8 @@ def _noted(value, clip: CLIP):
     }
 
 # %% ../../nbs/engine/runs.ipynb #cell-66
+#| code-fold: show
+#| code-summary: "adapt_in: a fit, and what its folder holds"
 def adapt_in(
     folder: Path,
     out: str,
@@ -1027,7 +1029,10 @@ def adapt_in(
     pool: the images that it learns from, and answers.
     labels: int [N], those that it may know, -1 for the others; None for none.
     probabilities: as for `predictions`.
+
+    All processes of a launcher fit together; the first one writes and answers.
     """
+    from clipadapt.learning.processes import together
     from clipadapt.learning.training import Checkpoint
 
     checkpoint = folder / "checkpoint.safetensors"
@@ -1036,7 +1041,10 @@ def adapt_in(
     _say_captions([method])
     logger.info("fitting %s", type(method).__name__)
     start = time.perf_counter()
-    method.fit(pool, labels)
+    with together() as processes:
+        method.fit(pool, labels)
+    if not processes.first:
+        return
     seconds = time.perf_counter() - start
     method.save(folder / "model")
     answers = method.predict_proba(pool)
