@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
@@ -58,8 +58,8 @@ from clipadapt.images.sets import (
 # %% auto #0
 __all__ = ['DOMAINS', 'MAX_WORDS', 'MAX_CHARACTERS', 'FAINT', 'PLAIN_BORDER', 'PLAIN_GROUND', 'OTHER_COLOURS', 'ATTRIBUTES',
            'Domain', 'image_prompt', 'group_prompt', 'image_prompts', 'draw_groups', 'tile', 'Captioner',
-           'CallableCaptioner', 'Captions', 'caption', 'caption_groups', 'measure_attributes', 'is_drawing',
-           'common_attributes', 'AttributeCaptioner', 'TransformersCaptioner']
+           'CallableCaptioner', 'Described', 'Describing', 'Captions', 'caption', 'caption_groups',
+           'measure_attributes', 'is_drawing', 'common_attributes', 'AttributeCaptioner', 'TransformersCaptioner']
 
 # %% ../../nbs/09_captions.ipynb #new-11
 #| code-fold: true
@@ -573,6 +573,7 @@ def _run(
     describe: Callable,
     key_of: Callable[[list[bytes]], str],
     damaged: dict[int, str] | None = None,
+    engine: Describing | None = None,
 ) -> Captions:
     """The captions of groups of images.
 
@@ -596,7 +597,11 @@ def _run(
     with closing(store.connection):
         known = store.find(list(keys.values()))
         todo = {key: groups[i] for i, key in keys.items() if key not in known}
-        unread, failed = _fill(captioner, images, todo, describe, store, known)
+        if engine is None:
+            work = _describe_here(captioner, images, todo, describe)
+        else:
+            work = _describe_by(engine, captioner, images, todo)
+        unread, failed = _fill(work, len(todo), store, known)
     errors |= {i: unread[key] for i, key in keys.items() if key in unread}
     if damaged is not None:
         damaged.update((i, _reason(error)) for i, error in errors.items())
@@ -630,43 +635,56 @@ def _warn(
 #| code-fold: true
 #| code-summary: "Run: batch by batch, while the next images are read"
 def _fill(
+    work: Iterator[tuple[dict[_Key, Exception], dict[_Key, str | Exception]]],
+    count: int,
+    store: _Cache,
+    known: dict[_Key, str],
+) -> tuple[dict[_Key, Exception], dict[_Key, Exception]]:
+    """Add what is described to the store and to `known`, batch after batch.
+
+    work: for each batch what could not be read, and the answers about all others.
+    count: how many things there are to describe.
+
+    Returns what could not be read, and what the captioner failed on.
+    """
+    unread, failed = {}, {}
+    with track(
+        None,
+        "captioning",
+        "captions",
+        total=len(known) + count,
+        initial=len(known),
+        leave=False,
+    ) as progress:
+        for bad, answers in work:
+            unread |= bad
+            missed, found = _split_errors(answers)
+            known |= store.add(found)
+            failed |= missed
+            progress.update(len(bad) + len(answers))
+    return unread, failed
+
+
+def _describe_here(
     captioner: Captioner,
     images: ImageSet,
     todo: dict[_Key, np.ndarray],
     describe: Callable,
-    store: _Cache,
-    known: dict[_Key, str],
-) -> tuple[dict[_Key, Exception], dict[_Key, Exception]]:
-    """Describe what is `todo`, add it to the store and to `known`.
-
-    Returns what could not be read, and what the captioner failed on.
-    """
+) -> Iterator[tuple[dict[_Key, Exception], dict[_Key, str | Exception]]]:
+    """The batches that `_fill` wants, described while the next images are read."""
     if todo:
         captioner.prepare()
-    keys, unread, failed = list(todo), {}, {}
+    keys = list(todo)
     batches = _batches(len(keys), check_count(captioner.batch_size, "batch_size"))
     read = _ahead(
         lambda batch: [_load(images, todo[keys[k]]) for k in batch],
         batches,
         workers(),
     )
-    with track(
-        None,
-        "captioning",
-        "captions",
-        total=len(known) + len(keys),
-        initial=len(known),
-        leave=False,
-    ) as progress:
-        for batch, loaded in zip(batches, read):
-            things = {keys[k]: thing for k, thing in zip(batch, loaded)}
-            bad, good = _split_errors(things)
-            unread |= bad
-            missed, found = _split_errors(_answers(describe, good))
-            known |= store.add(found)
-            failed |= missed
-            progress.update(len(batch))
-    return unread, failed
+    for batch, loaded in zip(batches, read):
+        things = {keys[k]: thing for k, thing in zip(batch, loaded)}
+        bad, good = _split_errors(things)
+        yield bad, _answers(describe, good)
 
 
 def _split_errors(things: dict[_Key, Any]) -> tuple[dict[_Key, Exception], dict]:
@@ -683,6 +701,62 @@ def _answers(
         return {}
     prompts = [prompt for _, prompt, _ in groups]
     return dict(zip(groups, _ask_twice(describe, list(groups.values()), prompts)))
+
+# %% ../../nbs/09_captions.ipynb #described-1
+#| code-fold: true
+#| code-summary: "Run: somebody else describes"
+class Described(NamedTuple):
+    """What became of one image.
+
+    text: the caption; "" where there is none.
+    unread: why the image cannot be read; "" if it can.
+    failure: why the captioner has no text for it; "" if it has.
+    digest: the hash of the file that was read; None for what is no file.
+    """
+
+    text: str
+    unread: str
+    failure: str
+    digest: bytes | None
+
+
+class Describing(Protocol):
+    """Who may describe images for `caption`: see `Engine` of the feature store."""
+
+    def describe_blocks(
+        self,
+        captioner: Captioner,
+        images: ImageSet,
+        blocks: Sequence[tuple[list[int], list[str]]],
+    ) -> Iterator[tuple[list[int], list[Described]]]:
+        """Every block of images and their prompts, in any order, as it finishes."""
+        ...
+
+
+def _describe_by(
+    engine: Describing,
+    captioner: Captioner,
+    images: ImageSet,
+    todo: dict[_Key, np.ndarray],
+) -> Iterator[tuple[dict[_Key, Exception], dict[_Key, str | Exception]]]:
+    """The batches that `_fill` wants, described by an engine, as they finish."""
+    keys = {int(group[0]): key for key, group in todo.items()}
+    rows = list(keys)
+    size = check_count(captioner.batch_size, "batch_size")
+    few = [rows[batch.start : batch.stop] for batch in _batches(len(rows), size)]
+    blocks = [(block, [keys[row][1] for row in block]) for block in few]
+    for block, said in engine.describe_blocks(captioner, images, blocks):
+        bad, answers = {}, {}
+        for row, one in zip(block, said):
+            key = keys[row]
+            if one.digest is not None and one.digest.hex() != key[0]:
+                changed = f"{_name(images, row)} changed while it was being described"
+                bad[key] = ValueError(changed)
+            elif one.unread:
+                bad[key] = ValueError(one.unread)
+            else:
+                answers[key] = ValueError(one.failure) if one.failure else one.text
+        yield bad, answers
 
 # %% ../../nbs/09_captions.ipynb #new-35
 #| code-fold: true
@@ -713,6 +787,7 @@ def caption(
     prompts: str | Sequence[str],
     cache: str | Path | None | bool = None,
     damaged: dict[int, str] | None = None,
+    engine: Describing | None = None,
 ) -> Captions:
     """Describe every image: a text each, made now or found in the cache (LatteCLIP).
 
@@ -723,6 +798,7 @@ def caption(
         keep nothing.
     damaged: takes the number of each image that cannot be read, and why; such an image
         is then no failure, and you say what becomes of it.
+    engine: who describes, see `Describing`; None for this process.
 
     Every batch is kept as soon as it is there: a run that was interrupted goes on where
     it was. An image that cannot be read, or that the captioner fails on twice, gets ""
@@ -743,6 +819,7 @@ def caption(
         lambda groups, asked: captioner.describe([image for (image,) in groups], asked),
         lambda digests: digests[0].hex(),
         damaged,
+        engine,
     )
 
 # %% ../../nbs/09_captions.ipynb #new-36
