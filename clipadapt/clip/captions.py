@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
@@ -58,9 +58,9 @@ from clipadapt.images.sets import (
 # %% auto #0
 __all__ = ['DOMAINS', 'Asked', 'Answers', 'Answered', 'MAX_WORDS', 'MAX_CHARACTERS', 'FAINT', 'PLAIN_BORDER', 'PLAIN_GROUND',
            'OTHER_COLOURS', 'ATTRIBUTES', 'Domain', 'image_prompt', 'group_prompt', 'image_prompts', 'draw_groups',
-           'tile', 'CaptionerUnavailable', 'in_batches', 'Captioner', 'CallableCaptioner', 'Captions', 'caption',
-           'caption_groups', 'measure_attributes', 'is_drawing', 'common_attributes', 'AttributeCaptioner',
-           'TransformersCaptioner']
+           'tile', 'CaptionerUnavailable', 'in_batches', 'Captioner', 'CallableCaptioner', 'Described', 'Describing',
+           'Captions', 'caption', 'caption_groups', 'measure_attributes', 'is_drawing', 'common_attributes',
+           'AttributeCaptioner', 'TransformersCaptioner']
 
 # %% ../../nbs/09_captions.ipynb #new-11
 #| code-fold: true
@@ -604,6 +604,7 @@ def _run(
     cache: str | Path | None | bool,
     grouped: bool = True,
     damaged: dict[int, str] | None = None,
+    engine: Describing | None = None,
 ) -> Captions:
     """The captions of groups of images.
 
@@ -626,7 +627,12 @@ def _run(
     with closing(store.connection):
         known = store.find(list(keys.values()))
         todo = {key: groups[i] for i, key in keys.items() if key not in known}
-        unread, failed = _fill(captioner, images, todo, grouped, store, known)
+        if engine is None:
+            work = _describe_here(captioner, images, todo, grouped)
+        else:
+            work = _describe_by(engine, captioner, images, todo)
+        with closing(work):
+            unread, failed = _fill(work, len(todo), store, known)
     errors |= {i: unread[key] for i, key in keys.items() if key in unread}
     if damaged is not None:
         damaged.update((i, _reason(error)) for i, error in errors.items())
@@ -664,51 +670,68 @@ def _warn(
 # %% ../../nbs/09_captions.ipynb #new-34
 #| code-fold: true
 #| code-summary: "Run: batch by batch, while the next images are read"
+_Errors = dict[Hashable, Exception]  # what could not be described, by key
+_Work = Generator[tuple[_Errors, Answers], None, None]  # what was unread, what was said
+
+
 def _fill(
-    captioner: Captioner,
-    images: ImageSet,
-    todo: dict[_Key, np.ndarray],
-    grouped: bool,
+    work: _Work,
+    count: int,
     store: _Cache,
     known: dict[_Key, str],
-) -> tuple[dict[Hashable, Exception], dict[Hashable, Exception]]:
-    """Describe what is `todo`, add it to the store and to `known`.
+) -> tuple[_Errors, _Errors]:
+    """Add what is described to the store and to `known`, batch after batch.
+
+    work: for each batch what could not be read, and the answers about all others.
+    count: how many things there are to describe.
 
     Returns what could not be read, and what the captioner failed on.
     """
-    if todo:
-        captioner.prepare()
-    unread: dict[Hashable, Exception] = {}
-    failed: dict[Hashable, Exception] = {}
-    size = check_count(captioner.batch_size, "batch_size")
-    batches = _readable(images, todo, size, unread)
-    done = len(known)
-    with (
-        track(
-            None,
-            "captioning",
-            "captions",
-            total=done + len(todo),
-            initial=done,
-            leave=False,
-        ) as progress,
-        closing(captioner.describe_all(batches, grouped)) as answered,
-    ):
-        for answers in answered:
+    unread: _Errors = {}
+    failed: _Errors = {}
+    with track(
+        None,
+        "captioning",
+        "captions",
+        total=len(known) + count,
+        initial=len(known),
+        leave=False,
+    ) as progress:
+        for bad, answers in work:
+            unread |= bad
             missed, found = _split_errors(answers)
             known |= store.add(found)
             failed |= missed
-            progress.update(len(answers))
+            progress.update(len(bad) + len(answers))
     return unread, failed
 
 # %% ../../nbs/09_captions.ipynb #read-ahead
 #| code-fold: true
 #| code-summary: "Run: read ahead, ask, and keep errors apart"
+def _describe_here(
+    captioner: Captioner,
+    images: ImageSet,
+    todo: dict[_Key, np.ndarray],
+    grouped: bool,
+) -> _Work:
+    """The answers that `_fill` wants, while the next images are read."""
+    if todo:
+        captioner.prepare()
+    size, unread = check_count(captioner.batch_size, "batch_size"), {}
+    batches = _readable(images, todo, size, unread)
+    with closing(captioner.describe_all(batches, grouped)) as answered:
+        for answers in answered:
+            bad = dict(unread)
+            unread.clear()
+            yield bad, answers
+    yield unread, {}
+
+
 def _readable(
     images: ImageSet,
     todo: dict[_Key, np.ndarray],
     size: int,
-    unread: dict[Hashable, Exception],
+    unread: _Errors,
 ) -> Iterator[Asked]:
     """Batches of what is to be described, read ahead; `unread` takes the others."""
     keys = list(todo)
@@ -725,7 +748,7 @@ def _readable(
             yield {key: (group, key[1]) for key, group in good.items()}
 
 
-def _split_errors(things: dict) -> tuple[dict[Hashable, Exception], dict]:
+def _split_errors(things: dict) -> tuple[_Errors, dict]:
     """The errors among some things, and all others."""
     bad = {key: it for key, it in things.items() if isinstance(it, Exception)}
     return bad, {key: it for key, it in things.items() if key not in bad}
@@ -737,6 +760,62 @@ def _answers(captioner: Captioner, batch: Asked, grouped: bool) -> Answers:
     describe = captioner.describe_groups if grouped else captioner.describe
     prompts = [prompt for _, prompt in batch.values()]
     return dict(zip(batch, _ask_twice(describe, things, prompts)))
+
+# %% ../../nbs/09_captions.ipynb #described-1
+#| code-fold: true
+#| code-summary: "Run: somebody else describes"
+class Described(NamedTuple):
+    """What became of one image.
+
+    text: the caption; "" where there is none.
+    unread: why the image cannot be read; "" if it can.
+    failure: why the captioner has no text for it; "" if it has.
+    digest: the hash of the file that was read; None for what is no file.
+    """
+
+    text: str
+    unread: str
+    failure: str
+    digest: bytes | None
+
+
+class Describing(Protocol):
+    """Who may describe images for `caption`: see `Engine` of the feature store."""
+
+    def describe_blocks(
+        self,
+        captioner: Captioner,
+        images: ImageSet,
+        blocks: Sequence[tuple[list[int], list[str]]],
+    ) -> Iterator[tuple[list[int], list[Described]]]:
+        """Every block of images and their prompts, in any order, as it finishes."""
+        ...
+
+
+def _describe_by(
+    engine: Describing,
+    captioner: Captioner,
+    images: ImageSet,
+    todo: dict[_Key, np.ndarray],
+) -> _Work:
+    """The batches that `_fill` wants, described by an engine, as they finish."""
+    keys = {int(group[0]): key for key, group in todo.items()}
+    rows = list(keys)
+    size = check_count(captioner.batch_size, "batch_size")
+    few = [rows[batch.start : batch.stop] for batch in _batches(len(rows), size)]
+    blocks = [(block, [keys[row][1] for row in block]) for block in few]
+    for block, said in engine.describe_blocks(captioner, images, blocks):
+        bad, answers = {}, {}
+        for row, one in zip(block, said):
+            key = keys[row]
+            if one.digest is not None and one.digest.hex() != key[0]:
+                changed = f"{_name(images, row)} changed while it was being described"
+                bad[key] = ValueError(changed)
+            elif one.unread:
+                bad[key] = ValueError(one.unread)
+            else:
+                answers[key] = ValueError(one.failure) if one.failure else one.text
+        yield bad, answers
 
 # %% ../../nbs/09_captions.ipynb #new-35
 #| code-fold: true
@@ -767,6 +846,7 @@ def caption(
     prompts: str | Sequence[str],
     cache: str | Path | None | bool = None,
     damaged: dict[int, str] | None = None,
+    engine: Describing | None = None,
 ) -> Captions:
     """Describe every image: a text each, made now or found in the cache (LatteCLIP).
 
@@ -777,6 +857,7 @@ def caption(
         keep nothing.
     damaged: takes the number of each image that cannot be read, and why; such an image
         is then no failure, and you say what becomes of it.
+    engine: who describes, see `Describing`; None for this process.
 
     Every batch is kept as soon as it is there: a run that was interrupted goes on where
     it was. An image that cannot be read, or that the captioner fails on twice, gets ""
@@ -797,6 +878,7 @@ def caption(
         cache,
         False,
         damaged,
+        engine,
     )
 
 # %% ../../nbs/09_captions.ipynb #new-36
