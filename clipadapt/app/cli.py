@@ -362,15 +362,24 @@ CAPTIONER = [
     click.option(
         "--captioner",
         type=PATH,
-        metavar="attributes|MODEL",
+        metavar="attributes|MODEL|URL",
         help=(
             "Who describes the images for LatteCLIP: 'attributes' measures drawings on"
             " a plain ground; MODEL is an image-text-to-text model of transformers, a"
-            " folder or a name on the hub, and answers about twice for every image. "
-            " [default: attributes without --model; with one nobody, and LatteCLIP"
-            " learns from class descriptions alone]"
+            " folder or a name on the hub, and answers about twice for every image; URL"
+            " is a server that speaks OpenAI's protocol.  [default: attributes without"
+            " --model; with one nobody, and LatteCLIP learns from class descriptions"
+            " alone]"
         ),
-    )
+    ),
+    click.option(
+        "--captioner-model",
+        metavar="NAME",
+        help=(
+            "The model to ask, when --captioner is the URL of a server; its key is read"
+            " from OPENAI_API_KEY.  [default: the only one that the server offers]"
+        ),
+    ),
 ]
 
 # %% ../../nbs/engine/cli.ipynb #cell-23
@@ -453,40 +462,60 @@ def _by_config(option: str) -> str:
     source = click.get_current_context().get_parameter_source(option)
     return ", which --config names" if source == ParameterSource.DEFAULT_MAP else ""
 
-
-def _load_captioner(captioner: str, device: str | None = None, noun: str = "shape"):
+# %% ../../nbs/engine/cli.ipynb #who-describes
+def _load_captioner(
+    captioner: str, model: str | None, device: str | None = None, noun: str = "shape"
+):
     """The captioner of a command; the ruler calls what it measures `noun`."""
     from clipadapt.clip.captions import AttributeCaptioner, TransformersCaptioner
 
+    if captioner.startswith(("http://", "https://")):
+        return _ask_server(captioner, model)
+    if model:
+        raise click.UsageError(
+            "--captioner-model names a model of a server; give the address of the"
+            " server with --captioner"
+        )
     if captioner == "attributes":
         return AttributeCaptioner(noun)
     logger.info("captions by %s%s", captioner, _by_config("captioner"))
     return TransformersCaptioner(captioner, device=device)
+
+
+def _ask_server(url: str, model: str | None):
+    """The captioner on a server; its address is logged when it was found in order."""
+    from clipadapt.clip.server import captioner_at
+
+    named = _by_config("captioner")
+    made = captioner_at(url, model, typed=not named)
+    logger.info("captions by %s at %s%s", made.model, made.base_url, named)
+    return made
 
 # %% ../../nbs/engine/cli.ipynb #cell-25
 def _methods(
     wanted: Sequence[str], clip: CLIP, pool: ImageSet, given: dict[str, Any]
 ) -> dict[str, Any]:
     """The methods `wanted` by name, unfitted, as the options have them."""
-    captioner = _captioner_for(wanted, clip, given["captioner"], given["device"])
+    captioner = _captioner_for(wanted, clip, given)
     made = make_methods(clip, pool.classnames, given["preset"], captioner)
     return {name: made[name] for name in wanted}
 
 
-def _captioner_for(
-    wanted: Sequence[str], clip: CLIP, captioner: str | None, device: str | None
-):
+def _captioner_for(wanted: Sequence[str], clip: CLIP, given: dict[str, Any]):
     """The captioner that was asked for, if one of the methods `wanted` takes it.
 
     Raises click.UsageError when no method would listen to it.
     """
-    if captioner and "latteclip" not in wanted:
+    captioner, model = given["captioner"], given["captioner_model"]
+    if (captioner or model) and "latteclip" not in wanted:
         raise click.UsageError(
             f"--captioner serves latteclip, and {', '.join(wanted)} learns from no"
             " captions"
         )
     noun = "digit" if clip.name is None else "shape"
-    return _load_captioner(captioner, device, noun) if captioner else None
+    if not captioner and not model:
+        return None
+    return _load_captioner(captioner or "attributes", model, given["device"], noun)
 
 # %% ../../nbs/engine/cli.ipynb #cell-28
 def _target(out: str | None, overwrite: bool) -> Path | None:
@@ -859,13 +888,15 @@ _CAPTION = [
     click.option(
         "--captioner",
         type=PATH,
-        metavar="attributes|MODEL",
+        metavar="attributes|MODEL|URL",
         help=(
             "MODEL is an image-text-to-text model of transformers, a folder or a name"
-            " on the hub; 'attributes' measures drawings on a plain ground.  [required"
-            " with --images; default for the handwriting: attributes]"
+            " on the hub; URL is a server that speaks OpenAI's protocol; 'attributes'"
+            " measures drawings on a plain ground.  [required with --images; default"
+            " for the handwriting: attributes]"
         ),
     ),
+    CAPTIONER[1],
     click.option(
         "--prompt", default="Describe the image in one sentence.", show_default=True
     ),
@@ -876,13 +907,15 @@ _CAPTION = [
 @_options(IMAGES, TABLE, QUIET, _CAPTION)
 @click.pass_context
 def caption_command(
-    context, images, max_pixels, captioner, prompt, out, overwrite
+    context, images, max_pixels, captioner, captioner_model, prompt, out, overwrite
 ) -> None:
     """A sentence for each image. What was described before is not described again.
 
     \b
     clipadapt caption --images photos \\
       --captioner llava-hf/llava-v1.6-mistral-7b-hf --out captions.csv
+    clipadapt caption --images photos \\
+      --captioner http://127.0.0.1:8000/v1 --out captions.csv
     """
     from clipadapt.clip.captions import caption
     from clipadapt.clip.features import leave_out
@@ -890,14 +923,16 @@ def caption_command(
     if images and not captioner:
         raise click.UsageError(
             "say who describes the images: --captioner MODEL, an image-text-to-text"
-            " model, or --captioner attributes for drawings on a plain ground"
+            " model, --captioner URL, a server that offers one, or"
+            " --captioner attributes for drawings on a plain ground"
         )
     target = _target(out, overwrite)
     words = "What was described is kept; the same command goes on from there."
     _if_interrupted(context, words)
     pool = image_set(images, max_pixels, "test")
     noun = "shape" if images else "digit"
-    describing = _load_captioner(captioner or "attributes", noun=noun)
+    chosen = captioner or "attributes"
+    describing = _load_captioner(chosen, captioner_model, noun=noun)
     damaged: dict[int, str] = {}
     texts = caption(describing, pool, prompt, damaged=damaged).texts
     texts = [text for index, text in enumerate(texts) if index not in damaged]

@@ -796,7 +796,8 @@ def _text(value) -> str:
     return value
 
 
-_TEXTS = ("images", "classes", "model", "pretrained", "device", "preset", "captioner")
+_TEXTS = ("images", "classes", "model", "pretrained", "device", "preset")
+_TEXTS += ("captioner", "captioner_model")
 
 
 def _config_schema(command: str) -> type[Record]:

@@ -24,7 +24,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, Future, wait
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
@@ -39,6 +39,7 @@ from pydantic import BaseModel, Field, StringConstraints, ValidationError
 
 from clipadapt.clip.captions import (
     Answered,
+    Answers,
     Asked,
     Captioner,
     CaptionerUnavailable,
@@ -49,7 +50,7 @@ from ..images.pictures import short_reason
 from ..images.sets import check_count, check_number
 
 # %% auto #0
-__all__ = ['FORMATS', 'KEY_VARIABLE', 'LONGEST_PAUSE', 'data_url', 'served_models', 'ServerCaptioner']
+__all__ = ['FORMATS', 'KEY_VARIABLE', 'LONGEST_PAUSE', 'data_url', 'served_models', 'ServerCaptioner', 'captioner_at']
 
 # %% ../../nbs/engine/server.ipynb #cell-6
 FORMATS = ("jpeg", "png")
@@ -191,8 +192,8 @@ class _Pause:
         self.end = 0.0
 
     def note(self, status: int, seconds: float) -> None:
-        if status in (429, 503):
-            self.end = max(self.end, time.monotonic() + min(seconds, LONGEST_PAUSE))
+        if status in (429, 503) and seconds <= LONGEST_PAUSE:
+            self.end = max(self.end, time.monotonic() + seconds)
 
     async def keep(self) -> None:
         import anyio
@@ -262,6 +263,7 @@ async def _read(
 #| code-fold: true
 #| code-summary: "What a failure means, and for whom"
 _SILENT = 8  # pictures in a row without an answer, at least, before a server is gone
+_GRACE = 5.0  # seconds for what is under way when a run ends
 
 
 class _Missed(NamedTuple):
@@ -399,13 +401,14 @@ def _as_they_come(
     start: Callable[..., Future],
     things: Iterator[tuple[Hashable, tuple]],
     at_once: int,
+    running: dict[Future, Hashable],
 ) -> Generator[dict[Hashable, Any], None, None]:
     """The results for things, by key, a few at a time: those that are there.
 
     start: `start(*arguments)` begins to work.
     things: pairs (key, arguments).
-    at_once: the most that are worked on."""
-    running: dict[Future, Hashable] = {}
+    at_once: the most that are worked on.
+    running: takes those."""
     try:
         for key, arguments in things:
             running[start(*arguments)] = key
@@ -418,9 +421,12 @@ def _as_they_come(
             future.cancel()
 
 
-def _finished(running: dict[Future, Hashable]) -> dict[Hashable, Any]:
-    """What is done first is taken out of what is running."""
-    done = wait(running, return_when=FIRST_COMPLETED).done
+def _finished(
+    running: dict[Future, Hashable], seconds: float | None = None
+) -> dict[Hashable, Any]:
+    """What is done first, or in so many seconds, is taken out of what is running."""
+    until = FIRST_COMPLETED if seconds is None else ALL_COMPLETED
+    done = wait(running, seconds, until).done
     return {running.pop(future): future.result() for future in done}
 
 # %% ../../nbs/engine/server.ipynb #cell-28
@@ -501,17 +507,18 @@ class _Asking(Captioner):
         """Texts or errors, as they come, for `concurrency` pictures at a time.
 
         batches, grouped: as in `in_batches`."""
-        way, silent = self._way(), 0
-        things = _pictures(batches, grouped)
+        way, silent, last = self._way(), 0, None
+        things, running = _pictures(batches, grouped), {}
         with way.opened() as (portal, client):
             ask = partial(portal.start_task_soon, self._ask, client)
-            with closing(_as_they_come(ask, things, self.concurrency)) as answered:
+            come = _as_they_come(ask, things, self.concurrency, running)
+            with closing(come) as answered:
                 for answers in answered:
-                    yield {key: _text(way, it) for key, it in answers.items()}
+                    yield _texts(way, answers)
                     silent, last = _count_silence(silent, answers.values())
-                    if last and (
-                        last.about == "all" or silent >= max(_SILENT, self.concurrency)
-                    ):
+                    most = max(_SILENT, self.concurrency)
+                    if last and (last.about == "all" or silent >= most):
+                        yield _texts(way, _finished(running, min(_GRACE, self.timeout)))
                         raise way.explained(last)
 
     async def _ask(self, client: Any, image: Image.Image, prompt: str) -> str | _Missed:
@@ -554,12 +561,14 @@ def _pictures(
             yield key, (tile(images) if grouped else images[0], prompt)
 
 
-def _text(way: _Way, answer: str | _Missed) -> str | Exception:
-    """A caption for the cache, or the error in its place."""
-    if isinstance(answer, _Missed):
-        return ValueError(way.clean(answer.reason))
-    text = _clean(answer)
-    return way.clean(text) if isinstance(text, str) else text
+def _texts(way: _Way, answers: dict[Hashable, str | _Missed]) -> Answers:
+    """Captions for the cache, or errors in their places."""
+    return {
+        key: ValueError(way.clean(answer.reason))
+        if isinstance(answer, _Missed)
+        else _clean(way.clean(answer))
+        for key, answer in answers.items()
+    }
 
 
 def _count_silence(
@@ -636,3 +645,33 @@ class ServerCaptioner(_Asking):
         whole = {"served model": model, "version": version, **sent}
         self.name = json.dumps(whole, sort_keys=True)
         _refuse_key(self._way().key, self.name)
+
+# %% ../../nbs/engine/server.ipynb #cell-41
+def captioner_at(
+    base_url: str, model: str | None = None, typed: bool = True
+) -> ServerCaptioner:
+    """The captioner on a server, as the command line makes it.
+
+    base_url: as for `ServerCaptioner`.
+    model: its name; None takes the only one that the server offers.
+    typed: False for an address that was read from a file.
+
+    Raises ValueError for an address on another machine that nobody typed, and where a
+    server offers several models or names none; else as `ServerCaptioner`.
+    """
+    address = _check_address(base_url)
+    if not typed and not _is_here(address):
+        raise ValueError(
+            f"images and a key go to {address} only if you say so: give the address"
+            " with --captioner, not in a file"
+        )
+    if model is None:
+        offered = served_models(address)
+        if len(offered) != 1:
+            names = f"offers {len(offered)} models: {', '.join(offered[:10])}"
+            raise ValueError(
+                f"{address} {names if offered else 'names no models'}; say which one"
+                " with --captioner-model NAME"
+            )
+        (model,) = offered
+    return ServerCaptioner(address, model)
