@@ -312,8 +312,9 @@ class CaptionWorker:
     def __init__(self, kind: str, called: dict, max_pixels: int, threads: int):
         torch.set_num_threads(threads)
         self.max_pixels, self.identity = max_pixels, {"error": ""}
-        kinds = {"AttributeCaptioner": AttributeCaptioner}
-        kinds |= {"TransformersCaptioner": TransformersCaptioner}
+        kinds = {
+            one.__name__: one for one in (AttributeCaptioner, TransformersCaptioner)
+        }
         try:
             self.captioner = kinds[kind](**called)
             self.captioner.prepare()
@@ -343,13 +344,14 @@ class CaptionWorker:
             except (ValueError, OSError) as error:
                 said[place] = Described("", _reason(error), "", None)
         asked = [prompts[rows[place].number] for place in loaded]
-        answers = [*loaded.values()] and _ask_twice(
-            self.captioner.describe, [*loaded.values()], asked
-        )
+        answers: list[str | Exception] = []
+        if loaded:
+            answers = _ask_twice(self.captioner.describe, [*loaded.values()], asked)
         for place, answer in zip(loaded, answers):
             digest = pictures.digests.get(rows[place].number)
-            text = answer if isinstance(answer, str) else ""
-            failure = "" if isinstance(answer, str) else _reason(answer)
+            text, failure = (
+                (answer, "") if isinstance(answer, str) else ("", _reason(answer))
+            )
             said[place] = Described(text, "", failure, digest)
         return [row.number for row in rows], [said[k] for k in range(len(rows))]
 
@@ -515,7 +517,7 @@ class Crew(_Watch):
         while self.starting:
             self._look()
 
-    def results(self, blocks: Iterable) -> Iterator[Any]:
+    def results(self, blocks: Iterable[tuple]) -> Iterator[Any]:
         """What the workers make of blocks, as they finish.
 
         blocks: tuples of what `work` of a worker takes, or of references to it.
@@ -526,10 +528,9 @@ class Crew(_Watch):
         waiting, more = iter(blocks), True
         while more or self.again or self.busy:
             while self.idle and (self.again or more):
-                block, tries = self.again.popleft() if self.again else (None, 0)
-                if tries == 0:
-                    block = next(waiting, _END)
-                if block is _END:
+                given = self.again.popleft() if self.again else (next(waiting, None), 0)
+                block, tries = given
+                if block is None:
                     more = False
                     continue
                 worker = self.idle.pop()
@@ -576,10 +577,8 @@ def _of_table(table):
         raise ValueError(f"a table without a column of images; it has {some}")
     content, names = table[found], None
     if pa.types.is_struct(content.type):  # as the Hugging Face hub has them
-        names, content = (
-            pc.struct_field(content, "path"),
-            pc.struct_field(content, "bytes"),
-        )
+        flat = table.select([found]).flatten()
+        names, content = flat[f"{found}.path"], flat[f"{found}.bytes"]
     named = next((name for name in _NAMES if name in table.column_names), None)
     if named is not None:
         names = table[named]

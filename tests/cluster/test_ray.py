@@ -1,4 +1,4 @@
-"""Workers of Ray: the same bits as one process, whoever dies; `make cluster` runs this."""
+"""Workers of Ray: the bits of one process, whoever dies. `make cluster` runs this."""
 
 import http.server
 import io
@@ -18,7 +18,6 @@ import pytest
 import ray
 import torch
 from click.testing import CliRunner
-from PIL import Image
 from pyarrow import parquet
 from ray.cluster_utils import Cluster
 
@@ -223,10 +222,6 @@ def test_a_node_dies(clip, photos, plain, cluster, tmp_path):
     assert same(rows(store, clip), plain[1])
 
 
-class Fatal(AttributeCaptioner):
-    """Never made here: see `DyingOnce`."""
-
-
 class DyingOnce(CaptionWorker):
     """A worker whose process is killed over its first block, once for all workers."""
 
@@ -305,9 +300,11 @@ def test_a_killed_driver_is_gone_on_with(clip, photos, plain, cluster, tmp_path)
             asked.extend(row for _, _, numbers in blocks for row in numbers)
             return super().encode_blocks(clip, images, blocks, batch_size)
 
-    with Watched(cluster.address, workers=2) as engine:
-        with pytest.warns(UserWarning, match="damaged"):
-            found = encode(clip, photos, engine=engine, store=store)
+    with (
+        Watched(cluster.address, workers=2) as engine,
+        pytest.warns(UserWarning, match="damaged"),
+    ):
+        found = encode(clip, photos, engine=engine, store=store)
     assert len(asked) == 100 - before  # 99 different images, and the damaged one
     assert np.array_equal(found.features, plain[0].features)
     assert same(rows(store, clip), plain[1])
