@@ -118,7 +118,7 @@ def _ask_health(address: str, patience: float) -> None:
     """subprocess.SubprocessError unless it is Ray that listens at host:port."""
     program = "from ray.scripts.scripts import main; main()"
     command = [sys.executable, "-c", program, "health-check", "--address", address]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    quiet: dict[str, Any] = dict.fromkeys(["stdout", "stderr"], subprocess.DEVNULL)
     subprocess.run(command, check=True, timeout=2 * patience, **quiet)
 
 # %% ../../nbs/engine/cluster.ipynb #cluster-9
@@ -619,11 +619,9 @@ def _dataset(source, rays: Any):
     rays: the module `ray`.
     """
     if isinstance(source, rays.data.Dataset):
-        return source.map_batches(_of_table, **_READING)
+        return _mapped(source, _of_table)
     if type(source).__module__.startswith("datasets."):
-        return rays.data.from_huggingface(_undecoded(source)).map_batches(
-            _of_table, **_READING
-        )
+        return _mapped(rays.data.from_arrow(_hub_tables(source)), _of_hub)
     folder, _, last = str(source).rpartition("/")
     system, path = _file_system(folder if last.startswith("*.") else str(source))
     ending = last.rpartition(".")[2].lower()
@@ -648,12 +646,27 @@ _READING: dict[str, Any] = {"batch_format": "pyarrow", "num_cpus": _SHARE}
 _READING["batch_size"] = None
 
 
-def _undecoded(table):
-    """A data set of the Hugging Face hub, its images as the bytes that they are."""
-    for name, kind in table.features.items():
+def _hub_tables(dataset, size: int = 1024) -> list:
+    """A data set of the Hugging Face hub as tables of Arrow, images undecoded."""
+    for name, kind in dataset.features.items():
         if type(kind).__name__ == "Image":
-            table = table.cast_column(name, type(kind)(decode=False))
-    return table
+            dataset = dataset.cast_column(name, type(kind)(decode=False))
+    arrow = dataset.with_format("arrow")
+    return [arrow[start : start + size] for start in range(0, len(arrow), size)]
+
+
+def _of_hub(table):
+    """Names and bytes of such a table; of images without bytes the file is read."""
+    import pyarrow as pa
+
+    table, contents = _of_table(table), []
+    for name, content in zip(*(table[c].to_pylist() for c in ("name", "bytes"))):
+        if content is None and os.path.isfile(name):
+            content = Path(name).read_bytes()
+        contents.append(content)
+    return pa.table(
+        {"name": table["name"], "bytes": pa.array(contents, pa.large_binary())}
+    )
 
 # %% ../../nbs/engine/cluster.ipynb #cluster-27
 #| code-fold: true
