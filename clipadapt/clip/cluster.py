@@ -259,6 +259,8 @@ class EncodingWorker:
         """
         rows = given if isinstance(given, list) else _rows_of(given)
         numbers, damaged = [row.number for row in rows], {}
+        if not rows:  # of what Ray Data has read here, nothing is missing
+            return [], np.empty((len(self.job.views), 0, self.clip.embed_dim)), {}, {}
         pictures = _Rows(rows, self.job.max_pixels)
         images = ImageSet(pictures, max_pixels=self.job.max_pixels)
         options: dict = {"batch_size": self.job.batch_size, "damaged": damaged}
