@@ -13,6 +13,7 @@ _MODULES = {
         "caption",
         "caption_groups",
     ),
+    "clip.cluster": ("RayEngine", "encode"),
     "clip.features": ("FeatureStore", "StoredCLIP", "readable"),
     "clip.featuresets": ("FeatureSet",),
     "clip.index": ("PrototypeIndex",),

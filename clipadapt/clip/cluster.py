@@ -118,7 +118,7 @@ def _ask_health(address: str, patience: float) -> None:
     """subprocess.SubprocessError unless it is Ray that listens at host:port."""
     program = "from ray.scripts.scripts import main; main()"
     command = [sys.executable, "-c", program, "health-check", "--address", address]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    quiet: dict[str, Any] = dict.fromkeys(["stdout", "stderr"], subprocess.DEVNULL)
     subprocess.run(command, check=True, timeout=2 * patience, **quiet)
 
 # %% ../../nbs/engine/cluster.ipynb #cluster-9
@@ -259,6 +259,8 @@ class EncodingWorker:
         """
         rows = given if isinstance(given, list) else _rows_of(given)
         numbers, damaged = [row.number for row in rows], {}
+        if not rows:  # of what Ray Data has read here, nothing is missing
+            return [], np.empty((len(self.job.views), 0, self.clip.embed_dim)), {}, {}
         pictures = _Rows(rows, self.job.max_pixels)
         images = ImageSet(pictures, max_pixels=self.job.max_pixels)
         options: dict = {"batch_size": self.job.batch_size, "damaged": damaged}
@@ -312,8 +314,9 @@ class CaptionWorker:
     def __init__(self, kind: str, called: dict, max_pixels: int, threads: int):
         torch.set_num_threads(threads)
         self.max_pixels, self.identity = max_pixels, {"error": ""}
-        kinds = {"AttributeCaptioner": AttributeCaptioner}
-        kinds |= {"TransformersCaptioner": TransformersCaptioner}
+        kinds = {
+            one.__name__: one for one in (AttributeCaptioner, TransformersCaptioner)
+        }
         try:
             self.captioner = kinds[kind](**called)
             self.captioner.prepare()
@@ -343,13 +346,14 @@ class CaptionWorker:
             except (ValueError, OSError) as error:
                 said[place] = Described("", _reason(error), "", None)
         asked = [prompts[rows[place].number] for place in loaded]
-        answers = [*loaded.values()] and _ask_twice(
-            self.captioner.describe, [*loaded.values()], asked
-        )
+        answers: list[str | Exception] = []
+        if loaded:
+            answers = _ask_twice(self.captioner.describe, [*loaded.values()], asked)
         for place, answer in zip(loaded, answers):
             digest = pictures.digests.get(rows[place].number)
-            text = answer if isinstance(answer, str) else ""
-            failure = "" if isinstance(answer, str) else _reason(answer)
+            text, failure = (
+                (answer, "") if isinstance(answer, str) else ("", _reason(answer))
+            )
             said[place] = Described(text, "", failure, digest)
         return [row.number for row in rows], [said[k] for k in range(len(rows))]
 
@@ -515,7 +519,7 @@ class Crew(_Watch):
         while self.starting:
             self._look()
 
-    def results(self, blocks: Iterable) -> Iterator[Any]:
+    def results(self, blocks: Iterable[tuple]) -> Iterator[Any]:
         """What the workers make of blocks, as they finish.
 
         blocks: tuples of what `work` of a worker takes, or of references to it.
@@ -526,10 +530,9 @@ class Crew(_Watch):
         waiting, more = iter(blocks), True
         while more or self.again or self.busy:
             while self.idle and (self.again or more):
-                block, tries = self.again.popleft() if self.again else (None, 0)
-                if tries == 0:
-                    block = next(waiting, _END)
-                if block is _END:
+                given = self.again.popleft() if self.again else (next(waiting, None), 0)
+                block, tries = given
+                if block is None:
                     more = False
                     continue
                 worker = self.idle.pop()
@@ -576,10 +579,8 @@ def _of_table(table):
         raise ValueError(f"a table without a column of images; it has {some}")
     content, names = table[found], None
     if pa.types.is_struct(content.type):  # as the Hugging Face hub has them
-        names, content = (
-            pc.struct_field(content, "path"),
-            pc.struct_field(content, "bytes"),
-        )
+        flat = table.select([found]).flatten()
+        names, content = flat[f"{found}.path"], flat[f"{found}.bytes"]
     named = next((name for name in _NAMES if name in table.column_names), None)
     if named is not None:
         names = table[named]
@@ -620,11 +621,9 @@ def _dataset(source, rays: Any):
     rays: the module `ray`.
     """
     if isinstance(source, rays.data.Dataset):
-        return source.map_batches(_of_table, **_READING)
+        return _mapped(source, _of_table)
     if type(source).__module__.startswith("datasets."):
-        return rays.data.from_huggingface(_undecoded(source)).map_batches(
-            _of_table, **_READING
-        )
+        return _mapped(rays.data.from_arrow(_hub_tables(source)), _of_hub)
     folder, _, last = str(source).rpartition("/")
     system, path = _file_system(folder if last.startswith("*.") else str(source))
     ending = last.rpartition(".")[2].lower()
@@ -649,12 +648,27 @@ _READING: dict[str, Any] = {"batch_format": "pyarrow", "num_cpus": _SHARE}
 _READING["batch_size"] = None
 
 
-def _undecoded(table):
-    """A data set of the Hugging Face hub, its images as the bytes that they are."""
-    for name, kind in table.features.items():
+def _hub_tables(dataset, size: int = 1024) -> list:
+    """A data set of the Hugging Face hub as tables of Arrow, images undecoded."""
+    for name, kind in dataset.features.items():
         if type(kind).__name__ == "Image":
-            table = table.cast_column(name, type(kind)(decode=False))
-    return table
+            dataset = dataset.cast_column(name, type(kind)(decode=False))
+    arrow = dataset.with_format("arrow")
+    return [arrow[start : start + size] for start in range(0, len(arrow), size)]
+
+
+def _of_hub(table):
+    """Names and bytes of such a table; of images without bytes the file is read."""
+    import pyarrow as pa
+
+    table, contents = _of_table(table), []
+    for name, content in zip(*(table[c].to_pylist() for c in ("name", "bytes"))):
+        if content is None and os.path.isfile(name):
+            content = Path(name).read_bytes()
+        contents.append(content)
+    return pa.table(
+        {"name": table["name"], "bytes": pa.array(contents, pa.large_binary())}
+    )
 
 # %% ../../nbs/engine/cluster.ipynb #cluster-27
 #| code-fold: true

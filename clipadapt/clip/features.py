@@ -974,8 +974,8 @@ class _Encoding:
             features[[*views], row] = self._encode([*views], [row])[:, 0]
             return
         assert self.damaged is not None, "they are noted"
-        names = [str(file_of(self.images.images, place)) for place in (first, row)]
-        self.damaged[row] = self.damaged[first].replace(*names)
+        before, name = (file_of(self.images.images, place) for place in (first, row))
+        self.damaged[row] = self.damaged[first].replace(str(before), str(name))
         features[[*views], row] = np.nan
 
     def _key(self, row: int) -> tuple[bytes, ...]:
