@@ -57,13 +57,15 @@ from clipadapt.app.runs import (
 from ..images.files import csv_text, explained
 
 if TYPE_CHECKING:  # they import torch, which takes seconds
+    from clipadapt.clip.cluster import RayEngine
     from clipadapt.clip.model import CLIP
     from clipadapt.images.sets import ImageSet
 
 # %% auto #0
 __all__ = ['PATH', 'SEED', 'IMAGES', 'CLASSES', 'DEVICE', 'MODEL', 'QUIET', 'RUN', 'TABLE', 'PROBABILITIES', 'PRESET',
-           'CAPTIONER', 'main', 'adapt', 'predict', 'zero_shot', 'compare', 'encode', 'store_group', 'store_list',
-           'store_export', 'store_verify', 'store_compact', 'store_clear', 'caption_command', 'demo_command']
+           'CAPTIONER', 'ENGINE', 'main', 'adapt', 'predict', 'zero_shot', 'compare', 'encode', 'store_group',
+           'store_list', 'store_export', 'store_verify', 'store_compact', 'store_clear', 'caption_command',
+           'demo_command']
 
 # %% ../../nbs/engine/cli.ipynb #cell-8
 class _Commands(click.Group):
@@ -393,24 +395,71 @@ CAPTIONER = [
     click.option(
         "--captioner",
         type=PATH,
-        metavar="attributes|MODEL",
+        metavar="attributes|MODEL|URL",
         help=(
             "Who describes the images for LatteCLIP: 'attributes' measures drawings on"
             " a plain ground; MODEL is an image-text-to-text model of transformers, a"
-            " folder or a name on the hub, and answers about twice for every image. "
-            " [default: attributes without --model; with one nobody, and LatteCLIP"
-            " learns from class descriptions alone]"
+            " folder or a name on the hub, and answers about twice for every image; URL"
+            " is a server that speaks OpenAI's protocol.  [default: attributes without"
+            " --model; with one nobody, and LatteCLIP learns from class descriptions"
+            " alone]"
         ),
-    )
+    ),
+    click.option(
+        "--captioner-model",
+        metavar="NAME",
+        help=(
+            "The model to ask, when --captioner is the URL of a server; its key is read"
+            " from OPENAI_API_KEY.  [default: the only one that the server offers]"
+        ),
+    ),
 ]
+
+# %% ../../nbs/engine/cli.ipynb #engine-2
+ENGINE = [
+    click.option(
+        "--engine",
+        type=click.Choice(["ray"]),
+        help=(
+            "Workers of Ray read and encode; --images may then be an address such as"
+            " s3://bucket/photos, or .tar or .parquet files.  [default: this process]"
+        ),
+    ),
+    click.option(
+        "--address",
+        metavar="HOST:PORT",
+        help="The Ray cluster to join.  [default: one here, for this command]",
+    ),
+    click.option(
+        "--workers",
+        type=click.IntRange(1),
+        help="How many.  [default: one for each GPU, or for each processor]",
+    ),
+]
+_NOT_KEPT = ("out", "overwrite", "resume", "engine", "address", "workers")
+
+
+def _engine(given: dict[str, Any]) -> RayEngine | None:
+    """The engine of a command, which ends with it; None for this process."""
+    context = click.get_current_context()
+    if given.get("engine") is None:
+        if given.get("address") or given.get("workers"):
+            raise click.UsageError("--address and --workers go with --engine ray")
+        return None
+    if given.get("no_store"):
+        raise click.UsageError("--engine ray works for the store; leave --no-store out")
+    from clipadapt.clip.cluster import RayEngine
+
+    if "engine" not in context.meta:
+        made = RayEngine(given["address"], given["workers"])
+        context.meta["engine"] = context.with_resource(made)
+    return context.meta["engine"]
 
 # %% ../../nbs/engine/cli.ipynb #cell-23
 def _run_options(context: click.Context) -> dict[str, Any]:
     """The options of a run as its config.json keeps them, with absolute paths."""
     options = {
-        name: value
-        for name, value in context.params.items()
-        if name not in ("out", "overwrite", "resume")
+        name: value for name, value in context.params.items() if name not in _NOT_KEPT
     }
     there = {"images": os.path.isdir, "test": os.path.isdir, "classes": os.path.isfile}
     if options["captioner"] != "attributes":
@@ -428,7 +477,8 @@ def _run_options(context: click.Context) -> dict[str, Any]:
 def _pool(options: dict[str, Any], split: str = "train") -> ImageSet:
     """The images that a command is about, counted by its classes."""
     names, check = read_classes(options["classes"]), _check(options)
-    return read_images(options["images"], names, options["max_pixels"], split, check)
+    most, engine = options["max_pixels"], _engine(options)
+    return read_images(options["images"], names, most, split, check, engine)
 
 
 def _check(options: dict[str, Any]) -> str:
@@ -479,14 +529,15 @@ def _load_model(
     model: str | None, pretrained: str | None, given: dict[str, Any]
 ) -> CLIP:
     """The CLIP of a command. Its name is logged, for a config may have chosen it."""
-    from clipadapt.clip.features import StoredCLIP
+    from clipadapt.clip.features import FeatureStore, StoredCLIP
     from clipadapt.clip.model import load_clip
 
     if model:
         tag = f" ({pretrained})" if pretrained else ""
         logger.info("loading %s%s%s", model, tag, _by_config("model"))
     clip = load_clip(model, pretrained, given["device"], exact=given["exact"])
-    return clip if given["no_store"] else StoredCLIP(clip)
+    engine = _engine(given)
+    return clip if given["no_store"] else StoredCLIP(clip, FeatureStore(engine=engine))
 
 
 def _clip(given: dict[str, Any]) -> CLIP:
@@ -499,40 +550,60 @@ def _by_config(option: str) -> str:
     source = click.get_current_context().get_parameter_source(option)
     return ", which --config names" if source == ParameterSource.DEFAULT_MAP else ""
 
-
-def _load_captioner(captioner: str, device: str | None = None, noun: str = "shape"):
+# %% ../../nbs/engine/cli.ipynb #who-describes
+def _load_captioner(
+    captioner: str, model: str | None, device: str | None = None, noun: str = "shape"
+):
     """The captioner of a command; the ruler calls what it measures `noun`."""
     from clipadapt.clip.captions import AttributeCaptioner, TransformersCaptioner
 
+    if captioner.startswith(("http://", "https://")):
+        return _ask_server(captioner, model)
+    if model:
+        raise click.UsageError(
+            "--captioner-model names a model of a server; give the address of the"
+            " server with --captioner"
+        )
     if captioner == "attributes":
         return AttributeCaptioner(noun)
     logger.info("captions by %s%s", captioner, _by_config("captioner"))
     return TransformersCaptioner(captioner, device=device)
+
+
+def _ask_server(url: str, model: str | None):
+    """The captioner on a server; its address is logged when it was found in order."""
+    from clipadapt.clip.server import captioner_at
+
+    named = _by_config("captioner")
+    made = captioner_at(url, model, typed=not named)
+    logger.info("captions by %s at %s%s", made.model, made.base_url, named)
+    return made
 
 # %% ../../nbs/engine/cli.ipynb #cell-25
 def _methods(
     wanted: Sequence[str], clip: CLIP, pool: ImageSet, given: dict[str, Any]
 ) -> dict[str, Any]:
     """The methods `wanted` by name, unfitted, as the options have them."""
-    captioner = _captioner_for(wanted, clip, given["captioner"], given["device"])
+    captioner = _captioner_for(wanted, clip, given)
     made = make_methods(clip, pool.classnames, given["preset"], captioner)
     return {name: made[name] for name in wanted}
 
 
-def _captioner_for(
-    wanted: Sequence[str], clip: CLIP, captioner: str | None, device: str | None
-):
+def _captioner_for(wanted: Sequence[str], clip: CLIP, given: dict[str, Any]):
     """The captioner that was asked for, if one of the methods `wanted` takes it.
 
     Raises click.UsageError when no method would listen to it.
     """
-    if captioner and "latteclip" not in wanted:
+    captioner, model = given["captioner"], given["captioner_model"]
+    if (captioner or model) and "latteclip" not in wanted:
         raise click.UsageError(
             f"--captioner serves latteclip, and {', '.join(wanted)} learns from no"
             " captions"
         )
     noun = "digit" if clip.name is None else "shape"
-    return _load_captioner(captioner, device, noun) if captioner else None
+    if not captioner and not model:
+        return None
+    return _load_captioner(captioner or "attributes", model, given["device"], noun)
 
 # %% ../../nbs/engine/cli.ipynb #cell-28
 def _target(out: str | None, overwrite: bool) -> Path | None:
@@ -594,7 +665,8 @@ _ADAPT = [
 
 # %% ../../nbs/engine/cli.ipynb #cell-31
 @main.command()
-@_options(IMAGES, CLASSES, MODEL, RUN, PRESET, CAPTIONER, PROBABILITIES, QUIET, _ADAPT)
+@_options(IMAGES, CLASSES, MODEL, ENGINE, RUN, PRESET, CAPTIONER)
+@_options(PROBABILITIES, QUIET, _ADAPT)
 @click.pass_context
 def adapt(context, out, overwrite, resume, method, **given) -> None:
     """Adapt CLIP to a folder of images; write the classifier and its predictions.
@@ -616,7 +688,7 @@ def adapt(context, out, overwrite, resume, method, **given) -> None:
 
     options = _run_options(context)
     processes = join(given["device"] == "cpu")
-    pool, clip = _pool(options), _clip(given)
+    pool, clip = _pool({**given, **options}), _clip(given)
     made = _methods([method], clip, pool, given)[method]
     chosen = configure(made, given["settings"]).set_params(seed=given["seed"])
     place = run_folder(out, options, overwrite, resume)
@@ -649,7 +721,7 @@ _PREDICT = [
 
 # %% ../../nbs/engine/cli.ipynb #predict-command
 @main.command()
-@_options(IMAGES, TABLE, PROBABILITIES, QUIET, _PREDICT)
+@_options(IMAGES, TABLE, PROBABILITIES, QUIET, _PREDICT, ENGINE)
 def predict(images, max_pixels, saved, out, overwrite, probabilities, **given) -> None:
     """Ask a saved classifier about new images.
 
@@ -661,11 +733,14 @@ def predict(images, max_pixels, saved, out, overwrite, probabilities, **given) -
     method = _load_saved(saved, given)
     on_features, names = method.reads_features, method.classnames_
     check = _check(given) if on_features else "names"
-    pool = read_images(images, names, max_pixels, "test", check)
+    pool = read_images(images, names, max_pixels, "test", check, _engine(given))
     if on_features:
         pool = _sound(method.clip, pool)
         answers = method.predict_proba(pool)
     else:
+        if given["engine"]:
+            what = "%s reads the images itself, here and without the workers"
+            logger.info(what, type(method).__name__)
         answers, pool = ask_readable(method, pool)
     _write_result(target, predictions(method, pool, answers, probabilities))
     report_accuracy(method, pool, answers)
@@ -686,7 +761,7 @@ def _load_saved(saved: str, given: dict[str, Any]):
 
 # %% ../../nbs/engine/cli.ipynb #cell-37
 @main.command("zero-shot")
-@_options(IMAGES, CLASSES, MODEL, TABLE, PROBABILITIES, QUIET)
+@_options(IMAGES, CLASSES, MODEL, TABLE, PROBABILITIES, QUIET, ENGINE)
 @click.option(
     "--templates",
     default="single",
@@ -783,7 +858,7 @@ def _asked(options: dict[str, Any], pool: ImageSet) -> ImageSet:
 
 # %% ../../nbs/engine/cli.ipynb #cell-46
 @main.command()
-@_options(IMAGES, MODEL, QUIET)
+@_options(IMAGES, MODEL, QUIET, ENGINE)
 @click.option(
     "--out",
     type=PATH,
@@ -809,7 +884,7 @@ def encode(context, images, max_pixels, out, overwrite, **given) -> None:
     target = check_file(out, overwrite, *kinds, beside=beside)
     words = "What was encoded is kept; the same command goes on from there."
     _if_interrupted(context, "Nothing was written." if given["no_store"] else words)
-    pool = image_set(images, max_pixels, "train", _check(given))
+    pool = image_set(images, max_pixels, "train", _check(given), _engine(given))
     clip = _clip(given)
     pool = _sound(clip, pool)
     with _encoding(clip):
@@ -910,13 +985,15 @@ _CAPTION = [
     click.option(
         "--captioner",
         type=PATH,
-        metavar="attributes|MODEL",
+        metavar="attributes|MODEL|URL",
         help=(
             "MODEL is an image-text-to-text model of transformers, a folder or a name"
-            " on the hub; 'attributes' measures drawings on a plain ground.  [required"
-            " with --images; default for the handwriting: attributes]"
+            " on the hub; URL is a server that speaks OpenAI's protocol; 'attributes'"
+            " measures drawings on a plain ground.  [required with --images; default"
+            " for the handwriting: attributes]"
         ),
     ),
+    CAPTIONER[1],
     click.option(
         "--prompt", default="Describe the image in one sentence.", show_default=True
     ),
@@ -924,16 +1001,18 @@ _CAPTION = [
 
 # %% ../../nbs/engine/cli.ipynb #cell-48
 @main.command("caption")
-@_options(IMAGES, TABLE, QUIET, _CAPTION)
+@_options(IMAGES, TABLE, QUIET, _CAPTION, ENGINE)
 @click.pass_context
 def caption_command(
-    context, images, max_pixels, captioner, prompt, out, overwrite
+    context, images, max_pixels, captioner, prompt, out, overwrite, **given
 ) -> None:
     """A sentence for each image. What was described before is not described again.
 
     \b
     clipadapt caption --images photos \\
       --captioner llava-hf/llava-v1.6-mistral-7b-hf --out captions.csv
+    clipadapt caption --images photos \\
+      --captioner http://127.0.0.1:8000/v1 --out captions.csv
     """
     from clipadapt.clip.captions import caption
     from clipadapt.clip.features import leave_out
@@ -941,17 +1020,20 @@ def caption_command(
     if images and not captioner:
         raise click.UsageError(
             "say who describes the images: --captioner MODEL, an image-text-to-text"
-            " model, or --captioner attributes for drawings on a plain ground"
+            " model, --captioner URL, a server that offers one, or"
+            " --captioner attributes for drawings on a plain ground"
         )
     target = _target(out, overwrite)
     words = "What was described is kept; the same command goes on from there."
     _if_interrupted(context, words)
-    pool = image_set(images, max_pixels, "test")
+    engine = _engine(given)
+    pool = image_set(images, max_pixels, "test", engine=engine)
     noun = "shape" if images else "digit"
-    describing = _load_captioner(captioner or "attributes", noun=noun)
+    chosen = captioner or "attributes"
+    describing = _load_captioner(chosen, given["captioner_model"], noun=noun)
     damaged: dict[int, str] = {}
-    texts = caption(describing, pool, prompt, damaged=damaged).texts
-    texts = [text for index, text in enumerate(texts) if index not in damaged]
+    said = caption(describing, pool, prompt, damaged=damaged, engine=engine)
+    texts = [text for index, text in enumerate(said.texts) if index not in damaged]
     names = image_names(leave_out(pool, damaged))
     columns = {"image": names, "caption": texts}
     _write_result(target, pd.DataFrame(columns, dtype=object))

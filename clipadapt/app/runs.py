@@ -51,6 +51,7 @@ from clipadapt.images.files import (
 )
 
 if TYPE_CHECKING:  # they import torch, which takes seconds
+    from clipadapt.clip.cluster import RayEngine
     from clipadapt.clip.model import CLIP
     from clipadapt.clip.tables import FeatureTable
     from clipadapt.images.sets import ImageSet
@@ -122,7 +123,11 @@ def _looks_like_a_file(value: str) -> bool:
 
 # %% ../../nbs/engine/runs.ipynb #cell-12
 def image_set(
-    folder: str | None, max_pixels: int, split: str, check: str = "header"
+    folder: str | None,
+    max_pixels: int,
+    split: str,
+    check: str = "header",
+    engine: RayEngine | None = None,
 ) -> ImageSet:
     """The images of a folder, or one half of the handwriting where there is none.
 
@@ -130,11 +135,19 @@ def image_set(
     max_pixels: larger images are skipped.
     split: the half of the handwriting, "train" or "test".
     check: how the files are looked at, as for `ImageSet.from_folder`.
+    engine: who reads what is no folder here, such as s3://bucket/photos.
 
-    Raises what `ImageSet.from_folder` does.
+    Raises what `ImageSet.from_folder` does, and ValueError for an address without
+    engine.
     """
     from clipadapt.images.sets import ImageSet, digits
 
+    if folder and engine is not None:
+        from clipadapt.clip.cluster import engine_images
+
+        return engine_images(engine, folder, max_pixels)
+    if folder and "://" in folder:
+        raise ValueError(f"{folder} is no folder; --engine ray reads from there")
     if folder:
         return ImageSet.from_folder(folder, max_pixels=max_pixels, check=check)
     return digits(split)
@@ -164,6 +177,7 @@ def read_images(
     max_pixels: int,
     split: str = "train",
     check: str = "header",
+    engine: RayEngine | None = None,
 ) -> ImageSet:
     """The images of a folder, counted by `names`; the handwriting without a folder.
 
@@ -172,6 +186,7 @@ def read_images(
     max_pixels: larger images are skipped.
     split: the half of the handwriting, "train" or "test".
     check: how the files are looked at, as for `image_set`.
+    engine: who reads what is no folder, as for `image_set`.
 
     Labels stay when all sub-folders are classes; the names of the others are said.
     Raises ValueError when there are no class names at all, or two that one sub-folder
@@ -179,7 +194,7 @@ def read_images(
     """
     from clipadapt.images.sets import ImageSet
 
-    images = image_set(folder, max_pixels, split, check)
+    images = image_set(folder, max_pixels, split, check, engine)
     if not names and not images.classnames:
         raise ValueError(
             f"{folder} has no sub-folders to take class names from: give --classes "
@@ -796,7 +811,8 @@ def _text(value) -> str:
     return value
 
 
-_TEXTS = ("images", "classes", "model", "pretrained", "device", "preset", "captioner")
+_TEXTS = ("images", "classes", "model", "pretrained", "device", "preset")
+_TEXTS += ("captioner", "captioner_model")
 
 
 def _config_schema(command: str) -> type[Record]:

@@ -20,6 +20,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from types import FunctionType
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -53,8 +54,8 @@ from clipadapt.images.sets import (
 from ..images.views import strong_view, weak_view
 
 # %% auto #0
-__all__ = ['VIEWS', 'Views', 'file_table', 'hash_each', 'hash_images', 'hash_preprocessing', 'clip_facts', 'fit_facts',
-           'view_named', 'named_view', 'FeatureStore', 'StoredCLIP', 'readable', 'leave_out']
+__all__ = ['VIEWS', 'Views', 'Block', 'file_table', 'hash_each', 'hash_images', 'hash_preprocessing', 'clip_facts', 'fit_facts',
+           'view_named', 'named_view', 'Encoded', 'Engine', 'FeatureStore', 'StoredCLIP', 'readable', 'leave_out']
 
 # %% ../../nbs/engine/features.ipynb #cell-12
 #| code-fold: true
@@ -115,6 +116,7 @@ def _identify(transform: Callable) -> bytes | None:
 #| code-fold: true
 #| code-summary: "What is remembered of a file"
 _A_WHILE = 2 * 10**9  # nanoseconds; some file systems' clocks tick every second
+_WORTH_ASKING = 100_000  # files; fewer are hashed here before a cluster is asked (ours)
 
 
 def file_table(location: str | Path) -> FeatureTable:
@@ -173,6 +175,14 @@ class _Files:
                 if is_known:
                     self.contents[file] = row.tobytes()
 
+    def ask(self, engine: Engine, images: ImageSet) -> None:
+        """Have an engine hash the files that nothing is known of."""
+        raw = _raw(images.images)
+        fresh = [item for item in raw if isinstance(item, (str, Path))]
+        fresh = [item for item in dict.fromkeys(fresh) if item not in self.contents]
+        if len(fresh) >= _WORTH_ASKING:
+            self.contents |= engine.hash_files(fresh)
+
     def is_unchanged(self, file: str | Path) -> bool:
         """Whether a file is what it was when it was hashed: it had rested, and does."""
         state = self.before.get(file)
@@ -222,7 +232,8 @@ def _hash_image(
     """A hash of `items[index]`.
 
     `known` holds the identity of every view's transform, by the view's `id`; `contents`
-    the hashes of files, and gets those of files that are read now.
+    the hashes of files, and gets those of files that are read now. A sequence that
+    knows its hashes has a method `hash_of(index)`.
     """
     if isinstance(items, _Selection):
         index = int(items.indices[index])
@@ -230,6 +241,8 @@ def _hash_image(
     if isinstance(items, _View) and (identity := known[id(items)]):
         below = _hash_image(items.items, index, known, contents, max_pixels)
         return _hash_view(identity, items.seed, draw_of(items.items, index), below)
+    if (own := getattr(items, "hash_of", None)) is not None:
+        return own(index)
     item = items[index]
     if not isinstance(item, (str, Path)):
         return _hash_item(item, max_pixels)
@@ -683,10 +696,51 @@ def _check_unchanged(
         now.contents = memory.unchanged(_raw(few.images))
     for index, digest in zip(block, _hash_all(few, now, strict=True)):
         if digest != digests[index]:
-            raise ValueError(
-                f"{_name(images, index)} changed while it was being encoded; encode"
-                " again"
-            )
+            raise _changed(images, index)
+
+
+def _changed(images: ImageSet, index: int) -> ValueError:
+    """An image is no longer what was hashed."""
+    return ValueError(
+        f"{_name(images, index)} changed while it was being encoded; encode again"
+    )
+
+# %% ../../nbs/engine/features.ipynb #engine-2
+#| code-fold: true
+#| code-summary: "Engine: somebody else who encodes"
+class Encoded(NamedTuple):
+    """A block that an engine has finished.
+
+    views: the numbers of its V views.
+    rows: the numbers of its B images.
+    features: unit rows [V, B, D], NaN for a damaged image.
+    damaged: by its number, why an image cannot be read.
+    digests: by its number, the hash of the file that was decoded.
+    """
+
+    views: list[int]
+    rows: list[int]
+    features: np.ndarray
+    damaged: dict[int, str]
+    digests: dict[int, bytes]
+
+
+# the views of a block, their numbers, and the numbers of its images
+Block = tuple[Views, list[int], list[int]]
+
+
+class Engine(Protocol):
+    """What a `FeatureStore` asks of those who encode for it."""
+
+    def hash_files(self, files: Sequence) -> dict:
+        """The hash of each file that can be read, by file."""
+        ...
+
+    def encode_blocks(
+        self, clip: CLIP, images: ImageSet, blocks: Sequence[Block], batch_size: int
+    ) -> Iterator[Encoded]:
+        """Every block, in any order, as `CLIP.encode_views` has it in batches."""
+        ...
 
 # %% ../../nbs/engine/features.ipynb #cell-38
 #| code-fold: true
@@ -700,6 +754,7 @@ class FeatureStore(_Tables):
     block_size: images whose work an accident can cost.
     batch_size: images that are encoded together.
     verify: read every file, even when its size and time have not changed.
+    engine: who encodes what is missing, see `Engine`; None for this process.
 
     The key of a row is the content of the image and the view; that of its table,
     weights, preprocessing, precision and dtype. Raises ValueError for another dtype or
@@ -714,6 +769,7 @@ class FeatureStore(_Tables):
         block_size: int = 1024,
         batch_size: int = 64,
         verify: bool = False,
+        engine: Engine | None = None,
     ):
         if str(dtype) not in ("float32", "float16"):
             raise ValueError(
@@ -725,6 +781,7 @@ class FeatureStore(_Tables):
         self.block_size = check_count(block_size, "block_size")
         self.batch_size = check_count(batch_size, "batch_size")
         self.files = None if verify else file_table(self.location)
+        self.engine = engine
 
     def encode(
         self, clip: CLIP, images, view: str = "eval", flip: bool = True
@@ -797,6 +854,8 @@ class _Encoding:
         self.store, self.clip, self.images, self.views = store, clip, images, views
         self.damaged, self.table = damaged, store.table(clip)
         self.memory = _Files(images, store.files)
+        if store.engine is not None:
+            self.memory.ask(store.engine, images)
         # one that cannot be read raises unless it is noted
         self.digests = _hash_all(images, self.memory, damaged is None)
         self.memory.remember()
@@ -846,8 +905,9 @@ class _Encoding:
         count = len(self.images)
         start = count - len(first)
         with track(None, "encoding images", total=count, initial=start) as progress:
-            for views, block in self._blocks([*first.values()], lacking):
-                features[np.ix_(views, block)] = self._encode(views, block)
+            blocks = self._blocks([*first.values()], lacking)
+            for views, block, encoded in self._encoded(blocks):
+                features[np.ix_(views, block)] = encoded
                 self._keep(features, views, block)
                 progress.update(len(block))
         for row in rows:
@@ -866,6 +926,35 @@ class _Encoding:
             for block in _batches(len(group), self.store.block_size):
                 yield [*views], group[block.start : block.stop]
 
+    def _encoded(
+        self, blocks: Iterator[tuple[list[int], list[int]]]
+    ) -> Iterator[tuple[list[int], list[int], np.ndarray]]:
+        """Views and images of a block with their features [V, B, D], as they finish."""
+        if self.store.engine is None:
+            for views, block in blocks:
+                yield views, block, self._encode(views, block)
+            return
+        for done in self.store.engine.encode_blocks(
+            self.clip,
+            self.images,
+            [([self.views[v] for v in views], views, rows) for views, rows in blocks],
+            self.store.batch_size,
+        ):
+            self._check(done)
+            yield done.views, done.rows, done.features
+
+    def _check(self, done: Encoded) -> None:
+        """Note the damaged images of a block, and that the others are those hashed."""
+        if done.damaged and self.damaged is None:
+            reason = done.damaged[min(done.damaged)]
+            remedy = "readable(clip, images) leaves out what cannot be read"
+            raise ValueError(f"{reason}; {remedy}")
+        if self.damaged is not None:
+            self.damaged.update(done.damaged)
+        for row, digest in done.digests.items():
+            if digest != self.digests[row]:
+                raise _changed(self.images, row)
+
     def _repeat(
         self, features: np.ndarray, views: tuple[int, ...], first: int, row: int
     ) -> None:
@@ -873,10 +962,21 @@ class _Encoding:
         if row == first:
             return
         if self.damaged and first in self.damaged:
-            # encoded again, since the reason names its own file
-            features[[*views], row] = self._encode([*views], [row])[:, 0]
+            self._repeat_damage(features, views, first, row)
         else:
             features[:, row] = features[:, first]
+
+    def _repeat_damage(
+        self, features: np.ndarray, views: tuple[int, ...], first: int, row: int
+    ) -> None:
+        """Note that an image is as damaged as the first; the reason names its file."""
+        if self.store.engine is None:
+            features[[*views], row] = self._encode([*views], [row])[:, 0]
+            return
+        assert self.damaged is not None, "they are noted"
+        before, name = (file_of(self.images.images, place) for place in (first, row))
+        self.damaged[row] = self.damaged[first].replace(str(before), str(name))
+        features[[*views], row] = np.nan
 
     def _key(self, row: int) -> tuple[bytes, ...]:
         """The keys of all views of one image."""
@@ -898,7 +998,8 @@ class _Encoding:
     def _keep(self, features: np.ndarray, views: list[int], rows: list[int]) -> None:
         """Append the rows of a block, if its images are those that were hashed."""
         sound = [row for row in rows if row not in (self.damaged or {})]
-        _check_unchanged(self.images, sound, self.digests, self.memory)
+        if self.store.engine is None:  # its workers hash what they decode
+            _check_unchanged(self.images, sound, self.digests, self.memory)
         keys = [self.keys[view][row] for view in views for row in sound]
         if keys:
             kept = features[np.ix_(views, sound)]

@@ -45,7 +45,8 @@ from .views import to_spare
 
 # %% auto #0
 __all__ = ['Integers', 'Images', 'DIGIT_NAMES', 'check_classnames', 'check_labels', 'check_count', 'check_number', 'seeded',
-           'track', 'draw_of', 'file_of', 'ImageSet', 'as_imageset', 'read_folder', 'workers', 'digits', 'show_images']
+           'track', 'draw_of', 'file_of', 'ImageSet', 'as_imageset', 'read_folder', 'workers', 'share_processors',
+           'digits', 'show_images']
 
 # %% ../../nbs/engine/sets.ipynb #cell-7
 def check_classnames(classnames: Iterable[str] | str | Path) -> list[str]:
@@ -414,9 +415,13 @@ def draw_of(items: Sequence, index: int) -> int:
     index: the place of the image among them.
 
     Returns the CRC-32 of a file's name without its folder, so that a photograph more in
-    a folder changes no view of the others; of anything else the place itself.
+    a folder changes no view of the others; of anything else the place itself. A
+    sequence that reads images itself may have a method `draw_of(index)` to say another.
     """
     path = file_of(items, index)
+    own = getattr(items, "draw_of", None)
+    if path is None and own is not None:
+        return own(index)
     return index if path is None else zlib.crc32(os.fsencode(Path(path).name))
 
 
@@ -835,12 +840,23 @@ def _counted(ignored: Sequence[tuple[str, str]], sentence: str) -> str:
     return sentence.format(", ".join(parts)) if parts else ""
 
 # %% ../../nbs/engine/sets.ipynb #photographs-0
+_share = {"most": 32}  # threads
+
+
 def workers() -> int:
     """How many threads read images: one for each processor of ours, 32 at most."""
     count = getattr(os, "process_cpu_count", None)  # Python 3.13
     if count is None and hasattr(os, "sched_getaffinity"):
-        return min(32, len(os.sched_getaffinity(0)))
-    return min(32, (count or os.cpu_count)() or 1)
+        return min(_share["most"], len(os.sched_getaffinity(0)))
+    return min(_share["most"], (count or os.cpu_count)() or 1)
+
+
+def share_processors(most: int) -> None:
+    """Say that this process has a part of the machine only.
+
+    most: the threads that may read images from now on.
+    """
+    _share["most"] = check_count(most, "most")
 
 # %% ../../nbs/engine/sets.ipynb #cell-46
 def _find_damage(images: ImageSet, check: str) -> list[str | None]:

@@ -1,0 +1,222 @@
+"""Workers of a cluster as far as they go without Ray; the rest is in tests/cluster."""
+
+import sys
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import clipadapt
+from clipadapt import (
+    AttributeCaptioner,
+    CallableCaptioner,
+    FeatureStore,
+    ImageSet,
+    caption,
+    digits,
+    encode,
+)
+from clipadapt.app.cli import main
+from clipadapt.clip.cluster import (
+    CaptionWorker,
+    Crew,
+    EncodingWorker,
+    Job,
+    RayEngine,
+    _as_row,
+    _check_identity,
+    _of,
+    _told,
+    check_address,
+    clip_identity,
+)
+from clipadapt.clip.features import Encoded
+from clipadapt.images.pictures import MAX_PIXELS
+from clipadapt.images.views import strong_view
+
+
+@pytest.fixture
+def without_ray(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delitem(sys.modules, "ray.data", raising=False)
+
+
+def run(*arguments):
+    return CliRunner().invoke(main, [*map(str, arguments)], prog_name="clipadapt")
+
+
+def test_without_ray_the_extra_is_named(without_ray, clip, tmp_path):
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'clipadapt\[ray\]'"):
+        encode(clip, digits("test"), engine="ray", store=FeatureStore(tmp_path))
+    told = run("encode", "--engine", "ray", "--out", tmp_path / "features.npy")
+    assert told.exit_code == 1
+    assert "Error: the engine 'ray' needs Ray: pip install" in told.output
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (["--workers", 2], "go with --engine ray"),
+        (["--address", "10.0.0.1:6379"], "go with --engine ray"),
+        (["--engine", "ray", "--no-store"], "leave --no-store out"),
+        (["--engine", "spark"], "'spark' is not 'ray'"),
+        (["--engine", "ray", "--workers", 0], "0 is not in the range"),
+    ],
+)
+def test_options_that_do_not_fit(options, words, tmp_path):
+    told = run("encode", *options, "--out", tmp_path / "features.npy")
+    assert told.exit_code == 2 and words in told.output
+
+
+def test_an_address_needs_the_engine(tmp_path):
+    given = ["--images", "s3://bucket/photos", "--out", tmp_path / "features.npy"]
+    told = run("encode", *given)
+    assert told.exit_code == 1 and "--engine ray reads from there" in told.output
+
+
+@pytest.mark.parametrize("address", ["head", "head:port", ":6379", "6379"])
+def test_addresses_that_are_none(address):
+    with pytest.raises(ValueError, match="is not host:port"):
+        check_address(address)
+
+
+def test_nothing_listens():
+    with pytest.raises(ValueError, match=r"no Ray cluster answers at 127\.0\.0\.1:1 "):
+        check_address("127.0.0.1:1")
+
+
+def test_who_differs_is_refused(clip):
+    here = clip_identity(clip)
+    _check_identity(dict(here), here)
+    with pytest.raises(ValueError, match="differs from this process in precision"):
+        _check_identity({**here, "precision": "bf16"}, here)
+    with pytest.raises(ValueError, match=r"in clipadapt and weights \(0\.0 there"):
+        _check_identity({**here, "clipadapt": "0.0", "weights": "other"}, here)
+    with pytest.raises(ValueError, match="could not load the model: no network"):
+        _check_identity({"error": "no network"}, here)
+
+
+class InThisProcess:
+    """An engine whose worker is a plain object: the store cannot tell."""
+
+    def __init__(self, backwards=False):
+        self.backwards = backwards
+
+    def hash_files(self, files):
+        return {}
+
+    def encode_blocks(self, clip, images, blocks, batch_size):
+        for views, numbers, rows in blocks[:: -1 if self.backwards else 1]:
+            job = Job(_of(clip, "cpu"), views, batch_size, images.max_pixels, 1)
+            given = [_as_row(images, row, clip.side) for row in rows]
+            done = EncodingWorker(job).work(given)
+            if isinstance(done, str):
+                raise ValueError(done)
+            yield Encoded(numbers, *done)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Six photographs, one of them twice, and two files that are damaged alike."""
+    for number in range(6):
+        image = digits("train")[min(number, 4)][0].resize((300, 290))
+        image.save(tmp_path / f"{number}.png")
+    for name in ("bad.png", "worse.png"):
+        (tmp_path / name).write_bytes(b"no image")
+    return ImageSet.from_folder(tmp_path, check="names")
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_the_store_of_another_engine_is_the_same(clip, photos, tmp_path):
+    views = [(None, 0), (strong_view(clip.image_size), 3)]
+    found = []
+    for name, engine in (("alone", None), ("other", InThisProcess(backwards=True))):
+        store = FeatureStore(tmp_path / name, block_size=2, engine=engine)
+        damaged: dict[int, str] = {}
+        found.append((store.encode_views(clip, photos, views, damaged), damaged))
+    assert np.array_equal(found[0][0], found[1][0], equal_nan=True)
+    assert found[0][1] == found[1][1] and len(found[0][1]) == 2
+    assert "worse.png: cannot be read" in found[0][1][7]
+    with pytest.raises(ValueError, match=r"bad\.png: cannot be read.*leaves out"):
+        store.encode_views(clip, photos, views)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_arrays_draw_from_their_place_in_the_set(clip, tmp_path):
+    images = digits("test").subset([9, 4, 7, 1, 3])
+    views = [(strong_view(clip.image_size), 3)]
+    alone = FeatureStore(tmp_path / "alone").encode_views(clip, images, views)
+    engine = InThisProcess()
+    other = FeatureStore(tmp_path / "other", block_size=2, batch_size=2, engine=engine)
+    assert np.allclose(other.encode_views(clip, images, views), alone, atol=1e-6)
+
+
+def test_a_file_that_changes_is_not_kept(clip, photos, tmp_path):
+    class Late(InThisProcess):
+        def encode_blocks(self, clip, images, blocks, batch_size):
+            digits("train")[9][0].save(images.images[2])
+            return super().encode_blocks(clip, images, blocks, batch_size)
+
+    store = FeatureStore(tmp_path / "store", block_size=2, engine=Late())
+    with pytest.raises(ValueError, match=r"image 2 \(.*2\.png\) changed while it was"):
+        store.encode(clip, photos.subset(range(6)))
+    assert len(store.table(clip)) == 2  # the block before
+
+
+def test_features_that_are_not_finite_name_the_image(clip, photos):
+    job = Job(_of(clip, "cpu"), [(None, 0)], 8, MAX_PIXELS, 1)
+    worker = EncodingWorker(job)
+    worker.clip.model.visual.proj.data.fill_(float("nan"))
+    said = worker.work([_as_row(photos, row, clip.side) for row in (3, 4)])
+    assert isinstance(said, str)
+    assert said.startswith("image 3 (") and "not finite" in said
+
+
+def test_a_model_that_cannot_be_loaded_is_said():
+    job = Job({"name": "local-dir:/nowhere"}, [(None, 0)], 8, MAX_PIXELS, 1)
+    assert "nowhere" in EncodingWorker(job).introduce()["error"]
+
+
+def test_captioners_that_can_be_made_again():
+    ruler = AttributeCaptioner("shape", say=["colour"], batch_size=3)
+    again = CaptionWorker(*_told(ruler), MAX_PIXELS, 1).captioner
+    assert again.name == ruler.name and again.batch_size == 3
+    mine = CallableCaptioner(lambda images, prompts: ["?"] * len(images), "mine")
+    with pytest.raises(ValueError, match="CallableCaptioner cannot be built again"):
+        _told(mine)
+
+
+def test_captions_of_another_engine(photos, tmp_path):
+    ruler = AttributeCaptioner("digit", batch_size=2)
+
+    class Engine:
+        def describe_blocks(self, captioner, images, blocks):
+            worker = CaptionWorker(*_told(captioner), images.max_pixels, 1)
+            for rows, prompts in blocks[::-1]:
+                given = [_as_row(images, row, None) for row in rows]
+                yield worker.work(given, dict(zip(rows, prompts)))
+
+    both = []
+    for name, engine in (("alone", None), ("other", Engine())):
+        bad: dict[int, str] = {}
+        place = tmp_path / f"{name}.sqlite"
+        said = caption(ruler, photos, "What?", place, damaged=bad, engine=engine)
+        both.append((said, bad))
+    assert both[0] == both[1]
+    assert [*both[0][1]] == [6, 7] and all(both[0][0].texts[:6])
+
+
+def test_the_names_of_what_was_encoded(clip, photos, tmp_path):
+    with pytest.warns(UserWarning, match="2 of 8 images skipped"):
+        found = encode(clip, photos, store=FeatureStore(tmp_path / "store"))
+    names = [found.images.file_of(number) for number in range(len(found))]
+    assert [name[-5:] for name in names] == [f"{n}.png" for n in range(6)]
+    assert len(found.skipped) == 2
+    with pytest.raises(ValueError, match="'ray' or None, not 'spark'"):
+        encode(clip, photos, engine="spark")
+
+
+def test_public_names():
+    assert clipadapt.encode is encode and clipadapt.RayEngine is RayEngine
+    assert Crew.__doc__
