@@ -69,6 +69,13 @@ def test_options_that_do_not_fit(options, words, tmp_path):
     assert told.exit_code == 2 and words in told.output
 
 
+def test_launched_processes_do_not_start_workers_each(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    told = run("adapt", "--engine", "ray", "--out", tmp_path / "run")
+    assert told.exit_code == 2 and "encode with it first" in told.output
+
+
 def test_an_address_needs_the_engine(tmp_path):
     given = ["--images", "s3://bucket/photos", "--out", tmp_path / "features.npy"]
     told = run("encode", *given)

@@ -449,6 +449,13 @@ def _engine(given: dict[str, Any]) -> RayEngine | None:
     if given.get("no_store"):
         raise click.UsageError("--engine ray works for the store; leave --no-store out")
     from clipadapt.clip.cluster import RayEngine
+    from clipadapt.learning.processes import launched
+
+    if launched() > 1:
+        raise click.UsageError(
+            "--engine ray has workers of its own: encode with it first, then launch"
+            " several processes without it"
+        )
 
     if "engine" not in context.meta:
         made = RayEngine(given["address"], given["workers"])
