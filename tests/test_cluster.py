@@ -108,7 +108,7 @@ class InThisProcess:
 
     def encode_blocks(self, clip, images, blocks, batch_size):
         for views, numbers, rows in blocks[:: -1 if self.backwards else 1]:
-            job = Job(_of(clip, "cpu"), views, batch_size, images.max_pixels, 1)
+            job = Job(_of(clip, "cpu"), views, batch_size, images.max_pixels)
             given = [_as_row(images, row, clip.side) for row in rows]
             done = EncodingWorker(job).work(given)
             if isinstance(done, str):
@@ -165,7 +165,7 @@ def test_a_file_that_changes_is_not_kept(clip, photos, tmp_path):
 
 
 def test_features_that_are_not_finite_name_the_image(clip, photos):
-    job = Job(_of(clip, "cpu"), [(None, 0)], 8, MAX_PIXELS, 1)
+    job = Job(_of(clip, "cpu"), [(None, 0)], 8, MAX_PIXELS)
     worker = EncodingWorker(job)
     worker.clip.model.visual.proj.data.fill_(float("nan"))
     said = worker.work([_as_row(photos, row, clip.side) for row in (3, 4)])
@@ -174,13 +174,13 @@ def test_features_that_are_not_finite_name_the_image(clip, photos):
 
 
 def test_a_model_that_cannot_be_loaded_is_said():
-    job = Job({"name": "local-dir:/nowhere"}, [(None, 0)], 8, MAX_PIXELS, 1)
+    job = Job({"name": "local-dir:/nowhere"}, [(None, 0)], 8, MAX_PIXELS)
     assert "nowhere" in EncodingWorker(job).introduce()["error"]
 
 
 def test_captioners_that_can_be_made_again():
     ruler = AttributeCaptioner("shape", say=["colour"], batch_size=3)
-    again = CaptionWorker(*_told(ruler), MAX_PIXELS, 1).captioner
+    again = CaptionWorker(*_told(ruler), MAX_PIXELS).captioner
     assert again.name == ruler.name and again.batch_size == 3
     mine = CallableCaptioner(lambda images, prompts: ["?"] * len(images), "mine")
     with pytest.raises(ValueError, match="CallableCaptioner cannot be built again"):
@@ -192,7 +192,7 @@ def test_captions_of_another_engine(photos, tmp_path):
 
     class Engine:
         def describe_blocks(self, captioner, images, blocks):
-            worker = CaptionWorker(*_told(captioner), images.max_pixels, 1)
+            worker = CaptionWorker(*_told(captioner), images.max_pixels)
             for rows, prompts in blocks[::-1]:
                 given = [_as_row(images, row, None) for row in rows]
                 yield worker.work(given, dict(zip(rows, prompts)))

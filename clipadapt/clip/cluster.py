@@ -205,14 +205,12 @@ class Job(NamedTuple):
     views: pairs (transform, seed).
     batch_size: images at a time.
     max_pixels: of a file that is decoded.
-    threads: processors of the worker.
     """
 
     model: dict[str, Any]
     views: Views
     batch_size: int
     max_pixels: int
-    threads: int
 
 
 def clip_identity(clip: CLIP) -> dict[str, str]:
@@ -229,16 +227,23 @@ def _of(clip: CLIP, device: str) -> dict[str, Any]:
     return {"name": clip.name, "pretrained": clip.pretrained, **how}
 
 
+def _settle(threads: int | None) -> None:
+    """Compute and read on so many threads, in the whole process."""
+    if threads:
+        torch.set_num_threads(threads)
+        share_processors(threads)
+
+
 class EncodingWorker:
     """Encodes blocks of rows, in a process of its own.
 
     job: what to do.
+    threads: processors of the worker; None leaves the process as it is.
     """
 
-    def __init__(self, job: Job):
+    def __init__(self, job: Job, threads: int | None = None):
+        _settle(threads)
         self.job, self.identity = job, {"error": ""}
-        torch.set_num_threads(job.threads)
-        share_processors(job.threads)
         try:
             self.clip = load_clip(**job.model)
             self.identity = clip_identity(self.clip)
@@ -308,11 +313,13 @@ class CaptionWorker:
     kind: the name of a class of captioners.
     called: what it is called with.
     max_pixels: of a file that is decoded.
-    threads: processors of the worker.
+    threads: processors of the worker; None leaves the process as it is.
     """
 
-    def __init__(self, kind: str, called: dict, max_pixels: int, threads: int):
-        torch.set_num_threads(threads)
+    def __init__(
+        self, kind: str, called: dict, max_pixels: int, threads: int | None = None
+    ):
+        _settle(threads)
         self.max_pixels, self.identity = max_pixels, {"error": ""}
         kinds = {
             one.__name__: one for one in (AttributeCaptioner, TransformersCaptioner)
@@ -473,7 +480,7 @@ class Crew(_Watch):
 
     engine: whose cluster it is, and how large the crew shall be.
     kind: the class of the workers.
-    told: what each is made with.
+    told: what each is made with; the number of its processors is added.
     expected: what each has to say of itself.
     gpu: whether each needs a GPU.
 
@@ -489,15 +496,16 @@ class Crew(_Watch):
         gpu: bool = False,
     ):
         self.ray, self.expected = _ray(), expected
-        needs = {"num_cpus": engine.threads, "num_gpus": 1 if gpu else 0}
+        self.size, threads = engine.crew_size(gpu)
+        needs = {"num_cpus": threads, "num_gpus": 1 if gpu else 0}
         options = {"max_restarts": 0, "scheduling_strategy": "SPREAD", **needs}
         self.kind = self.ray.remote(kind).options(**options)
-        self.told = told
+        self.told = *told, threads
         self.starting: dict[Any, Any] = {}  # workers, by what they have yet to say
         self.busy: dict[Any, tuple[Any, Any, int]] = {}  # worker, block and its tries
         self.idle: list[Any] = []
         self.again: deque[tuple[Any, int]] = deque()
-        self.failures, self.size = 0, engine.crew_size(gpu)
+        self.failures = 0
         self.alone: float | None = None
         for _ in range(self.size):
             self._hire()
@@ -807,7 +815,7 @@ class _Started:
 
     address: str | None
     workers: int | None
-    threads: int
+    threads: int | None
     ours: bool
 
     def start(self) -> Any:
@@ -823,7 +831,8 @@ class _Started:
                 where: dict[str, Any] = {"address": self.address}
             else:
                 # one processor more than there is: reading tasks need some room
-                room = (self.workers or _processors()) * self.threads + 1
+                least = (self.workers or 1) * (self.threads or 1)
+                room = max(_processors(), least) + 1
                 where = {
                     "num_cpus": room,
                     "include_dashboard": False,
@@ -856,20 +865,19 @@ class _Started:
             _ray().shutdown()
             self.ours = False
 
-    def crew_size(self, gpu: bool) -> int:
-        """How many workers there shall be: as asked, else what the cluster has.
+    def crew_size(self, gpu: bool) -> tuple[int, int]:
+        """How many workers there shall be, and how many processors each has.
 
         gpu: whether each needs a GPU.
         """
-        if self.workers:
-            return self.workers
-        if gpu or self.address:
-            has = _ray().cluster_resources()
-            found = (
-                has.get("GPU", 0) if gpu else (has.get("CPU", 1) - 1) // self.threads
-            )
-            return max(1, int(found))
-        return _processors()
+        has = _ray().cluster_resources()
+        # one is left to those who read
+        processors, gpus = int(has.get("CPU", 2)) - 1, int(has.get("GPU", 0))
+        if gpu:
+            count = self.workers or max(gpus, 1)
+            return count, self.threads or max(1, processors // max(gpus, 1))
+        threads = self.threads or 1
+        return self.workers or max(1, processors // threads), threads
 
 # %% ../../nbs/engine/cluster.ipynb #cluster-31
 class RayEngine(_Started):
@@ -879,19 +887,23 @@ class RayEngine(_Started):
         started with `ray start`, or None: one of our own, which ends with us.
     workers: how many; None for one a GPU or processor (of a cluster that runs, one
         processor is left to those who read).
-    threads: processors of each worker.
+    threads: processors of each worker; None for one, or, of workers on GPUs, as many
+        as there are for each GPU.
 
     Use it as a context manager, or call `stop`. Raises ModuleNotFoundError without Ray,
     and ValueError for an address that does not answer.
     """
 
     def __init__(
-        self, address: str | None = None, workers: int | None = None, threads: int = 1
+        self,
+        address: str | None = None,
+        workers: int | None = None,
+        threads: int | None = None,
     ):
         _ray()
         self.address, self.ours = address, False
         self.workers = None if workers is None else check_count(workers, "workers")
-        self.threads = check_count(threads, "threads")
+        self.threads = None if threads is None else check_count(threads, "threads")
         if address:
             check_address(address)
 
@@ -951,7 +963,7 @@ class RayEngine(_Started):
         side = "cuda" if clip.device.type == "cuda" else "cpu"
         for numbers, group in groups.items():
             told = _of(clip, side), list(group[0][0]), batch_size, images.max_pixels
-            job = Job(*told, self.threads)
+            job = Job(*told)
             rows = [rows for _, _, rows in group]
             identity = clip_identity(clip)
             with Crew(self, EncodingWorker, (job,), identity, side == "cuda") as crew:
@@ -978,7 +990,7 @@ class RayEngine(_Started):
         kind, called = _told(captioner)
         self.start()
         gpu = called.get("device") == "cuda"
-        told = kind, called, images.max_pixels, self.threads
+        told = kind, called, images.max_pixels
         expected = _caption_identity(captioner)
         prompts = dict(pair for rows, asked in blocks for pair in zip(rows, asked))
         with Crew(self, CaptionWorker, told, expected, gpu) as crew:
