@@ -3,6 +3,7 @@
 import sys
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from click.testing import CliRunner
 
@@ -23,9 +24,15 @@ from clipadapt.clip.cluster import (
     EncodingWorker,
     Job,
     RayEngine,
+    Row,
     _as_row,
     _check_identity,
+    _chosen,
+    _file_system,
+    _hash_paths,
+    _hashed,
     _of,
+    _rows_of,
     _told,
     check_address,
     clip_identity,
@@ -220,3 +227,55 @@ def test_the_names_of_what_was_encoded(clip, photos, tmp_path):
 def test_public_names():
     assert clipadapt.encode is encode and clipadapt.RayEngine is RayEngine
     assert Crew.__doc__
+
+
+def test_many_files_are_hashed_by_the_engine(clip, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr("clipadapt.clip.features._WORTH_ASKING", 1)
+    asked = []
+
+    class Hashing(InThisProcess):
+        def hash_files(self, files):
+            asked.extend(files)
+            hashes = _hash_paths([str(file) for file in files])
+            return {file: digest for file, digest in zip(files, hashes) if digest}
+
+    store = FeatureStore(tmp_path / "store", engine=Hashing())
+    sound = photos.subset(range(6))
+    features = store.encode(clip, sound)
+    assert asked == sound.images.items[:6]
+    plain = FeatureStore(tmp_path / "plain")
+    assert np.allclose(features, plain.encode(clip, sound), atol=1e-6)
+    assert len(store.table(clip)) == 5
+    assert _hash_paths([str(tmp_path / "nowhere.png")]) == [None]
+
+
+def test_two_readings_find_the_same_images():
+    contents = [b"one", b"two", None, b"two"]
+    names = ["a.png", "", "", "d.png"]
+    column = pa.array(contents, pa.large_binary())
+    table = pa.table({"name": names, "bytes": column})
+    first = _hashed(table)
+    digests, keys = first["digest"].to_pylist(), first["key"].to_pylist()
+    assert digests[1] == digests[3] != digests[2] and len(set(keys)) == 4
+    order = np.argsort(np.array(keys, "S16"))
+    wanted = [place for place in order if place != 3]
+    found = _chosen(table, np.array(keys, "S16")[wanted], np.array(wanted), "there")
+    rows = {row.number: row for row in _rows_of(found)}
+    assert sorted(rows) == [0, 1, 2]
+    assert (rows[0].name, rows[0].content) == ("a.png", b"one")
+    assert (rows[1].name, rows[2].content) == ("row 1 of there", None)
+    none = _chosen(table, np.empty(0, "S16"), np.empty(0, np.int64), "there")
+    assert len(none) == 0
+
+
+def test_a_row_without_bytes_is_damaged(clip):
+    worker = EncodingWorker(Job(_of(clip, "cpu"), [(None, 0)], 8, MAX_PIXELS))
+    numbers, features, reasons, _ = worker.work([Row(4, None, "row 4 of there")])
+    assert reasons == {4: "row 4 of there: there are no bytes"}
+    assert numbers == [4] and np.isnan(features).all()
+
+
+def test_where_a_source_lies(tmp_path):
+    system, path = _file_system(str(tmp_path))
+    assert system.type_name == "local" and path == str(tmp_path)
+    assert _file_system("memory://a/b")[0].type_name.startswith("py::fsspec")

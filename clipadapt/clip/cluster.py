@@ -67,6 +67,7 @@ from clipadapt.images.sets import (
     check_count,
     file_of,
     share_processors,
+    track,
 )
 
 # %% auto #0
@@ -632,8 +633,13 @@ def _dataset(source, rays: Any):
         return _mapped(source, _of_table)
     if type(source).__module__.startswith("datasets."):
         return _mapped(rays.data.from_arrow(_hub_tables(source)), _of_hub)
-    folder, _, last = str(source).rpartition("/")
-    system, path = _file_system(folder if last.startswith("*.") else str(source))
+    place, query = str(source), ""
+    if "://" in place and "?" in place:  # how to get there: ?region=eu-west-1
+        place, query = place.split("?", 1)
+        query = "?" + query
+    folder, _, last = place.rpartition("/")
+    wanted = folder if last.startswith("*.") else place
+    system, path = _file_system(wanted + query)
     ending = last.rpartition(".")[2].lower()
     how: dict[str, Any] = {"filesystem": system, "num_cpus": _SHARE}
     if ending == "tar":
@@ -757,10 +763,14 @@ class ClusterImages(Sequence):
         self.keys: list[bytes] = []
         try:
             found = _mapped(self.data(), _hashed)
-            for table in found.iter_batches(batch_size=None, batch_format="pyarrow"):
-                self.names += table["name"].to_pylist()
-                self.digests += table["digest"].to_pylist()
-                self.keys += table["key"].to_pylist()
+            with track(None, "looking at images") as progress:
+                for table in found.iter_batches(
+                    batch_size=None, batch_format="pyarrow"
+                ):
+                    self.names += table["name"].to_pylist()
+                    self.digests += table["digest"].to_pylist()
+                    self.keys += table["key"].to_pylist()
+                    progress.update(len(table))
         except Exception as error:  # Ray's own, Arrow's, those of an object store
             raise _cannot_read(source, _cause(error)) from error
         if not self.names:
@@ -838,6 +848,7 @@ class _Started:
                     "include_dashboard": False,
                     "address": "local",
                 }
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             self._connect(rays, {**where, **quiet})
             self.ours = True
         context = rays.data.DataContext.get_current()
