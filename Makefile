@@ -61,7 +61,7 @@ soak: .venv/ready-dev   ## kill processes at random moments and see whether they
 	$(alone) $(BIN)/python -m tests.soak --kills $(KILLS) --seed $(SEED)
 
 cluster: .venv/ready-dev   ## Ray on two nodes and training on two processes: nodes, workers and drivers are killed
-	@$(BIN)/python -m pip install --quiet --editable '.[ray]'
+	@$(BIN)/python -m pip install --quiet --editable '.[ray]' 'transformers[serving]'
 	$(alone) $(BIN)/python -m pytest -q $(temporary) tests/cluster
 
 test-browser: .venv/ready-dev   ## drive the widgets in JupyterLab with a Chromium (CHROMIUM=/path/to/it)

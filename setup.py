@@ -48,10 +48,7 @@ setup(
     include_package_data=True,
     python_requires=f">={settings['min_python']}",
     install_requires=requirements(),
-    extras_require={
-        extra: requirements(f"{extra}_")
-        for extra in EXTRAS
-    },
+    extras_require={extra: requirements(f"{extra}_") for extra in EXTRAS},
     entry_points={
         "console_scripts": [
             f"{settings['lib_name']}={settings['lib_name']}.app.cli:main"

@@ -18,6 +18,7 @@ _MODULES = {
     "clip.featuresets": ("FeatureSet",),
     "clip.index": ("PrototypeIndex",),
     "clip.model": ("CLIP", "load_clip"),
+    "clip.server": ("ServerCaptioner",),
     "images.sets": ("ImageSet", "digits"),
     "learning.adapter": ("Adapter",),
     "methods.coreg": ("CoReg",),

@@ -29,6 +29,7 @@ from clipadapt.clip.cluster import (
     _check_identity,
     _chosen,
     _file_system,
+    _files_of,
     _hash_paths,
     _hashed,
     _of,
@@ -279,3 +280,10 @@ def test_where_a_source_lies(tmp_path):
     system, path = _file_system(str(tmp_path))
     assert system.type_name == "local" and path == str(tmp_path)
     assert _file_system("memory://a/b")[0].type_name.startswith("py::fsspec")
+    for name in ("part-1.tar", "part-0.TAR", "other.tar"):
+        (tmp_path / name).touch()
+    _, paths, ending = _files_of(f"file://{tmp_path}/part-*.tar")
+    assert paths == [str(tmp_path / "part-1.tar")] and ending == "tar"
+    assert _files_of("file:///x/y.tar?a=b.c")[1:] == (["/x/y.tar"], "tar")
+    with pytest.raises(FileNotFoundError):
+        _files_of(f"{tmp_path}/*.parquet")

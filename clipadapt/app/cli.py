@@ -12,7 +12,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext, suppress
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,6 +87,8 @@ class _Commands(click.Group):
             sentence = _sentence(error)
             if sentence is None:
                 raise
+            if _is_another():
+                sentence = f"process {os.environ['RANK']}: {sentence}"
             raise click.ClickException(shown(sentence)) from error
 
 # %% ../../nbs/engine/cli.ipynb #cell-9
@@ -169,10 +171,39 @@ def main(quiet: bool) -> None:
     logger.handlers[:] = [] if quiet else [_Echo()]
     logger.setLevel(logging.INFO)
     logger.propagate = False
-    click.get_current_context().with_resource(warnings.catch_warnings())
+    context = click.get_current_context()
+    context.with_resource(warnings.catch_warnings())
     _warn_once()
+    if "WORLD_SIZE" in os.environ:
+        _one_of_several(context)
 
 # %% ../../nbs/engine/cli.ipynb #cell-14
+def _one_of_several(context: click.Context) -> None:
+    """What is different where a launcher has started this command several times."""
+    from clipadapt.learning.processes import launched
+
+    command = context.invoked_subcommand
+    if launched() > 1 and command not in (None, "adapt"):
+        if _is_another():
+            context.exit(2)
+        raise click.UsageError(
+            f"{launched()} processes were launched, and each would do all of {command};"
+            " only adapt shares its work among processes: start this command alone"
+        )
+    if _is_another():
+        os.environ["TQDM_DISABLE"] = "1"
+        logger.handlers[:] = [logging.NullHandler()]
+
+
+def _is_another() -> bool:
+    """Whether this is one of several processes, but not the first."""
+    if "WORLD_SIZE" not in os.environ:
+        return False
+    from clipadapt.learning.processes import launched
+
+    return launched() > 1 and os.environ["RANK"] != "0"
+
+
 def _warn_once() -> None:
     """Log every warning once, however many methods have a reason for it."""
     said = set()
@@ -364,15 +395,24 @@ CAPTIONER = [
     click.option(
         "--captioner",
         type=PATH,
-        metavar="attributes|MODEL",
+        metavar="attributes|MODEL|URL",
         help=(
             "Who describes the images for LatteCLIP: 'attributes' measures drawings on"
             " a plain ground; MODEL is an image-text-to-text model of transformers, a"
-            " folder or a name on the hub, and answers about twice for every image. "
-            " [default: attributes without --model; with one nobody, and LatteCLIP"
-            " learns from class descriptions alone]"
+            " folder or a name on the hub, and answers about twice for every image; URL"
+            " is a server that speaks OpenAI's protocol.  [default: attributes without"
+            " --model; with one nobody, and LatteCLIP learns from class descriptions"
+            " alone]"
         ),
-    )
+    ),
+    click.option(
+        "--captioner-model",
+        metavar="NAME",
+        help=(
+            "The model to ask, when --captioner is the URL of a server; its key is read"
+            " from OPENAI_API_KEY.  [default: the only one that the server offers]"
+        ),
+    ),
 ]
 
 # %% ../../nbs/engine/cli.ipynb #engine-2
@@ -460,7 +500,22 @@ def _sound(clip: CLIP, images: ImageSet, methods: Sequence = ()) -> ImageSet:
         return images
     views = [view for method in methods for view in method.encoded_views()]
     with _encoding(clip):
+        _encode_part(clip, images, views)
         return readable(clip, images, views)
+
+
+def _encode_part(clip: CLIP, images: ImageSet, views: Sequence) -> None:
+    """Of several processes, each encodes its part; then all find all in the store."""
+    from clipadapt.clip.features import readable
+    from clipadapt.learning.processes import join
+
+    processes = join()
+    if processes.count > 1:
+        mine = range(len(images))[processes.part(len(images))]
+        with suppress(ValueError), warnings.catch_warnings():  # said of the whole
+            warnings.simplefilter("ignore")
+            readable(clip, images.subset(mine), views)
+        processes.wait()
 
 
 def _encoding(clip: CLIP) -> AbstractContextManager[None]:
@@ -495,40 +550,60 @@ def _by_config(option: str) -> str:
     source = click.get_current_context().get_parameter_source(option)
     return ", which --config names" if source == ParameterSource.DEFAULT_MAP else ""
 
-
-def _load_captioner(captioner: str, device: str | None = None, noun: str = "shape"):
+# %% ../../nbs/engine/cli.ipynb #who-describes
+def _load_captioner(
+    captioner: str, model: str | None, device: str | None = None, noun: str = "shape"
+):
     """The captioner of a command; the ruler calls what it measures `noun`."""
     from clipadapt.clip.captions import AttributeCaptioner, TransformersCaptioner
 
+    if captioner.startswith(("http://", "https://")):
+        return _ask_server(captioner, model)
+    if model:
+        raise click.UsageError(
+            "--captioner-model names a model of a server; give the address of the"
+            " server with --captioner"
+        )
     if captioner == "attributes":
         return AttributeCaptioner(noun)
     logger.info("captions by %s%s", captioner, _by_config("captioner"))
     return TransformersCaptioner(captioner, device=device)
+
+
+def _ask_server(url: str, model: str | None):
+    """The captioner on a server; its address is logged when it was found in order."""
+    from clipadapt.clip.server import captioner_at
+
+    named = _by_config("captioner")
+    made = captioner_at(url, model, typed=not named)
+    logger.info("captions by %s at %s%s", made.model, made.base_url, named)
+    return made
 
 # %% ../../nbs/engine/cli.ipynb #cell-25
 def _methods(
     wanted: Sequence[str], clip: CLIP, pool: ImageSet, given: dict[str, Any]
 ) -> dict[str, Any]:
     """The methods `wanted` by name, unfitted, as the options have them."""
-    captioner = _captioner_for(wanted, clip, given["captioner"], given["device"])
+    captioner = _captioner_for(wanted, clip, given)
     made = make_methods(clip, pool.classnames, given["preset"], captioner)
     return {name: made[name] for name in wanted}
 
 
-def _captioner_for(
-    wanted: Sequence[str], clip: CLIP, captioner: str | None, device: str | None
-):
+def _captioner_for(wanted: Sequence[str], clip: CLIP, given: dict[str, Any]):
     """The captioner that was asked for, if one of the methods `wanted` takes it.
 
     Raises click.UsageError when no method would listen to it.
     """
-    if captioner and "latteclip" not in wanted:
+    captioner, model = given["captioner"], given["captioner_model"]
+    if (captioner or model) and "latteclip" not in wanted:
         raise click.UsageError(
             f"--captioner serves latteclip, and {', '.join(wanted)} learns from no"
             " captions"
         )
     noun = "digit" if clip.name is None else "shape"
-    return _load_captioner(captioner, device, noun) if captioner else None
+    if not captioner and not model:
+        return None
+    return _load_captioner(captioner or "attributes", model, given["device"], noun)
 
 # %% ../../nbs/engine/cli.ipynb #cell-28
 def _target(out: str | None, overwrite: bool) -> Path | None:
@@ -607,12 +682,17 @@ def adapt(context, out, overwrite, resume, method, **given) -> None:
       --method latteclip --set domain=bird \\
       --captioner llava-hf/llava-v1.6-mistral-7b-hf --out run
     clipadapt adapt --config run/config.json --out again
+    accelerate launch -m clipadapt adapt ... trains on several GPUs
     """
+    from clipadapt.learning.processes import join
+
     options = _run_options(context)
+    processes = join(given["device"] == "cpu")
     pool, clip = _pool({**given, **options}), _clip(given)
     made = _methods([method], clip, pool, given)[method]
     chosen = configure(made, given["settings"]).set_params(seed=given["seed"])
-    with run_folder(out, options, overwrite, resume) as folder:
+    place = run_folder(out, options, overwrite, resume)
+    with place if processes.first else nullcontext(Path(out)) as folder:
         _if_interrupted(context, _kept("What is done is kept", folder, out))
         pool = _sound(clip, pool, [chosen])
         labels = pool.labels if given["use_labels"] else None
@@ -905,13 +985,15 @@ _CAPTION = [
     click.option(
         "--captioner",
         type=PATH,
-        metavar="attributes|MODEL",
+        metavar="attributes|MODEL|URL",
         help=(
             "MODEL is an image-text-to-text model of transformers, a folder or a name"
-            " on the hub; 'attributes' measures drawings on a plain ground.  [required"
-            " with --images; default for the handwriting: attributes]"
+            " on the hub; URL is a server that speaks OpenAI's protocol; 'attributes'"
+            " measures drawings on a plain ground.  [required with --images; default"
+            " for the handwriting: attributes]"
         ),
     ),
+    CAPTIONER[1],
     click.option(
         "--prompt", default="Describe the image in one sentence.", show_default=True
     ),
@@ -929,6 +1011,8 @@ def caption_command(
     \b
     clipadapt caption --images photos \\
       --captioner llava-hf/llava-v1.6-mistral-7b-hf --out captions.csv
+    clipadapt caption --images photos \\
+      --captioner http://127.0.0.1:8000/v1 --out captions.csv
     """
     from clipadapt.clip.captions import caption
     from clipadapt.clip.features import leave_out
@@ -936,7 +1020,8 @@ def caption_command(
     if images and not captioner:
         raise click.UsageError(
             "say who describes the images: --captioner MODEL, an image-text-to-text"
-            " model, or --captioner attributes for drawings on a plain ground"
+            " model, --captioner URL, a server that offers one, or"
+            " --captioner attributes for drawings on a plain ground"
         )
     target = _target(out, overwrite)
     words = "What was described is kept; the same command goes on from there."
@@ -944,7 +1029,8 @@ def caption_command(
     engine = _engine(given)
     pool = image_set(images, max_pixels, "test", engine=engine)
     noun = "shape" if images else "digit"
-    describing = _load_captioner(captioner or "attributes", noun=noun)
+    chosen = captioner or "attributes"
+    describing = _load_captioner(chosen, given["captioner_model"], noun=noun)
     damaged: dict[int, str] = {}
     said = caption(describing, pool, prompt, damaged=damaged, engine=engine)
     texts = [text for index, text in enumerate(said.texts) if index not in damaged]

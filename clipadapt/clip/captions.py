@@ -12,7 +12,7 @@ import os
 import sqlite3
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -56,10 +56,11 @@ from clipadapt.images.sets import (
 )
 
 # %% auto #0
-__all__ = ['DOMAINS', 'MAX_WORDS', 'MAX_CHARACTERS', 'FAINT', 'PLAIN_BORDER', 'PLAIN_GROUND', 'OTHER_COLOURS', 'ATTRIBUTES',
-           'Domain', 'image_prompt', 'group_prompt', 'image_prompts', 'draw_groups', 'tile', 'Captioner',
-           'CallableCaptioner', 'Described', 'Describing', 'Captions', 'caption', 'caption_groups',
-           'measure_attributes', 'is_drawing', 'common_attributes', 'AttributeCaptioner', 'TransformersCaptioner']
+__all__ = ['DOMAINS', 'Asked', 'Answers', 'Answered', 'MAX_WORDS', 'MAX_CHARACTERS', 'FAINT', 'PLAIN_BORDER', 'PLAIN_GROUND',
+           'OTHER_COLOURS', 'ATTRIBUTES', 'Domain', 'image_prompt', 'group_prompt', 'image_prompts', 'draw_groups',
+           'tile', 'CaptionerUnavailable', 'in_batches', 'Captioner', 'CallableCaptioner', 'Described', 'Describing',
+           'Captions', 'caption', 'caption_groups', 'measure_attributes', 'is_drawing', 'common_attributes',
+           'AttributeCaptioner', 'TransformersCaptioner']
 
 # %% ../../nbs/09_captions.ipynb #new-11
 #| code-fold: true
@@ -251,6 +252,31 @@ def tile(images: Sequence[Image.Image], side: int = 672, gap: int = 20) -> Image
         canvas.paste(image, (left, top))
     return canvas
 
+# %% ../../nbs/09_captions.ipynb #describe-all
+#| code-fold: true
+#| code-summary: "Many batches, and a captioner that is gone"
+Asked = dict[Hashable, tuple[list[Image.Image], str]]  # images and question, by key
+Answers = dict[Hashable, str | Exception]  # a text, or why there is none, by key
+Answered = Generator[Answers, None, None]
+
+
+class CaptionerUnavailable(ConnectionError):
+    """Nobody answers any more: a run ends, and what was answered before is kept."""
+
+
+def in_batches(
+    captioner: Captioner, batches: Iterable[Asked], grouped: bool
+) -> Answered:
+    """Batch after batch is described; what failed is asked once more, alone.
+
+    captioner: who describes.
+    batches: dicts of (RGB images, prompt) by a key.
+    grouped: whether the images of a key are a group, for `describe_groups`; otherwise
+        there is one, for `describe`.
+    """
+    for batch in batches:
+        yield _answers(captioner, batch, grouped)
+
 # %% ../../nbs/09_captions.ipynb #new-25
 class Captioner:
     """Base of all captioners: subclass it, set `name`, and write `describe`.
@@ -286,6 +312,12 @@ class Captioner:
         """Called before the first batch when there is anything to describe.
 
         The moment to load a large model, and to fail if there is none."""
+
+    def describe_all(self, batches: Iterable[Asked], grouped: bool) -> Answered:
+        """Texts or errors for many batches as they come, by default `in_batches`.
+
+        batches, grouped: as there. One who gives up raises `CaptionerUnavailable`."""
+        return in_batches(self, batches, grouped)
 
 # %% ../../nbs/09_captions.ipynb #new-26
 class CallableCaptioner(Captioner):
@@ -570,15 +602,13 @@ def _run(
     groups: Sequence[np.ndarray] | np.ndarray,
     prompts: str | Sequence[str],
     cache: str | Path | None | bool,
-    describe: Callable,
-    key_of: Callable[[list[bytes]], str],
+    grouped: bool = True,
     damaged: dict[int, str] | None = None,
     engine: Describing | None = None,
 ) -> Captions:
     """The captions of groups of images.
 
-    describe: answers for (groups of images, prompts).
-    key_of: makes the key of a group from the hashes of its images.
+    grouped: False for groups of one, which are asked about as images.
     damaged: takes the groups with an image that cannot be read, which then are no
         failures.
     """
@@ -592,16 +622,17 @@ def _run(
         if len(hashes) < len(read):
             errors[i] = _first_error(read)
         elif hashes:
-            keys[i] = (key_of(hashes), prompts[i], name)
+            keys[i] = (_key_of(hashes, grouped), prompts[i], name)
     store = _Cache(cache)
     with closing(store.connection):
         known = store.find(list(keys.values()))
         todo = {key: groups[i] for i, key in keys.items() if key not in known}
         if engine is None:
-            work = _describe_here(captioner, images, todo, describe)
+            work = _describe_here(captioner, images, todo, grouped)
         else:
             work = _describe_by(engine, captioner, images, todo)
-        unread, failed = _fill(work, len(todo), store, known)
+        with closing(work):
+            unread, failed = _fill(work, len(todo), store, known)
     errors |= {i: unread[key] for i, key in keys.items() if key in unread}
     if damaged is not None:
         damaged.update((i, _reason(error)) for i, error in errors.items())
@@ -612,6 +643,11 @@ def _run(
         [known.get(keys.get(i), "") for i in range(len(groups))],
         [(i, _reason(errors[i])) for i in sorted(errors)],
     )
+
+
+def _key_of(hashes: list[bytes], grouped: bool) -> str:
+    """What a caption is kept under, from the hashes of its images."""
+    return hash_parts("group", *hashes).hex() if grouped else hashes[0].hex()
 
 
 def _warn(
@@ -634,12 +670,16 @@ def _warn(
 # %% ../../nbs/09_captions.ipynb #new-34
 #| code-fold: true
 #| code-summary: "Run: batch by batch, while the next images are read"
+_Errors = dict[Hashable, Exception]  # what could not be described, by key
+_Work = Generator[tuple[_Errors, Answers], None, None]  # what was unread, what was said
+
+
 def _fill(
-    work: Iterator[tuple[dict[_Key, Exception], dict[_Key, str | Exception]]],
+    work: _Work,
     count: int,
     store: _Cache,
     known: dict[_Key, str],
-) -> tuple[dict[_Key, Exception], dict[_Key, Exception]]:
+) -> tuple[_Errors, _Errors]:
     """Add what is described to the store and to `known`, batch after batch.
 
     work: for each batch what could not be read, and the answers about all others.
@@ -647,7 +687,8 @@ def _fill(
 
     Returns what could not be read, and what the captioner failed on.
     """
-    unread, failed = {}, {}
+    unread: _Errors = {}
+    failed: _Errors = {}
     with track(
         None,
         "captioning",
@@ -664,43 +705,61 @@ def _fill(
             progress.update(len(bad) + len(answers))
     return unread, failed
 
-
+# %% ../../nbs/09_captions.ipynb #read-ahead
+#| code-fold: true
+#| code-summary: "Run: read ahead, ask, and keep errors apart"
 def _describe_here(
     captioner: Captioner,
     images: ImageSet,
     todo: dict[_Key, np.ndarray],
-    describe: Callable,
-) -> Iterator[tuple[dict[_Key, Exception], dict[_Key, str | Exception]]]:
-    """The batches that `_fill` wants, described while the next images are read."""
+    grouped: bool,
+) -> _Work:
+    """The answers that `_fill` wants, while the next images are read."""
     if todo:
         captioner.prepare()
+    size, unread = check_count(captioner.batch_size, "batch_size"), {}
+    batches = _readable(images, todo, size, unread)
+    with closing(captioner.describe_all(batches, grouped)) as answered:
+        for answers in answered:
+            bad = dict(unread)
+            unread.clear()
+            yield bad, answers
+    yield unread, {}
+
+
+def _readable(
+    images: ImageSet,
+    todo: dict[_Key, np.ndarray],
+    size: int,
+    unread: _Errors,
+) -> Iterator[Asked]:
+    """Batches of what is to be described, read ahead; `unread` takes the others."""
     keys = list(todo)
-    batches = _batches(len(keys), check_count(captioner.batch_size, "batch_size"))
+    batches = _batches(len(keys), size)
     read = _ahead(
         lambda batch: [_load(images, todo[keys[k]]) for k in batch],
         batches,
         workers(),
     )
     for batch, loaded in zip(batches, read):
-        things = {keys[k]: thing for k, thing in zip(batch, loaded)}
-        bad, good = _split_errors(things)
-        yield bad, _answers(describe, good)
+        bad, good = _split_errors({keys[k]: it for k, it in zip(batch, loaded)})
+        unread |= bad
+        if good:
+            yield {key: (group, key[1]) for key, group in good.items()}
 
 
-def _split_errors(things: dict[_Key, Any]) -> tuple[dict[_Key, Exception], dict]:
+def _split_errors(things: dict) -> tuple[_Errors, dict]:
     """The errors among some things, and all others."""
     bad = {key: it for key, it in things.items() if isinstance(it, Exception)}
     return bad, {key: it for key, it in things.items() if key not in bad}
 
 
-def _answers(
-    describe: Callable, groups: dict[_Key, list[Image.Image]]
-) -> dict[_Key, str | Exception]:
+def _answers(captioner: Captioner, batch: Asked, grouped: bool) -> Answers:
     """The text for each group of a batch, or the error in its place."""
-    if not groups:
-        return {}
-    prompts = [prompt for _, prompt, _ in groups]
-    return dict(zip(groups, _ask_twice(describe, list(groups.values()), prompts)))
+    things = [group if grouped else group[0] for group, _ in batch.values()]
+    describe = captioner.describe_groups if grouped else captioner.describe
+    prompts = [prompt for _, prompt in batch.values()]
+    return dict(zip(batch, _ask_twice(describe, things, prompts)))
 
 # %% ../../nbs/09_captions.ipynb #described-1
 #| code-fold: true
@@ -738,7 +797,7 @@ def _describe_by(
     captioner: Captioner,
     images: ImageSet,
     todo: dict[_Key, np.ndarray],
-) -> Iterator[tuple[dict[_Key, Exception], dict[_Key, str | Exception]]]:
+) -> _Work:
     """The batches that `_fill` wants, described by an engine, as they finish."""
     keys = {int(group[0]): key for key, group in todo.items()}
     rows = list(keys)
@@ -806,7 +865,8 @@ def caption(
     warning says how many.
 
     Raises ValueError for prompts that do not fit, a captioner without a name, or a
-    damaged cache; OSError for a cache that cannot be written.
+    damaged cache; OSError for a cache that cannot be written; `CaptionerUnavailable`
+    when the captioner cannot be reached any more.
     """
     images = as_imageset(images)
     need_images(images)
@@ -816,8 +876,7 @@ def caption(
         np.arange(len(images))[:, None],
         prompts,
         cache,
-        lambda groups, asked: captioner.describe([image for (image,) in groups], asked),
-        lambda digests: digests[0].hex(),
+        False,
         damaged,
         engine,
     )
@@ -850,8 +909,6 @@ def caption_groups(
         [row[row >= 0] for row in groups],
         prompts,
         cache,
-        captioner.describe_groups,
-        lambda digests: hash_parts("group", *digests).hex(),
     )
 
 

@@ -18,6 +18,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -75,6 +76,8 @@ __all__ = ['check_address', 'Row', 'Job', 'clip_identity', 'EncodingWorker', 'Ca
            'RayEngine', 'encode', 'engine_images']
 
 # %% ../../nbs/engine/cluster.ipynb #cluster-6
+#| code-fold: true
+#| code-summary: "Ray, or which extra it is; and who listens at an address"
 def _ray() -> Any:
     """The module `ray`, with `ray.data`; ModuleNotFoundError says which extra it is."""
     try:
@@ -123,6 +126,8 @@ def _ask_health(address: str, patience: float) -> None:
     subprocess.run(command, check=True, timeout=2 * patience, **quiet)
 
 # %% ../../nbs/engine/cluster.ipynb #cluster-9
+#| code-fold: true
+#| code-summary: "Row: one image on its way"
 class Row(NamedTuple):
     """One image on its way to a worker.
 
@@ -199,6 +204,8 @@ class _Rows(Sequence):
         return _decode(io.BytesIO(content), name, self.max_pixels, *needed)
 
 # %% ../../nbs/engine/cluster.ipynb #cluster-12
+#| code-fold: true
+#| code-summary: "EncodingWorker: it loads the model, introduces itself, and encodes"
 class Job(NamedTuple):
     """What an encoding worker needs to know.
 
@@ -549,6 +556,8 @@ class Crew(_Watch):
             yield from self._look()
 
 # %% ../../nbs/engine/cluster.ipynb #cluster-23
+#| code-fold: true
+#| code-summary: "Names and bytes from what Ray Data has read"
 _IMAGES = tuple(end.removeprefix(".") for ends in IMAGE_KINDS.values() for end in ends)
 _BYTES = ("bytes", "image", "img", "content", "jpg", "jpeg", "png", "webp")
 _NAMES = ("name", "file_name", "filename", "path", "key", "__key__", "url", "id")
@@ -623,6 +632,30 @@ def _file_system(source: str) -> tuple[Any, str]:
         return PyFileSystem(FSSpecHandler(system)), path
 
 
+def _files_of(source: str) -> tuple[Any, list[str], str]:
+    """The file system of a source, its paths there, and their ending in lower case.
+
+    source: a file or a folder; its last part may hold `*`, as in shards/train-*.tar.
+    """
+    from pyarrow.fs import FileSelector
+
+    place, query = source, ""
+    if "://" in place and "?" in place:  # how to get there: ?region=eu-west-1
+        place, query = place.split("?", 1)
+        query = "?" + query
+    folder, _, last = place.rpartition("/")
+    ending = last.rpartition(".")[2].lower()
+    if "*" not in last:
+        system, path = _file_system(place + query)
+        return system, [path], ending
+    system, path = _file_system((folder or ".") + query)
+    found = system.get_file_info(FileSelector(path))
+    paths = sorted(one.path for one in found if fnmatch(one.base_name, last))
+    if not paths:
+        raise FileNotFoundError(source)
+    return system, paths, ending
+
+
 def _dataset(source, rays: Any):
     """A data set of Ray with the columns name and bytes.
 
@@ -633,23 +666,16 @@ def _dataset(source, rays: Any):
         return _mapped(source, _of_table)
     if type(source).__module__.startswith("datasets."):
         return _mapped(rays.data.from_arrow(_hub_tables(source)), _of_hub)
-    place, query = str(source), ""
-    if "://" in place and "?" in place:  # how to get there: ?region=eu-west-1
-        place, query = place.split("?", 1)
-        query = "?" + query
-    folder, _, last = place.rpartition("/")
-    wanted = folder if last.startswith("*.") else place
-    system, path = _file_system(wanted + query)
-    ending = last.rpartition(".")[2].lower()
+    system, paths, ending = _files_of(str(source))
     how: dict[str, Any] = {"filesystem": system, "num_cpus": _SHARE}
     if ending == "tar":
         options = {"decoder": None, "file_extensions": ["tar"], **how}
-        return _mapped(rays.data.read_webdataset(path, **options), _of_samples)
+        return _mapped(rays.data.read_webdataset(paths, **options), _of_samples)
     if ending in ("parquet", "pq"):
         options = {"file_extensions": [ending], **how}
-        return _mapped(rays.data.read_parquet(path, **options), _of_table)
+        return _mapped(rays.data.read_parquet(paths, **options), _of_table)
     options = {"include_paths": True, "file_extensions": [*_IMAGES], **how}
-    return _mapped(rays.data.read_binary_files(path, **options), _of_files)
+    return _mapped(rays.data.read_binary_files(paths, **options), _of_files)
 
 
 def _mapped(data, function: Callable):
@@ -747,6 +773,8 @@ def _chosen(table, keys: np.ndarray, numbers: np.ndarray, where: str):
     return pa.table({**columns, "bytes": table["bytes"].take(pa.array(rows))})
 
 # %% ../../nbs/engine/cluster.ipynb #cluster-28
+#| code-fold: true
+#| code-summary: "ClusterImages: names and hashes without pixels"
 class ClusterImages(Sequence):
     """Images that Ray Data reads: names and hashes are here, pixels are not.
 
@@ -813,6 +841,8 @@ def _cause(error: BaseException) -> BaseException:
     return error if not isinstance(below, BaseException) else _cause(below)
 
 # %% ../../nbs/engine/cluster.ipynb #cluster-30
+#| code-fold: true
+#| code-summary: "Start Ray, and stop what was started"
 def _processors() -> int:
     """Processors of this process."""
     if hasattr(os, "sched_getaffinity"):
@@ -891,6 +921,8 @@ class _Started:
         return self.workers or max(1, processors // threads), threads
 
 # %% ../../nbs/engine/cluster.ipynb #cluster-31
+#| code-fold: true
+#| code-summary: "RayEngine: what the store and the captions ask"
 class RayEngine(_Started):
     """Encodes and describes on the workers of Ray, here or on a cluster.
 
@@ -927,9 +959,9 @@ class RayEngine(_Started):
     def images(self, source, max_pixels: int = MAX_PIXELS) -> ImageSet:
         """Images from anywhere, unlabelled, of which Ray Data reads the pixels.
 
-        source: a folder, a .tar or .parquet file, or `FOLDER/*.tar`, each a path or an
-            address such as s3://bucket/folder; a data set of the Hugging Face hub; or a
-            data set of Ray with a column of bytes.
+        source: a folder, a .tar or .parquet file, or several as in FOLDER/part-*.tar,
+            by path or by an address such as s3://bucket/folder; a data set of the
+            Hugging Face hub; or a data set of Ray with a column of bytes.
         max_pixels: the largest width x height of a file that is decoded.
 
         Raises ValueError or FileNotFoundError for a source that cannot be read.
@@ -1095,6 +1127,8 @@ def _read_again(
         yield from bundle.block_refs
 
 # %% ../../nbs/engine/cluster.ipynb #cluster-34
+#| code-fold: true
+#| code-summary: "encode: features of a source, by any engine"
 class _Named(_NoImages):
     """As many images as there are features; they have names, and nothing else."""
 

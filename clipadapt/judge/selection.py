@@ -42,8 +42,8 @@ from clipadapt.methods.mixture import (
 from ..methods.transduction import nearest_rows
 
 # %% auto #0
-__all__ = ['SCORES', 'POOL_SCORES', 'TOGETHER', 'MEASURED', 'ALWAYS', 'agreement', 'label_free', 'rank_quality', 'plot_score',
-           'pool_scores', 'half_agreement', 'rank_together', 'recommend_without_labels']
+__all__ = ['SCORES', 'POOL_SCORES', 'TOGETHER', 'MEASURED', 'ALWAYS', 'ALL_STUCK', 'UNSURE', 'agreement', 'label_free',
+           'rank_quality', 'plot_score', 'pool_scores', 'half_agreement', 'rank_together', 'recommend_without_labels']
 
 # %% ../../nbs/16_selection.ipynb #cell-9
 def agreement(runs: Sequence[Run]) -> pd.DataFrame:
@@ -440,6 +440,14 @@ MEASURED = {  # points behind the best, in engine/selection.jsonl of 27 November
     "confidence": 14.6,
 }
 ALWAYS = "on average over our folders no score chose better than this method"
+ALL_STUCK = (
+    "Every method gives all images one and the same answer: there is nothing to choose "
+    "between. Look at the class names and the model first."
+)
+UNSURE = (
+    "These scores do not know the truth: label a hundred images and compare before you "
+    "rely on it."
+)
 
 
 def _mixtures(runs: Sequence[Run], usable: set[str]) -> list[str]:
@@ -470,10 +478,7 @@ def recommend_without_labels(
     answers = {name: vote.argmax(1) for name, vote in _votes(runs).items()}
     stuck = [name for name, answer in answers.items() if len(np.unique(answer)) == 1]
     if len(stuck) == len(table):
-        return (
-            "Every method gives all images one and the same answer: there is nothing "
-            "to choose between. Look at the class names and the model first."
-        )
+        return ALL_STUCK
     best = table.drop(stuck).dropna(axis="columns", how="all").idxmax()
     firsts = {str(score): method for score, method in best.items()}
     score = "silhouette" if "silhouette" in firsts else "confidence"
@@ -487,10 +492,7 @@ def recommend_without_labels(
     said.append(_reliability(score, bool(usable)))
     same = f"Left out, because all their answers are the same: {', '.join(stuck)}."
     said += [same] if stuck else []
-    return " ".join(said) + (
-        " These scores do not know the truth: label a hundred images and compare "
-        "before you rely on it."
-    )
+    return " ".join([*said, UNSURE])
 
 # %% ../../nbs/16_selection.ipynb #cell-35
 #| code-fold: true

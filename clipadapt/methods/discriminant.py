@@ -233,7 +233,9 @@ def features_and_text(
     features = unit_rows(clip.encode_image(images), "features", text.shape[1])
     return torch.from_numpy(features), torch.from_numpy(text)
 
-
+# %% ../../nbs/engine/discriminant.ipynb #n20-answers
+#| code-fold: true
+#| code-summary: "How such a classifier answers for a pool and for new images"
 class _Classifier(Adapter):
     """A method whose `_logits` of features answer for its pool and for new images."""
 
