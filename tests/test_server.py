@@ -31,8 +31,11 @@ COUNT = 48
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """No key of whoever runs the tests; waiting between two tries takes a moment."""
+    """No key of whoever runs the tests; a moment between two tries; and a proxy that
+    does not exist, past which a server on this machine has to be found."""
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    for name in ("HTTP_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
     monkeypatch.setattr(openai._base_client, "INITIAL_RETRY_DELAY", 0.02, False)
 
 
@@ -260,6 +263,7 @@ def test_nobody_sees_the_key(some, tmp_path, monkeypatch, caplog, capfd):
     the server says it aloud."""
     caplog.set_level(logging.DEBUG)
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("OPENAI_ADMIN_KEY", "sk-another-one")
     monkeypatch.setattr(
         "loopback_server.ERRORS",
         {**ERRORS, "told": (400, {}, {"error": {"message": f"what is {KEY}?"}})},
