@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from clipadapt import FLYP, FPL, LatteCLIP, ReCLIP, digits
 from clipadapt.app.cli import main
 from clipadapt.learning import processes
-from clipadapt.learning.processes import Processes, in_parts, join, pixel_parts
+from clipadapt.learning.processes import Processes, in_parts, pixel_parts
 from clipadapt.learning.training import Checkpoint, Recipe, minimise
 
 
@@ -34,9 +34,8 @@ def launched(monkeypatch):
         monkeypatch.setenv("WORLD_SIZE", "2")
         monkeypatch.setenv("RANK", str(rank))
 
-    join.cache_clear()
     yield launch
-    join.cache_clear()
+    assert not processes._joined
 
 
 @pytest.fixture(scope="module")

@@ -75,7 +75,8 @@ class _Commands(click.Group):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            say(f"\ninterrupted. {ctx.obj or 'Nothing was written.'}")
+            if not _is_another():
+                say(f"\ninterrupted. {ctx.obj or 'Nothing was written.'}")
             ctx.exit(130)
         except BrokenPipeError:
             _drop_output()

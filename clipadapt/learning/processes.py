@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -290,17 +290,28 @@ def launched() -> int:
     return int(count) if "RANK" in os.environ and count.isdecimal() else 1
 
 
-@lru_cache(maxsize=1)
+_joined: list[Processes] = []  # connected once
+
+
 def join(cpu: bool = False) -> Processes:
     """The processes that a launcher has started, connected; one alone without any.
 
-    cpu: connect them for work on CPUs, even where there are GPUs.
+    cpu: connect them for work on CPUs, even where there are GPUs. The first call
+        decides.
 
     Raises ModuleNotFoundError where accelerate is not installed, and ConnectionError
     when the others do not come.
     """
     if launched() == 1:
         return ALONE
+    if not _joined:
+        _joined.append(_connect(cpu or not torch.cuda.is_available()))
+        _listen(_joined[0].count)
+    return _joined[0]
+
+
+def _connect(cpu: bool) -> Processes:
+    """This process, connected with the others."""
     try:
         from accelerate import PartialState
     except ImportError as error:
@@ -308,12 +319,10 @@ def join(cpu: bool = False) -> Processes:
             f"{launched()} processes were launched, and to connect them needs "
             "accelerate: pip install 'clipadapt[accelerate]'"
         ) from error
-    cpu = cpu or not torch.cuda.is_available()
     try:
         state = PartialState(cpu=cpu, timeout=timedelta(days=1))
     except RuntimeError as error:
         raise _lost(launched(), str(error).splitlines()[0]) from error
-    _listen(state.num_processes)
     device = cast(torch.device, state.device)
     return Processes(state.process_index, state.num_processes, device)
 

@@ -85,7 +85,8 @@ class _Labels:
         )
         self.taught = guesses is not None
         if guesses is None:
-            guesses = self.label(method.clip.encode_image(images), self.everyone)
+            features = spread_images(method.clip.encode_image, images)
+            guesses = self.label(features, self.everyone)
         self.first = torch.where(self.labels >= 0, self.labels, guesses)
         self.used = self.first.clone()
 

@@ -30,7 +30,7 @@ from ..images.files import Array
 from ..images.sets import ImageSet, Integers, check_classnames, check_count
 from ..images.views import View
 from ..learning.adapter import Adapter, Taught
-from ..learning.processes import current
+from ..learning.processes import current, share, spread_images
 from clipadapt.learning.towers import (
     CROPS,
     FineTuned,
@@ -552,9 +552,9 @@ class _Guessing(_Declared):
         """Pseudolabels int64 [N] of the annotator, or the frozen CLIP; labels stay."""
         said = self._ask_annotator(images, labels)
         if said is None:
-            said = self.clip.encode_image(images) @ prompts.T
+            said = spread_images(self.clip.encode_image, images) @ prompts.T
         known = torch.from_numpy(labels)
-        return torch.where(known >= 0, known, said.argmax(1))
+        return current().agree(torch.where(known >= 0, known, said.argmax(1)))
 
 # %% ../../nbs/10_latteclip.ipynb #new-35
 class _Fitting(_Guessing):
@@ -570,7 +570,9 @@ class _Fitting(_Guessing):
         guesses = self._guess(images, labels, prompts)
         facts = self._facts(images, labels) if self.checkpoint else {}
         checkpoint = Checkpoint(self.checkpoint, facts)
-        captions = self._captions(images, guesses.numpy())
+        first = current().first  # one asks, and all are told
+        captions = self._captions(images, guesses.numpy()) if first else {}
+        _, captions = share({}, captions, current())
         self._forget()
         method = cast(LatteCLIP, self)
         run = _Run(method, images, labels, prompts, guesses, captions)

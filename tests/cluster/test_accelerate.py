@@ -123,6 +123,26 @@ def test_a_killed_process_ends_the_run_and_resume_goes_on(
     assert written(out) == undisturbed[0]
 
 
+def test_a_process_that_waits_for_a_silent_one_can_be_stopped(photographs, tmp_path):
+    """On GPUs a process waits for a dead one for ever, and hears nothing but signals."""
+    out = tmp_path / "run"
+    process = subprocess.Popen(
+        command(*adapt(photographs, out), launched=True),
+        env=ENVIRONMENT,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    wait_for(out / "checkpoint.safetensors", process)
+    first, second = (worker(process.pid, rank) for rank in (0, 1))
+    second.suspend()
+    time.sleep(2)  # the first has come to a question by now
+    first.terminate()
+    said = process.communicate(timeout=180)[1]
+    assert process.returncode != 0 and "this one was told to stop" in said
+    assert not second.is_running() and (out / "checkpoint.safetensors").exists()
+
+
 def wait_for(path, process) -> None:
     until = time.monotonic() + 300
     while not path.exists():
