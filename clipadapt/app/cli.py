@@ -439,7 +439,7 @@ ENGINE = [
 ]
 _NOT_KEPT = ("out", "overwrite", "resume", "engine", "address", "workers")
 
-
+# %% ../../nbs/engine/cli.ipynb #engine-3
 def _engine(given: dict[str, Any]) -> RayEngine | None:
     """The engine of a command, which ends with it; None for this process."""
     context = click.get_current_context()
@@ -457,7 +457,6 @@ def _engine(given: dict[str, Any]) -> RayEngine | None:
             "--engine ray has workers of its own: encode with it first, then launch"
             " several processes without it"
         )
-
     if "engine" not in context.meta:
         made = RayEngine(given["address"], given["workers"])
         context.meta["engine"] = context.with_resource(made)
