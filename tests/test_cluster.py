@@ -294,3 +294,23 @@ def test_where_a_source_lies(tmp_path):
     assert _files_of("file:///x/y.tar?a=b.c")[1:] == (["/x/y.tar"], "tar")
     with pytest.raises(FileNotFoundError):
         _files_of(f"{tmp_path}/*.parquet")
+
+
+def test_files_are_named_as_they_were_and_opened_from_anywhere(
+    photos, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    row = _as_row(ImageSet(["0.png"]), 0, None)
+    assert row.name == "0.png" and row.content == str(tmp_path / "0.png")
+    said = _as_row(ImageSet(["nowhere.png"]).subset([0]), 0, None)
+    worker = CaptionWorker(*_told(AttributeCaptioner("digit")), MAX_PIXELS)
+    (_, (found, lost)) = worker.work([row, said], {0: "What?"})
+    assert found.text and lost.unread == "nowhere.png: no such image file"
+
+
+def test_nothing_to_describe_starts_nobody(monkeypatch):
+    monkeypatch.setattr("clipadapt.clip.cluster._ray", lambda: None)
+    engine = RayEngine()
+    assert [
+        *engine.describe_blocks(AttributeCaptioner("digit"), ImageSet([]), [])
+    ] == []

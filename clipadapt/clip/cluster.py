@@ -156,7 +156,7 @@ def _as_row(images: ImageSet, number: int, side: int | None) -> Row:
     file = file_of(images.images, number)
     name = None if file is None else os.fspath(file)
     if name is not None and _is_plain(images):
-        return Row(number, name, name)
+        return Row(number, os.path.abspath(name), name)  # workers have other folders
     try:
         return Row(number, np.asarray(images.read(number, side)), name)
     except (ValueError, OSError) as error:
@@ -491,6 +491,7 @@ class Crew(_Watch):
     told: what each is made with; the number of its processors is added.
     expected: what each has to say of itself.
     gpu: whether each needs a GPU.
+    most: how many of them have something to do; None for all.
 
     Use it as a context manager: the workers end with it.
     """
@@ -502,9 +503,11 @@ class Crew(_Watch):
         told: tuple,
         expected: dict[str, str],
         gpu: bool = False,
+        most: int | None = None,
     ):
         self.ray, self.expected = _ray(), expected
         self.size, threads = engine.crew_size(gpu)
+        self.size = min(self.size, most or self.size)
         needs = {"num_cpus": threads, "num_gpus": 1 if gpu else 0}
         options = {"max_restarts": 0, "scheduling_strategy": "SPREAD", **needs}
         self.kind = self.ray.remote(kind).options(**options)
@@ -522,6 +525,8 @@ class Crew(_Watch):
         return self
 
     def __exit__(self, *error) -> None:
+        if not self.ray.is_initialized():  # they ended with their cluster
+            return
         workers = [worker for worker, *_ in self.busy.values()]
         for worker in [*self.starting.values(), *workers, *self.idle]:
             self.ray.kill(worker)
@@ -865,9 +870,9 @@ class _Started:
         """
         rays = _ray()
         if not rays.is_initialized():
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
             if self.address:
-                check_address(self.address)
                 where: dict[str, Any] = {"address": self.address}
             else:
                 # one processor more than there is: reading tasks need some room
@@ -878,7 +883,6 @@ class _Started:
                     "include_dashboard": False,
                     "address": "local",
                 }
-            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             self._connect(rays, {**where, **quiet})
             self.ours = True
         context = rays.data.DataContext.get_current()
@@ -974,16 +978,11 @@ class RayEngine(_Started):
         files: paths that the whole cluster sees.
         """
         rays = self.start()
-        parts = [
-            list(map(os.fspath, files[k : k + 1024]))
-            for k in range(0, len(files), 1024)
-        ]
+        paths = [os.path.abspath(file) for file in files]
         task = rays.remote(_hash_paths).options(num_cpus=_SHARE)
-        found = [
-            digest
-            for part in rays.get([task.remote(p) for p in parts])
-            for digest in part
-        ]
+        parts = [paths[start : start + 1024] for start in range(0, len(paths), 1024)]
+        hashes = rays.get([task.remote(part) for part in parts])
+        found = [digest for part in hashes for digest in part]
         return {file: digest for file, digest in zip(files, found) if digest}
 
     def encode_blocks(
@@ -1005,11 +1004,12 @@ class RayEngine(_Started):
             groups.setdefault(tuple(block[1]), []).append(block)
         side = "cuda" if clip.device.type == "cuda" else "cpu"
         for numbers, group in groups.items():
-            told = _of(clip, side), list(group[0][0]), batch_size, images.max_pixels
-            job = Job(*told)
+            model, views = _of(clip, side), list(group[0][0])
+            job = Job(model, views, batch_size, images.max_pixels)
             rows = [rows for _, _, rows in group]
             identity = clip_identity(clip)
-            with Crew(self, EncodingWorker, (job,), identity, side == "cuda") as crew:
+            told, gpu = (job,), side == "cuda"
+            with Crew(self, EncodingWorker, told, identity, gpu, len(rows)) as crew:
                 for result in _all_of(crew, images, rows, clip.side):
                     if isinstance(result, str):
                         raise ValueError(result)
@@ -1031,15 +1031,16 @@ class RayEngine(_Started):
         Raises ValueError for a captioner that cannot be made again.
         """
         kind, called = _told(captioner)
+        if not blocks:
+            return
         self.start()
         gpu = called.get("device") == "cuda"
         told = kind, called, images.max_pixels
         expected = _caption_identity(captioner)
         prompts = dict(pair for rows, asked in blocks for pair in zip(rows, asked))
-        with Crew(self, CaptionWorker, told, expected, gpu) as crew:
-            yield from _all_of(
-                crew, images, [rows for rows, _ in blocks], None, prompts
-            )
+        parts = [rows for rows, _ in blocks]
+        with Crew(self, CaptionWorker, told, expected, gpu, len(parts)) as crew:
+            yield from _all_of(crew, images, parts, None, prompts)
 
 
 def _hash_paths(paths: list[str]) -> list[bytes | None]:
@@ -1123,8 +1124,11 @@ def _read_again(
     chosen = {"keys": keys[order], "numbers": np.array(numbers)[order]}
     data = _mapped(source.data(), partial(_chosen, **chosen, where=source.place))
     data = data.repartition(target_num_rows_per_block=size, strict=True)
-    for bundle in data.iter_internal_ref_bundles():
-        yield from bundle.block_refs
+    try:
+        for bundle in data.iter_internal_ref_bundles():
+            yield from bundle.block_refs
+    except Exception as error:  # Ray's own, Arrow's, those of an object store
+        raise _cannot_read(source.source, _cause(error)) from error
 
 # %% ../../nbs/engine/cluster.ipynb #cluster-34
 #| code-fold: true
