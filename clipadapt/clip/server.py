@@ -493,7 +493,7 @@ class _Asking(Captioner):
     def describe(
         self, images: Sequence[Image.Image], prompts: Sequence[str]
     ) -> list[str]:
-        pairs = enumerate(zip(images, prompts))
+        pairs = enumerate(zip(images, prompts, strict=True))
         asked: Asked = {place: ([image], prompt) for place, (image, prompt) in pairs}
         found: dict[Hashable, str | Exception] = {}
         for answers in self.describe_all([asked], False):
