@@ -12,7 +12,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext, suppress
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,7 +75,8 @@ class _Commands(click.Group):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            say(f"\ninterrupted. {ctx.obj or 'Nothing was written.'}")
+            if not _is_another():
+                say(f"\ninterrupted. {ctx.obj or 'Nothing was written.'}")
             ctx.exit(130)
         except BrokenPipeError:
             _drop_output()
@@ -87,6 +88,8 @@ class _Commands(click.Group):
             sentence = _sentence(error)
             if sentence is None:
                 raise
+            if _is_another():
+                sentence = f"process {os.environ['RANK']}: {sentence}"
             raise click.ClickException(shown(sentence)) from error
 
 # %% ../../nbs/engine/cli.ipynb #cell-9
@@ -169,10 +172,39 @@ def main(quiet: bool) -> None:
     logger.handlers[:] = [] if quiet else [_Echo()]
     logger.setLevel(logging.INFO)
     logger.propagate = False
-    click.get_current_context().with_resource(warnings.catch_warnings())
+    context = click.get_current_context()
+    context.with_resource(warnings.catch_warnings())
     _warn_once()
+    if "WORLD_SIZE" in os.environ:
+        _one_of_several(context)
 
 # %% ../../nbs/engine/cli.ipynb #cell-14
+def _one_of_several(context: click.Context) -> None:
+    """What is different where a launcher has started this command several times."""
+    from clipadapt.learning.processes import launched
+
+    command = context.invoked_subcommand
+    if launched() > 1 and command not in (None, "adapt"):
+        if _is_another():
+            context.exit(2)
+        raise click.UsageError(
+            f"{launched()} processes were launched, and each would do all of {command};"
+            " only adapt shares its work among processes: start this command alone"
+        )
+    if _is_another():
+        os.environ["TQDM_DISABLE"] = "1"
+        logger.handlers[:] = [logging.NullHandler()]
+
+
+def _is_another() -> bool:
+    """Whether this is one of several processes, but not the first."""
+    if "WORLD_SIZE" not in os.environ:
+        return False
+    from clipadapt.learning.processes import launched
+
+    return launched() > 1 and os.environ["RANK"] != "0"
+
+
 def _warn_once() -> None:
     """Log every warning once, however many methods have a reason for it."""
     said = set()
@@ -418,6 +450,13 @@ def _engine(given: dict[str, Any]) -> RayEngine | None:
     if given.get("no_store"):
         raise click.UsageError("--engine ray works for the store; leave --no-store out")
     from clipadapt.clip.cluster import RayEngine
+    from clipadapt.learning.processes import launched
+
+    if launched() > 1:
+        raise click.UsageError(
+            "--engine ray has workers of its own: encode with it first, then launch"
+            " several processes without it"
+        )
 
     if "engine" not in context.meta:
         made = RayEngine(given["address"], given["workers"])
@@ -469,7 +508,22 @@ def _sound(clip: CLIP, images: ImageSet, methods: Sequence = ()) -> ImageSet:
         return images
     views = [view for method in methods for view in method.encoded_views()]
     with _encoding(clip):
+        _encode_part(clip, images, views)
         return readable(clip, images, views)
+
+
+def _encode_part(clip: CLIP, images: ImageSet, views: Sequence) -> None:
+    """Of several processes, each encodes its part; then all find all in the store."""
+    from clipadapt.clip.features import readable
+    from clipadapt.learning.processes import join
+
+    processes = join()
+    if processes.count > 1:
+        mine = range(len(images))[processes.part(len(images))]
+        with suppress(ValueError), warnings.catch_warnings():  # said of the whole
+            warnings.simplefilter("ignore")
+            readable(clip, images.subset(mine), views)
+        processes.wait()
 
 
 def _encoding(clip: CLIP) -> AbstractContextManager[None]:
@@ -636,12 +690,17 @@ def adapt(context, out, overwrite, resume, method, **given) -> None:
       --method latteclip --set domain=bird \\
       --captioner llava-hf/llava-v1.6-mistral-7b-hf --out run
     clipadapt adapt --config run/config.json --out again
+    accelerate launch -m clipadapt adapt ... trains on several GPUs
     """
+    from clipadapt.learning.processes import join
+
     options = _run_options(context)
+    processes = join(given["device"] == "cpu")
     pool, clip = _pool({**given, **options}), _clip(given)
     made = _methods([method], clip, pool, given)[method]
     chosen = configure(made, given["settings"]).set_params(seed=given["seed"])
-    with run_folder(out, options, overwrite, resume) as folder:
+    place = run_folder(out, options, overwrite, resume)
+    with place if processes.first else nullcontext(Path(out)) as folder:
         _if_interrupted(context, _kept("What is done is kept", folder, out))
         pool = _sound(clip, pool, [chosen])
         labels = pool.labels if given["use_labels"] else None

@@ -122,6 +122,8 @@ def _looks_like_a_file(value: str) -> bool:
     return "," not in value and (inside or value.endswith((".txt", ".csv", ".tsv")))
 
 # %% ../../nbs/engine/runs.ipynb #cell-12
+#| code-fold: true
+#| code-summary: "image_set: the images of a folder, or what an engine reads"
 def image_set(
     folder: str | None,
     max_pixels: int,
@@ -171,6 +173,8 @@ def _say_images(images: ImageSet) -> None:
     logger.info(what, len(images), labelled, len(images.classnames), more)
 
 # %% ../../nbs/engine/runs.ipynb #cell-13
+#| code-fold: true
+#| code-summary: "read_images: the same, counted by the class names"
 def read_images(
     folder: str | None,
     names: list[str] | None,
@@ -1027,6 +1031,8 @@ def _noted(value, clip: CLIP):
     }
 
 # %% ../../nbs/engine/runs.ipynb #cell-66
+#| code-fold: show
+#| code-summary: "adapt_in: a fit, and what its folder holds"
 def adapt_in(
     folder: Path,
     out: str,
@@ -1043,7 +1049,10 @@ def adapt_in(
     pool: the images that it learns from, and answers.
     labels: int [N], those that it may know, -1 for the others; None for none.
     probabilities: as for `predictions`.
+
+    All processes of a launcher fit together; the first one writes and answers.
     """
+    from clipadapt.learning.processes import together
     from clipadapt.learning.training import Checkpoint
 
     checkpoint = folder / "checkpoint.safetensors"
@@ -1052,7 +1061,10 @@ def adapt_in(
     _say_captions([method])
     logger.info("fitting %s", type(method).__name__)
     start = time.perf_counter()
-    method.fit(pool, labels)
+    with together() as processes:
+        method.fit(pool, labels)
+    if not processes.first:
+        return
     seconds = time.perf_counter() - start
     method.save(folder / "model")
     answers = method.predict_proba(pool)

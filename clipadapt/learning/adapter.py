@@ -44,6 +44,7 @@ from clipadapt.images.sets import (
     check_classnames,
     check_labels,
 )
+from .processes import current
 from .threads import encoding_work, threads_for
 
 # %% auto #0
@@ -704,4 +705,5 @@ class Taught(Adapter):
         self, images: ImageSet, labels: np.ndarray
     ) -> torch.Tensor | None:
         """What the annotator says of the images of `_fit`: see `annotations`."""
-        return annotations(self.annotator, images, labels, self.classnames_)
+        said = annotations(self.annotator, images, labels, self.classnames_)
+        return said if said is None else current().agree(said)

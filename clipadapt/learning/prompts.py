@@ -27,6 +27,7 @@ from ..clip.featuresets import need_images, new_array, new_views, row_blocks
 from ..clip.model import CLIP, PRECISIONS, _in_bfloat16
 from ..clip.templates import average_prompts, encode_prompts
 from ..images.sets import ImageSet, as_imageset, check_classnames, check_count
+from .processes import current, pixel_parts, spread
 
 # %% auto #0
 __all__ = ['DEVICE_SHARE', 'TextTower', 'text_ends', 'read_out', 'free_memory', 'place_of_patches', 'ImageTower', 'Prompt',
@@ -179,14 +180,18 @@ class TextTower(nn.Module):
         self._tower = [tower]  # in a list: neither trained nor saved with this module
         self._half = [_half_copy(tower) if half else None]
 
-    def forward(self, prefix: torch.Tensor) -> torch.Tensor:
-        """Unit class embeddings, float32 [C, D], for a prefix [P, W]."""
+    def forward(self, prefix: torch.Tensor, parts: int = 1) -> torch.Tensor:
+        """Unit class embeddings, float32 [C, D], for a prefix [P, W], made in parts."""
         tower, positions = self._tower[0], self._tower[0].positional_embedding
         shared = torch.cat([self.start, prefix[None]], 1)
         split, last = shared.shape[1], shared.shape[1] + self.names.shape[1]
         shared, own = shared + positions[:split], self.names + positions[split:last]
-        own = _last_states(tower, self._half[0], shared, own)
-        return read_out(tower, own, self.ends)
+
+        def embed(classes: torch.Tensor) -> torch.Tensor:
+            last = _last_states(tower, self._half[0], shared, own[classes])
+            return read_out(tower, last, self.ends[classes])
+
+        return spread(embed, torch.arange(len(own), device=own.device), parts)
 
 # %% ../../nbs/06_prompts.ipynb #cell-15
 #| code-fold: true
@@ -346,14 +351,15 @@ class ImageTower(nn.Module):
         image_bytes = math.prod(shape) * dtype.itemsize
         place = place_of_patches(len(images), image_bytes, clip.device)
         embedded = _new_patches((len(images), *shape), dtype, place)
-        start = 0
-        for pixels in clip.pixel_batches(images, batch_size):
+        batches = torch.arange(len(images)).split(batch_size)
+        for batch, pixels in zip(batches, pixel_parts(clip, images, batches)):
             patches = visual.conv1(pixels).flatten(2).transpose(1, 2)
             tokens = torch.cat(
                 [visual.class_embedding.expand(len(pixels), 1, -1), patches], 1
             )
-            embedded[start : start + len(pixels)] = tokens + visual.positional_embedding
-            start += len(pixels)
+            tokens = tokens + visual.positional_embedding
+            rows = slice(int(batch[0]), int(batch[-1]) + 1)
+            embedded[rows] = current().gather(tokens, len(batch))
         return embedded
 
     def forward(self, embedded: torch.Tensor, prompts: torch.Tensor) -> torch.Tensor:
@@ -397,8 +403,11 @@ class Prompt(nn.Module):
     classnames: the C names.
 
     A subclass has `prepare(images)`, `embed_classes()`, `embed_images(inputs)` and
-    `plain_features(inputs)`. Raises ValueError for no class name.
+    `plain_features(inputs)`. With `parts` above 1, images and classes are encoded in as
+    many parts, see `in_parts`. Raises ValueError for no class name.
     """
+
+    parts: int = 1
 
     prepare: Callable[..., torch.Tensor]
     embed_classes: Callable[..., torch.Tensor]
@@ -420,10 +429,14 @@ class Prompt(nn.Module):
         inputs: prepared images.
         rows: which of them, int64 [B]; None takes all.
         """
-        if rows is not None:
-            inputs = _take(inputs, rows, self._clip[0].device)
+        device, embed = self._clip[0].device, self.embed_images
         with self._clip[0].autocast():
-            images, classes = self.embed_images(inputs), self.embed_classes()
+            if rows is None:
+                images = spread(embed, inputs, self.parts)
+            else:
+                take = lambda some: embed(_take(inputs, some, device))
+                images = spread(take, rows, self.parts)
+            classes = self.embed_classes()
         return self.scale * images @ classes.T
 
     def predict(self, inputs: torch.Tensor, batch_size: int = 256) -> torch.Tensor:
@@ -573,7 +586,7 @@ class TextualPrompt(Prompt):
         device = self._clip[0].device.type
         half = self.precision == "bf16" and device != "cpu"
         with torch.autocast(device, torch.bfloat16, enabled=half):
-            return self.tower(self.prefix)
+            return self.tower(self.prefix, self.parts)
 
 # %% ../../nbs/06_prompts.ipynb #cell-28
 #| code-fold: true
@@ -743,4 +756,4 @@ class MultimodalPrompt(Prompt):
         return self.image_tower.plain(inputs)
 
     def embed_classes(self) -> torch.Tensor:
-        return self.text_tower(self.join()[0].float())
+        return self.text_tower(self.join()[0].float(), self.parts)

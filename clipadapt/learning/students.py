@@ -49,6 +49,7 @@ from clipadapt.images.views import (
     weak_view,
 )
 from .adapter import Adapter
+from .processes import spread
 from .prompts import own_draws
 from clipadapt.learning.training import (
     module_numbers,
@@ -504,8 +505,13 @@ class DrawnViews:
         self.read = read
 
     def take(self, rows: Tensor, batch: Tensor) -> Tensor:
-        """As `StoredViews.take`, with the same numbers."""
-        found = self.read(torch.atleast_2d(rows), batch)
+        """As `StoredViews.take`, with the same numbers; processes share the work."""
+        chosen = torch.atleast_2d(rows)
+
+        def read(places: Tensor) -> Tensor:
+            return self.read(chosen[:, places], batch[places]).transpose(0, 1)
+
+        found = spread(read, torch.arange(len(batch))).transpose(0, 1)
         return found if rows.ndim == 2 else found[0]
 
 

@@ -23,9 +23,16 @@ from torch import Tensor
 from ..clip.model import CLIP, _warn_when_cut
 from ..clip.templates import average_prompts, check_templates
 from ..images.files import Array
-from ..images.sets import ImageSet
+from ..images.sets import ImageSet, check_count
 from ..images.views import View
 from .adapter import Adapter
+from clipadapt.learning.processes import (
+    Processes,
+    current,
+    in_parts,
+    pixel_parts,
+    spread,
+)
 from .prompts import read_out, text_ends
 from clipadapt.learning.training import (
     Recipe,
@@ -84,17 +91,21 @@ def trainable_copy(clip: CLIP) -> CLIP:
     return tuned
 
 # %% ../../nbs/engine/towers.ipynb #cell-15
+#| code-fold: show
+#| code-summary: "TextTable: texts, tokenized once"
 class TextTable:
     """Texts, tokenized once; `table(clip, rows)` encodes those at `rows`.
 
     clip: any CLIP with the tokenizer of the models that will encode.
     texts: all texts of a run. Those longer than the context are cut, with a warning.
+    parts: in how many parts those of a batch are encoded, see `in_parts`.
 
     Every distinct text is encoded once, cut after the longest one's end token if the
     encoder is causal, with gradients for its text tower.
     """
 
-    def __init__(self, clip: CLIP, texts: Sequence[str]):
+    def __init__(self, clip: CLIP, texts: Sequence[str], parts: int = 1):
+        self.parts = parts
         places = {text: place for place, text in enumerate(dict.fromkeys(texts))}
         self.rows = torch.tensor([places[text] for text in texts], dtype=torch.int64)
         _warn_when_cut(list(places), clip.tokenizer)
@@ -112,14 +123,17 @@ class TextTable:
         distinct, place = self.rows[rows].unique(return_inverse=True)
         distinct = distinct.to(self.tokens.device)
         with clip.autocast():
-            if self.ends is None:
-                features = clip.model.encode_text(self.tokens[distinct]).float()
-                features = F.normalize(features, dim=-1)
-            else:
-                features = _encode_cut(
-                    _text_tower(clip), self.tokens[distinct], self.ends[distinct]
-                )
+            features = spread(partial(self._encode, clip), distinct, self.parts)
         return features[place.to(features.device)]
+
+    def _encode(self, clip: CLIP, distinct: Tensor) -> Tensor:
+        """Unit features of distinct texts, which each process makes of its part."""
+        if self.ends is None:
+            features = clip.model.encode_text(self.tokens[distinct]).float()
+            return F.normalize(features, dim=-1)
+        return _encode_cut(
+            _text_tower(clip), self.tokens[distinct], self.ends[distinct]
+        )
 
 
 def _text_tower(clip: CLIP) -> Any:
@@ -341,10 +355,13 @@ class TowerTraining(_Resumable):
     recipe: the numbers of the run.
     view: a transform such as `finetuning_view` gives; None: the images as they are.
     train_text: False leaves the text tower as it is.
+    accumulate: in how many parts a batch goes through the towers, see `in_parts`.
+    checkpointing: compute activations twice, see `training.recomputed`; None: where a
+        batch's would take too much room (`training.activations_fit`; ours).
     seed: all chance comes from it, the number of the epoch and the place of an image.
 
-    The optimiser steps within the backward pass, and where a batch's activations would
-    take too much room they are computed twice (`training.activations_fit`; both ours).
+    Of several processes each encodes its part of every batch. The optimiser steps
+    within the backward pass (ours) if there is one part.
     """
 
     def __init__(
@@ -355,13 +372,26 @@ class TowerTraining(_Resumable):
         *,
         view: View | None = None,
         train_text: bool = True,
+        accumulate: int = 1,
+        checkpointing: bool | None = None,
         seed: int = 0,
     ):
         super().__init__(clip, recipe, train_text)
+        self.processes: Processes = current()
+        self.accumulate = check_count(accumulate, "accumulate")
         self.images, self.view, self.seed = images, view, seed
         self.batch_size = _even_size(len(images), recipe.batch_size)
-        two = torch.zeros(2, 3, clip.image_size, clip.image_size, device=clip.device)
-        self.recomputes = not activations_fit(self._encode, two, self.batch_size)
+        self.recomputes = checkpointing
+        if checkpointing is None:
+            self.recomputes = not self._activations_fit()
+
+    def _activations_fit(self) -> bool:
+        """Whether a process can keep those of the images that it encodes at a time."""
+        size = self.clip.image_size
+        two = torch.zeros(2, 3, size, size, device=self.clip.device)
+        part = self.processes.part(self.batch_size, 0)  # of the largest size
+        most = math.ceil((part.stop - part.start) / self.accumulate)
+        return activations_fit(self._encode, two, most)
 
     @property
     def epochs(self) -> int:
@@ -388,20 +418,25 @@ class TowerTraining(_Resumable):
         seen = self.images
         if self.view is not None:
             seen = seen.view(self.view, seed=int(rng.integers(2**31)))
-        features = self._features(seen.subset(order), self.batch_size)
-        with recomputed(self.clip.model, self.recomputes):
+        batches = order.split(self.batch_size)
+        features = self._features(seen, batches)
+        with recomputed(self.clip.model, bool(self.recomputes)):
             return train_epoch(
                 self.optimiser,
                 lambda batch: batch_loss(batch, next(features)),
-                order.split(self.batch_size),
+                batches,
                 self.recipe,
                 number,
-                early=True,
+                early=self.accumulate == 1,
             )
 
-    def _features(self, images: ImageSet, batch_size: int) -> Iterator[Tensor]:
-        for pixels in self.clip.pixel_batches(images, batch_size):
-            yield self._encode(pixels)
+    def _features(
+        self, images: ImageSet, batches: Sequence[Tensor]
+    ) -> Iterator[Tensor]:
+        """Unit features of each batch, of which this process encodes its part."""
+        for batch, pixels in zip(batches, pixel_parts(self.clip, images, batches)):
+            mine = in_parts(self._encode, pixels, self.accumulate)
+            yield self.processes.gather(mine, len(batch))
 
     def _encode(self, pixels: Tensor) -> Tensor:
         """Unit features [B, D], with gradients."""

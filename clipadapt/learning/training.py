@@ -36,6 +36,7 @@ from clipadapt.images.files import (
 )
 from ..images.sets import check_count, track
 from .adapter import check_declared
+from .processes import Processes, current, share
 from .threads import Products, threads_for
 
 # %% auto #0
@@ -279,6 +280,7 @@ def _step(
     optimiser.zero_grad(set_to_none=True)
     with early_steps(optimiser) if early else nullcontext():
         loss.backward()
+    current().average(_parameters(optimiser))
     optimiser.step()
     optimiser.zero_grad(set_to_none=True)  # the next forward pass has the memory
     if early and _bytes(_parameters(optimiser)) > GRADIENTS:
@@ -308,6 +310,7 @@ def progress_bar(epochs: Iterable[int], description: str) -> Iterator[tqdm]:
     description: what is trained.
     """
     with track(epochs, description, "epochs", leave=False) as progress:
+        progress.disable = progress.disable or not current().first
         try:
             yield progress
         except BaseException:
@@ -350,6 +353,7 @@ class _Waiting:
 
     def __init__(self, optimiser: torch.optim.Optimizer):
         self.optimiser, self.bytes, self.seen = optimiser, 0, set()
+        self.processes: Processes = current()  # a GPU's hooks run in another thread
 
     def add(self, parameter: torch.nn.Parameter) -> None:
         """Called in a backward pass, when a gradient is complete."""
@@ -363,6 +367,7 @@ class _Waiting:
 
     def step(self) -> None:
         """A step of those that wait; the optimiser skips those without gradients."""
+        self.processes.average(_parameters(self.optimiser))
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         self.bytes = 0
@@ -679,7 +684,7 @@ class _Generations:
             warnings.warn(
                 f"the checkpoint {self.path} is damaged; this run goes on from the one "
                 f"before it, {self.previous.name}",
-                stacklevel=4,
+                stacklevel=5,
             )
         return found
 
@@ -716,7 +721,8 @@ class Checkpoint:
         run.safetensors in run.previous.safetensors.
     facts: plain values that say what the run depends on; a file with others is refused.
 
-    Raises ValueError for a folder, and for facts that are not plain.
+    Of several processes that work together the first writes and reads, and the others
+    are told. Raises ValueError for a folder, and for facts that are not plain.
     """
 
     def __init__(self, path: str | Path | None, facts: dict):
@@ -726,12 +732,17 @@ class Checkpoint:
         self.facts = _plain(facts, "the facts of a checkpoint")
         self._files = None if path is None else _Generations(path)
 
+    @property
+    def is_written(self) -> bool:
+        """Whether `save` writes anything, in this process."""
+        return self._files is not None and current().first
+
     def save(self, arrays: Mapping[str, np.ndarray], record: dict) -> None:
         """Write arrays and a record of plain values, whole or not at all.
 
         Raises ValueError for other values, OSError for a disk that is full or refuses.
         """
-        if self._files is not None:
+        if self._files is not None and current().first:
             record = _plain(record, "the record of a checkpoint")
             self._files.write(arrays, SavedRun(facts=self.facts, record=record))
 
@@ -752,6 +763,22 @@ class Checkpoint:
         that cannot be read either, when a fact is not what it was (it is named), and
         for a content that is not as asked for.
         """
+        if self.path is None:
+            return None
+        processes = current()
+        own = self._read() if processes.first else None
+        found, noted = share(*(own or ({}, None)), processes)
+        if noted is None:
+            return None
+        remedy = "delete it to start anew"
+        if record is not None:
+            check_declared({}, noted, record, {}, self.path, remedy)
+        if arrays is not None:
+            check_arrays(found, arrays, sizes or {}, self.path, remedy)
+        return found, noted
+
+    def _read(self) -> tuple[dict[str, np.ndarray], dict] | None:
+        """Arrays and record of the file, if there is one and it is of this run."""
         if self.path is None or self._files is None or not self.path.is_file():
             return None
         found, run = self._files.read()
@@ -762,11 +789,6 @@ class Checkpoint:
                 f"{', '.join(changed)} changed. Choose another file, or delete it to "
                 "start anew"
             )
-        remedy = "delete it to start anew"
-        if record is not None:
-            check_declared({}, run.record, record, {}, self.path, remedy)
-        if arrays is not None:
-            check_arrays(found, arrays, sizes or {}, self.path, remedy)
         return found, run.record
 
     def delete(self) -> None:
@@ -815,7 +837,7 @@ def train_epochs(method, run, epochs: int, checkpoint: Checkpoint) -> None:
             if shown:
                 method._show(run)
                 note(method.history_[-1], method._on_epoch(method), "on_epoch")
-            if checkpoint.path is not None:
+            if checkpoint.is_written:
                 checkpoint.save(run.state(), {"history": method.history_})
     if not shown:
         run.finish()

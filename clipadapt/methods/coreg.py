@@ -39,6 +39,7 @@ from clipadapt.images.sets import (
     seeded,
 )
 from ..learning.adapter import Adapter, Taught
+from ..learning.processes import current, shared_statistics, spread_images
 from clipadapt.learning.pseudolabels import (
     DegenerateMixtureWarning,
     clean_posterior,
@@ -815,10 +816,15 @@ class _Asking:
     device: torch.device
 
     def answer(self, network: nn.Module, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits [B, C] and unit embeddings [B, E], in float32 at any precision."""
+        """Logits [B, C] and unit embeddings [B, E], in float32 at any precision.
+
+        Each of several processes answers for its part of the inputs; all get all.
+        """
+        processes, total = current(), len(inputs)
         with self.method.clip.autocast():
-            logits, embeddings = network(inputs)
-        return logits.float(), F.normalize(embeddings.float(), dim=1)
+            answer = network(inputs[processes.part(total)])
+        logits, embeddings = (processes.gather(each.float(), total) for each in answer)
+        return logits, F.normalize(embeddings, dim=1)
 
 
 class _Start(_Asking):
@@ -1003,7 +1009,8 @@ class _Epochs(_Start, _Splitting):
         network.key.load_state_dict(network.student.state_dict())
         own = not callable(method.student)  # others' may do what forbids it
         tower = getattr(network.student.network, "tower", network.student)
-        with recomputed(tower, self.recomputes):
+        networks = network.student, network.key
+        with recomputed(tower, self.recomputes), shared_statistics(*networks):
             mean = train_epoch(
                 network.optimiser, loss, batches, self.recipe, number, own
             )
@@ -1221,7 +1228,7 @@ class _Fit(Taught, ExportedStudents):
             return partial(annotator_labels, said, **options)
         return partial(
             partial_labels,
-            self.clip.encode_image(images),
+            spread_images(self.clip.encode_image, images),
             encode_prompts(self.clip, self.classnames_, self.templates),
             self.clip.logit_scale,
             **options,

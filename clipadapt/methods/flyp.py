@@ -17,9 +17,10 @@ from ..clip.features import fit_facts
 from ..clip.model import CLIP
 from ..clip.templates import check_templates
 from ..images.files import Array
-from ..images.sets import ImageSet, Integers
+from ..images.sets import ImageSet, Integers, check_count
 from ..images.views import View
 from ..learning.adapter import Adapter, Taught
+from ..learning.processes import current, spread_images
 from clipadapt.learning.towers import (
     CROPS,
     FineTuned,
@@ -49,6 +50,8 @@ SMALL = {
 }
 
 # %% ../../nbs/12_flyp.ipynb #flyp-labels
+#| code-fold: show
+#| code-summary: "The towers in training, and the labels"
 class _Labels:
     """The towers in training, and the labels that the images are trained on.
 
@@ -67,14 +70,23 @@ class _Labels:
         self.labels, self.classes = torch.from_numpy(labels), len(method.classnames_)
         self.everyone = torch.arange(len(images))
         self.training = TowerTraining(
-            method.clip, images, method._recipe(), view=method._view(), seed=method.seed
+            method.clip,
+            images,
+            method._recipe(),
+            view=method._view(),
+            accumulate=method.accumulate,
+            checkpointing=method.checkpointing,
+            seed=method.seed,
         )
         self.table = TextTable(
-            self.training.clip, _fill_templates(method.templates, method.classnames_)
+            self.training.clip,
+            _fill_templates(method.templates, method.classnames_),
+            method.accumulate,
         )
         self.taught = guesses is not None
         if guesses is None:
-            guesses = self.label(method.clip.encode_image(images), self.everyone)
+            features = spread_images(method.clip.encode_image, images)
+            guesses = self.label(features, self.everyone)
         self.first = torch.where(self.labels >= 0, self.labels, guesses)
         self.used = self.first.clone()
 
@@ -86,6 +98,7 @@ class _Labels:
         """
         classifier = _classifier(self.training.clip, self.table, self.classes)
         nearest = (features.detach().to(classifier) @ classifier.T).argmax(1).cpu()
+        nearest = current().agree(nearest)
         return torch.where(self.labels[batch] >= 0, self.labels[batch], nearest)
 
 # %% ../../nbs/12_flyp.ipynb #cell-13
@@ -98,7 +111,7 @@ class _FlypRun(_Labels):
         count = len(self.table.rows) // self.classes
         templates = torch.from_numpy(rng.integers(0, count, len(self.images)))
         if self.method.refresh == "epoch" and number:
-            features = self.training.clip.encode_image(self.images)
+            features = spread_images(self.training.clip.encode_image, self.images)
             self.used = self.label(features, self.everyone)
 
         def loss(batch: Tensor, features: Tensor) -> Tensor:
@@ -145,6 +158,8 @@ class _Checked(Taught, FineTuned):
     momentum: float
     weight_decay: float
     warmup: float
+    accumulate: int
+    checkpointing: bool | None
 
     def _check_parameters(self) -> None:
         """Raise ValueError for the first parameter out of range."""
@@ -155,6 +170,7 @@ class _Checked(Taught, FineTuned):
                     f"not {getattr(self, name)!r}"
                 )
         check_share("alpha", self.alpha)
+        check_count(self.accumulate, "accumulate")
         self._recipe()
         check_templates(self.templates)
 
@@ -221,8 +237,12 @@ class FLYP(_Checked):
     momentum: the first beta of AdamW; the second is 0.98 and epsilon 1e-6.
     weight_decay: on matrices; not on biases, gains and the logit scale.
     warmup: epochs in which the learning rate rises.
+    accumulate: in how many parts a batch goes through the towers, for little memory;
+        the loss is that of the whole batch (ours).
+    checkpointing: compute activations twice, for little memory; None: where they would
+        take too much (ours).
     checkpoint: a file that is written after every epoch, and from which a killed fit
-        goes on. It is not saved with the method.
+        goes on. Like the two before, it is not saved with the method.
     seed: decides orders, views and templates.
 
     Labels in `fit(X, y)` are kept.
@@ -234,7 +254,7 @@ class FLYP(_Checked):
     returned.
     """
 
-    unsaved = (*Taught.unsaved, "checkpoint")
+    unsaved = (*Taught.unsaved, "checkpoint", "accumulate", "checkpointing")
     fitted = {
         **FineTuned.fitted,
         "pseudolabels_": Array("int64", "N", low=0, below="C"),
@@ -260,6 +280,8 @@ class FLYP(_Checked):
         momentum: float = 0.9,
         weight_decay: float = 0.2,
         warmup: float = 1,
+        accumulate: int = 1,
+        checkpointing: bool | None = None,
         checkpoint: str | None = None,
         seed: int = 0,
     ):
@@ -270,6 +292,7 @@ class FLYP(_Checked):
         self.batch_size, self.learning_rate = batch_size, learning_rate
         self.momentum, self.weight_decay = momentum, weight_decay
         self.warmup, self.checkpoint = warmup, checkpoint
+        self.accumulate, self.checkpointing = accumulate, checkpointing
 
     def fit(
         self,

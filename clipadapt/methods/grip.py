@@ -23,6 +23,7 @@ from ..clip.templates import average_prompts, check_templates, encode_prompts
 from ..images.files import Array
 from ..images.sets import ImageSet, Integers, check_count
 from ..learning.adapter import Adapter, Taught
+from ..learning.processes import current, share, spread, spread_images
 from clipadapt.learning.prompts import (
     MultimodalPrompt,
     Prompt,
@@ -175,9 +176,11 @@ class _Selection:
             return self._annotated(self.said)
         rows = torch.from_numpy(self.pool).to(inputs.device)
         if first:
-            logits = prompt.score_without(self._zero_shot(), inputs, rows)
+            classes = self._zero_shot()
+            score = lambda some: prompt.score_without(classes, inputs, some)
         else:
-            logits = prompt.score(inputs, rows)
+            score = lambda some: prompt.score(inputs, some)
+        logits = spread(score, rows)
         scores = (
             logits if len(self.allowed) == logits.shape[1] else logits[:, self.allowed]
         )
@@ -199,7 +202,9 @@ class _Selection:
         """At most `k` of the pool's images for each allowed class."""
         chosen = top_k(scores, k, self.method.policy)
         images, classes = self.pool[chosen.images], self.allowed[chosen.classes]
-        return Pseudolabels(images, classes, chosen.scores)
+        said = {"images": images, "classes": classes, "scores": chosen.scores}
+        said, _ = share(said, None, current())
+        return Pseudolabels(said["images"], said["classes"], said["scores"])
 
     def _zero_shot(self) -> torch.Tensor:
         """Class embeddings of the classifier that labels first, [C, D]."""
@@ -288,7 +293,7 @@ LARGE_ON_CPU = {"batch_size": 256}  # a sixteenth of the steps, once pools are l
 class _Parameters(Taught):
     """The parameters of `PromptSelfTraining`: see there."""
 
-    unsaved = (*Taught.unsaved, "checkpoint")
+    unsaved = (*Taught.unsaved, "checkpoint", "accumulate")
 
     def __init__(
         self,
@@ -312,6 +317,7 @@ class _Parameters(Taught):
         momentum: float = 0.9,
         weight_decay: float = 0.1,
         warmup: float = 5,
+        accumulate: int = 1,
         checkpoint: str | None = None,
         annotator: Adapter | None = None,
         seed: int = 0,
@@ -324,6 +330,7 @@ class _Parameters(Taught):
         self.epochs, self.batch_size = epochs, batch_size
         self.learning_rate, self.momentum = learning_rate, momentum
         self.weight_decay, self.warmup = weight_decay, warmup
+        self.accumulate = accumulate
         self.checkpoint, self.annotator = checkpoint, annotator
 
     def _check_parameters(self) -> None:
@@ -337,6 +344,7 @@ class _Parameters(Taught):
             raise ValueError(f"policy must be one of {known}, not {self.policy!r}")
         check_count(self.k, "k")
         check_count(self.rounds, "rounds")
+        check_count(self.accumulate, "accumulate")
         check_templates(self.templates)
         _check_setting(self.setting)
         _check_weights(self.weights)
@@ -417,7 +425,9 @@ def _new_prompt(method: _Parameters) -> Prompt:
     kind, options = PROMPTS[method.prompt], dict(method.options or {})
     if "templates" in inspect.signature(kind).parameters:
         options.setdefault("templates", method.templates)
-    return kind(method.clip, method.classnames_, seed=method.seed, **options)
+    prompt = kind(method.clip, method.classnames_, seed=method.seed, **options)
+    prompt.parts = method.accumulate
+    return prompt
 
 
 def _numbers(prompt: Prompt) -> np.ndarray:
@@ -513,6 +523,9 @@ class PromptSelfTraining(_Prompted):
     epochs, batch_size, momentum, weight_decay, warmup: the hyperparameters of the
         training in a round, see `clipadapt.learning.training.Recipe`.
     learning_rate: the highest one; None is the paper's for the kind of prompt.
+    accumulate: in how many parts images and classes go through the towers, for little
+        memory; the loss is that of the whole batch (ours). It is not saved with the
+        method.
     checkpoint: a file that is written after every round, and from which a killed fit
         goes on. It is not saved with the method.
     annotator: who labels first, in the place of zero-shot CLIP: a method, see
@@ -574,7 +587,7 @@ class PromptSelfTraining(_Prompted):
         self.history_ = self._resume(checkpoint, len(images), len(sizes))
         if len(run.pool) and not self.history_:
             run.said = self._ask_annotator(images, labels)
-        inputs = self._prompt.prepare(images)
+        inputs = self._inputs(images)
         for number in range(len(self.history_), len(sizes)):
             chosen = run.select(self._prompt, inputs, sizes[number], first=number == 0)
             run.said = None  # it was for the first round
@@ -584,6 +597,12 @@ class PromptSelfTraining(_Prompted):
             self._remember(chosen, {"k": int(sizes[number])}, loss)
             arrays = {"prompt": self.prompt_, "pseudolabels": self.pseudolabels_}
             checkpoint.save(arrays, {"round": number + 1, "history": self.history_})
+
+    def _inputs(self, images: ImageSet) -> torch.Tensor:
+        """What the prompt reads of the images; processes share the encoding."""
+        if self.prompt == "textual":
+            return spread_images(self._prompt.prepare, images)
+        return self._prompt.prepare(images)  # shares each batch
 
     def _new_run(self, labels: np.ndarray) -> _Run:
         return _Run(self, labels)

@@ -30,6 +30,7 @@ from ..images.files import Array
 from ..images.sets import ImageSet, Integers, check_classnames, check_count
 from ..images.views import View
 from ..learning.adapter import Adapter, Taught
+from ..learning.processes import current, share, spread_images
 from clipadapt.learning.towers import (
     CROPS,
     FineTuned,
@@ -121,6 +122,7 @@ class Descriptions:
     captions: a list of N strings for "image", for "group", for both or for none; an
         empty string says that there is none.
     count: N, how many images there are.
+    parts: in how many parts texts are encoded, see `in_parts`.
     """
 
     def __init__(
@@ -131,6 +133,7 @@ class Descriptions:
         texts: Sequence[str],
         captions: Mapping[str, Sequence[str]],
         count: int,
+        parts: int = 1,
     ):
         wanted = [kind for kind in TEXTS[1:] if kind in texts and kind in captions]
         self.kinds = ("class", *wanted)
@@ -140,6 +143,7 @@ class Descriptions:
                 *(t.replace("{}", name) for t in templates for name in classnames),
                 *(text for kind in wanted for text in captions[kind]),
             ],
+            parts,
         )
         self.num_templates, self.num_classes = len(templates), len(classnames)
         self.count, self.use_class = count, "class" in texts
@@ -234,6 +238,8 @@ class _RunState:
             _recipe(method),
             view=_view(method),
             train_text=method.train_text,
+            accumulate=method.accumulate,
+            checkpointing=method.checkpointing,
             seed=method.seed,
         )
         self.descriptions = Descriptions(
@@ -243,6 +249,7 @@ class _RunState:
             method.texts or TEXTS,
             captions,
             len(images),
+            method.accumulate,
         )
         self.prototypes = prompts.to(method.clip.device)
         self.weights = torch.zeros(self.count, len(self.descriptions.kinds))
@@ -342,10 +349,11 @@ class _Run(_Step):
         """The classes of a batch, int64 [B] for each loss; labels replace guesses."""
         frozen = self.guesses[batch]
         nearest = (features @ self.prototypes.T).argmax(1).cpu()
-        current = torch.where(self.labelled[batch], frozen, nearest)
-        self.agreeing += int((current == frozen).sum())
+        nearest = current().agree(nearest)
+        latest = torch.where(self.labelled[batch], frozen, nearest)
+        self.agreeing += int((latest == frozen).sum())
         self.trained[batch] = True
-        by_name = {"fine-tuned": current, "zero-shot": frozen}
+        by_name = {"fine-tuned": latest, "zero-shot": frozen}
         return [by_name[name] for name in self.losses]
 
 # %% ../../nbs/10_latteclip.ipynb #new-30
@@ -452,6 +460,7 @@ def _check_choices(method: LatteCLIP) -> None:
     for name in ("alpha", "prototype_momentum", "weight_alpha"):
         check_share(name, getattr(method, name))
     check_count(method.group_size, "group_size")
+    check_count(method.accumulate, "accumulate")
 
 
 def _check_some_of(name: str, chosen: Sequence[str] | None, known: tuple) -> None:
@@ -543,9 +552,9 @@ class _Guessing(_Declared):
         """Pseudolabels int64 [N] of the annotator, or the frozen CLIP; labels stay."""
         said = self._ask_annotator(images, labels)
         if said is None:
-            said = self.clip.encode_image(images) @ prompts.T
+            said = spread_images(self.clip.encode_image, images) @ prompts.T
         known = torch.from_numpy(labels)
-        return torch.where(known >= 0, known, said.argmax(1))
+        return current().agree(torch.where(known >= 0, known, said.argmax(1)))
 
 # %% ../../nbs/10_latteclip.ipynb #new-35
 class _Fitting(_Guessing):
@@ -561,7 +570,9 @@ class _Fitting(_Guessing):
         guesses = self._guess(images, labels, prompts)
         facts = self._facts(images, labels) if self.checkpoint else {}
         checkpoint = Checkpoint(self.checkpoint, facts)
-        captions = self._captions(images, guesses.numpy())
+        first = current().first  # one asks, and all are told
+        captions = self._captions(images, guesses.numpy()) if first else {}
+        _, captions = share({}, captions, current())
         self._forget()
         method = cast(LatteCLIP, self)
         run = _Run(method, images, labels, prompts, guesses, captions)
@@ -693,12 +704,17 @@ class LatteCLIP(_Keeping):
     weight_decay: of matrices; that of the paper, but for Caltech101.
     warmup: epochs over which the learning rate rises, step by step. Published are 10 to
         140 steps, which is about one epoch for every data set.
+    accumulate: in how many parts a batch goes through the towers, for little memory;
+        the loss is that of the whole batch (ours).
+    checkpointing: compute activations twice, for little memory; None: where they would
+        take too much (ours).
     checkpoint: a file that is written after every epoch, and from which a killed fit
         goes on.
     seed: decides groups, batches and views.
 
-    Labels in `fit(X, y)` replace both pseudolabels. Checkpoint, captioner and annotator
-    are not saved with the method: give them to a loaded one again before a new fit.
+    Labels in `fit(X, y)` replace both pseudolabels. Checkpoint, captioner, annotator
+    and what saves memory are not saved with the method: give them to a loaded one again
+    before a new fit.
 
     Fitted: `class_features_` float32 [C, D], the prototypes; `image_weights_`,
     `logit_scale_`; `annotator_`, the class of the annotator ("" for none); of the
@@ -710,7 +726,13 @@ class LatteCLIP(_Keeping):
     weight of each kind of text, and what the callback of `fit` returned.
     """
 
-    unsaved = (*Taught.unsaved, "checkpoint", "captioner")
+    unsaved = (
+        *Taught.unsaved,
+        "accumulate",
+        "checkpointing",
+        "checkpoint",
+        "captioner",
+    )
     fitted = {
         **FineTuned.fitted,
         "guesses_": Array("int64", "N", low=0, below="C"),
@@ -753,6 +775,8 @@ class LatteCLIP(_Keeping):
         momentum: float = 0.9,
         weight_decay: float = 0.2,
         warmup: float = 1,
+        accumulate: int = 1,
+        checkpointing: bool | None = None,
         checkpoint: str | None = None,
         seed: int = 0,
     ):
@@ -769,6 +793,7 @@ class LatteCLIP(_Keeping):
         self.epochs, self.iterations, self.batch_size = epochs, iterations, batch_size
         self.learning_rate, self.momentum = learning_rate, momentum
         self.weight_decay, self.warmup = weight_decay, warmup
+        self.accumulate, self.checkpointing = accumulate, checkpointing
         self.checkpoint = checkpoint
 
     def fit(

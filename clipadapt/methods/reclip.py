@@ -20,6 +20,7 @@ from ..clip.templates import check_templates
 from ..images.files import Array
 from ..images.sets import ImageSet, Integers, check_count
 from ..learning.adapter import Adapter
+from ..learning.processes import current, in_parts, pixel_parts, spread_images
 from clipadapt.learning.towers import (
     TextTable,
     _classifier,
@@ -31,6 +32,7 @@ from clipadapt.learning.training import (
     Checkpoint,
     Recipe,
     module_numbers,
+    recomputed,
     restore_training,
     set_module_numbers,
     state_part,
@@ -106,13 +108,20 @@ class _Losses:
     def image_loss(self, batch: Tensor, pixels: Tensor) -> Tensor:
         """Cross-entropy of the images as they are seen now against the centroids.
 
+        pixels: of the batch; of this process's part, where there are several.
+
         "published" divides the mean by the number of images once more.
         """
-        with self.tuned.autocast():
-            seen = self.tuned.model.encode_image(pixels)
-        seen = F.normalize(seen.float(), dim=1)
+        mine = in_parts(self.encode, pixels, self.method.accumulate)
+        seen = current().gather(mine, len(batch))
         loss = self.cross_entropy(seen, self.classifiers[1], batch)
         return loss / len(batch) if self.method.image_loss == "published" else loss
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Unit features [B, D] by the tuned image tower."""
+        with self.tuned.autocast():
+            seen = self.tuned.model.encode_image(pixels)
+        return F.normalize(seen.float(), dim=1)
 
     def cross_entropy(self, seen: Tensor, classifier: Tensor, batch: Tensor) -> Tensor:
         """Mean cross-entropy of features [B, D] under class features [C, D].
@@ -191,10 +200,12 @@ class _Towers(_Losses, _State):
             for tower, norms in self.norms.items()
         }
         self.table = TextTable(
-            self.tuned, _fill_templates(method.templates, method.classnames_)
+            self.tuned,
+            _fill_templates(method.templates, method.classnames_),
+            method.accumulate,
         )
         self.zero_shot = _classifier(self.tuned, self.table, self.classes).cpu()
-        self.features = method.clip.encode_image(images)
+        self.features = spread_images(method.clip.encode_image, images)
 
     def propagate(self, features: Tensor, classes: Tensor) -> np.ndarray:
         """Labels int64 [N] by propagation in the space that tells the classes apart."""
@@ -219,11 +230,14 @@ class _Looking(_Towers):
         first: both towers are as they were, so that no image is encoded again.
         """
         text = _classifier(self.tuned, self.table, self.classes).cpu()
-        seen = self.features if first else self.tuned.encode_image(self.images)
+        seen = self.features
+        if not first:
+            seen = spread_images(self.tuned.encode_image, self.images)
         by_text = self.propagate(self.features, text)
         by_image = self.propagate(seen, self.zero_shot)
         centroids = class_centroids(seen, self.zero_shot, by_image)
-        self.pseudolabels = np.stack([by_text, by_image])
+        labels = torch.from_numpy(np.stack([by_text, by_image]))
+        self.pseudolabels = current().agree(labels).numpy()
         self.classifiers = torch.stack([text, centroids])
 
     @property
@@ -254,17 +268,18 @@ class _Run(_Looking):
         batches = order.split(self.method.batch_size or len(self.images))
         if not len(order):
             return dict.fromkeys(("text_loss", "image_loss"))
-        pixels = self.tuned.pixel_batches(self.images.subset(order), len(batches[0]))
+        pixels = pixel_parts(self.tuned, self.images, batches)
         losses = {
             "text": self.text_loss,
             "image": lambda batch: self.image_loss(batch, next(pixels)),
         }
-        return {  # epoch 0 of a recipe: the learning rate is constant
-            f"{tower}_loss": train_epoch(
-                self.optimisers[tower], loss, batches, self.recipe, 0
-            )
-            for tower, loss in losses.items()
-        }
+        with recomputed(self.tuned.model, self.method.checkpointing):
+            return {  # epoch 0 of a recipe: the learning rate is constant
+                f"{tower}_loss": train_epoch(
+                    self.optimisers[tower], loss, batches, self.recipe, 0
+                )
+                for tower, loss in losses.items()
+            }
 
 # %% ../../nbs/13_reclip.ipynb #cell-26
 #| code-fold: true
@@ -292,6 +307,8 @@ class _Checked(Adapter):
     learning_rate: float
     momentum: float
     weight_decay: float
+    accumulate: int
+    checkpointing: bool
     layer_norms_: np.ndarray
 
     def _check_parameters(self) -> None:
@@ -300,6 +317,7 @@ class _Checked(Adapter):
         self._recipe(check_count(epochs, "epochs", 0))
         check_templates(self.templates)
         check_count(self.k, "k")
+        check_count(self.accumulate, "accumulate")
         _check_alpha(self.alpha)
         _check_projection(self.projection, self.cut)
         if self.image_loss not in IMAGE_LOSSES:
@@ -352,8 +370,12 @@ class ReCLIP(_Checked):
     learning_rate: of SGD, constant over the epochs.
     momentum: of SGD.
     weight_decay: of SGD.
+    accumulate: in how many parts a batch goes through the towers, for little memory;
+        the step is that of the whole batch (ours).
+    checkpointing: compute the activations of both towers twice, for little memory
+        (ours).
     checkpoint: a file that is written after every epoch, and from which a killed fit
-        goes on. It is not saved with the method.
+        goes on. Like the two before, it is not saved with the method.
     seed: decides the order of the images.
 
     Labels in `fit(X, y)` are kept (ours): the labels of both towers start from those
@@ -368,7 +390,7 @@ class ReCLIP(_Checked):
     returned.
     """
 
-    unsaved = ("clip", "classnames", "checkpoint")
+    unsaved = ("clip", "classnames", "accumulate", "checkpointing", "checkpoint")
     fitted = {
         "layer_norms_": Array("float32", "P"),
         "text_classifier_": Array("float32", "C", "D"),
@@ -393,6 +415,8 @@ class ReCLIP(_Checked):
         learning_rate: float = 1e-3,
         momentum: float = 0.9,
         weight_decay: float = 1e-4,
+        accumulate: int = 1,
+        checkpointing: bool = False,
         checkpoint: str | None = None,
         seed: int = 0,
     ):
@@ -404,6 +428,7 @@ class ReCLIP(_Checked):
         self.epochs, self.batch_size = epochs, batch_size
         self.learning_rate, self.momentum = learning_rate, momentum
         self.weight_decay = weight_decay
+        self.accumulate, self.checkpointing = accumulate, checkpointing
         self.checkpoint = checkpoint
 
     def fit(
