@@ -226,7 +226,7 @@ async def _exchange(send: Callable, request: Any, pause: _Pause, timeout: float)
         with anyio.fail_after(timeout):
             status, headers, body = await _read(send, request)
     except TimeoutError:
-        return instead(504, f"no whole answer within {timeout:g} seconds", "timeout")
+        return instead(504, f"no whole answer within {timeout:g} s", "timeout")
     seconds = _asked_to_wait(headers)
     pause.note(status, seconds)
     if isinstance(body, Exception):
