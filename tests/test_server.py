@@ -73,8 +73,8 @@ def test_under_all_faults_that_pass_no_caption_is_lost(some):
 @pytest.mark.parametrize(
     ("how", "words", "tries"),
     [
-        ("hang", "no whole answer within 0.5 seconds", 2),
-        ("drip", "no whole answer within 0.5 seconds", 2),
+        ("hang", "no whole answer within 0.5 s", 2),
+        ("drip", "no whole answer within 0.5 s", 2),
         ("429 soon", "status 429: slow down", 2),
         ("500", "status 500: out of memory", 2),
         ("half", "half an answer", 2),
