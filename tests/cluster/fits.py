@@ -24,6 +24,13 @@ from clipadapt import (
 from clipadapt.learning.processes import together
 
 TOWER = {"epochs": 2, "batch_size": 15, "learning_rate": 1e-4, "crop": "cut"}
+CENTRES = {
+    "epochs": 2,
+    "k": 5,
+    "batch_size": 9,
+    "image_loss": "mean",
+    "learning_rate": 0.03,
+}
 STUDENT = {
     "views": 2,
     "epochs": 3,
@@ -93,7 +100,7 @@ def methods(clip, names) -> dict:
             clip, names, refresh="epoch", accumulate=3, checkpointing=True, **TOWER
         ),
         "latteclip": LatteCLIP(clip, names, **TOWER),
-        "reclip": ReCLIP(clip, names, epochs=2, k=5, batch_size=9, image_loss="mean"),
+        "reclip": ReCLIP(clip, names, **CENTRES),
         "coreg": CoReg(clip, names, **STUDENT, **RESNET),
         "coreg drawn": CoReg(clip, names, **{**STUDENT, "views": None}, **RESNET),
         "coreg head": CoReg(clip, names, student="head", **STUDENT),

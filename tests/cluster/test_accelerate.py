@@ -21,6 +21,10 @@ LAUNCH = (
     " --mixed_precision no --dynamo_backend no --main_process_port 0"
 ).split()
 EPOCHS = 12
+TOLERANCES = {
+    "image_weights_": 2e-5,  # in so few steps of AdamW they do not move far
+    "losses_": 2e-4,  # the last forward pass of a student whose weights are 1e-4 away
+}
 
 
 def command(*words, launched: bool = False) -> list[str]:
@@ -56,7 +60,7 @@ def test_two_processes_learn_what_one_learns(fitted, name):
     assert one.keys() == two.keys() and len(one) > 1
     for key, numbers in one.items():
         exact = numbers.dtype.kind in "ib"
-        tolerance = 0 if exact else 2e-4 if key == "losses_" else 1e-4
+        tolerance = 0 if exact else TOLERANCES.get(key, 1e-4)
         np.testing.assert_allclose(two[key], numbers, rtol=0, atol=tolerance)
 
 
