@@ -694,6 +694,7 @@ def adapt(context, out, overwrite, resume, method, **given) -> None:
     from clipadapt.learning.processes import join
 
     options = _run_options(context)
+    _engine(given)  # what is wrong with it is said before processes wait for each other
     processes = join(given["device"] == "cpu")
     pool, clip = _pool({**given, **options}), _clip(given)
     made = _methods([method], clip, pool, given)[method]
