@@ -38,6 +38,11 @@ def describe(image: Image.Image, prompt: str) -> str:
     return f"{image.width} by {image.height} pixels of sum {seen}, asked: {prompt}"
 
 
+def mark(url: str, prompt: str) -> str:
+    """What a plan knows a picture and its question by."""
+    return hashlib.md5((url + prompt).encode()).hexdigest()
+
+
 class LoopbackServer:
     """Answers on 127.0.0.1 while it is entered.
 
@@ -128,7 +133,7 @@ class _Handler(BaseHTTPRequestHandler):
         owner = self.owner
         picture, question = asked["messages"][0]["content"]
         url, prompt = picture["image_url"]["url"], question["text"]
-        which = hashlib.md5((url + prompt).encode()).hexdigest()
+        which = mark(url, prompt)
         with owner.lock:
             attempt = owner.attempts[which]
             owner.attempts[which] += 1

@@ -3,6 +3,7 @@
 import sys
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from click.testing import CliRunner
 
@@ -23,9 +24,16 @@ from clipadapt.clip.cluster import (
     EncodingWorker,
     Job,
     RayEngine,
+    Row,
     _as_row,
     _check_identity,
+    _chosen,
+    _file_system,
+    _files_of,
+    _hash_paths,
+    _hashed,
     _of,
+    _rows_of,
     _told,
     check_address,
     clip_identity,
@@ -69,6 +77,13 @@ def test_options_that_do_not_fit(options, words, tmp_path):
     assert told.exit_code == 2 and words in told.output
 
 
+def test_launched_processes_do_not_start_workers_each(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    told = run("adapt", "--engine", "ray", "--out", tmp_path / "run")
+    assert told.exit_code == 2 and "encode with it first" in told.output
+
+
 def test_an_address_needs_the_engine(tmp_path):
     given = ["--images", "s3://bucket/photos", "--out", tmp_path / "features.npy"]
     told = run("encode", *given)
@@ -108,7 +123,7 @@ class InThisProcess:
 
     def encode_blocks(self, clip, images, blocks, batch_size):
         for views, numbers, rows in blocks[:: -1 if self.backwards else 1]:
-            job = Job(_of(clip, "cpu"), views, batch_size, images.max_pixels, 1)
+            job = Job(_of(clip, "cpu"), views, batch_size, images.max_pixels)
             given = [_as_row(images, row, clip.side) for row in rows]
             done = EncodingWorker(job).work(given)
             if isinstance(done, str):
@@ -165,7 +180,7 @@ def test_a_file_that_changes_is_not_kept(clip, photos, tmp_path):
 
 
 def test_features_that_are_not_finite_name_the_image(clip, photos):
-    job = Job(_of(clip, "cpu"), [(None, 0)], 8, MAX_PIXELS, 1)
+    job = Job(_of(clip, "cpu"), [(None, 0)], 8, MAX_PIXELS)
     worker = EncodingWorker(job)
     worker.clip.model.visual.proj.data.fill_(float("nan"))
     said = worker.work([_as_row(photos, row, clip.side) for row in (3, 4)])
@@ -174,13 +189,13 @@ def test_features_that_are_not_finite_name_the_image(clip, photos):
 
 
 def test_a_model_that_cannot_be_loaded_is_said():
-    job = Job({"name": "local-dir:/nowhere"}, [(None, 0)], 8, MAX_PIXELS, 1)
+    job = Job({"name": "local-dir:/nowhere"}, [(None, 0)], 8, MAX_PIXELS)
     assert "nowhere" in EncodingWorker(job).introduce()["error"]
 
 
 def test_captioners_that_can_be_made_again():
     ruler = AttributeCaptioner("shape", say=["colour"], batch_size=3)
-    again = CaptionWorker(*_told(ruler), MAX_PIXELS, 1).captioner
+    again = CaptionWorker(*_told(ruler), MAX_PIXELS).captioner
     assert again.name == ruler.name and again.batch_size == 3
     mine = CallableCaptioner(lambda images, prompts: ["?"] * len(images), "mine")
     with pytest.raises(ValueError, match="CallableCaptioner cannot be built again"):
@@ -192,7 +207,7 @@ def test_captions_of_another_engine(photos, tmp_path):
 
     class Engine:
         def describe_blocks(self, captioner, images, blocks):
-            worker = CaptionWorker(*_told(captioner), images.max_pixels, 1)
+            worker = CaptionWorker(*_told(captioner), images.max_pixels)
             for rows, prompts in blocks[::-1]:
                 given = [_as_row(images, row, None) for row in rows]
                 yield worker.work(given, dict(zip(rows, prompts)))
@@ -220,3 +235,82 @@ def test_the_names_of_what_was_encoded(clip, photos, tmp_path):
 def test_public_names():
     assert clipadapt.encode is encode and clipadapt.RayEngine is RayEngine
     assert Crew.__doc__
+
+
+def test_many_files_are_hashed_by_the_engine(clip, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr("clipadapt.clip.features._WORTH_ASKING", 1)
+    asked = []
+
+    class Hashing(InThisProcess):
+        def hash_files(self, files):
+            asked.extend(files)
+            hashes = _hash_paths([str(file) for file in files])
+            return {file: digest for file, digest in zip(files, hashes) if digest}
+
+    store = FeatureStore(tmp_path / "store", engine=Hashing())
+    sound = photos.subset(range(6))
+    features = store.encode(clip, sound)
+    assert asked == sound.images.items[:6]
+    plain = FeatureStore(tmp_path / "plain")
+    assert np.allclose(features, plain.encode(clip, sound), atol=1e-6)
+    assert len(store.table(clip)) == 5
+    assert _hash_paths([str(tmp_path / "nowhere.png")]) == [None]
+
+
+def test_two_readings_find_the_same_images():
+    contents = [b"one", b"two", None, b"two"]
+    names = ["a.png", "", "", "d.png"]
+    column = pa.array(contents, pa.large_binary())
+    table = pa.table({"name": names, "bytes": column})
+    first = _hashed(table)
+    digests, keys = first["digest"].to_pylist(), first["key"].to_pylist()
+    assert digests[1] == digests[3] != digests[2] and len(set(keys)) == 4
+    order = np.argsort(np.array(keys, "S16"))
+    wanted = [place for place in order if place != 3]
+    found = _chosen(table, np.array(keys, "S16")[wanted], np.array(wanted), "there")
+    rows = {row.number: row for row in _rows_of(found)}
+    assert sorted(rows) == [0, 1, 2]
+    assert (rows[0].name, rows[0].content) == ("a.png", b"one")
+    assert (rows[1].name, rows[2].content) == ("row 1 of there", None)
+    none = _chosen(table, np.empty(0, "S16"), np.empty(0, np.int64), "there")
+    assert len(none) == 0
+
+
+def test_a_row_without_bytes_is_damaged(clip):
+    worker = EncodingWorker(Job(_of(clip, "cpu"), [(None, 0)], 8, MAX_PIXELS))
+    numbers, features, reasons, _ = worker.work([Row(4, None, "row 4 of there")])
+    assert reasons == {4: "row 4 of there: there are no bytes"}
+    assert numbers == [4] and np.isnan(features).all()
+
+
+def test_where_a_source_lies(tmp_path):
+    system, path = _file_system(str(tmp_path))
+    assert system.type_name == "local" and path == str(tmp_path)
+    assert _file_system("memory://a/b")[0].type_name.startswith("py::fsspec")
+    for name in ("part-1.tar", "part-0.TAR", "other.tar"):
+        (tmp_path / name).touch()
+    _, paths, ending = _files_of(f"file://{tmp_path}/part-*.tar")
+    assert paths == [str(tmp_path / "part-1.tar")] and ending == "tar"
+    assert _files_of("file:///x/y.tar?a=b.c")[1:] == (["/x/y.tar"], "tar")
+    with pytest.raises(FileNotFoundError):
+        _files_of(f"{tmp_path}/*.parquet")
+
+
+def test_files_are_named_as_they_were_and_opened_from_anywhere(
+    photos, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    row = _as_row(ImageSet(["0.png"]), 0, None)
+    assert row.name == "0.png" and row.content == str(tmp_path / "0.png")
+    said = _as_row(ImageSet(["nowhere.png"]).subset([0]), 0, None)
+    worker = CaptionWorker(*_told(AttributeCaptioner("digit")), MAX_PIXELS)
+    (_, (found, lost)) = worker.work([row, said], {0: "What?"})
+    assert found.text and lost.unread == "nowhere.png: no such image file"
+
+
+def test_nothing_to_describe_starts_nobody(monkeypatch):
+    monkeypatch.setattr("clipadapt.clip.cluster._ray", lambda: None)
+    engine = RayEngine()
+    assert [
+        *engine.describe_blocks(AttributeCaptioner("digit"), ImageSet([]), [])
+    ] == []

@@ -439,7 +439,7 @@ ENGINE = [
 ]
 _NOT_KEPT = ("out", "overwrite", "resume", "engine", "address", "workers")
 
-
+# %% ../../nbs/engine/cli.ipynb #engine-3
 def _engine(given: dict[str, Any]) -> RayEngine | None:
     """The engine of a command, which ends with it; None for this process."""
     context = click.get_current_context()
@@ -450,7 +450,13 @@ def _engine(given: dict[str, Any]) -> RayEngine | None:
     if given.get("no_store"):
         raise click.UsageError("--engine ray works for the store; leave --no-store out")
     from clipadapt.clip.cluster import RayEngine
+    from clipadapt.learning.processes import launched
 
+    if launched() > 1:
+        raise click.UsageError(
+            "--engine ray has workers of its own: encode with it first, then launch"
+            " several processes without it"
+        )
     if "engine" not in context.meta:
         made = RayEngine(given["address"], given["workers"])
         context.meta["engine"] = context.with_resource(made)

@@ -122,6 +122,8 @@ def _looks_like_a_file(value: str) -> bool:
     return "," not in value and (inside or value.endswith((".txt", ".csv", ".tsv")))
 
 # %% ../../nbs/engine/runs.ipynb #cell-12
+#| code-fold: true
+#| code-summary: "image_set: the images of a folder, or what an engine reads"
 def image_set(
     folder: str | None,
     max_pixels: int,
@@ -171,6 +173,8 @@ def _say_images(images: ImageSet) -> None:
     logger.info(what, len(images), labelled, len(images.classnames), more)
 
 # %% ../../nbs/engine/runs.ipynb #cell-13
+#| code-fold: true
+#| code-summary: "read_images: the same, counted by the class names"
 def read_images(
     folder: str | None,
     names: list[str] | None,

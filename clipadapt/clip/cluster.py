@@ -18,6 +18,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -67,6 +68,7 @@ from clipadapt.images.sets import (
     check_count,
     file_of,
     share_processors,
+    track,
 )
 
 # %% auto #0
@@ -74,6 +76,8 @@ __all__ = ['check_address', 'Row', 'Job', 'clip_identity', 'EncodingWorker', 'Ca
            'RayEngine', 'encode', 'engine_images']
 
 # %% ../../nbs/engine/cluster.ipynb #cluster-6
+#| code-fold: true
+#| code-summary: "Ray, or which extra it is; and who listens at an address"
 def _ray() -> Any:
     """The module `ray`, with `ray.data`; ModuleNotFoundError says which extra it is."""
     try:
@@ -122,6 +126,8 @@ def _ask_health(address: str, patience: float) -> None:
     subprocess.run(command, check=True, timeout=2 * patience, **quiet)
 
 # %% ../../nbs/engine/cluster.ipynb #cluster-9
+#| code-fold: true
+#| code-summary: "Row: one image on its way"
 class Row(NamedTuple):
     """One image on its way to a worker.
 
@@ -150,7 +156,7 @@ def _as_row(images: ImageSet, number: int, side: int | None) -> Row:
     file = file_of(images.images, number)
     name = None if file is None else os.fspath(file)
     if name is not None and _is_plain(images):
-        return Row(number, name, name)
+        return Row(number, os.path.abspath(name), name)  # workers have other folders
     try:
         return Row(number, np.asarray(images.read(number, side)), name)
     except (ValueError, OSError) as error:
@@ -198,6 +204,8 @@ class _Rows(Sequence):
         return _decode(io.BytesIO(content), name, self.max_pixels, *needed)
 
 # %% ../../nbs/engine/cluster.ipynb #cluster-12
+#| code-fold: true
+#| code-summary: "EncodingWorker: it loads the model, introduces itself, and encodes"
 class Job(NamedTuple):
     """What an encoding worker needs to know.
 
@@ -205,14 +213,12 @@ class Job(NamedTuple):
     views: pairs (transform, seed).
     batch_size: images at a time.
     max_pixels: of a file that is decoded.
-    threads: processors of the worker.
     """
 
     model: dict[str, Any]
     views: Views
     batch_size: int
     max_pixels: int
-    threads: int
 
 
 def clip_identity(clip: CLIP) -> dict[str, str]:
@@ -229,16 +235,23 @@ def _of(clip: CLIP, device: str) -> dict[str, Any]:
     return {"name": clip.name, "pretrained": clip.pretrained, **how}
 
 
+def _settle(threads: int | None) -> None:
+    """Compute and read on so many threads, in the whole process."""
+    if threads:
+        torch.set_num_threads(threads)
+        share_processors(threads)
+
+
 class EncodingWorker:
     """Encodes blocks of rows, in a process of its own.
 
     job: what to do.
+    threads: processors of the worker; None leaves the process as it is.
     """
 
-    def __init__(self, job: Job):
+    def __init__(self, job: Job, threads: int | None = None):
+        _settle(threads)
         self.job, self.identity = job, {"error": ""}
-        torch.set_num_threads(job.threads)
-        share_processors(job.threads)
         try:
             self.clip = load_clip(**job.model)
             self.identity = clip_identity(self.clip)
@@ -308,11 +321,13 @@ class CaptionWorker:
     kind: the name of a class of captioners.
     called: what it is called with.
     max_pixels: of a file that is decoded.
-    threads: processors of the worker.
+    threads: processors of the worker; None leaves the process as it is.
     """
 
-    def __init__(self, kind: str, called: dict, max_pixels: int, threads: int):
-        torch.set_num_threads(threads)
+    def __init__(
+        self, kind: str, called: dict, max_pixels: int, threads: int | None = None
+    ):
+        _settle(threads)
         self.max_pixels, self.identity = max_pixels, {"error": ""}
         kinds = {
             one.__name__: one for one in (AttributeCaptioner, TransformersCaptioner)
@@ -473,9 +488,10 @@ class Crew(_Watch):
 
     engine: whose cluster it is, and how large the crew shall be.
     kind: the class of the workers.
-    told: what each is made with.
+    told: what each is made with; the number of its processors is added.
     expected: what each has to say of itself.
     gpu: whether each needs a GPU.
+    most: how many of them have something to do; None for all.
 
     Use it as a context manager: the workers end with it.
     """
@@ -487,17 +503,20 @@ class Crew(_Watch):
         told: tuple,
         expected: dict[str, str],
         gpu: bool = False,
+        most: int | None = None,
     ):
         self.ray, self.expected = _ray(), expected
-        needs = {"num_cpus": engine.threads, "num_gpus": 1 if gpu else 0}
+        self.size, threads = engine.crew_size(gpu)
+        self.size = min(self.size, most or self.size)
+        needs = {"num_cpus": threads, "num_gpus": 1 if gpu else 0}
         options = {"max_restarts": 0, "scheduling_strategy": "SPREAD", **needs}
         self.kind = self.ray.remote(kind).options(**options)
-        self.told = told
+        self.told = *told, threads
         self.starting: dict[Any, Any] = {}  # workers, by what they have yet to say
         self.busy: dict[Any, tuple[Any, Any, int]] = {}  # worker, block and its tries
         self.idle: list[Any] = []
         self.again: deque[tuple[Any, int]] = deque()
-        self.failures, self.size = 0, engine.crew_size(gpu)
+        self.failures = 0
         self.alone: float | None = None
         for _ in range(self.size):
             self._hire()
@@ -506,6 +525,8 @@ class Crew(_Watch):
         return self
 
     def __exit__(self, *error) -> None:
+        if not self.ray.is_initialized():  # they ended with their cluster
+            return
         workers = [worker for worker, *_ in self.busy.values()]
         for worker in [*self.starting.values(), *workers, *self.idle]:
             self.ray.kill(worker)
@@ -540,6 +561,8 @@ class Crew(_Watch):
             yield from self._look()
 
 # %% ../../nbs/engine/cluster.ipynb #cluster-23
+#| code-fold: true
+#| code-summary: "Names and bytes from what Ray Data has read"
 _IMAGES = tuple(end.removeprefix(".") for ends in IMAGE_KINDS.values() for end in ends)
 _BYTES = ("bytes", "image", "img", "content", "jpg", "jpeg", "png", "webp")
 _NAMES = ("name", "file_name", "filename", "path", "key", "__key__", "url", "id")
@@ -614,6 +637,30 @@ def _file_system(source: str) -> tuple[Any, str]:
         return PyFileSystem(FSSpecHandler(system)), path
 
 
+def _files_of(source: str) -> tuple[Any, list[str], str]:
+    """The file system of a source, its paths there, and their ending in lower case.
+
+    source: a file or a folder; its last part may hold `*`, as in shards/train-*.tar.
+    """
+    from pyarrow.fs import FileSelector
+
+    place, query = source, ""
+    if "://" in place and "?" in place:  # how to get there: ?region=eu-west-1
+        place, query = place.split("?", 1)
+        query = "?" + query
+    folder, _, last = place.rpartition("/")
+    ending = last.rpartition(".")[2].lower()
+    if "*" not in last:
+        system, path = _file_system(place + query)
+        return system, [path], ending
+    system, path = _file_system((folder or ".") + query)
+    found = system.get_file_info(FileSelector(path))
+    paths = sorted(one.path for one in found if fnmatch(one.base_name, last))
+    if not paths:
+        raise FileNotFoundError(source)
+    return system, paths, ending
+
+
 def _dataset(source, rays: Any):
     """A data set of Ray with the columns name and bytes.
 
@@ -624,18 +671,16 @@ def _dataset(source, rays: Any):
         return _mapped(source, _of_table)
     if type(source).__module__.startswith("datasets."):
         return _mapped(rays.data.from_arrow(_hub_tables(source)), _of_hub)
-    folder, _, last = str(source).rpartition("/")
-    system, path = _file_system(folder if last.startswith("*.") else str(source))
-    ending = last.rpartition(".")[2].lower()
+    system, paths, ending = _files_of(str(source))
     how: dict[str, Any] = {"filesystem": system, "num_cpus": _SHARE}
     if ending == "tar":
         options = {"decoder": None, "file_extensions": ["tar"], **how}
-        return _mapped(rays.data.read_webdataset(path, **options), _of_samples)
+        return _mapped(rays.data.read_webdataset(paths, **options), _of_samples)
     if ending in ("parquet", "pq"):
         options = {"file_extensions": [ending], **how}
-        return _mapped(rays.data.read_parquet(path, **options), _of_table)
+        return _mapped(rays.data.read_parquet(paths, **options), _of_table)
     options = {"include_paths": True, "file_extensions": [*_IMAGES], **how}
-    return _mapped(rays.data.read_binary_files(path, **options), _of_files)
+    return _mapped(rays.data.read_binary_files(paths, **options), _of_files)
 
 
 def _mapped(data, function: Callable):
@@ -733,6 +778,8 @@ def _chosen(table, keys: np.ndarray, numbers: np.ndarray, where: str):
     return pa.table({**columns, "bytes": table["bytes"].take(pa.array(rows))})
 
 # %% ../../nbs/engine/cluster.ipynb #cluster-28
+#| code-fold: true
+#| code-summary: "ClusterImages: names and hashes without pixels"
 class ClusterImages(Sequence):
     """Images that Ray Data reads: names and hashes are here, pixels are not.
 
@@ -749,10 +796,14 @@ class ClusterImages(Sequence):
         self.keys: list[bytes] = []
         try:
             found = _mapped(self.data(), _hashed)
-            for table in found.iter_batches(batch_size=None, batch_format="pyarrow"):
-                self.names += table["name"].to_pylist()
-                self.digests += table["digest"].to_pylist()
-                self.keys += table["key"].to_pylist()
+            with track(None, "looking at images") as progress:
+                for table in found.iter_batches(
+                    batch_size=None, batch_format="pyarrow"
+                ):
+                    self.names += table["name"].to_pylist()
+                    self.digests += table["digest"].to_pylist()
+                    self.keys += table["key"].to_pylist()
+                    progress.update(len(table))
         except Exception as error:  # Ray's own, Arrow's, those of an object store
             raise _cannot_read(source, _cause(error)) from error
         if not self.names:
@@ -795,6 +846,8 @@ def _cause(error: BaseException) -> BaseException:
     return error if not isinstance(below, BaseException) else _cause(below)
 
 # %% ../../nbs/engine/cluster.ipynb #cluster-30
+#| code-fold: true
+#| code-summary: "Start Ray, and stop what was started"
 def _processors() -> int:
     """Processors of this process."""
     if hasattr(os, "sched_getaffinity"):
@@ -807,7 +860,7 @@ class _Started:
 
     address: str | None
     workers: int | None
-    threads: int
+    threads: int | None
     ours: bool
 
     def start(self) -> Any:
@@ -817,13 +870,14 @@ class _Started:
         """
         rays = _ray()
         if not rays.is_initialized():
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
             if self.address:
-                check_address(self.address)
                 where: dict[str, Any] = {"address": self.address}
             else:
                 # one processor more than there is: reading tasks need some room
-                room = (self.workers or _processors()) * self.threads + 1
+                least = (self.workers or 1) * (self.threads or 1)
+                room = max(_processors(), least) + 1
                 where = {
                     "num_cpus": room,
                     "include_dashboard": False,
@@ -856,22 +910,23 @@ class _Started:
             _ray().shutdown()
             self.ours = False
 
-    def crew_size(self, gpu: bool) -> int:
-        """How many workers there shall be: as asked, else what the cluster has.
+    def crew_size(self, gpu: bool) -> tuple[int, int]:
+        """How many workers there shall be, and how many processors each has.
 
         gpu: whether each needs a GPU.
         """
-        if self.workers:
-            return self.workers
-        if gpu or self.address:
-            has = _ray().cluster_resources()
-            found = (
-                has.get("GPU", 0) if gpu else (has.get("CPU", 1) - 1) // self.threads
-            )
-            return max(1, int(found))
-        return _processors()
+        has = _ray().cluster_resources()
+        # one is left to those who read
+        processors, gpus = int(has.get("CPU", 2)) - 1, int(has.get("GPU", 0))
+        if gpu:
+            count = self.workers or max(gpus, 1)
+            return count, self.threads or max(1, processors // max(gpus, 1))
+        threads = self.threads or 1
+        return self.workers or max(1, processors // threads), threads
 
 # %% ../../nbs/engine/cluster.ipynb #cluster-31
+#| code-fold: true
+#| code-summary: "RayEngine: what the store and the captions ask"
 class RayEngine(_Started):
     """Encodes and describes on the workers of Ray, here or on a cluster.
 
@@ -879,19 +934,23 @@ class RayEngine(_Started):
         started with `ray start`, or None: one of our own, which ends with us.
     workers: how many; None for one a GPU or processor (of a cluster that runs, one
         processor is left to those who read).
-    threads: processors of each worker.
+    threads: processors of each worker; None for one, or, of workers on GPUs, as many
+        as there are for each GPU.
 
     Use it as a context manager, or call `stop`. Raises ModuleNotFoundError without Ray,
     and ValueError for an address that does not answer.
     """
 
     def __init__(
-        self, address: str | None = None, workers: int | None = None, threads: int = 1
+        self,
+        address: str | None = None,
+        workers: int | None = None,
+        threads: int | None = None,
     ):
         _ray()
         self.address, self.ours = address, False
         self.workers = None if workers is None else check_count(workers, "workers")
-        self.threads = check_count(threads, "threads")
+        self.threads = None if threads is None else check_count(threads, "threads")
         if address:
             check_address(address)
 
@@ -904,9 +963,9 @@ class RayEngine(_Started):
     def images(self, source, max_pixels: int = MAX_PIXELS) -> ImageSet:
         """Images from anywhere, unlabelled, of which Ray Data reads the pixels.
 
-        source: a folder, a .tar or .parquet file, or `FOLDER/*.tar`, each a path or an
-            address such as s3://bucket/folder; a data set of the Hugging Face hub; or a
-            data set of Ray with a column of bytes.
+        source: a folder, a .tar or .parquet file, or several as in FOLDER/part-*.tar,
+            by path or by an address such as s3://bucket/folder; a data set of the
+            Hugging Face hub; or a data set of Ray with a column of bytes.
         max_pixels: the largest width x height of a file that is decoded.
 
         Raises ValueError or FileNotFoundError for a source that cannot be read.
@@ -919,16 +978,11 @@ class RayEngine(_Started):
         files: paths that the whole cluster sees.
         """
         rays = self.start()
-        parts = [
-            list(map(os.fspath, files[k : k + 1024]))
-            for k in range(0, len(files), 1024)
-        ]
+        paths = [os.path.abspath(file) for file in files]
         task = rays.remote(_hash_paths).options(num_cpus=_SHARE)
-        found = [
-            digest
-            for part in rays.get([task.remote(p) for p in parts])
-            for digest in part
-        ]
+        parts = [paths[start : start + 1024] for start in range(0, len(paths), 1024)]
+        hashes = rays.get([task.remote(part) for part in parts])
+        found = [digest for part in hashes for digest in part]
         return {file: digest for file, digest in zip(files, found) if digest}
 
     def encode_blocks(
@@ -950,11 +1004,12 @@ class RayEngine(_Started):
             groups.setdefault(tuple(block[1]), []).append(block)
         side = "cuda" if clip.device.type == "cuda" else "cpu"
         for numbers, group in groups.items():
-            told = _of(clip, side), list(group[0][0]), batch_size, images.max_pixels
-            job = Job(*told, self.threads)
+            model, views = _of(clip, side), list(group[0][0])
+            job = Job(model, views, batch_size, images.max_pixels)
             rows = [rows for _, _, rows in group]
             identity = clip_identity(clip)
-            with Crew(self, EncodingWorker, (job,), identity, side == "cuda") as crew:
+            told, gpu = (job,), side == "cuda"
+            with Crew(self, EncodingWorker, told, identity, gpu, len(rows)) as crew:
                 for result in _all_of(crew, images, rows, clip.side):
                     if isinstance(result, str):
                         raise ValueError(result)
@@ -976,15 +1031,16 @@ class RayEngine(_Started):
         Raises ValueError for a captioner that cannot be made again.
         """
         kind, called = _told(captioner)
+        if not blocks:
+            return
         self.start()
         gpu = called.get("device") == "cuda"
-        told = kind, called, images.max_pixels, self.threads
+        told = kind, called, images.max_pixels
         expected = _caption_identity(captioner)
         prompts = dict(pair for rows, asked in blocks for pair in zip(rows, asked))
-        with Crew(self, CaptionWorker, told, expected, gpu) as crew:
-            yield from _all_of(
-                crew, images, [rows for rows, _ in blocks], None, prompts
-            )
+        parts = [rows for rows, _ in blocks]
+        with Crew(self, CaptionWorker, told, expected, gpu, len(parts)) as crew:
+            yield from _all_of(crew, images, parts, None, prompts)
 
 
 def _hash_paths(paths: list[str]) -> list[bytes | None]:
@@ -1068,10 +1124,15 @@ def _read_again(
     chosen = {"keys": keys[order], "numbers": np.array(numbers)[order]}
     data = _mapped(source.data(), partial(_chosen, **chosen, where=source.place))
     data = data.repartition(target_num_rows_per_block=size, strict=True)
-    for bundle in data.iter_internal_ref_bundles():
-        yield from bundle.block_refs
+    try:
+        for bundle in data.iter_internal_ref_bundles():
+            yield from bundle.block_refs
+    except Exception as error:  # Ray's own, Arrow's, those of an object store
+        raise _cannot_read(source.source, _cause(error)) from error
 
 # %% ../../nbs/engine/cluster.ipynb #cluster-34
+#| code-fold: true
+#| code-summary: "encode: features of a source, by any engine"
 class _Named(_NoImages):
     """As many images as there are features; they have names, and nothing else."""
 

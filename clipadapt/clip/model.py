@@ -89,8 +89,12 @@ def _split_preprocess(preprocess: Compose) -> tuple[Compose, Normalize] | None:
 def _ahead(function, items: Iterable, workers: int) -> Iterator:
     """Map `function` over `items` in threads, in order.
 
-    Never more than `2 * workers` results are ahead of the reader.
+    Never more than `2 * workers` results are ahead of the reader; none with a single
+    worker, for who has one processor has nobody to work ahead.
     """
+    if workers == 1:
+        yield from map(function, items)
+        return
     with ThreadPoolExecutor(workers) as pool:
         pending = deque()
         for item in items:

@@ -226,7 +226,7 @@ async def _exchange(send: Callable, request: Any, pause: _Pause, timeout: float)
         with anyio.fail_after(timeout):
             status, headers, body = await _read(send, request)
     except TimeoutError:
-        return instead(504, f"no whole answer within {timeout:g} seconds", "timeout")
+        return instead(504, f"no whole answer within {timeout:g} s", "timeout")
     seconds = _asked_to_wait(headers)
     pause.note(status, seconds)
     if isinstance(body, Exception):
@@ -493,7 +493,7 @@ class _Asking(Captioner):
     def describe(
         self, images: Sequence[Image.Image], prompts: Sequence[str]
     ) -> list[str]:
-        pairs = enumerate(zip(images, prompts))
+        pairs = enumerate(zip(images, prompts, strict=True))
         asked: Asked = {place: ([image], prompt) for place, (image, prompt) in pairs}
         found: dict[Hashable, str | Exception] = {}
         for answers in self.describe_all([asked], False):

@@ -135,20 +135,6 @@ def test_arrays_and_views_have_the_bits_of_one_process(clip, engine, tmp_path):
     assert same(rows(store, clip), rows(store_at(tmp_path / "alone"), clip))
 
 
-def test_views_of_photographs_have_the_bits_of_one_process(
-    clip, photos, engine, tmp_path
-):
-    views = [
-        (None, 0),
-        (weak_view(clip.image_size), 0),
-        (strong_view(clip.image_size), 1),
-    ]
-    images = ImageSet.from_folder(photos / "odd")
-    alone = store_at(tmp_path / "alone").encode_views(clip, images, views)
-    store = store_at(tmp_path / "ray", engine=engine)
-    assert np.array_equal(store.encode_views(clip, images, views), alone)
-
-
 def sources(photos, place):
     """The photographs in a folder by address, in tar files, and in Parquet."""
     files = sorted(photos.rglob("*.jpg"))
@@ -169,7 +155,7 @@ def sources(photos, place):
     }
 
 
-@pytest.mark.parametrize("kind", ["address", "tar", "parquet", "hub"])
+@pytest.mark.parametrize("kind", ["address", "parquet", "hub"])
 def test_what_ray_data_reads(kind, clip, photos, plain, engine, tmp_path):
     if kind == "hub":
         import datasets
@@ -186,8 +172,7 @@ def test_what_ray_data_reads(kind, clip, photos, plain, engine, tmp_path):
     assert np.array_equal(found.features, plain[0].features)
     assert same(rows(store, clip), plain[1])
     ((name, reason),) = found.skipped
-    where = {"address": "damaged.jpg", "tar": "all.tar/", "parquet": "damaged.jpg"}
-    assert where.get(kind, "damaged.jpg") in name and "holds none of" in reason
+    assert "damaged.jpg" in name and "holds none of" in reason
 
 
 class Accident:
@@ -342,18 +327,6 @@ def test_a_worker_with_another_version_is_refused(clip, engine, tmp_path, monkey
         )
 
 
-def test_a_model_that_workers_cannot_load(clip, engine, tmp_path):
-    other = load_clip(device="cpu")
-    other.name = "local-dir:/nowhere"
-    with pytest.raises(ValueError, match="a worker could not load the model.*nowhere"):
-        encode(
-            other,
-            digits("test").subset(range(4)),
-            engine=engine,
-            store=store_at(tmp_path),
-        )
-
-
 def test_a_file_changes_while_it_is_encoded(clip, cluster, tmp_path):
     for number in range(12):
         digits("train")[number][0].resize((300, 300)).save(
@@ -481,14 +454,17 @@ def test_lpclip_learns_from_views_of_workers(photos, cluster, tmp_path):
     assert answers[0] == answers[1]
 
 
-def test_the_encode_command_reads_tar_files(photos, cluster, tmp_path):
-    source = sources(photos, tmp_path)["tar"]
+def test_the_encode_command_reads_tar_files(photos, plain, cluster, tmp_path):
+    source = Path(sources(photos, tmp_path)["tar"]).with_name("a*.tar")
+    FeatureStore().clear()
     many = ["--engine", "ray", "--address", cluster.address, "--workers", 2]
-    out = tmp_path / "features.safetensors"
+    out = tmp_path / "features.npy"
     done = command("encode", "--images", source, *many, "--out", out)
     assert done.exit_code == 0, done.output
+    assert "all.tar/" in done.output and "holds none of" in done.output
     names = json.loads(out.with_suffix(".json").read_text())["names"]
     assert len(names) == 100 and names[0].endswith("all.tar/0000.jpg")
+    assert np.allclose(np.load(out), plain[0].features, atol=1e-6)  # other batches
 
 
 def test_a_cluster_of_our_own_is_started_and_stopped(clip, cluster, tmp_path):
