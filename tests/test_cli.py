@@ -25,7 +25,7 @@ from PIL import Image
 from tiny_llava import save_tiny_llava
 
 import clipadapt
-from clipadapt import CLIP, Adapter, digits
+from clipadapt import CLIP, FPL, Adapter, digits
 from clipadapt.app.cli import main
 from clipadapt.app.runs import METHODS, check_value, configure, in_words
 from clipadapt.images.files import _host, write_arrays
@@ -1755,18 +1755,30 @@ SAMPLES = {
 }
 
 
+NOT_SET = {  # given in Python, or by an option of its own
+    "annotator",
+    "captioner",
+    "checkpoint",
+    "classnames",
+    "clip",
+    "method",
+    "seed",
+}
+
+
+def test_an_annotator_is_given_in_python(clip):
+    for setting in ("annotator=null", "annotator__momentum=0.5"):
+        with pytest.raises(ValueError, match="is given in Python, as FPL"):
+            configure(FPL(clip, ["a", "b"]), [setting])
+
+
 @pytest.mark.parametrize("name", methods_of_the_package())
 def test_every_parameter_of_every_method_can_be_set(name, clip):
     """With the value that stands, and with one of each kind that its annotation names;
     with nothing else."""
     kind = methods_of_the_package()[name]
     hints, signature = get_type_hints(kind.__init__), inspect.signature(kind)
-    names = [
-        one
-        for one in signature.parameters
-        if one
-        not in ("clip", "classnames", "captioner", "seed", "checkpoint", "method")
-    ]
+    names = [one for one in signature.parameters if one not in NOT_SET]
     assert (
         set(names) <= set(kind(clip, ["a", "b"]).get_params(deep=False))
         if "method" not in signature.parameters

@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from fnmatch import fnmatch
@@ -895,7 +896,10 @@ class _Started:
         """Join a cluster or start one: twice, for a busy machine is slow at it."""
         for last in (False, True):
             try:
-                rays.init(**where)
+                with warnings.catch_warnings():
+                    # no table is used in the processes that Ray forks
+                    warnings.filterwarnings("ignore", "lance is not fork-safe")
+                    rays.init(**where)
                 return
             except Exception as error:  # of many kinds
                 rays.shutdown()
