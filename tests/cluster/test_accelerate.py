@@ -128,7 +128,7 @@ def test_a_killed_process_ends_the_run_and_resume_goes_on(
 
 
 def test_a_process_that_waits_for_a_silent_one_can_be_stopped(photographs, tmp_path):
-    """On GPUs a process waits for a dead one for ever, and hears only signals."""
+    """On GPUs a process may wait for a dead one for ever; it still hears signals."""
     out = tmp_path / "run"
     process = subprocess.Popen(
         command(*adapt(photographs, out), launched=True),
