@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from open_clip.transformer import (
 )
 from torch import nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import checkpoint
 
 from ..clip.featuresets import need_images, new_array, new_views, row_blocks
 from ..clip.model import CLIP, PRECISIONS, _in_bfloat16
@@ -29,8 +31,8 @@ from ..clip.templates import average_prompts, encode_prompts
 from ..images.sets import ImageSet, as_imageset, check_classnames, check_count
 
 # %% auto #0
-__all__ = ['DEVICE_SHARE', 'TextTower', 'text_ends', 'read_out', 'free_memory', 'place_of_patches', 'ImageTower', 'Prompt',
-           'TextualPrompt', 'VisualPrompt', 'own_draws', 'MultimodalPrompt']
+__all__ = ['CLASS_MEMORY', 'DEVICE_SHARE', 'TextTower', 'text_ends', 'read_out', 'free_memory', 'place_of_patches', 'ImageTower',
+           'Prompt', 'TextualPrompt', 'VisualPrompt', 'own_draws', 'MultimodalPrompt']
 
 # %% ../../nbs/06_prompts.ipynb #cell-13
 #| code-fold: true
@@ -161,6 +163,9 @@ class TextTower(nn.Module):
     half: compute with a bfloat16 copy of the transformer's weights; its attention stays
         in float32. Blocks of another kind than OpenCLIP's usual one stay as they are.
 
+    `at_once` classes are encoded at a time where gradients are asked for, so many that
+    what is kept for these takes no more than `CLASS_MEMORY`.
+
     Raises ValueError when a class name is too long for it (which, and by how many
     tokens), and for a text encoder that is not causal or has no end token.
     """
@@ -178,15 +183,14 @@ class TextTower(nn.Module):
         self.start, self.names, self.ends = embedded[:1, :1], embedded[:, 1:], ends - 1
         self._tower = [tower]  # in a list: neither trained nor saved with this module
         self._half = [_half_copy(tower) if half else None]
+        self.at_once = _classes_at_once(self.names.shape, room, tower)
 
     def forward(self, prefix: torch.Tensor) -> torch.Tensor:
         """Unit class embeddings, float32 [C, D], for a prefix [P, W]."""
-        tower, positions = self._tower[0], self._tower[0].positional_embedding
-        shared = torch.cat([self.start, prefix[None]], 1)
-        split, last = shared.shape[1], shared.shape[1] + self.names.shape[1]
-        shared, own = shared + positions[:split], self.names + positions[split:last]
-        own = _last_states(tower, self._half[0], shared, own)
-        return read_out(tower, own, self.ends)
+        given = self._tower[0], self._half[0], self.start, prefix
+        return _in_parts(
+            partial(_class_features, *given), self.names, self.ends, self.at_once
+        )
 
 # %% ../../nbs/06_prompts.ipynb #cell-15
 #| code-fold: true
@@ -252,6 +256,61 @@ def _check_length(
             f"{lengths[longest] + room} positions, {lengths[longest] + room - context} "
             f"more than the {context} of this model"
         )
+
+# %% ../../nbs/06_prompts.ipynb #classes-1
+#| code-fold: true
+#| code-summary: "Classes in parts, so that many fit into memory"
+CLASS_MEMORY = 2**32  # bytes kept for the gradients of the class embeddings
+
+
+def _class_features(
+    tower: Any,
+    half: Any,
+    start: torch.Tensor,
+    prefix: torch.Tensor,
+    names: torch.Tensor,
+    ends: torch.Tensor,
+) -> torch.Tensor:
+    """Unit embeddings, float32 [C, D], of class names behind a prefix.
+
+    tower: the text encoder.
+    half: a bfloat16 copy of its blocks, or None.
+    start: the embedded start token, [1, 1, W].
+    prefix: vectors, [P, W].
+    names: the embedded names, [C, S, W].
+    ends: where they end, int64 [C].
+    """
+    positions, shared = tower.positional_embedding, torch.cat([start, prefix[None]], 1)
+    split, last = shared.shape[1], shared.shape[1] + names.shape[1]
+    shared, own = shared + positions[:split], names + positions[split:last]
+    return read_out(tower, _last_states(tower, half, shared, own), ends)
+
+
+def _in_parts(
+    encode: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    names: torch.Tensor,
+    ends: torch.Tensor,
+    size: int,
+) -> torch.Tensor:
+    """What `encode` says of all classes; with gradients, of `size` at a time."""
+    if len(names) <= size or not torch.is_grad_enabled():
+        return encode(names, ends)
+    again = {"use_reentrant": False, "preserve_rng_state": False}  # nothing is drawn
+    parts = zip(names.split(size), ends.split(size))
+    return torch.cat([checkpoint(encode, *part, **again) for part in parts])
+
+
+def _classes_at_once(shape: Sequence[int], room: int, tower: Any) -> int:
+    """How many classes fit into `CLASS_MEMORY`, by what a block keeps.
+
+    shape: C, S, W of the embedded names.
+    room: the length of the prefix.
+    tower: the text encoder.
+    """
+    _, own, width = shape
+    kept = 14 * own + 2 * (room + 1)  # vectors [W] of a class; keys and values of all
+    layers = len(tower.transformer.resblocks)
+    return max(1, CLASS_MEMORY // (4 * width * kept * layers))
 
 # %% ../../nbs/06_prompts.ipynb #cell-19
 #| code-fold: true
