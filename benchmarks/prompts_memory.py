@@ -33,10 +33,15 @@ from prompts import large_clip
 from clipadapt.learning.prompts import TextualPrompt
 
 
+def distinct(names: list[str]) -> list[str]:
+    """The same names, with a number where one comes twice."""
+    return [f"{name} 2" if name in names[:i] else name for i, name in enumerate(names)]
+
+
 def one(options: argparse.Namespace) -> dict:
     """What a step took; its gradient is written to `options.one`."""
     torch.set_num_threads(1)
-    clip, names = large_clip(), IMAGENET_CLASSNAMES[: options.classes]
+    clip, names = large_clip(), distinct(IMAGENET_CLASSNAMES[: options.classes])
     prompt = TextualPrompt(clip, names, length=options.length)
     given = options.at_once[0]
     if given is not None:

@@ -104,9 +104,8 @@ def exponents(growth: pd.DataFrame, column: str = "cpu_s") -> pd.DataFrame:
             "last": slope(sizes[-2:], seconds[-2:]),
             "up to": sizes[-1],
         }
-    found = pd.DataFrame.from_dict(rows, orient="index")
-    found.index = pd.MultiIndex.from_tuples(found.index, names=SERIES)
-    return found
+    index = pd.MultiIndex.from_tuples(rows, names=SERIES)
+    return pd.DataFrame([*rows.values()], index)
 
 
 def steep(growth: pd.DataFrame, least: float = 10.0) -> pd.DataFrame:

@@ -295,9 +295,11 @@ def _in_parts(
     """What `encode` says of all classes; with gradients, of `size` at a time."""
     if len(names) <= size or not torch.is_grad_enabled():
         return encode(names, ends)
-    again = {"use_reentrant": False, "preserve_rng_state": False}  # nothing is drawn
-    parts = zip(names.split(size), ends.split(size))
-    return torch.cat([checkpoint(encode, *part, **again) for part in parts])
+    encoded = [
+        checkpoint(encode, *part, use_reentrant=False, preserve_rng_state=False)
+        for part in zip(names.split(size), ends.split(size))
+    ]
+    return torch.cat(encoded)
 
 
 def _classes_at_once(shape: Sequence[int], room: int, tower: Any) -> int:
