@@ -163,8 +163,8 @@ class TextTower(nn.Module):
     half: compute with a bfloat16 copy of the transformer's weights; its attention stays
         in float32. Blocks of another kind than OpenCLIP's usual one stay as they are.
 
-    `at_once` classes are encoded at a time where gradients are asked for, so many that
-    what is kept for these takes no more than `CLASS_MEMORY`.
+    `at_once` classes are encoded at a time where gradients are asked for: all, unless
+    what is kept for these takes more than `CLASS_MEMORY`.
 
     Raises ValueError when a class name is too long for it (which, and by how many
     tokens), and for a text encoder that is not causal or has no end token.
@@ -303,16 +303,20 @@ def _in_parts(
 
 
 def _classes_at_once(shape: Sequence[int], room: int, tower: Any) -> int:
-    """How many classes fit into `CLASS_MEMORY`, by what a block keeps.
+    """How many classes are encoded at a time: all if they fit into `CLASS_MEMORY`.
+
+    Else as many as take a quarter of it, for a part is whole again while its gradients
+    are computed.
 
     shape: C, S, W of the embedded names.
     room: the length of the prefix.
     tower: the text encoder.
     """
-    _, own, width = shape
+    classes, own, width = shape
     kept = 14 * own + 2 * (room + 1)  # vectors [W] of a class; keys and values of all
     layers = len(tower.transformer.resblocks)
-    return max(1, CLASS_MEMORY // (4 * width * kept * layers))
+    fit = CLASS_MEMORY // (4 * width * kept * layers)
+    return max(1, fit if classes <= fit else fit // 4)
 
 # %% ../../nbs/06_prompts.ipynb #cell-19
 #| code-fold: true
