@@ -7,6 +7,7 @@ WORKERS ?= 2
 INPUTS ?= 20000
 KILLS ?= 90
 SEED ?= 0
+LIMIT ?= 120
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Tests run beside each other, a thread for each; `make threads` is without it, as users are.
 alone := OMP_NUM_THREADS=1
@@ -16,7 +17,7 @@ temporary := -o tmp_path_retention_policy=failed
 checksums = find clipadapt nbs solutions -name .ipynb_checkpoints -prune -o \( -name '*.py' -o -name '*.ipynb' \) -print | sort | xargs cksum
 
 .NOTPARALLEL:
-.PHONY: demo test lint test-browser sync notebooks solutions unit threads coverage fuzz soak cluster slow bench export readme lab docs docs-width clean help
+.PHONY: demo test lint test-browser sync notebooks solutions unit threads coverage fuzz soak cluster slow bench bench-scale export readme lab docs docs-width clean help
 
 help:           ## list the targets
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -73,6 +74,9 @@ slow: .venv/ready-dev   ## the cells flagged slow as well: the full pretraining 
 
 bench: .venv/ready-dev   ## the benchmarks: ratios taken in one run, and every method on other kinds of CLIP
 	@for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+bench-scale: .venv/ready-dev   ## time and memory of methods up to a million features and 1,000 classes: hours, in parts (LIMIT= seconds a run)
+	cd benchmarks && $(abspath $(BIN))/python scale.py --methods all --sizes 1000 10000 100000 1000000 --classes 10 100 1000 --dims 64 512 --limit $(LIMIT) --out ../nbs/engine/growth.jsonl
 
 export: .venv/ready-dev   ## notebooks to modules, metadata cleaned, README made anew
 	$(BIN)/nbdev_export && $(BIN)/python tools/clean.py && $(BIN)/nbdev_clean && $(BIN)/nbdev_clean --fname solutions && $(BIN)/python tools/readme.py

@@ -295,3 +295,70 @@ def test_a_table_of_predictions_is_made_from_rows(clip, answers, monkeypatch):
     monkeypatch.setattr(runs, "image_names", lambda images: ["a"] * 50)
     few = runs.predictions(model, None, table[:50], probabilities=True)
     assert np.array_equal(few.iloc[:, 3:], whole[:50].round(4))
+
+
+def looked_into(probed, sizes):
+    """How many rows the lists of each row hold, and all but the last of them."""
+    held = torch.where(probed >= 0, sizes[probed.long().clamp(min=0)], 0)
+    last = (probed >= 0).sum(1, keepdim=True) - 1
+    return held.sum(1), held.sum(1) - held.gather(1, last)[:, 0]
+
+
+def test_a_row_is_compared_with_as_many_rows_whatever_the_lists(monkeypatch):
+    generator = torch.Generator().manual_seed(3)
+    unit = F.normalize(torch.randn(4000, 8, generator=generator) + 1, dim=1)
+    centres = F.normalize(torch.randn(30, 8, generator=generator), dim=1)
+    monkeypatch.setattr(transduction, "COMPARED", 900)
+    probed = transduction._nearest_lists(unit, centres)
+    ranked = (unit @ centres.T).argsort(1, descending=True)[:, : probed.shape[1]]
+    kept = probed >= 0
+    assert torch.equal(probed[kept].long(), ranked[kept]) and kept[:, 0].all()
+    sizes = ranked[:, 0].bincount(minlength=30)
+    assert sizes.max() > 5 * sizes.float().mean(), "the lists are uneven"
+    held, before = looked_into(probed, sizes)
+    assert (before < 900).all() and (held >= 900).all()
+    pairs = [(len(i), len(o)) for i, o in transduction._lists(probed, 30)]
+    assert sum(inside for inside, _ in pairs) == len(unit)
+    assert sum(inside * outside for inside, outside in pairs) == held.sum()
+    monkeypatch.setattr(transduction, "PROBES", 2)
+    assert transduction._nearest_lists(unit, centres).shape == (4000, 2)
+
+
+def test_many_lists_are_found_in_a_graph(monkeypatch):
+    generator = torch.Generator().manual_seed(4)
+    unit = F.normalize(torch.randn(3000, 16, generator=generator), dim=1)
+    centres = F.normalize(torch.randn(200, 16, generator=generator), dim=1)
+    plain = transduction._nearest_lists(unit, centres)
+    monkeypatch.setattr(transduction, "FLAT", 100)
+    found = transduction._nearest_lists(unit, centres)
+    same = [np.isin(a, b).mean() for a, b in zip(found.numpy(), plain.numpy())]
+    assert np.mean(same) > 0.99
+    monkeypatch.setattr(transduction, "SIZE", 16)
+    assert transduction._list_centres(unit).norm(dim=1).allclose(torch.ones(187))
+
+
+def test_neighbours_are_found_in_lists():
+    generator = torch.Generator().manual_seed(5)
+    labels = torch.randint(200, (12_000,), generator=generator)
+    points = torch.randn(200, 12, generator=generator)[labels]
+    points += 0.9 * torch.randn(12_000, 12, generator=generator)
+    unit = F.normalize(points, dim=1)
+    weights, places = transduction.nearest_rows(unit, 20, exact=False)
+    true, exact = transduction.nearest_rows(unit, 20, exact=True)
+    recall = np.mean([np.isin(a, b).mean() for a, b in zip(places, exact)])
+    assert recall > 0.97 and (weights <= true + 1e-6).all()
+    assert not (places == torch.arange(12_000)[:, None]).any()
+
+
+def test_parts_of_the_nodes_spread_as_all_of_them(monkeypatch):
+    points = torch.randn(300, 8, generator=torch.Generator().manual_seed(1))
+    graph = transduction.neighbour_graph(points, 7)
+    seeds = np.eye(300, 4)
+    whole = transduction.diffuse(graph, seeds)
+    monkeypatch.setattr(transduction, "EXACT", 100)
+    sevens = lambda count, size: featuresets.row_blocks(count, 7)
+    monkeypatch.setattr(transduction, "row_blocks", sevens)
+    assert np.allclose(transduction.diffuse(graph, seeds), whole, rtol=1e-9, atol=1e-12)
+    monkeypatch.undo()
+    dense = np.linalg.solve(np.eye(300) - 0.99 * graph.toarray(), seeds)
+    assert np.allclose(whole, dense, atol=1e-5 * dense.max())

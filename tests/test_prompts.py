@@ -589,3 +589,64 @@ def test_pairs_by_hand(clips):
     x = x + block.mlp.c_proj(hidden * torch.sigmoid(1.702 * hidden))
     same(prompt.join()[0].detach(), prompt.leave[0](x[0]).detach(), 1e-6)
     same(prompt.join()[1].detach(), prompt.leave[1](x[1]).detach(), 1e-6)
+
+
+def kept_bytes(call):
+    """What `call` returns, and the bytes of the tensors that its graph keeps."""
+    kept = {}
+
+    def note(tensor):
+        kept[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        answer = call()
+    return answer, sum(kept.values())
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "tolerance"),
+    [
+        ("textual", {}, 1e-6),
+        ("textual", {"precision": "bf16"}, 1e-2),  # adds up in bfloat16
+        ("multimodal", {}, 1e-6),
+    ],
+)
+def test_classes_in_parts_have_the_gradients_of_all(
+    clips, images, kind, options, tolerance
+):
+    names = [f"{name} {i}" for i in range(10) for name in NAMES]
+    prompt = KINDS[kind](clips("plain"), names, length=3, **options)
+    tower = prompt.tower if kind == "textual" else prompt.text_tower
+    assert tower.at_once > len(names), "few classes are encoded at once"
+    parameters = [p for p in prompt.parameters() if p.requires_grad]
+    inputs = prompt.prepare(images)
+    target = torch.arange(len(images)) % len(names)
+
+    def loss():
+        return torch.nn.functional.cross_entropy(prompt(inputs), target)
+
+    whole, all_bytes = kept_bytes(loss)
+    gradients = torch.autograd.grad(whole, parameters)
+    tower.at_once = 7
+    parts, fewer_bytes = kept_bytes(loss)
+    assert fewer_bytes < 0.8 * all_bytes  # images keep theirs
+    again = torch.autograd.grad(parts, parameters)
+    assert torch.allclose(whole, parts, atol=1e-6)
+    largest = max(one.abs().max() for one in gradients)
+    for one, other in zip(gradients, again):
+        assert torch.allclose(one, other, atol=tolerance * largest)
+    with torch.no_grad():
+        _, nothing = kept_bytes(loss)
+    assert nothing == 0
+
+
+def test_parts_are_as_small_as_memory_asks(clips, monkeypatch):
+    names = [f"name {i}" for i in range(1000)]
+    fit = TextTower(clips("plain"), names, 4).at_once
+    assert fit >= len(names), "all are encoded at once"
+    monkeypatch.setattr(module, "CLASS_MEMORY", module.CLASS_MEMORY * 400 // fit)
+    assert TextTower(clips("plain"), names, 4).at_once == pytest.approx(100, abs=1)
+    assert TextTower(clips("plain"), names[:300], 4).at_once >= 300
+    monkeypatch.setattr(module, "CLASS_MEMORY", 1)
+    assert TextTower(clips("plain"), names, 4).at_once == 1

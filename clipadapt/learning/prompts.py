@@ -30,8 +30,8 @@ from ..images.sets import ImageSet, as_imageset, check_classnames, check_count
 from .processes import current, pixel_parts, spread
 
 # %% auto #0
-__all__ = ['DEVICE_SHARE', 'TextTower', 'text_ends', 'read_out', 'free_memory', 'place_of_patches', 'ImageTower', 'Prompt',
-           'TextualPrompt', 'VisualPrompt', 'own_draws', 'MultimodalPrompt']
+__all__ = ['CLASS_MEMORY', 'DEVICE_SHARE', 'TextTower', 'text_ends', 'read_out', 'free_memory', 'place_of_patches', 'ImageTower',
+           'Prompt', 'TextualPrompt', 'VisualPrompt', 'own_draws', 'MultimodalPrompt']
 
 # %% ../../nbs/06_prompts.ipynb #cell-13
 #| code-fold: true
@@ -162,6 +162,9 @@ class TextTower(nn.Module):
     half: compute with a bfloat16 copy of the transformer's weights; its attention stays
         in float32. Blocks of another kind than OpenCLIP's usual one stay as they are.
 
+    `at_once` classes are encoded at a time where gradients are asked for: all, unless
+    what is kept for these takes more than `CLASS_MEMORY`.
+
     Raises ValueError when a class name is too long for it (which, and by how many
     tokens), and for a text encoder that is not causal or has no end token.
     """
@@ -179,6 +182,7 @@ class TextTower(nn.Module):
         self.start, self.names, self.ends = embedded[:1, :1], embedded[:, 1:], ends - 1
         self._tower = [tower]  # in a list: neither trained nor saved with this module
         self._half = [_half_copy(tower) if half else None]
+        self.at_once = _classes_at_once(self.names.shape, room, tower)
 
     def forward(self, prefix: torch.Tensor, parts: int = 1) -> torch.Tensor:
         """Unit class embeddings, float32 [C, D], for a prefix [P, W], made in parts."""
@@ -191,6 +195,8 @@ class TextTower(nn.Module):
             last = _last_states(tower, self._half[0], shared, own[classes])
             return read_out(tower, last, self.ends[classes])
 
+        if torch.is_grad_enabled():
+            parts = max(parts, math.ceil(len(own) / self.at_once))
         return spread(embed, torch.arange(len(own), device=own.device), parts)
 
 # %% ../../nbs/06_prompts.ipynb #cell-15
@@ -257,6 +263,28 @@ def _check_length(
             f"{lengths[longest] + room} positions, {lengths[longest] + room - context} "
             f"more than the {context} of this model"
         )
+
+# %% ../../nbs/06_prompts.ipynb #classes-1
+#| code-fold: true
+#| code-summary: "Classes in parts, so that many fit into memory"
+CLASS_MEMORY = 2**32  # bytes kept for the gradients of the class embeddings
+
+
+def _classes_at_once(shape: Sequence[int], room: int, tower: Any) -> int:
+    """How many classes are encoded at a time: all if they fit into `CLASS_MEMORY`.
+
+    Else as many as take a quarter of it, for a part is whole again while its gradients
+    are computed.
+
+    shape: C, S, W of the embedded names.
+    room: the length of the prefix.
+    tower: the text encoder.
+    """
+    classes, own, width = shape
+    kept = 14 * own + 2 * (room + 1)  # vectors [W] of a class; keys and values of all
+    layers = len(tower.transformer.resblocks)
+    fit = CLASS_MEMORY // (4 * width * kept * layers)
+    return max(1, fit if classes <= fit else fit // 4)
 
 # %% ../../nbs/06_prompts.ipynb #cell-19
 #| code-fold: true

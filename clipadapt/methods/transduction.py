@@ -16,7 +16,7 @@ from scipy.sparse import csr_array
 from torch import Tensor
 
 from ..clip.featuresets import in_blocks, new_array, row_blocks
-from ..clip.index import exact_search, unit_rows
+from ..clip.index import PrototypeIndex, exact_search, unit_rows
 from ..clip.model import CLIP
 from ..clip.templates import average_prompts, encode_prompts
 from ..images.files import Array
@@ -25,9 +25,9 @@ from ..learning.adapter import KEPT, Adapter
 from ..learning.threads import threads_for
 
 # %% auto #0
-__all__ = ['BLOCK', 'EXACT', 'ROWS', 'SIZE', 'PROBES', 'PROJECTIONS', 'neighbour_graph', 'nearest_rows', 'nearest_in_lists',
-           'diffuse', 'propagate_labels', 'class_centroids', 'class_directions', 'projection_matrix', 'modality_graph',
-           'spread_from_text', 'ZLaP']
+__all__ = ['BLOCK', 'EXACT', 'ROWS', 'SIZE', 'COMPARED', 'PROBES', 'FLAT', 'PROJECTIONS', 'neighbour_graph', 'nearest_rows',
+           'nearest_in_lists', 'diffuse', 'propagate_labels', 'class_centroids', 'class_directions',
+           'projection_matrix', 'modality_graph', 'spread_from_text', 'ZLaP']
 
 # %% ../../nbs/engine/transduction.ipynb #cell-14
 BLOCK = 2**24  # similarities computed at a time: 64 MB
@@ -145,7 +145,10 @@ def _check_features(features: Tensor, name: str) -> Tensor:
 # %% ../../nbs/engine/transduction.ipynb #lists-1
 #| code-fold: true
 #| code-summary: "Large graphs: neighbours are looked for in a few lists"
-SIZE, PROBES = 512, 16  # rows of a list on average, and lists that a row looks into
+SIZE = 512  # rows of a list on average
+COMPARED, PROBES = 16 * SIZE, 32  # a row looks into lists until they hold so many rows,
+#   or into so many lists
+FLAT = 4096  # lists up to which a row is compared with all centres
 
 
 def nearest_in_lists(unit: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -153,17 +156,15 @@ def nearest_in_lists(unit: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
     unit: unit rows [M, D], sorted into M / `SIZE` lists, each around the centre of a
         cluster of spherical k-means.
-    k: how many. A row finds those in the `PROBES` lists with the nearest centres.
+    k: how many. A row finds those in the lists with the nearest centres, which hold
+        `COMPARED` rows together, at most `PROBES` lists.
 
     An inverted file index (IVF; Sivic and Zisserman 2003), list by list: all rows that
     look into a list are compared with it in one matrix product. Where a row finds
     fewer than k, the rest has a cosine of minus infinity.
     """
     centres = _list_centres(unit)
-    most = min(PROBES, len(centres))
-    probed = in_blocks(
-        lambda some: (some @ centres.T).topk(most, 1).indices.int(), unit
-    )
+    probed = _nearest_lists(unit, centres)
     weights = torch.full((len(unit), k), -torch.inf, device=unit.device)
     neighbours = torch.zeros(len(unit), k, dtype=torch.int32, device=unit.device)
     for members, askers in _lists(probed, len(centres)):
@@ -184,34 +185,70 @@ def nearest_in_lists(unit: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 # %% ../../nbs/engine/transduction.ipynb #lists-2
 #| code-fold: true
-#| code-summary: "The lists: their centres, their members, and who looks into them"
+#| code-summary: "The centres of the lists"
 def _list_centres(unit: Tensor) -> Tensor:
-    """The centres of the lists, unit rows [L, D], by FAISS's k-means of a sample."""
+    """The centres of the lists, unit rows [L, D], by FAISS's spherical k-means.
+
+    Each of five steps sees another sample of 40 rows a list.
+    """
     import faiss
 
-    count = max(1, len(unit) // SIZE)
-    rng = np.random.default_rng(0)
-    sample = rng.choice(len(unit), min(len(unit), 40 * count), replace=False)
-    kmeans = faiss.Kmeans(
-        unit.shape[1],
-        count,
-        niter=5,
-        spherical=True,
-        seed=0,
-        min_points_per_centroid=1,
-        max_points_per_centroid=40,
-    )
-    kmeans.train(unit[torch.from_numpy(sample)].cpu().numpy())
-    return torch.from_numpy(kmeans.centroids).to(unit)
+    count, dim = max(1, len(unit) // SIZE), unit.shape[1]
+    rng, centres = np.random.default_rng(0), np.empty(0, np.float32)
+    for step in range(5):
+        sample = rng.choice(len(unit), min(len(unit), 40 * count), replace=False)
+        clustering = faiss.Clustering(dim, count)
+        clustering.niter, clustering.seed, clustering.spherical = 1, step, True
+        clustering.min_points_per_centroid = 1
+        clustering.max_points_per_centroid = 40
+        faiss.copy_array_to_vector(centres, clustering.centroids)
+        index = (
+            faiss.IndexFlatIP(dim)
+            if count <= FLAT
+            else faiss.IndexHNSWFlat(dim, 32, faiss.METRIC_INNER_PRODUCT)
+        )
+        clustering.train(unit[torch.from_numpy(sample)].cpu().numpy(), index)
+        centres = faiss.vector_to_array(clustering.centroids)
+    return torch.from_numpy(centres).view(count, dim).to(unit)
+
+# %% ../../nbs/engine/transduction.ipynb #lists-3
+#| code-fold: true
+#| code-summary: "The lists: their members, and who looks into them"
+def _nearest_lists(unit: Tensor, centres: Tensor) -> Tensor:
+    """The lists that each row looks into, int32 [M, P], the nearest first, -1 = none.
+
+    unit: rows [M, D].
+    centres: of the lists, [L, D].
+    """
+    most = min(PROBES, len(centres))
+    if len(centres) <= FLAT:
+        near = lambda some: (some @ centres.T).topk(most, 1).indices.int()
+    else:
+        index = PrototypeIndex(centres, "hnsw")
+
+        def near(some: Tensor) -> Tensor:
+            places = index.search(some, most)[1]
+            return torch.from_numpy(places).int().to(unit.device)
+
+    probed = in_blocks(near, unit)
+    sizes = probed[:, 0].bincount(minlength=len(centres))
+    for rows in row_blocks(len(unit), ROWS):
+        held = sizes[probed[rows].long()]
+        probed[rows][held.cumsum(1) - held >= COMPARED] = -1  # enough before it
+    return probed
 
 
 def _lists(probed: Tensor, count: int) -> Iterator[tuple[Tensor, Tensor]]:
     """The members of each list that has any, and the rows that look into it.
 
-    `probed`: int32 [M, P], the lists of each row, its own first.
+    probed: int32 [M, P], the lists of each row, its own first, -1 = none.
+    count: of the lists.
     """
-    pairs, own = probed.flatten(), probed[:, 0]
-    askers = pairs.argsort(stable=True).div(probed.shape[1], rounding_mode="floor")
+    own, pairs = probed[:, 0], probed.flatten()
+    places = (pairs >= 0).nonzero()[:, 0]
+    pairs = pairs[places]
+    askers = places[pairs.argsort(stable=True)]
+    askers = askers.div_(probed.shape[1], rounding_mode="floor")
     asked = pairs.bincount(minlength=count).tolist()
     members = own.argsort(stable=True).split(own.bincount(minlength=count).tolist())
     for inside, outside in zip(members, askers.split(asked)):
@@ -238,22 +275,49 @@ def diffuse(
     """
     _check_alpha(alpha)
     solution, residual, direction = np.zeros_like(seeds), seeds.copy(), seeds.copy()
-    size = (residual**2).sum(0)
-    goal, scratch = tolerance**2 * size, np.empty_like(seeds)
+    size, blocks = (residual**2).sum(0), _row_parts(*seeds.shape)
+    goal, scratch = tolerance**2 * size, np.empty_like(seeds[blocks[0]])
     for _ in range(iterations):
         if (size <= goal).all():
             break
-        image = graph @ direction  # [M, S], as all that is written into it below
-        image *= -alpha
-        image += direction
-        curvature = np.multiply(direction, image, out=scratch).sum(0)
+        image = graph @ direction  # [M, S]
+        curvature = _finish(image, direction, alpha, blocks)
         step = np.divide(size, curvature, out=np.zeros_like(size), where=curvature > 0)
-        solution += np.multiply(step, direction, out=scratch)
-        residual -= np.multiply(step, image, out=scratch)
-        before, size = size, np.square(residual, out=scratch).sum(0)
-        direction *= np.divide(size, before, out=np.zeros_like(size), where=before > 0)
-        direction += residual
+        before, size = size, np.zeros_like(size)
+        for rows in blocks:
+            room = scratch[: len(image[rows])]
+            solution[rows] += np.multiply(step, direction[rows], out=room)
+            residual[rows] -= np.multiply(step, image[rows], out=room)
+            size += np.square(residual[rows], out=room).sum(0)
+        share = np.divide(size, before, out=np.zeros_like(size), where=before > 0)
+        for rows in blocks:
+            direction[rows] *= share
+            direction[rows] += residual[rows]
     return solution
+
+# %% ../../nbs/engine/transduction.ipynb #parts-0
+#| code-fold: true
+#| code-summary: "Parts of the nodes, one after the other while they are at hand"
+def _row_parts(nodes: int, columns: int) -> list[slice]:
+    """All of up to `EXACT` nodes at once; of more, parts that fit into a cache."""
+    size = nodes if nodes <= EXACT else 2**16 // columns  # numbers of 8 bytes
+    return [*row_blocks(nodes, max(1, size))]
+
+
+def _finish(
+    image: np.ndarray, direction: np.ndarray, alpha: float, blocks: list[slice]
+) -> np.ndarray:
+    """Make graph @ direction (I - alpha graph) @ direction, in `image` [M, S] itself.
+
+    Returns the product of both, of each column, [S].
+    """
+    curvature = np.zeros(image.shape[1])
+    for rows in blocks:
+        some = image[rows]
+        some *= -alpha
+        some += direction[rows]
+        curvature += (direction[rows] * some).sum(0)
+    return curvature
 
 
 def _check_alpha(alpha: float) -> None:
