@@ -174,11 +174,7 @@ class TextTower(nn.Module):
     ):
         super().__init__()
         tower = getattr(clip.model, "text", clip.model)
-        tokens = clip.tokenizer(list(classnames)).to(clip.device)
-        ends = text_ends(clip, tower, tokens)
-        _check_length(clip, classnames, ends, check_count(room, "length", 0))
-        with torch.no_grad():
-            embedded = tower.token_embedding(tokens[:, : int(ends.max()) + 1]).float()
+        embedded, ends = _embed_names(clip, tower, classnames, room)
         self.start, self.names, self.ends = embedded[:1, :1], embedded[:, 1:], ends - 1
         self._tower = [tower]  # in a list: neither trained nor saved with this module
         self._half = [_half_copy(tower) if half else None]
@@ -195,8 +191,7 @@ class TextTower(nn.Module):
             last = _last_states(tower, self._half[0], shared, own[classes])
             return read_out(tower, last, self.ends[classes])
 
-        if torch.is_grad_enabled():
-            parts = max(parts, math.ceil(len(own) / self.at_once))
+        parts = _parts_of(len(own), self.at_once, parts)
         return spread(embed, torch.arange(len(own), device=own.device), parts)
 
 # %% ../../nbs/06_prompts.ipynb #cell-15
@@ -264,6 +259,22 @@ def _check_length(
             f"more than the {context} of this model"
         )
 
+
+def _embed_names(
+    clip: CLIP, tower: Any, classnames: Sequence[str], room: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Embedded tokens of names, float32 [C, S, W], and where they end, int64 [C].
+
+    clip, classnames, room: as for `TextTower`.
+    tower: the text encoder.
+    """
+    tokens = clip.tokenizer(list(classnames)).to(clip.device)
+    ends = text_ends(clip, tower, tokens)
+    _check_length(clip, classnames, ends, check_count(room, "length", 0))
+    with torch.no_grad():
+        embedded = tower.token_embedding(tokens[:, : int(ends.max()) + 1])
+    return embedded.float(), ends
+
 # %% ../../nbs/06_prompts.ipynb #classes-1
 #| code-fold: true
 #| code-summary: "Classes in parts, so that many fit into memory"
@@ -285,6 +296,13 @@ def _classes_at_once(shape: Sequence[int], room: int, tower: Any) -> int:
     layers = len(tower.transformer.resblocks)
     fit = CLASS_MEMORY // (4 * width * kept * layers)
     return max(1, fit if classes <= fit else fit // 4)
+
+
+def _parts_of(classes: int, at_once: int, parts: int) -> int:
+    """In how many parts classes are encoded: as asked, and more to keep gradients."""
+    if not torch.is_grad_enabled():
+        return parts
+    return max(parts, math.ceil(classes / at_once))
 
 # %% ../../nbs/06_prompts.ipynb #cell-19
 #| code-fold: true
