@@ -137,8 +137,8 @@ def seconds_and_memory(growth: pd.DataFrame, column: str = "cpu_s") -> pd.DataFr
     wide = shown.pivot(index=SERIES, columns="N", values="shown").fillna("")
     wide.columns = [f"N = {count:,}" for count in wide.columns]
     if column.endswith("cpu_s"):
-        found = exponents(growth, column).round(2)
-        wide = wide.join(found[["all N", "last"]])
+        found = exponents(growth, column)[["all N", "last"]]
+        wide = wide.join(found.map("{:.2f}".format).replace("nan", ""))
     return wide
 
 
