@@ -327,3 +327,27 @@ def test_the_check_finds_what_is_broken(tmp_path):
     ):
         assert problem in found, problem
     assert "good.html:" not in found
+
+
+def shell_commands(text):
+    """The commands of clipadapt in the shell blocks of a page, as lists of words."""
+    for block in re.findall(r"```sh\n(.*?)```", text, re.S):
+        for line in block.replace("\\\n", " ").splitlines():
+            called = re.search(r"(?:^|-m )clipadapt (.*)", line.partition("#")[0])
+            if called:
+                yield re.findall(r"'[^']*'|\"[^\"]*\"|\S+", called[1])
+
+
+@pytest.mark.parametrize("page", pages, ids=[page.stem for page in pages])
+def test_the_commands_of_a_page_have_the_options_that_they_name(page):
+    from clipadapt.app.cli import main
+
+    for name, *words in shell_commands(page.read_text(encoding="utf-8")):
+        command = main.commands[name]
+        if name == "store":
+            command = command.commands[words.pop(0)]
+        known = {one for option in command.params for one in option.opts}
+        named = {word.strip('"') for word in words if word.startswith("--")}
+        assert named <= known, name
+        needed = {each.opts[0] for each in command.params if each.required}
+        assert needed <= named or "--config" in named, name
