@@ -12,10 +12,10 @@ import os
 import statistics
 import time
 
-import open_clip
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from random_clips import random_clip
 
 from clipadapt import CLIP, digits, load_clip
 from clipadapt.clip.model import bfloat16_gain, choose_precision
@@ -35,19 +35,6 @@ def plain_loop(clip, images, batch_size=64):
                 ).cpu()
             )
     return torch.cat(features)
-
-
-def large_clip():
-    """ViT-B/32 with random weights: the cost of the real one, without the download."""
-    torch.manual_seed(0)
-    model, _, preprocess = open_clip.create_model_and_transforms("ViT-B-32")
-    return CLIP(
-        model,
-        preprocess,
-        open_clip.get_tokenizer("ViT-B-32"),
-        device="cuda" if torch.cuda.is_available() else "cpu",
-        precision="float32",
-    )
 
 
 def with_precision(clip, precision):
@@ -108,7 +95,7 @@ if __name__ == "__main__":
     large = [
         test[i % len(test)][0].resize((320, 240)) for i in range(options.large_images)
     ]
-    large_model = large_clip()
+    large_model = random_clip(precision="float32")
     rows = measure(
         "built-in", load_clip(precision="float32"), small, options.rounds
     ) + measure("ViT-B/32, random", large_model, large, options.rounds)

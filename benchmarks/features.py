@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import open_clip
 import pandas as pd
 import torch
 from PIL import Image
+from random_clips import random_clip
 
 from clipadapt import CLIP, FeatureStore, ImageSet, digits, load_clip
 from clipadapt.clip.tables import KEY, FeatureTable
@@ -25,18 +25,6 @@ def seconds(call):
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
-
-
-def large_clip():
-    """ViT-B/32 with random weights: the cost of the real one, without the download."""
-    torch.manual_seed(0)
-    model, _, preprocess = open_clip.create_model_and_transforms("ViT-B-32")
-    return CLIP(
-        model,
-        preprocess,
-        open_clip.get_tokenizer("ViT-B-32"),
-        device="cuda" if torch.cuda.is_available() else "cpu",
-    )
 
 
 def photos(count, folder):
@@ -197,7 +185,7 @@ if __name__ == "__main__":
         rows = reuse("built-in", load_clip(), digits("train"), Path(folder))
         rows += reuse(
             "ViT-B/32, random",
-            large_clip(),
+            random_clip(),
             photos(options.images, Path(folder)),
             Path(folder),
         )

@@ -10,12 +10,12 @@ import statistics
 import time
 
 import numpy as np
-import open_clip
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from random_clips import random_clip
 
-from clipadapt import CLIP, digits
+from clipadapt import digits
 from clipadapt.learning.towers import contrastive_loss, trainable_copy
 from clipadapt.methods.latteclip import Descriptions, mix_texts, mixing_weights
 
@@ -23,20 +23,6 @@ WORDS = (
     "aerial view of green fields with a narrow road, some houses, a river and trees "
     "along its banks in bright light"
 ).split()
-
-
-def large_clip(name):
-    """An architecture with random weights: the cost of the real one, without the
-    download."""
-    torch.manual_seed(0)
-    model, _, preprocess = open_clip.create_model_and_transforms(name)
-    return CLIP(
-        model,
-        preprocess,
-        open_clip.get_tokenizer(name),
-        device="cuda" if torch.cuda.is_available() else "cpu",
-        precision="float32",
-    )
 
 
 def captions(count, rng):
@@ -89,7 +75,7 @@ if __name__ == "__main__":
     parser.add_argument("--model", default="ViT-B-32")
     options = parser.parse_args()
     clip, rng, scans = (
-        trainable_copy(large_clip(options.model)),
+        trainable_copy(random_clip(options.model, precision="float32")),
         np.random.default_rng(0),
         digits("train"),
     )

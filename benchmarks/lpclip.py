@@ -9,22 +9,14 @@ import argparse
 import time
 
 import numpy as np
-import open_clip
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from random_clips import random_clip
 
-from clipadapt import CLIP, ImageSet
+from clipadapt import ImageSet
 from clipadapt.learning.training import Recipe
 from clipadapt.methods.lpclip import image_weights, linear_layer, teach, train_linear
-
-
-def large_clip(name):
-    """An architecture with random weights: the cost of the real one, without the
-    download."""
-    torch.manual_seed(0)
-    model, _, preprocess = open_clip.create_model_and_transforms(name)
-    return CLIP(model, preprocess, open_clip.get_tokenizer(name), precision="float32")
 
 
 def encoding_rate(clip, count):
@@ -84,7 +76,7 @@ if __name__ == "__main__":
     parser.add_argument("--model", default="ViT-B-32")
     options = parser.parse_args()
     seconds, losses = training_seconds(options)
-    rate = encoding_rate(large_clip(options.model), options.encoded)
+    rate = encoding_rate(random_clip(options.model, "cpu", "float32"), options.encoded)
     encoding = options.images / rate
     print(
         f"torch {torch.__version__}, {torch.get_num_threads()} threads; "

@@ -9,26 +9,13 @@ import os
 import statistics
 import time
 
-import open_clip
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from random_clips import random_clip
 
-from clipadapt import CLIP, ImageSet, digits
+from clipadapt import ImageSet, digits
 from clipadapt.learning.prompts import TextualPrompt
-
-
-def large_clip():
-    """ViT-B/32 with random weights: the cost of the real one, without the download."""
-    torch.manual_seed(0)
-    model, _, preprocess = open_clip.create_model_and_transforms("ViT-B-32")
-    return CLIP(
-        model,
-        preprocess,
-        open_clip.get_tokenizer("ViT-B-32"),
-        device="cuda" if torch.cuda.is_available() else "cpu",
-        precision="float32",
-    )
 
 
 def plain_loss(clip, names, prefix, images, classes):
@@ -127,7 +114,7 @@ if __name__ == "__main__":
     for name, default in {"classes": 47, "batch": 16, "steps": 5, "pool": 5000}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args()
-    clip, scans = large_clip(), digits("train")
+    clip, scans = random_clip(precision="float32"), digits("train")
     names = [
         ("texture", "a rough texture", "a very fine texture")[i % 3] + f" {i}"
         for i in range(options.classes)

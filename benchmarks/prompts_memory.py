@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from million import Watch
 from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
-from prompts import large_clip
+from random_clips import random_clip
 
 from clipadapt.learning.prompts import TextualPrompt
 
@@ -41,7 +41,10 @@ def distinct(names: list[str]) -> list[str]:
 def one(options: argparse.Namespace) -> dict:
     """What a step took; its gradient is written to `options.one`."""
     torch.set_num_threads(1)
-    clip, names = large_clip(), distinct(IMAGENET_CLASSNAMES[: options.classes])
+    clip, names = (
+        random_clip(precision="float32"),
+        distinct(IMAGENET_CLASSNAMES[: options.classes]),
+    )
     prompt = TextualPrompt(clip, names, length=options.length)
     given = options.at_once[0]
     if given is not None:

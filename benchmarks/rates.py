@@ -18,9 +18,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import open_clip
 import torch
 from photos import LARGE, SMALL, write_photographs
+from random_clips import random_clip
 
 from clipadapt import (
     CLIP,
@@ -32,14 +32,6 @@ from clipadapt import (
 )
 from clipadapt.clip.model import choose_precision
 from clipadapt.clip.tables import FeatureTable
-
-
-def random_clip(name: str, device: str) -> CLIP:
-    """A CLIP of this architecture with random weights, in the precision of "auto"."""
-    torch.manual_seed(0)
-    model, _, preprocess = open_clip.create_model_and_transforms(name)
-    tokenizer = open_clip.get_tokenizer(name)
-    return CLIP(model.to(device), preprocess, tokenizer, device=device)
 
 
 def cpu_seconds(call: Callable, repeats: int = 3) -> float:
