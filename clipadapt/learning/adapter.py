@@ -678,9 +678,7 @@ class Taught(Adapter):
     """
 
     annotator: Adapter | None
-    annotator_: str = (
-        ""  # the class of the annotator, "" for none, as in files of 0.1.0
-    )
+    annotator_: str = ""  # its class; "" for none, as in files of 0.1.0
 
     unsaved = (*Adapter.unsaved, "annotator")
     optional = ("annotator_",)
