@@ -20,6 +20,7 @@ from clipadapt import (
 from clipadapt.app.cli import main
 from clipadapt.clip.cluster import (
     CaptionWorker,
+    ClusterImages,
     Crew,
     EncodingWorker,
     Job,
@@ -300,17 +301,95 @@ def test_files_are_named_as_they_were_and_opened_from_anywhere(
     photos, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    row = _as_row(ImageSet(["0.png"]), 0, None)
+    both = ImageSet(["0.png", "nowhere.png"])
+    row, said = (_as_row(both.subset([0, 1]), number, None) for number in (0, 1))
     assert row.name == "0.png" and row.content == str(tmp_path / "0.png")
-    said = _as_row(ImageSet(["nowhere.png"]).subset([0]), 0, None)
     worker = CaptionWorker(*_told(AttributeCaptioner("digit")), MAX_PIXELS)
-    (_, (found, lost)) = worker.work([row, said], {0: "What?"})
+    (_, (found, lost)) = worker.work([row, said], {0: "What?", 1: "What?"})
     assert found.text and lost.unread == "nowhere.png: no such image file"
 
 
-def test_nothing_to_describe_starts_nobody(monkeypatch):
+@pytest.fixture
+def unstarted(monkeypatch):
+    """An engine that must not start Ray."""
     monkeypatch.setattr("clipadapt.clip.cluster._ray", lambda: None)
-    engine = RayEngine()
-    assert [
-        *engine.describe_blocks(AttributeCaptioner("digit"), ImageSet([]), [])
-    ] == []
+
+    def start(self):
+        raise AssertionError("Ray is started")
+
+    monkeypatch.setattr(RayEngine, "start", start)
+    return RayEngine()
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_few_images_start_nobody(clip, photos, tmp_path, unstarted):
+    """One block, or several with few images: this process, its bits and its words."""
+    views = [(None, 0), (strong_view(clip.image_size), 3)]
+    found = []
+    for name, engine in (("alone", None), ("ray", unstarted)):
+        store = FeatureStore(tmp_path / name, block_size=4, engine=engine)
+        some, all_of_them = {}, {}
+        store.encode_views(clip, photos.subset([0, 6]), views[:1], some)
+        features = store.encode_views(clip, photos, views, all_of_them)
+        rows = [row.tobytes() for _, few in store.table(clip).rows() for row in few]
+        found.append((features, some, all_of_them, sorted(rows)))
+    assert np.array_equal(found[0][0], found[1][0], equal_nan=True)
+    assert found[0][1:] == found[1][1:] and [*found[0][2]] == [6, 7] and found[0][3]
+
+
+def test_damaged_files_alone_start_nobody(clip, tmp_path, unstarted):
+    for number in range(70):
+        (tmp_path / f"{number}.png").write_bytes(b"no image %d" % number)
+    digits("train")[0][0].save(tmp_path / "sound.png")
+    photos = ImageSet.from_folder(tmp_path, check="names")
+    store = FeatureStore(tmp_path / "store", engine=unstarted)
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="70 of 71 images skipped"):
+            assert len(encode(clip, photos, engine=unstarted, store=store)) == 1
+
+
+def test_many_images_start_workers(clip, tmp_path, unstarted):
+    images, ruler = digits("test").subset(range(65)), AttributeCaptioner("digit")
+    store = FeatureStore(tmp_path, block_size=33, engine=unstarted)
+    with pytest.raises(AssertionError, match="Ray is started"):
+        store.encode(clip, images)
+    with pytest.raises(AssertionError, match="Ray is started"):
+        caption(ruler, images, "What?", tmp_path / "c.sqlite", engine=unstarted)
+
+
+def test_what_only_ray_reads_starts_workers(clip, tmp_path, unstarted):
+    elsewhere = ClusterImages.__new__(ClusterImages)
+    elsewhere.names, elsewhere.digests = ["there.png"], [b"0" * 16]
+    store = FeatureStore(tmp_path, engine=unstarted)
+    for images in (ImageSet(elsewhere), ImageSet(elsewhere).subset([0])):
+        with pytest.raises(AssertionError, match="Ray is started"):
+            store.encode(clip, images)
+
+
+def test_a_few_captions_start_nobody(photos, tmp_path, unstarted, monkeypatch):
+    ruler = AttributeCaptioner("digit", batch_size=2)
+    both = []
+    for name, engine in (("alone", None), ("ray", unstarted)):
+        bad: dict[int, str] = {}
+        place = tmp_path / f"{name}.sqlite"
+        said = caption(ruler, photos, "What?", place, damaged=bad, engine=engine)
+        both.append((said, bad))
+    assert both[0] == both[1] and [*both[1][1]] == [6, 7]
+    assert [*unstarted.describe_blocks(ruler, ImageSet([]), [])] == []
+    # what is left are damaged files: not even the captioner is made ready for them
+    monkeypatch.setattr(AttributeCaptioner, "prepare", None)
+    place = tmp_path / "ray.sqlite"
+    assert caption(ruler, photos, "What?", place, damaged={}, engine=unstarted)
+
+
+def test_a_captioner_that_cannot_be_made_ready_ends_the_run(
+    photos, tmp_path, unstarted, monkeypatch
+):
+    def prepare(self):
+        raise ValueError("no weights")
+
+    monkeypatch.setattr(AttributeCaptioner, "prepare", prepare)
+    ruler, place = AttributeCaptioner("digit"), tmp_path / "c.sqlite"
+    for engine in (None, unstarted):
+        with pytest.raises(ValueError, match="no weights"):
+            caption(ruler, photos, "What?", place, engine=engine)

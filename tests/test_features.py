@@ -1032,3 +1032,22 @@ def test_who_resizes_is_part_of_the_facts(clip, monkeypatch):
         assert clip.resizer == clip_facts(clip)["resizing"] == resizer
     exact = CLIP(clip.model, clip.preprocess, clip.tokenizer, exact=True)
     assert exact.resizer == "Pillow"
+
+
+def test_two_images_that_are_damaged_alike_are_named_each(clip, tmp_path):
+    """One of them is looked at, and both are named as messages name files."""
+    files = [tmp_path / name for name in ("a\nb.png", "c\u200bd.png")]
+    for file in files:
+        file.write_bytes(b"no image")
+    wrong = [np.full((8, 8), 7.0), np.zeros((8, 8)), np.full((8, 8), 7.0)]
+    for number, (images, names) in enumerate(
+        [
+            (files, ["a\\nb.png: ", "c\\u200bd.png: "]),
+            (wrong, ["image 0: ", "image 2: "]),
+        ]
+    ):
+        store, damaged = FeatureStore(tmp_path / f"store {number}"), {}
+        store.encode_views(clip, images, [(None, 0)], damaged)
+        assert len(damaged) == 2
+        for name, reason in zip(names, damaged.values()):
+            assert name in reason, reason

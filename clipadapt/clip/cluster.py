@@ -42,6 +42,7 @@ from clipadapt.clip.features import (
     Block,
     Encoded,
     FeatureStore,
+    Here,
     StoredCLIP,
     Views,
     _encode_block,
@@ -353,25 +354,32 @@ class CaptionWorker:
         Returns numbers, and what became of each image.
         """
         rows = given if isinstance(given, list) else _rows_of(given)
-        pictures = _Rows(rows, self.max_pixels)
-        said: dict[int, Described] = {}
-        loaded: dict[int, Image.Image] = {}
-        for place in range(len(rows)):
-            try:
-                loaded[place] = pictures.read(place)
-            except (ValueError, OSError) as error:
-                said[place] = Described("", _reason(error), "", None)
-        asked = [prompts[rows[place].number] for place in loaded]
-        answers: list[str | Exception] = []
-        if loaded:
-            answers = _ask_twice(self.captioner.describe, [*loaded.values()], asked)
-        for place, answer in zip(loaded, answers):
-            digest = pictures.digests.get(rows[place].number)
-            text, failure = (
-                (answer, "") if isinstance(answer, str) else ("", _reason(answer))
-            )
-            said[place] = Described(text, "", failure, digest)
-        return [row.number for row in rows], [said[k] for k in range(len(rows))]
+        return _describe(self.captioner, rows, prompts, self.max_pixels)
+
+
+def _describe(
+    captioner: Captioner, rows: list[Row], prompts: dict[int, str], max_pixels: int
+) -> tuple[list[int], list[Described]]:
+    """Numbers of rows, and what became of each image; see `CaptionWorker.work`."""
+    pictures, said = _Rows(rows, max_pixels), {}
+    loaded: dict[int, Image.Image] = {}
+    for place, row in enumerate(rows):
+        try:
+            loaded[place] = pictures.read(place)
+        except (ValueError, OSError) as error:
+            said[row.number] = Described("", _reason(error), "", None)
+    asked = [rows[place].number for place in loaded]
+    answers: list[str | Exception] = []
+    if loaded:
+        captioner.prepare()
+        given = [*loaded.values()], [prompts[number] for number in asked]
+        answers = _ask_twice(captioner.describe, *given)
+    for number, answer in zip(asked, answers):
+        is_text = isinstance(answer, str)
+        text, failure = (answer, "") if is_text else ("", _reason(answer))
+        said[number] = Described(text, "", failure, pictures.digests.get(number))
+    numbers = [row.number for row in rows]
+    return numbers, [said[number] for number in numbers]
 
 
 def _caption_identity(captioner: Captioner) -> dict[str, str]:
@@ -1002,6 +1010,9 @@ class RayEngine(_Started):
         Raises ValueError for a worker with another model or version, for features that
         are not finite, and for images that have vanished meanwhile.
         """
+        if _is_little(images, [rows for _, _, rows in blocks]):
+            yield from Here().encode_blocks(clip, images, blocks, batch_size)
+            return
         self.start()
         groups: dict[tuple[int, ...], list[Block]] = {}
         for block in blocks:
@@ -1035,7 +1046,11 @@ class RayEngine(_Started):
         Raises ValueError for a captioner that cannot be made again.
         """
         kind, called = _told(captioner)
-        if not blocks:
+        if _is_little(images, [rows for rows, _ in blocks]):
+            for numbers, asked in blocks:
+                few = [_as_row(images, number, None) for number in numbers]
+                prompts = dict(zip(numbers, asked))
+                yield _describe(captioner, few, prompts, images.max_pixels)
             return
         self.start()
         gpu = called.get("device") == "cuda"
@@ -1069,6 +1084,15 @@ def _source_of(images: ImageSet) -> tuple[ClusterImages, np.ndarray] | None:
     while isinstance(items, _Selection):
         items, places = items.items, np.asarray(items.indices)[places]
     return (items, places) if isinstance(items, ClusterImages) else None
+
+
+_FEW = 64  # images; this process is done with them before workers are ready (ours)
+
+
+def _is_little(images: ImageSet, blocks: list[list[int]]) -> bool:
+    """Whether this process does it all: it can read the images, and they are few."""
+    few = len(blocks) < 2 or sum(map(len, blocks)) <= _FEW
+    return few and _source_of(images) is None
 
 
 def _all_of(

@@ -38,7 +38,7 @@ from clipadapt.images.files import (
     hash_parts,
     remove_drafts,
 )
-from ..images.pictures import MAX_PIXELS, read_image
+from ..images.pictures import MAX_PIXELS, _in_messages, read_image
 from clipadapt.images.sets import (
     ImageSet,
     _Selection,
@@ -55,7 +55,8 @@ from ..images.views import strong_view, weak_view
 
 # %% auto #0
 __all__ = ['VIEWS', 'Views', 'Block', 'file_table', 'hash_each', 'hash_images', 'hash_preprocessing', 'clip_facts', 'fit_facts',
-           'view_named', 'named_view', 'Encoded', 'Engine', 'FeatureStore', 'StoredCLIP', 'readable', 'leave_out']
+           'view_named', 'named_view', 'Encoded', 'Engine', 'Here', 'FeatureStore', 'StoredCLIP', 'readable',
+           'leave_out']
 
 # %% ../../nbs/engine/features.ipynb #cell-12
 #| code-fold: true
@@ -686,17 +687,15 @@ def _renumbered(message: str, block: list[int]) -> str:
     return f"image {block[int(found[1])]}{message[found.end() :]}" if found else message
 
 
-def _check_unchanged(
-    images: ImageSet, block: list[int], digests: list[bytes], memory: _Files
-) -> None:
-    """ValueError for an image that is no longer the one that was hashed."""
-    few = images.subset(block)
+def _hash_again(
+    images: ImageSet, rows: list[int], memory: _Files | None
+) -> dict[int, bytes]:
+    """The hashes of some images after they were decoded, by number."""
+    few = images.subset(rows)
     now = _Files(few, None)
-    if not isinstance(few, FeatureSet):
+    if memory is not None and not isinstance(few, FeatureSet):
         now.contents = memory.unchanged(_raw(few.images))
-    for index, digest in zip(block, _hash_all(few, now, strict=True)):
-        if digest != digests[index]:
-            raise _changed(images, index)
+    return dict(zip(rows, _hash_all(few, now, strict=True)))
 
 
 def _changed(images: ImageSet, index: int) -> ValueError:
@@ -707,7 +706,7 @@ def _changed(images: ImageSet, index: int) -> ValueError:
 
 # %% ../../nbs/engine/features.ipynb #engine-2
 #| code-fold: true
-#| code-summary: "Engine: somebody else who encodes"
+#| code-summary: "Engine: who encodes"
 class Encoded(NamedTuple):
     """A block that an engine has finished.
 
@@ -715,7 +714,7 @@ class Encoded(NamedTuple):
     rows: the numbers of its B images.
     features: unit rows [V, B, D], NaN for a damaged image.
     damaged: by its number, why an image cannot be read.
-    digests: by its number, the hash of the file that was decoded.
+    digests: by its number, the hash of the image that was decoded, of files at least.
     """
 
     views: list[int]
@@ -741,6 +740,49 @@ class Engine(Protocol):
     ) -> Iterator[Encoded]:
         """Every block, in any order, as `CLIP.encode_views` has it in batches."""
         ...
+
+# %% ../../nbs/engine/features.ipynb #engine-3
+#| code-fold: true
+#| code-summary: "Here: this process is an engine, too"
+class Here:
+    """The engine that is this process.
+
+    memory: what is known of the files of the images; None reads all of them again to
+        see whether they have changed.
+    """
+
+    def __init__(self, memory: _Files | None = None):
+        self.memory = memory
+
+    def hash_files(self, files: Sequence) -> dict:
+        """No hashes: the store finds them itself.
+
+        files: they are not opened.
+        """
+        return {}
+
+    def encode_blocks(
+        self, clip: CLIP, images: ImageSet, blocks: Sequence[Block], batch_size: int
+    ) -> Iterator[Encoded]:
+        """Block after block; see `Engine`.
+
+        clip: the model.
+        images: the whole set.
+        blocks: views, their numbers, and the numbers of images.
+        batch_size: images at a time.
+
+        Raises ValueError for features that are not finite.
+        """
+        for views, numbers, rows in blocks:
+            bad: dict[int, str] = {}
+            options = {"batch_size": batch_size, "damaged": bad}
+            features = _encode_block(clip, images, views, rows, **options)
+            if len(views) == 1:
+                bad = {place: _renumbered(reason, rows) for place, reason in bad.items()}
+            damaged = {rows[place]: reason for place, reason in bad.items()}
+            sound = [row for row in rows if row not in damaged]
+            digests = _hash_again(images, sound, self.memory)
+            yield Encoded(numbers, rows, features, damaged, digests)
 
 # %% ../../nbs/engine/features.ipynb #cell-38
 #| code-fold: true
@@ -854,8 +896,8 @@ class _Encoding:
         self.store, self.clip, self.images, self.views = store, clip, images, views
         self.damaged, self.table = damaged, store.table(clip)
         self.memory = _Files(images, store.files)
-        if store.engine is not None:
-            self.memory.ask(store.engine, images)
+        self.engine: Engine = store.engine or Here(self.memory)
+        self.memory.ask(self.engine, images)
         # one that cannot be read raises unless it is noted
         self.digests = _hash_all(images, self.memory, damaged is None)
         self.memory.remember()
@@ -905,11 +947,12 @@ class _Encoding:
         count = len(self.images)
         start = count - len(first)
         with track(None, "encoding images", total=count, initial=start) as progress:
-            blocks = self._blocks([*first.values()], lacking)
-            for views, block, encoded in self._encoded(blocks):
-                features[np.ix_(views, block)] = encoded
-                self._keep(features, views, block)
-                progress.update(len(block))
+            given = [*self._blocks([*first.values()], lacking)], self.store.batch_size
+            for done in self.engine.encode_blocks(self.clip, self.images, *given):
+                self._check(done)
+                features[np.ix_(done.views, done.rows)] = done.features
+                self._keep(features, done.views, done.rows)
+                progress.update(len(done.rows))
         for row in rows:
             self._repeat(features, lacking[row], first[self._key(row)], row)
         with suppress(OSError):  # the rows are there, compact or not
@@ -917,31 +960,15 @@ class _Encoding:
 
     def _blocks(
         self, rows: list[int], lacking: dict[int, tuple[int, ...]]
-    ) -> Iterator[tuple[list[int], list[int]]]:
+    ) -> Iterator[Block]:
         """Views and images that are encoded together: images that lack the same."""
         groups: dict[tuple[int, ...], list[int]] = {}
         for row in rows:
             groups.setdefault(lacking[row], []).append(row)
-        for views, group in groups.items():
+        for numbers, group in groups.items():
+            views = [self.views[number] for number in numbers]
             for block in _batches(len(group), self.store.block_size):
-                yield [*views], group[block.start : block.stop]
-
-    def _encoded(
-        self, blocks: Iterator[tuple[list[int], list[int]]]
-    ) -> Iterator[tuple[list[int], list[int], np.ndarray]]:
-        """Views and images of a block with their features [V, B, D], as they finish."""
-        if self.store.engine is None:
-            for views, block in blocks:
-                yield views, block, self._encode(views, block)
-            return
-        for done in self.store.engine.encode_blocks(
-            self.clip,
-            self.images,
-            [([self.views[v] for v in views], views, rows) for views, rows in blocks],
-            self.store.batch_size,
-        ):
-            self._check(done)
-            yield done.views, done.rows, done.features
+                yield views, [*numbers], group[block.start : block.stop]
 
     def _check(self, done: Encoded) -> None:
         """Note the damaged images of a block, and that the others are those hashed."""
@@ -958,52 +985,33 @@ class _Encoding:
     def _repeat(
         self, features: np.ndarray, views: tuple[int, ...], first: int, row: int
     ) -> None:
-        """Give an image the features of the first one that is the same."""
+        """Give an image what the first one that is the same got: features or damage."""
         if row == first:
             return
+        features[[*views], row] = features[[*views], first]
         if self.damaged and first in self.damaged:
-            self._repeat_damage(features, views, first, row)
-        else:
-            features[:, row] = features[:, first]
-
-    def _repeat_damage(
-        self, features: np.ndarray, views: tuple[int, ...], first: int, row: int
-    ) -> None:
-        """Note that an image is as damaged as the first; the reason names its file."""
-        if self.store.engine is None:
-            features[[*views], row] = self._encode([*views], [row])[:, 0]
-            return
-        assert self.damaged is not None, "they are noted"
-        before, name = (file_of(self.images.images, place) for place in (first, row))
-        self.damaged[row] = self.damaged[first].replace(str(before), str(name))
-        features[[*views], row] = np.nan
+            reason = self.damaged[first]
+            self.damaged[row] = _said_of(self.images, reason, first, row)
 
     def _key(self, row: int) -> tuple[bytes, ...]:
         """The keys of all views of one image."""
         return tuple(keys[row] for keys in self.keys)
 
-    def _encode(self, views: list[int], rows: list[int]) -> np.ndarray:
-        """[V, B, D]; images that cannot be read are entered in `damaged`."""
-        options: dict = {"batch_size": self.store.batch_size}
-        given = self.clip, self.images, [self.views[view] for view in views], rows
-        if self.damaged is None:
-            return _encode_block(*given, **options)
-        bad: dict[int, str] = {}
-        encoded = _encode_block(*given, damaged=bad, **options)
-        if len(views) == 1:
-            bad = {place: _renumbered(reason, rows) for place, reason in bad.items()}
-        self.damaged.update({rows[place]: reason for place, reason in bad.items()})
-        return encoded
-
     def _keep(self, features: np.ndarray, views: list[int], rows: list[int]) -> None:
-        """Append the rows of a block, if its images are those that were hashed."""
+        """Append the sound rows of a block."""
         sound = [row for row in rows if row not in (self.damaged or {})]
-        if self.store.engine is None:  # its workers hash what they decode
-            _check_unchanged(self.images, sound, self.digests, self.memory)
         keys = [self.keys[view][row] for view in views for row in sound]
         if keys:
             kept = features[np.ix_(views, sound)]
             self.table.append(keys, kept.reshape(len(keys), -1))
+
+
+def _said_of(images: ImageSet, reason: str, first: int, row: int) -> str:
+    """Why one image cannot be read, said of another that is the same."""
+    before, name = (file_of(images.images, place) for place in (first, row))
+    if before is None or name is None:
+        return reason.replace(f"image {first}", f"image {row}", 1)
+    return reason.replace(_in_messages(before), _in_messages(name))
 
 # %% ../../nbs/engine/features.ipynb #cell-56
 #| code-fold: true
