@@ -18,14 +18,8 @@ import pandas as pd
 import torch
 
 from clipadapt import ImageSet, RayEngine, digits, load_clip
-from clipadapt.clip.cluster import (
-    Crew,
-    EncodingWorker,
-    Job,
-    _all_of,
-    _of,
-    clip_identity,
-)
+from clipadapt.clip.cluster import _all_of
+from clipadapt.clip.workers import Crew, EncodingWorker, Job, _of, clip_identity
 
 
 def write_photographs(folder, count):

@@ -18,28 +18,28 @@ from clipadapt import (
     encode,
 )
 from clipadapt.app.cli import main
-from clipadapt.clip.cluster import (
-    CaptionWorker,
+from clipadapt.clip.cluster import RayEngine, _hash_paths, check_address
+from clipadapt.clip.features import Encoded
+from clipadapt.clip.raydata import (
     ClusterImages,
-    Crew,
-    EncodingWorker,
-    Job,
-    RayEngine,
-    Row,
-    _as_row,
-    _check_identity,
     _chosen,
     _file_system,
     _files_of,
-    _hash_paths,
     _hashed,
+)
+from clipadapt.clip.workers import (
+    CaptionWorker,
+    Crew,
+    EncodingWorker,
+    Job,
+    Row,
+    _as_row,
+    _check_identity,
     _of,
     _rows_of,
     _told,
-    check_address,
     clip_identity,
 )
-from clipadapt.clip.features import Encoded
 from clipadapt.images.pictures import MAX_PIXELS
 from clipadapt.images.views import strong_view
 

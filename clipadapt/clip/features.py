@@ -778,7 +778,9 @@ class Here:
             options = {"batch_size": batch_size, "damaged": bad}
             features = _encode_block(clip, images, views, rows, **options)
             if len(views) == 1:
-                bad = {place: _renumbered(reason, rows) for place, reason in bad.items()}
+                bad = {
+                    place: _renumbered(reason, rows) for place, reason in bad.items()
+                }
             damaged = {rows[place]: reason for place, reason in bad.items()}
             sound = [row for row in rows if row not in damaged]
             digests = _hash_again(images, sound, self.memory)
