@@ -1,6 +1,7 @@
 """Workers of a cluster as far as they go without Ray; the rest is in tests/cluster."""
 
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -235,7 +236,6 @@ def test_the_names_of_what_was_encoded(clip, photos, tmp_path):
 
 def test_public_names():
     assert clipadapt.encode is encode and clipadapt.RayEngine is RayEngine
-    assert Crew.__doc__
 
 
 def test_many_files_are_hashed_by_the_engine(clip, photos, tmp_path, monkeypatch):
@@ -393,3 +393,185 @@ def test_a_captioner_that_cannot_be_made_ready_ends_the_run(
     for engine in (None, unstarted):
         with pytest.raises(ValueError, match="no weights"):
             caption(ruler, photos, "What?", place, engine=engine)
+
+
+class Died(Exception):
+    """What ends a worker of `FakeRay`."""
+
+
+class Ref:
+    """What Ray will have computed, or has been given."""
+
+    def __init__(self, value):
+        self.value = value
+
+
+class FakeRay:
+    """As much of Ray as a crew asks for. A worker is an object here, and may die."""
+
+    class exceptions:  # noqa: N801 (as in Ray)
+        class RayError(Exception):
+            pass
+
+        class ObjectLostError(RayError):
+            pass
+
+        class RayTaskError(RayError):
+            pass
+
+    def __init__(self):
+        self.made = 0
+
+    def remote(self, kind):
+        def make(*told):
+            self.made += 1
+            worker = kind(*told)
+            return SimpleNamespace(
+                introduce=self.method(worker.introduce), work=self.method(worker.work)
+            )
+
+        made = SimpleNamespace(remote=make)
+        return SimpleNamespace(options=lambda **needs: made)
+
+    def method(self, function):
+        def call(*given):
+            try:
+                known = [one.value if isinstance(one, Ref) else one for one in given]
+                return Ref(function(*known))
+            except Died as error:
+                return Ref(self.exceptions.RayError(str(error)))
+
+        return SimpleNamespace(remote=call)
+
+    def wait(self, refs, num_returns, timeout):
+        return refs[-num_returns:], refs[:-num_returns]
+
+    def get(self, ref):
+        if isinstance(ref.value, Exception):
+            raise ref.value
+        return ref.value
+
+    def kill(self, worker):
+        pass
+
+    def is_initialized(self):
+        return True
+
+
+class Fragile:
+    """A worker that says what it got; images that are called deadly kill it."""
+
+    def __init__(self, threads):
+        assert threads == 1
+
+    def introduce(self):
+        return {"error": ""}
+
+    def work(self, given, *more):
+        rows = _rows_of(given)
+        if any("deadly" in row.name and not row.reason for row in rows):
+            raise Died("no memory")
+        return [(row.number, row.reason, *more) for row in rows]
+
+
+@pytest.fixture
+def crew():
+    """Two workers of `FakeRay`."""
+    engine = SimpleNamespace(start=FakeRay, crew_size=lambda gpu: (2, 1))
+    with Crew(engine, Fragile, (), {}) as made:
+        yield made
+
+
+def blocks_of(names, size, as_table=False):
+    """Rows in blocks, as lists, or as tables that Ray holds."""
+    rows = [Row(number, b"", name) for number, name in enumerate(names)]
+    for start in range(0, len(rows), size):
+        few = rows[start : start + size]
+        if as_table:
+            numbers, contents, called, _ = zip(*few)
+            columns = {"number": numbers, "bytes": contents, "name": called}
+            few = Ref(pa.table({key: [*values] for key, values in columns.items()}))
+        yield few, "more"
+
+
+@pytest.mark.parametrize("as_table", [False, True])
+def test_an_image_that_kills_workers_is_found_and_named(crew, as_table, capsys):
+    names = [f"{number}.png" for number in range(40)]
+    names[13] = names[37] = "deadly.png"
+    found = [
+        one for done in crew.results(blocks_of(names, 16, as_table)) for one in done
+    ]
+    assert sorted(number for number, *_ in found) == [*range(40)]
+    assert {more for *_, more in found} == {"more"}
+    reasons = {number: reason for number, reason, _ in found if reason}
+    assert [*sorted(reasons)] == [13, 37]
+    said = "deadly.png: 3 workers died of it (no memory); take it out of the set"
+    assert {*reasons.values()} == {said}
+    # three of the block, one of each half of more than one image, three of the image
+    deaths = capsys.readouterr().err.count("a worker died")
+    assert deaths == (3 + 3 + 3) + (3 + 2 + 3)
+    assert crew.ray.made == 2 + deaths
+
+
+def test_images_without_names_are_numbered(crew):
+    class Nameless(Fragile):
+        def work(self, given):
+            if given[0].number == 1 and not given[0].reason:
+                raise Died("no memory")
+            return given
+
+    blocks = [([Row(number, b"", None)],) for number in range(2)]
+    engine = SimpleNamespace(start=FakeRay, crew_size=lambda gpu: (1, 1))
+    with Crew(engine, Nameless, (), {}) as made:
+        found = [row for rows in made.results(blocks) for row in rows]
+    assert found[1].reason.startswith("image 1: 3 workers died of it")
+
+
+def test_a_death_or_two_cost_a_block_nothing(crew, capsys):
+    """Machines die, too: a block is halved after several deaths only."""
+    alive = Fragile.work
+    seen = []
+
+    def work(self, given, *more):
+        seen.append(len(given))
+        if len(seen) < 3:
+            raise Died("its machine is gone")
+        return alive(self, given, *more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Fragile, "work", work)
+        engine = SimpleNamespace(start=FakeRay, crew_size=lambda gpu: (1, 1))
+        with Crew(engine, Fragile, (), {}) as made:
+            found = [*made.results(blocks_of(["a.png"] * 8, 8))]
+    assert seen == [8, 8, 8] and len(found[0]) == 8
+    assert capsys.readouterr().err.count("a worker died") == 2
+
+
+def test_workers_that_die_of_everything_end_the_run(crew):
+    names = [f"deadly {number}.png" for number in range(20)]
+    with pytest.raises(ValueError, match=r"die of one image after another") as caught:
+        [*crew.results(blocks_of(names, 5))]
+    named = [name for name in names if f"{name}," in f"{caught.value},"]
+    assert len(named) >= 3 and "no memory; give them more memory" in str(caught.value)
+
+
+def test_a_table_that_went_with_its_machine_is_read_again(crew):
+    """What is in a deadly block that nobody has any more is left to the next reading."""
+    (block,) = blocks_of(["deadly.png", "1.png"], 2, as_table=True)
+    get = crew.ray.get
+
+    def lost(ref):
+        if ref is block[0]:
+            raise crew.ray.exceptions.ObjectLostError
+        return get(ref)
+
+    crew.ray.get = lost
+    assert [*crew.results([block])] == []
+
+
+def test_an_image_that_was_given_up_is_damaged(clip):
+    row = Row(4, None, "deadly.png", "deadly.png: 3 workers died of it")
+    encoding = EncodingWorker(Job(_of(clip, "cpu"), [(None, 0)], 8, MAX_PIXELS))
+    assert encoding.work([row])[2] == {4: row.reason}
+    describing = CaptionWorker(*_told(AttributeCaptioner("digit")), MAX_PIXELS)
+    assert describing.work([row], {4: "?"})[1][0].unread == row.reason

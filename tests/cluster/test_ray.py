@@ -34,7 +34,9 @@ from clipadapt import (
     load_clip,
 )
 from clipadapt.app.cli import main
+from clipadapt.clip import cluster as cluster_module
 from clipadapt.clip.cluster import RayEngine
+from clipadapt.clip.workers import EncodingWorker, _rows_of
 from clipadapt.images.views import strong_view, weak_view
 
 BLOCK = 16
@@ -81,6 +83,12 @@ def engine(cluster):
     """Two workers on it, for most tests."""
     with RayEngine(cluster.address, workers=2) as made:
         yield made
+
+
+@pytest.fixture(autouse=True)
+def crews(monkeypatch):
+    """A crew is hired however little there is to do, but for nothing."""
+    monkeypatch.setattr(cluster_module, "_is_little", lambda images, blocks: not blocks)
 
 
 def store_at(folder, **options):
@@ -242,6 +250,36 @@ def test_a_worker_dies_while_it_describes(engine, tmp_path, capsys):
     assert "a worker died; another gets its block" in capsys.readouterr().err
     assert found == alone and not found.missing.any()
     assert caption(ruler, images, "What is this?", place) == alone  # all are kept
+
+
+def deadly():
+    """An encoding worker that a certain image ends, as one does for want of memory."""
+
+    class Fragile(EncodingWorker):
+        def work(self, given):
+            if any("deadly" in row.name and not row.reason for row in _rows_of(given)):
+                os._exit(1)
+            return super().work(given)
+
+    return Fragile  # Ray sends the code of a class that is made in a function
+
+
+def test_an_image_that_kills_workers(clip, engine, tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster_module, "EncodingWorker", deadly())
+    monkeypatch.setattr("clipadapt.clip.workers._TRIES", 2)
+    for number in range(12):
+        name = "deadly" if number == 6 else f"{number:02d}"
+        digits("train")[number][0].resize((300, 300)).save(tmp_path / f"{name}.png")
+    store = FeatureStore(tmp_path / "store", block_size=4, engine=engine)
+    said = r"1 of 12 images skipped:\s+\S*deadly\.png: 2 workers died of it"
+    with pytest.warns(UserWarning, match=said):
+        found = encode(clip, tmp_path, engine=engine, store=store)
+    assert [Path(name).name for name, _ in found.skipped] == ["deadly.png"]
+    sound = ImageSet(
+        [f for f in sorted(tmp_path.glob("*.png")) if "deadly" not in f.name]
+    )
+    assert np.allclose(found.features, clip.encode_image(sound).numpy(), atol=1e-6)
+    assert len(store.table(clip)) == 11
 
 
 DRIVER = """
