@@ -556,7 +556,7 @@ def test_workers_that_die_of_everything_end_the_run(crew):
 
 
 def test_a_table_that_went_with_its_machine_is_read_again(crew):
-    """What is in a deadly block that nobody has any more is left to the next reading."""
+    """A deadly block that nobody has any more is left to the next reading."""
     (block,) = blocks_of(["deadly.png", "1.png"], 2, as_table=True)
     get = crew.ray.get
 

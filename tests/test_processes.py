@@ -11,7 +11,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from clipadapt import FLYP, FPL, LatteCLIP, ReCLIP, digits
+from clipadapt import CPL, FLYP, FPL, LatteCLIP, ReCLIP, digits
 from clipadapt.app.cli import main
 from clipadapt.learning import processes
 from clipadapt.learning.processes import Processes, in_parts, pixel_parts
@@ -91,6 +91,11 @@ METHODS = {
     "reclip": (ReCLIP, {"epochs": 2, "k": 5, "learning_rate": 0.01}, "layer_norms_"),
     "textual": (FPL, {"k": 2, "epochs": 3, "learning_rate": 0.01}, "prompt_"),
     "multimodal": (FPL, {"k": 2, "epochs": 3, "prompt": "multimodal"}, "prompt_"),
+    "candidates": (
+        CPL,
+        {"rounds": 2, "epochs": 2, "prompt": "multimodal", "learning_rate": 0.01},
+        "prompt_",
+    ),
 }
 
 

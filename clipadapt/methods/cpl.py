@@ -201,7 +201,7 @@ class CPL(GRIP):
     epochs, batch_size, learning_rate, momentum, weight_decay, warmup: the
         hyperparameters of the training in a round. The defaults are GRIP's;
         `PUBLISHED` holds those of the published code.
-    checkpoint, annotator, seed: as for `PromptSelfTraining`.
+    accumulate, checkpoint, annotator, seed: as for `PromptSelfTraining`.
 
     Fitted: `prompt_` float32 [P], all parameters of the prompt; `pseudolabels_` int64
     [M, 2], images and their candidates in the last round, one pair a row; `history_`,
@@ -235,6 +235,7 @@ class CPL(GRIP):
         momentum: float = 0.9,
         weight_decay: float = 0.1,
         warmup: float = 5,
+        accumulate: int = 1,
         checkpoint: str | None = None,
         annotator: Adapter | None = None,
         seed: int = 0,
@@ -257,6 +258,7 @@ class CPL(GRIP):
             momentum=momentum,
             weight_decay=weight_decay,
             warmup=warmup,
+            accumulate=accumulate,
             checkpoint=checkpoint,
             annotator=annotator,
             seed=seed,

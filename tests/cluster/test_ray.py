@@ -67,11 +67,22 @@ def photos(tmp_path_factory):
     return root
 
 
+def patiently(start, attempts=4):
+    """What `start` gives; Ray gives a node 30 s, which is little on a busy machine."""
+    for left in reversed(range(attempts)):
+        try:
+            return start()
+        except Exception as error:  # of no special kind
+            if not left or "timed out during startup" not in str(error):
+                raise
+
+
 @pytest.fixture(scope="session")
 def cluster(cache):
     """Two nodes on this machine, of two processors each."""
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
-    made.add_node(num_cpus=2)
+    head = {"num_cpus": 2}
+    made = patiently(lambda: Cluster(initialize_head=True, head_node_args=head))
+    patiently(lambda: made.add_node(num_cpus=2))
     made.wait_for_nodes()
     yield made
     ray.shutdown()
@@ -206,7 +217,8 @@ class Accident:
 
 
 def test_a_node_dies(clip, photos, plain, cluster, tmp_path):
-    node = cluster.add_node(num_cpus=2, resources={"third": 1})
+    third = {"num_cpus": 2, "resources": {"third": 1}}
+    node = patiently(lambda: cluster.add_node(**third))
     cluster.wait_for_nodes()
     store = store_at(tmp_path)
     with RayEngine(cluster.address, workers=3) as engine:
