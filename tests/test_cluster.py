@@ -1,9 +1,11 @@
 """Workers of a cluster as far as they go without Ray; the rest is in tests/cluster."""
 
+import json
 import sys
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 from click.testing import CliRunner
@@ -20,7 +22,7 @@ from clipadapt import (
 )
 from clipadapt.app.cli import main
 from clipadapt.clip.cluster import RayEngine, _hash_paths, check_address
-from clipadapt.clip.features import Encoded
+from clipadapt.clip.features import Encoded, Here
 from clipadapt.clip.raydata import (
     ClusterImages,
     _chosen,
@@ -84,6 +86,36 @@ def test_launched_processes_do_not_start_workers_each(tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "0")
     told = run("adapt", "--engine", "ray", "--out", tmp_path / "run")
     assert told.exit_code == 2 and "encode with it first" in told.output
+
+
+def test_compare_asks_the_engine(unstarted, monkeypatch, tmp_path):
+    """What is encoded goes to the engine, and the table is that of this process."""
+    monkeypatch.setenv("CLIPADAPT_CACHE", str(tmp_path / "cache"))
+    images, asked = tmp_path / "photos", []
+    for number, (image, label) in enumerate(
+        map(digits("train").__getitem__, range(20))
+    ):
+        folder = images / ("even" if label % 2 == 0 else "odd")
+        folder.mkdir(parents=True, exist_ok=True)
+        image.save(folder / f"{number}.png")
+
+    def encode_blocks(self, clip, images, blocks, batch_size):
+        asked.extend(row for _, _, rows in blocks for row in rows)
+        return Here().encode_blocks(clip, images, blocks, batch_size)
+
+    monkeypatch.setattr(RayEngine, "encode_blocks", encode_blocks)
+    tables = []
+    for name, more in (("alone", []), ("ray", ["--engine", "ray", "--workers", 2])):
+        FeatureStore().clear()
+        out = tmp_path / name
+        given = ["--images", images, "--methods", "zero-shot", "--out", out]
+        told = run("compare", *given, *more)
+        assert told.exit_code == 0, told.output
+        assert len(asked) == (0 if name == "alone" else 20)
+        assert "engine" not in json.loads((out / "config.json").read_text())
+        tables.append(pd.read_csv(out / "table.csv").filter(regex="method|accuracy"))
+    assert tables[0].equals(tables[1]) and tables[0].shape[1] >= 2
+    assert run("compare", "--workers", 2, "--out", tmp_path / "x").exit_code == 2
 
 
 def test_an_address_needs_the_engine(tmp_path):

@@ -829,7 +829,8 @@ _COMPARE = [
 
 # %% ../../nbs/engine/cli.ipynb #cell-42
 @main.command()
-@_options(IMAGES, CLASSES, MODEL, RUN, PRESET, CAPTIONER, QUIET, _COMPARE)
+@_options(IMAGES, CLASSES, MODEL, ENGINE, RUN, PRESET, CAPTIONER)
+@_options(QUIET, _COMPARE)
 @click.pass_context
 def compare(context, out, overwrite, resume, methods, seeds, **given) -> None:
     """Run several methods on the same images; write a table and a report.
@@ -841,8 +842,9 @@ def compare(context, out, overwrite, resume, methods, seeds, **given) -> None:
       --methods zero-shot,mixture,reclip --out compared
     """
     options, wanted = _run_options(context), method_names(methods)
-    pool = _pool(options)
-    asked = _asked(options, pool)
+    both = {**given, **options}
+    pool = _pool(both)
+    asked = _asked(both, pool)
     check_scorable(asked, given["test"] or given["images"])
     clip, is_same = _clip(given), asked is pool
     chosen = _methods(wanted, clip, pool, given)
@@ -862,7 +864,8 @@ def _asked(options: dict[str, Any], pool: ImageSet) -> ImageSet:
     if not options["test"] and options["images"]:
         return pool
     names, most = pool.classnames, options["max_pixels"]
-    return read_images(options["test"], names, most, "test", _check(options))
+    check, engine = _check(options), _engine(options)
+    return read_images(options["test"], names, most, "test", check, engine)
 
 # %% ../../nbs/engine/cli.ipynb #cell-46
 @main.command()
