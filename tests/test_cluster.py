@@ -607,3 +607,15 @@ def test_an_image_that_was_given_up_is_damaged(clip):
     assert encoding.work([row])[2] == {4: row.reason}
     describing = CaptionWorker(*_told(AttributeCaptioner("digit")), MAX_PIXELS)
     assert describing.work([row], {4: "?"})[1][0].unread == row.reason
+
+
+def test_an_empty_table_that_workers_die_of_is_forgotten(crew):
+    empty = pa.table({"number": [], "bytes": [], "name": []})
+
+    class Hasty(Fragile):
+        def work(self, given):
+            raise Died("its machine is gone")
+
+    engine = SimpleNamespace(start=FakeRay, crew_size=lambda gpu: (1, 1))
+    with Crew(engine, Hasty, (), {}) as made:
+        assert [*made.results([(Ref(empty),)])] == []

@@ -207,6 +207,14 @@ class _Pause:
 _UNUSABLE = "clipadapt: unusable"
 
 
+def _instead(
+    response: Callable, request: Any, status: int, reason: str, code: str
+) -> Any:
+    """What a gateway says in the place of an answer, as the protocol has it."""
+    said = {"error": {"message": reason, "code": code}}
+    return response(status, json=said, request=request)
+
+
 async def _exchange(send: Callable, request: Any, pause: _Pause, timeout: float) -> Any:
     """One request and its whole answer, or what a gateway says in its place.
 
@@ -216,11 +224,7 @@ async def _exchange(send: Callable, request: Any, pause: _Pause, timeout: float)
     import anyio
 
     response = import_module(type(request).__module__.partition(".")[0]).Response
-
-    def instead(status: int, reason: str, code: str) -> Any:
-        said = {"error": {"message": reason, "code": code}}
-        return response(status, json=said, request=request)
-
+    instead = partial(_instead, response, request)
     await pause.keep()
     try:
         with anyio.fail_after(timeout):
@@ -240,7 +244,9 @@ async def _exchange(send: Callable, request: Any, pause: _Pause, timeout: float)
         passed["x-should-retry"] = "false"
     return response(status, headers=passed, content=body, request=request)
 
-
+# %% ../../nbs/engine/server.ipynb #cell-18b
+#| code-fold: true
+#| code-summary: "An answer, read to its end"
 async def _read(
     send: Callable[..., Awaitable[Any]], request: Any
 ) -> tuple[int, Mapping[str, str], bytes | Exception]:
@@ -358,6 +364,11 @@ class _Way:
 
     def explained(self, missed: _Missed) -> CaptionerUnavailable:
         """The error that ends a run."""
+        why = f"{self.address} does not answer: {missed.reason}; {self._hint(missed)}"
+        return CaptionerUnavailable(self.clean(why))
+
+    def _hint(self, missed: _Missed) -> str:
+        """What to do about a failure that ends a run."""
         hint = "what was answered is kept; the same call goes on from there"
         if missed.status in (401, 403):
             hint = f"its key is read from the environment variable {self.variable}"
@@ -365,9 +376,7 @@ class _Way:
                 hint += ", which is sent to this machine or over https only"
         elif missed.about == "all" and missed.status in (404, 405):
             hint = "is that the address of its API, and is the model's name right?"
-        return CaptionerUnavailable(
-            self.clean(f"{self.address} does not answer: {missed.reason}; {hint}")
-        )
+        return hint
 
 # %% ../../nbs/engine/server.ipynb #cell-23
 def served_models(

@@ -404,6 +404,8 @@ def _divided(task: _Task, rows: Sequence[Row], reason: str) -> list[_Task]:
         # one death more halves a half, but a single image gets all tries
         deaths = [_TRIES - 1 if len(part) > 1 else 0 for part in parts]
         return [_Task((part, *task.given[1:]), n) for part, n in zip(parts, deaths)]
+    if not rows:
+        return []
     (row,) = rows
     name = _in_messages(row.name or f"image {row.number}")
     why = f"{name}: {task.deaths} workers died of it ({reason}); take it out of the set"
