@@ -774,7 +774,10 @@ def _load_saved(saved: str, given: dict[str, Any]):
     "--templates",
     default="single",
     show_default=True,
-    help="A template set, or one template such as 'a photo of a {}.'",
+    help=(
+        "A template set, one template such as 'a photo of a {}.', or a JSON file of"
+        " templates or of prompts for each class."
+    ),
 )
 def zero_shot(templates, out, overwrite, probabilities, **given) -> None:
     """Let CLIP guess, without adapting anything.

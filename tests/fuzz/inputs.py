@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import warnings
 from pathlib import Path
 from unittest import mock
 
@@ -13,6 +14,7 @@ from click.testing import CliRunner
 from clipadapt import digits, load_clip
 from clipadapt.app.cli import main
 from clipadapt.app.runs import METHODS
+from clipadapt.clip.templates import fill_templates
 from clipadapt.images.sets import check_classnames, check_labels
 
 from .mutate import (
@@ -113,6 +115,39 @@ class ClassLists(Target):
                 object(),
             ]
         )
+
+
+PROMPTS = [
+    ["a photo of a {}.", "the {}."],
+    {"cat": ["a photo of a {}.", "It purrs."], "Hot_Dog": "a sausage in a bun"},
+    {"cat": ["A cat."], "hot dog": ["A hot dog."], "rabbit": ["Long ears."]},
+]
+
+
+class Templates(Target):
+    """Files of templates and of prompts by class name; odd things in their place."""
+
+    name = "templates"
+
+    def attempt(self, dice: random.Random, folder: Path) -> None:
+        content = dice.choice(PROMPTS)
+        choice = mutate_json(dice, content) if dice.random() < 0.7 else content
+        if dice.random() < 0.7:
+            text = json_text(dice, choice).encode("utf-8", errors="replace")
+            if dice.random() < 0.5:
+                text = mutate_bytes(dice, text, json.dumps(content).encode())
+            choice = folder / dice.choice(["prompts.json", "a b.JSON"])
+            choice.write_bytes(text)
+        elif dice.random() < 0.3:
+            choice = dice.choice([odd_value(dice), *ODD_TEXTS, folder, "none.json"])
+        names = ["cat", "hot dog"]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of prompts for other classes
+            prompts = fill_templates(choice, names)
+        if len(prompts.texts) != prompts.own.numel() or not prompts.own[0].all():
+            raise Wrong("a class has no prompts")
+        if not all(type(text) is str and text.strip() for text in prompts.texts):
+            raise Wrong(f"{prompts.texts!r:.200} are no prompts")
 
 
 class Labels(Target):

@@ -2,7 +2,7 @@
 
 from .features import Features
 from .images import Images
-from .inputs import ClassLists, CommandLine, Config, Labels
+from .inputs import ClassLists, CommandLine, Config, Labels, Templates
 from .state import Checkpoints, ModelFolders, Rows, SavedIndexes, SavedMethods
 
 KINDS = (
@@ -15,6 +15,7 @@ KINDS = (
     Rows,
     ClassLists,
     Labels,
+    Templates,
     CommandLine,
     Config,
 )
