@@ -49,6 +49,7 @@ from clipadapt.app.runs import (
     say,
     shown,
     stored_table,
+    templates_name,
     write_features,
     write_json,
     write_parquet,
@@ -856,6 +857,9 @@ def compare(context, out, overwrite, resume, methods, seeds, **given) -> None:
         _print(compare_in(folder, chosen, pool, asked, seeds))
         described = captioner_name(chosen.get("latteclip"))
         record = run_record(clip, images=pool, test=asked, captioner=described)
+        record["templates"] = {
+            name: templates_name(method) for name, method in chosen.items()
+        }
         write_json(folder / "record.json", record)
         logger.info("wrote %s", out)
 

@@ -21,8 +21,7 @@ import torch.nn.functional as F
 
 from .model import CLIP, _nearest
 from ..images.datasets import dataset_facts
-from ..images.files import hash_parts
-from ..images.pictures import printable
+from ..images.files import hash_parts, read_bounded
 from ..images.sets import check_classnames
 
 # %% auto #0
@@ -190,34 +189,20 @@ def read_templates(path: str | Path) -> list[str] | dict[str, list[str]]:
     one that is too large, is not such JSON, or has a class twice; otherwise as
     `check_templates` does.
     """
-    name = f"file of templates {printable(path)[:200]!r}"
-    content = _read_bounded(Path(path).expanduser(), name)
+    path = Path(path).expanduser()
+    content = read_bounded(path, "file of templates", LARGEST_FILE)
     try:
         choice = json.loads(content, object_pairs_hook=_distinct)
         if not isinstance(choice, (list, dict)):
             raise ValueError("it holds neither a list nor an object")
         return check_templates(choice)
     except (ValueError, RecursionError) as error:
+        name = f"file of templates {str(path)!r:.200}"
         raise ValueError(f"{name} cannot be used: {error}") from error
 
 # %% ../../nbs/engine/templates.ipynb #desc-bounded
 #| code-fold: true
-#| code-summary: "A file of bounded size; every class once"
-def _read_bounded(path: Path, name: str) -> bytes:
-    """The bytes of a file, or an error that calls it `name`."""
-    try:
-        there = path.is_file()
-    except (OSError, ValueError):  # a name that cannot be one
-        there = False
-    if not there:
-        raise FileNotFoundError(f"there is no {name}")
-    with path.open("rb") as file:
-        content = file.read(LARGEST_FILE + 1)
-    if len(content) > LARGEST_FILE:
-        raise ValueError(f"{name} is larger than {LARGEST_FILE // 2**20} MB")
-    return content
-
-
+#| code-summary: "Every class once"
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """The pairs of a JSON object as a dict; ValueError for a name that comes twice."""
     found: dict[str, Any] = {}
@@ -334,7 +319,10 @@ def describe_templates(choice: Templates) -> str:
     """
     if isinstance(choice, str) and not names_file(choice):
         return choice
-    found = check_templates(choice)
+    try:
+        found = check_templates(choice)
+    except FileNotFoundError:
+        return "a file that is no longer there"
     if len(found) == 1 and isinstance(found, list):
         return found[0]
     if isinstance(found, list):

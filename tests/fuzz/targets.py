@@ -2,7 +2,7 @@
 
 from .features import Features
 from .images import Images
-from .inputs import ClassLists, CommandLine, Config, Labels, Templates
+from .inputs import ClassLists, CommandLine, Config, Labels, Splits, Templates
 from .state import Checkpoints, ModelFolders, Rows, SavedIndexes, SavedMethods
 
 KINDS = (
@@ -16,6 +16,7 @@ KINDS = (
     ClassLists,
     Labels,
     Templates,
+    Splits,
     CommandLine,
     Config,
 )
