@@ -285,7 +285,7 @@ def read_split_file(
     content = read_bounded(path, "split file", LARGEST_SPLIT)
     try:
         listed = _listed(path, content, split)
-        for file in (form for file in listed.files for form in _forms(file)):
+        for file in listed.files:
             _check_inside(file)
         names = [label.replace("_", " ") for label in listed.classnames]
     except ValueError as error:
@@ -427,18 +427,19 @@ def _lines(content: bytes) -> list[str]:
 # %% ../../nbs/engine/datasets.ipynb #splits-6
 #| code-fold: true
 #| code-summary: "Where the images are"
-def _check_inside(file: str) -> None:
-    """ValueError unless a path leads to something below the folder it starts from."""
-    windows, parts = PureWindowsPath(file), PurePosixPath(file).parts
-    outside = windows.drive or windows.root or ".." in parts or file.startswith("/")
-    if not parts or outside or "\\" in file or "\0" in file:
-        raise ValueError(f"{file!r:.100} is no path below the folder of the images")
-
-
 def _forms(file: str) -> list[str]:
     """Where a file may lie: one of a zip file beside it, or in a folder of its name."""
     archive, at, inside = file.partition(".zip@")
     return [inside, f"{archive}/{inside}"] if at else [file]
+
+
+def _check_inside(file: str) -> None:
+    """ValueError unless a file lies below the folder that its path starts from."""
+    for form in _forms(file):
+        windows, parts = PureWindowsPath(form), PurePosixPath(form).parts
+        outside = windows.drive or windows.root or ".." in parts or "\\" in form
+        if not parts or outside or "\0" in form:
+            raise ValueError(f"{file!r:.100} is no path below the folder of the images")
 
 
 def _located(files: Sequence[str], root: Path, name: str | None) -> list[Path]:
