@@ -49,6 +49,7 @@ from clipadapt.app.runs import (
     say,
     shown,
     stored_table,
+    templates_name,
     write_features,
     write_json,
     write_parquet,
@@ -774,7 +775,10 @@ def _load_saved(saved: str, given: dict[str, Any]):
     "--templates",
     default="single",
     show_default=True,
-    help="A template set, or one template such as 'a photo of a {}.'",
+    help=(
+        "A template set, one template such as 'a photo of a {}.', or a JSON file of"
+        " templates or of prompts for each class."
+    ),
 )
 def zero_shot(templates, out, overwrite, probabilities, **given) -> None:
     """Let CLIP guess, without adapting anything.
@@ -855,6 +859,9 @@ def compare(context, out, overwrite, resume, methods, seeds, **given) -> None:
         _print(compare_in(folder, chosen, pool, asked, seeds))
         described = captioner_name(chosen.get("latteclip"))
         record = run_record(clip, images=pool, test=asked, captioner=described)
+        record["templates"] = {
+            name: templates_name(method) for name, method in chosen.items()
+        }
         write_json(folder / "record.json", record)
         logger.info("wrote %s", out)
 

@@ -59,10 +59,10 @@ if TYPE_CHECKING:  # they import torch, which takes seconds
 
 # %% auto #0
 __all__ = ['logger', 'METHODS', 'WRITTEN', 'shown', 'say', 'read_classes', 'image_set', 'image_names', 'read_images',
-           'check_scorable', 'method_names', 'make_methods', 'captioner_name', 'in_words', 'check_value', 'configure',
-           'write_json', 'write_table', 'check_file', 'check_place', 'ask_readable', 'predictions', 'report_accuracy',
-           'write_features', 'write_parquet', 'stored_table', 'export_features', 'read_config', 'run_folder',
-           'run_record', 'adapt_in', 'compare_in', 'saved_method', 'check_known']
+           'check_scorable', 'method_names', 'make_methods', 'captioner_name', 'templates_name', 'in_words',
+           'check_value', 'configure', 'write_json', 'write_table', 'check_file', 'check_place', 'ask_readable',
+           'predictions', 'report_accuracy', 'write_features', 'write_parquet', 'stored_table', 'export_features',
+           'read_config', 'run_folder', 'run_record', 'adapt_in', 'compare_in', 'saved_method', 'check_known']
 
 # %% ../../nbs/engine/runs.ipynb #cell-6
 logger = logging.getLogger("clipadapt")
@@ -213,6 +213,7 @@ def read_images(
         ignored=images.ignored,
         max_pixels=images.max_pixels,
     )
+    read.source = images.source
     _say_images(read)
     return read
 
@@ -337,6 +338,17 @@ def captioner_name(method: Adapter | None) -> str | None:
     """
     captioner = getattr(method, "captioner", None)
     return captioner and captioner.name
+
+
+def templates_name(method: Adapter) -> str | None:
+    """The templates of a method in one line; None for one that has none.
+
+    method: any method.
+    """
+    from clipadapt.clip.templates import describe_templates
+
+    choice = method.get_params(deep=False).get("templates")
+    return choice and describe_templates(choice)
 
 
 def _say_captions(methods: Iterable[Adapter]) -> None:
@@ -991,8 +1003,8 @@ def run_record(clip: CLIP, **more) -> dict[str, Any]:
     """What a run depends on besides its options, for JSON.
 
     clip: the CLIP, of which name and fingerprint are noted.
-    more: what else to note, by name. Of an ImageSet the number of images, a hash of
-        them, and what was skipped and ignored.
+    more: what else to note, by name. Of an ImageSet where it is from, the number of
+        images, a hash of them, and what was skipped and ignored.
     """
     packages = {name: _version(name) for name in _PACKAGES}
     return {
@@ -1024,6 +1036,7 @@ def _noted(value, clip: CLIP):
     if not hasattr(value, "skipped"):
         return value
     return {
+        "source": value.source,
         "count": len(value),
         "hash": hash_images(value, getattr(clip, "files", None)),
         "skipped": value.skipped,
@@ -1071,6 +1084,7 @@ def adapt_in(
     table = predictions(method, pool, answers, probabilities)
     write_table(folder / "predictions.csv", table)
     more = {"seconds": round(seconds, 3), "captioner": captioner_name(method)}
+    more |= {"templates": templates_name(method)}
     write_json(folder / "record.json", run_record(method.clip, images=pool, **more))
     Checkpoint(checkpoint, {}).delete()
     logger.info("fitted in %.1f s; wrote %s", seconds, out)

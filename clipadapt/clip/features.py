@@ -32,6 +32,7 @@ from tqdm.auto import tqdm
 from .featuresets import FeatureSet, new_array, row_blocks
 from .model import CLIP, _ahead, _batches, _name, cache_directory
 from .tables import KEY, FeatureTable, _folder, _is_damage
+from .templates import without_files
 from clipadapt.images.files import (
     draft_target,
     explained,
@@ -379,7 +380,7 @@ def _hash_array(array: np.ndarray) -> str:
 
 def _method_facts(method) -> dict:
     """What a method is: class, class names, parameters, CLIP, annotator if any."""
-    parameters = method.get_params(deep=False).items()
+    parameters = without_files(method.get_params(deep=False)).items()
     clip, annotator = (
         clip_facts(method.clip).items(),
         getattr(method, "annotator", None),

@@ -7,8 +7,13 @@
 #| code-summary: "The imports of the module"
 from __future__ import annotations
 
+import json
+import os
+import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, cast
 
 import open_clip
 import torch
@@ -16,10 +21,13 @@ import torch.nn.functional as F
 
 from .model import CLIP, _nearest
 from ..images.datasets import dataset_facts
+from ..images.files import hash_parts, read_bounded
 from ..images.sets import check_classnames
 
 # %% auto #0
-__all__ = ['NEUTRAL_TEMPLATES', 'templates', 'check_templates', 'encode_prompts', 'average_prompts', 'zero_shot_probabilities']
+__all__ = ['NEUTRAL_TEMPLATES', 'Templates', 'MOST_PROMPTS', 'LARGEST_FILE', 'templates', 'check_templates', 'names_file',
+           'read_templates', 'Prompts', 'fill_templates', 'with_synonyms', 'describe_templates', 'without_files',
+           'encode_prompts', 'average_prompts', 'zero_shot_probabilities']
 
 # %% ../../nbs/engine/templates.ipynb #cell-6
 #| code-fold: true
@@ -78,50 +86,290 @@ def templates(name: str) -> list[str]:
     return list(sets[name])
 
 # %% ../../nbs/engine/templates.ipynb #cell-8
-def check_templates(choice: str | Sequence[str]) -> list[str]:
-    """Return templates as a list.
+# What `templates=` takes: a set's name, one template or a list of them, the path of a
+# JSON file, or the prompts of each class by its name
+Templates = str | Path | Sequence[str] | Mapping[str, str | Sequence[str]]
 
-    choice: a set's name, one template, or a list of them.
 
-    Raises ValueError for one without a gap, and for an empty list.
+def check_templates(choice: Templates) -> list[str] | dict[str, list[str]]:
+    """Return templates as a list, or the prompts of each class as a dict of lists.
+
+    choice: a set's name; one template; a list of them; prompts by class name, each a
+        text or a list of texts, in which a gap {} is filled with the name; or the path
+        of a JSON file of either kind (see `read_templates`).
+
+    Raises ValueError for a template without a gap, for a class without prompts or with
+    more than 1,000, for what is no text, and for none at all; FileNotFoundError when
+    there is no such file.
     """
+    if names_file(choice):
+        return read_templates(cast(str | Path, choice))
     if isinstance(choice, str):
         choice = [choice] if "{}" in choice or " " in choice else templates(choice)
+    if isinstance(choice, Mapping):
+        return _check_descriptions(choice)
+    if not isinstance(choice, Sequence):
+        raise ValueError(
+            "templates are a set's name, a list of texts, prompts by class name, or a"
+            f" JSON file of them, not {choice!r:.80}"
+        )
     for template in choice:
-        if template.count("{}") != 1:
-            raise ValueError(
-                "a template needs one gap {} for the class name, this one has "
-                f"{template.count('{}')}: {template!r}"
-            )
+        _check_gaps(template, "a template", {1})
     if not choice:
         raise ValueError("at least one template is needed")
     return list(choice)
 
+# %% ../../nbs/engine/templates.ipynb #check-prompts
+#| code-fold: true
+#| code-summary: "What templates and prompts must be"
+MOST_PROMPTS = 1000  # of one class; shared files have up to about fifty
+
+
+def _check_gaps(text: Any, what: str, allowed: set[int]) -> None:
+    """ValueError unless `text` is one, with an allowed number of gaps."""
+    if not isinstance(text, str):
+        raise ValueError(f"{what} must be text, not {text!r:.80}")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise ValueError(f"{what} is not Unicode text: {text!r:.80}") from None
+    count = text.count("{}")
+    if not text.strip():
+        raise ValueError(f"{what} is empty")
+    if count not in allowed:
+        needed = "one gap {}" if 0 not in allowed else "at most one gap {}"
+        raise ValueError(
+            f"{what} needs {needed} for the class name, this one has {count}: "
+            f"{text!r:.200}"
+        )
+
+
+def _check_descriptions(choice: Mapping) -> dict[str, list[str]]:
+    """Prompts by class name, each class with a list of its own."""
+    if not choice:
+        raise ValueError("prompts by class name need at least one class")
+    return {name: _check_prompts(name, prompts) for name, prompts in choice.items()}
+
+
+def _check_prompts(name: Any, prompts: Any) -> list[str]:
+    _check_gaps(name, "the name of a class with prompts", {0})
+    prompts = [prompts] if isinstance(prompts, str) else prompts
+    if not isinstance(prompts, Sequence) or not 1 <= len(prompts) <= MOST_PROMPTS:
+        found = len(prompts) if isinstance(prompts, Sequence) else f"{prompts!r:.80}"
+        raise ValueError(
+            f"class {name!r:.80} needs a list of 1 to {MOST_PROMPTS} prompts, it has "
+            f"{found}"
+        )
+    for prompt in prompts:
+        _check_gaps(prompt, f"a prompt of class {name!r:.80}", {0, 1})
+    return list(prompts)
+
+# %% ../../nbs/engine/templates.ipynb #desc-read
+LARGEST_FILE = 64 * 2**20  # bytes; prompts for the classes of ImageNet take about 5 MB
+
+
+def names_file(choice: Any) -> bool:
+    """Whether templates are the path of a JSON file, not templates themselves.
+
+    choice: anything; a path is a `Path`, or text that ends in .json and has no gap.
+    """
+    if isinstance(choice, os.PathLike):
+        return True
+    text = isinstance(choice, str) and "{}" not in choice
+    return text and choice.lower().endswith(".json")
+
+
+def read_templates(path: str | Path) -> list[str] | dict[str, list[str]]:
+    """The templates, or the prompts of each class, in a JSON file.
+
+    path: a list of templates, or an object with a list of prompts for each class, as
+        CuPL and LaFTer share them; UTF-8, at most 64 MB.
+
+    Raises FileNotFoundError when there is no such file, and ValueError, naming it, for
+    one that is too large, is not such JSON, or has a class twice; otherwise as
+    `check_templates` does.
+    """
+    path = Path(path).expanduser()
+    content = read_bounded(path, "file of templates", LARGEST_FILE)
+    try:
+        choice = json.loads(content, object_pairs_hook=_distinct)
+        if not isinstance(choice, (list, dict)):
+            raise ValueError("it holds neither a list nor an object")
+        return check_templates(choice)
+    except (ValueError, RecursionError) as error:
+        name = f"file of templates {str(path)!r:.200}"
+        raise ValueError(f"{name} cannot be used: {error}") from error
+
+# %% ../../nbs/engine/templates.ipynb #desc-bounded
+#| code-fold: true
+#| code-summary: "Every class once"
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The pairs of a JSON object as a dict; ValueError for a name that comes twice."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"class {name!r:.80} is there twice")
+        found[name] = value
+    return found
+
+# %% ../../nbs/engine/templates.ipynb #desc-fill
+class Prompts(NamedTuple):
+    """The prompts of C classes as a table of T rows."""
+
+    texts: list[str]  # T x C: those of all classes in the first row, the second, ...
+    own: torch.Tensor  # bool [T, C]: False where a class only repeats its first ones
+
+
+def fill_templates(choice: Templates, classnames: Sequence[str]) -> Prompts:
+    """The prompts of every class.
+
+    choice: as for `check_templates`.
+    classnames: the names of the C classes.
+
+    T is the number of templates, or of the prompts of the class with most; a class with
+    fewer repeats them. Warns of prompts for other classes, raises ValueError for a
+    class without prompts, and as `check_templates` does.
+    """
+    choice = check_templates(choice)
+    if isinstance(choice, list):
+        texts = [text.replace("{}", name) for text in choice for name in classnames]
+        return Prompts(
+            texts, torch.ones(len(choice), len(classnames), dtype=torch.bool)
+        )
+    columns = [
+        [prompt.replace("{}", name) for prompt in prompts]
+        for name, prompts in zip(classnames, _match(choice, classnames))
+    ]
+    rows = range(max(map(len, columns), default=0))
+    texts = [prompts[row % len(prompts)] for row in rows for prompts in columns]
+    counts = torch.tensor([len(prompts) for prompts in columns])
+    return Prompts(texts, torch.arange(len(rows))[:, None] < counts)
+
+# %% ../../nbs/engine/templates.ipynb #desc-names
+#| code-fold: true
+#| code-summary: "Which prompts belong to which class"
+def _plain(name: str) -> str:
+    return " ".join(re.split(r"[\W_]+", name.casefold())).strip()
+
+
+def _match(choice: dict[str, list[str]], names: Sequence[str]) -> Iterator[list[str]]:
+    """The prompts of each class in turn; ValueError for a class without."""
+    alike: dict[str, list[str]] = {}
+    for key in choice:
+        alike.setdefault(_plain(key), []).append(key)
+    keys = [[name] if name in choice else alike.get(_plain(name), []) for name in names]
+    missing = [name for name, found in zip(names, keys) if not found]
+    left = sorted(set(choice) - {key for found in keys for key in found})
+    if missing:
+        others = f"; there are prompts for {_some(left)}" if left else ""
+        raise ValueError(f"there are no prompts for {_some(missing)}{others}")
+    for name, found in zip(names, keys):
+        if len(found) > 1:
+            raise ValueError(
+                f"which prompts are those of {name!r:.80}: those of {_some(found)}?"
+            )
+    if left:
+        what = f"prompts for {_some(left)} are not used: there is no such class"
+        warnings.warn(what, stacklevel=4)
+    return (choice[key] for (key,) in keys)
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(f"{name!r:.80}" for name in names[:5]) + more
+
+# %% ../../nbs/engine/templates.ipynb #desc-with-synonyms
+def with_synonyms(
+    classnames: Sequence[str],
+    synonyms: Mapping[str, str | Sequence[str]],
+    template_set: Templates = "single",
+) -> dict[str, list[str]]:
+    """Prompts of each class, for its name and for all its synonyms.
+
+    classnames: the names of the classes.
+    synonyms: other names, a text or a list of them, by class name; classes may be
+        missing.
+    template_set: a set's name, one template, or a list of them.
+
+    Returns what `templates=` takes. Raises ValueError for synonyms of a class that is
+    not there, for prompts by class name in the place of templates, and as
+    `check_templates` does.
+    """
+    classnames, filled = check_classnames(classnames), check_templates(template_set)
+    if not isinstance(filled, list):
+        raise ValueError("synonyms go into templates, not into prompts by class name")
+    others = _check_descriptions(synonyms) if synonyms else {}
+    unknown = sorted(set(others) - set(classnames))
+    if unknown:
+        raise ValueError(f"there are synonyms for {_some(unknown)}, but no such class")
+    return {
+        name: [
+            template.replace("{}", word)
+            for word in (name, *others.get(name, ()))
+            for template in filled
+        ]
+        for name in classnames
+    }
+
+# %% ../../nbs/engine/templates.ipynb #desc-record
+def describe_templates(choice: Templates) -> str:
+    """Templates in one line, for reports.
+
+    choice: as for `check_templates`.
+    """
+    if isinstance(choice, str) and not names_file(choice):
+        return choice
+    try:
+        found = check_templates(choice)
+    except FileNotFoundError:
+        return "a file that is no longer there"
+    if len(found) == 1 and isinstance(found, list):
+        return found[0]
+    if isinstance(found, list):
+        what = f"{len(found)} templates"
+    else:
+        what = f"{sum(map(len, found.values()))} prompts for {len(found)} classes"
+    text = json.dumps(found, sort_keys=True)
+    return f"{what} (hash {hash_parts(text).hex()[:8]})"
+
+
+def without_files(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters of a method by name; a file of templates is replaced by its content.
+
+    Raises FileNotFoundError and ValueError as `read_templates` does.
+    """
+    found = dict(parameters)
+    if names_file(found.get("templates")):
+        found["templates"] = read_templates(found["templates"])
+    return found
+
 # %% ../../nbs/engine/templates.ipynb #cell-12
 def encode_prompts(
-    clip: CLIP, classnames: Sequence[str], template_set: str | Sequence[str] = "single"
+    clip: CLIP, classnames: Sequence[str], template_set: Templates = "single"
 ) -> torch.Tensor:
     """Text features of every template filled with every class name.
 
     clip: the model.
     classnames: C distinct names, at least one.
-    template_set: a set's name, one template, or a list of them.
+    template_set: a set's name, one template, a list of them, prompts by class name, or
+        the path of a JSON file, as for `check_templates`.
 
-    Returns float32 [T, C, D], L2-normalised. Warns of class names whose features are
-    the same in all templates. Raises ValueError for names or templates that are not as
-    they should be.
+    Returns float32 [T, C, D], L2-normalised; T is the number of prompts of the class
+    with most, and one with fewer has its class embedding in the last places. Warns of
+    class names whose features are the same in all templates. Raises ValueError for
+    names or templates that are not as they should be.
     """
     classnames = check_classnames(classnames)
-    template_set = check_templates(template_set)
     if not classnames:
         raise ValueError("at least one class name is needed")
-    prompts = [
-        template.replace("{}", name) for template in template_set for name in classnames
-    ]
-    shape = (len(template_set), len(classnames), -1)
-    prompt_features = clip.encode_text(prompts).view(shape)
-    _warn_when_alike(classnames, average_prompts(prompt_features))
-    return prompt_features
+    texts, own = fill_templates(template_set, classnames)
+    written = own.flatten().tolist()
+    encoded = clip.encode_text([text for text, mine in zip(texts, written) if mine])
+    prompt_features = encoded.new_zeros(*own.shape, encoded.shape[1])
+    prompt_features[own] = encoded
+    embeddings = average_prompts(prompt_features)
+    _warn_when_alike(classnames, embeddings)
+    return torch.where(own[..., None], prompt_features, embeddings)
 
 
 def _warn_when_alike(classnames: Sequence[str], embeddings: torch.Tensor) -> None:

@@ -37,7 +37,7 @@ from safetensors.numpy import save_file
 __all__ = ['AnyRecord', 'REMEDY', 'explained', 'draft_target', 'remove_drafts', 'whole_file', 'recover_directory',
            'whole_directory', 'replace_directory', 'Record', 'parse_record', 'read_record', 'write_record', 'Array',
            'check_arrays', 'hash_parts', 'write_arrays', 'save_arrays', 'read_arrays', 'own_file', 'read_own_file',
-           'blaming', 'safe_for_spreadsheets', 'csv_text']
+           'blaming', 'read_bounded', 'safe_for_spreadsheets', 'csv_text']
 
 # %% ../../nbs/engine/files.ipynb #cell-6
 _ON_THE_DISK = {
@@ -605,6 +605,29 @@ def blaming(path: Path, remedy: str) -> Iterator[None]:
     except ValueError as error:
         reason = shorten(str(error), 300, placeholder=" ...")
         raise ValueError(f"{path} is damaged ({reason}); {remedy}") from error
+
+# %% ../../nbs/engine/files.ipynb #bounded-2
+def read_bounded(path: str | Path, what: str, largest: int) -> bytes:
+    """The content of a file of at most `largest` bytes.
+
+    path: the file.
+    what: what it is, for the message ("split file").
+    largest: in bytes.
+
+    Raises FileNotFoundError when there is no such file, ValueError when it is larger.
+    """
+    name, path = f"{what} {str(path)!r:.200}", Path(path)
+    try:
+        there = path.is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        there = False
+    if not there:
+        raise FileNotFoundError(f"there is no {name}")
+    with path.open("rb") as file:
+        content = file.read(largest + 1)
+    if len(content) > largest:
+        raise ValueError(f"{name} is larger than {largest:,} bytes")
+    return content
 
 # %% ../../nbs/engine/files.ipynb #cell-52
 _FORMULA = re.compile(r"[=+\-@\t\r]")

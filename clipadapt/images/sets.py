@@ -32,7 +32,12 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from .datasets import read_hub, read_torchvision
+from clipadapt.images.datasets import (
+    Published,
+    read_hub,
+    read_split_file,
+    read_torchvision,
+)
 from clipadapt.images.pictures import (
     IMAGE_KINDS,
     MAX_PIXELS,
@@ -332,6 +337,7 @@ class _Looks:
     classnames: list[str]
     labels: np.ndarray
     max_pixels: int
+    source: str = ""
 
     def subset(self, indices: Integers) -> ImageSet:
         """The images at `indices`, in that order, with their labels.
@@ -363,6 +369,7 @@ class _Looks:
         """Other images and labels; the class names are not checked again."""
         other = ImageSet(images, max_pixels=self.max_pixels)
         other.classnames, other.labels = list(self.classnames), np.array(labels)
+        other.source = self.source
         return other
 
 # %% ../../nbs/engine/sets.ipynb #cell-25
@@ -502,7 +509,9 @@ class _Sources:
         check: str = "header",
     ) -> ImageSet:
         """Images of a folder: see `read_folder`."""
-        return read_folder(root, classnames, on_error, max_pixels, check)
+        images = read_folder(root, classnames, on_error, max_pixels, check)
+        images.source = f"folder {Path(root).resolve().name}"
+        return images
 
     @classmethod
     def from_arrays(
@@ -516,10 +525,22 @@ class _Sources:
 
     @classmethod
     def from_torchvision(
-        cls, name: str, root: str | Path, split: str = "train", download: bool = True
+        cls,
+        name: str,
+        root: str | Path,
+        split: str = "train",
+        download: bool = True,
+        split_file: str | Path | None = None,
     ) -> ImageSet:
         """One split of a torchvision data set: see `read_torchvision`."""
-        return ImageSet(*read_torchvision(name, root, split, download))
+        return _published(read_torchvision(name, root, split, download, split_file))
+
+    @classmethod
+    def from_split_file(
+        cls, path: str | Path, root: str | Path, split: str | None = None
+    ) -> ImageSet:
+        """One split of a file of CoOp or ELEVATER: see `read_split_file`."""
+        return _published(read_split_file(path, root, split))
 
     @classmethod
     def from_hub(
@@ -527,7 +548,14 @@ class _Sources:
     ) -> ImageSet:
         """One split of a Hugging Face data set: see `read_hub`."""
         found = read_hub(name, split, max_pixels=max_pixels, **options)
-        return ImageSet(*found, max_pixels=max_pixels)
+        return _published(found, max_pixels=max_pixels)
+
+
+def _published(found: Published, **options) -> ImageSet:
+    """What a reader of a data set found, as an image set that says where it is from."""
+    images = ImageSet(found.images, found.classnames, found.labels, **options)
+    images.source = found.source
+    return images
 
 # %% ../../nbs/engine/sets.ipynb #cell-29
 class ImageSet(_Looks, _Readable, _Sources, torch.utils.data.Dataset):
@@ -540,7 +568,8 @@ class ImageSet(_Looks, _Readable, _Sources, torch.utils.data.Dataset):
     ignored: (path, kind) for files of a folder that are no images.
     max_pixels: the largest width x height of a file that is decoded.
 
-    The arguments are attributes, too; `labels` is int64 [N]. Raises ValueError for what
+    The arguments are attributes, too; `labels` is int64 [N]. Beside them, `source` says
+    in words which data set and split these are, for reports. Raises ValueError for what
     is no sequence, and as `check_classnames` and `check_labels` do.
     """
 
@@ -926,7 +955,9 @@ def digits(split: str = "train") -> ImageSet:
         for scan in pixels
     ]
     images = np.stack([np.asarray(image) for image in larger])
-    return ImageSet(images, DIGIT_NAMES, labels[indices].astype(np.int64))
+    half = ImageSet(images, DIGIT_NAMES, labels[indices].astype(np.int64))
+    half.source = f"scikit-learn's digits, {split} half"
+    return half
 
 # %% ../../nbs/engine/sets.ipynb #cell-54
 def show_images(

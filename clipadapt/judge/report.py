@@ -21,6 +21,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..clip.templates import describe_templates
 from ..images.files import whole_file
 from ..images.sets import ImageSet, check_classnames, show_images
 from clipadapt.judge.compare import (
@@ -113,6 +114,8 @@ def _circumstances(runs: Sequence[Run], train: ImageSet, test: ImageSet) -> dict
         "examples": _picture(_examples(test)),
         "train": len(train),
         "test": len(test),
+        "sources": (train.source or "not named", test.source or "not named"),
+        "templates": _templates(runs),
         "seeds": sorted({run.seed for run in runs}),
         "classnames": test.classnames,
         "clip": runs[0].method.clip,
@@ -120,6 +123,16 @@ def _circumstances(runs: Sequence[Run], train: ImageSet, test: ImageSet) -> dict
         "date": time.strftime("%Y-%m-%d %H:%M"),
         "versions": {name: version(name) for name in packages},
     }
+
+
+def _templates(runs: Sequence[Run]) -> str:
+    """The templates of all methods that have some, each named once."""
+    who: dict[str, list[str]] = {}
+    for name, method in {run.name: run.method for run in runs}.items():
+        choice = method.get_params(deep=False).get("templates")
+        if choice is not None:
+            who.setdefault(describe_templates(choice), []).append(name)
+    return "; ".join(f"{said}: {', '.join(names)}" for said, names in who.items())
 
 
 def _captions(runs: Sequence[Run]) -> str:
@@ -155,10 +168,13 @@ def _section(run: Run, test: ImageSet) -> dict:
         "reliability": plot_reliability(labels, run.answered()),
         "confidence": plot_confidence(labels, run.answered()),
     }
-    given = run.method.get_params(deep=False).items()
+    given = run.method.get_params(deep=False)
+    if "templates" in given:
+        given["templates"] = describe_templates(given["templates"])
+    shown = {k: value for k, value in given.items() if k not in run.method.unsaved}
     return {
         "name": run.name,
-        "params": {k: value for k, value in given if k not in run.method.unsaved},
+        "params": shown,
         "accuracies": _per_class(run, test),
         "plots": {name: _with_title(axes) for name, axes in plots.items()},
     }

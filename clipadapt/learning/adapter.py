@@ -26,6 +26,7 @@ from sklearn.exceptions import NotFittedError
 
 from ..clip.featuresets import FeatureSet, row_blocks
 from ..clip.model import CLIP, View, is_known, load_clip
+from ..clip.templates import names_file, without_files
 from clipadapt.images.files import (
     REMEDY,
     Array,
@@ -112,7 +113,7 @@ class Declared(BaseEstimator):
             if isinstance(value, np.ndarray)
         }
         plain = {name: value for name, value in fitted.items() if name not in arrays}
-        params = self.get_params(deep=False).items()
+        params = without_files(self.get_params(deep=False)).items()
         return arrays, SavedMethod(
             method=type(self).__name__,
             clip=SavedClip(
@@ -262,6 +263,11 @@ def _check_params(
     names = set(kind._get_param_names()) - set(kind.unsaved)
     declared = {name: hints.get(name, Any) for name in names}
     check_declared({}, params, declared, {}, path, remedy)
+    if names_file(params.get("templates")):
+        raise ValueError(
+            f"{path} names a file of templates ({params['templates']!r:.80}), which is"
+            f" not read on its word; {remedy}"
+        )
 
 
 def _check_state(

@@ -25,7 +25,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..clip.featuresets import need_images, new_array, new_views, row_blocks
 from ..clip.model import CLIP, PRECISIONS, _in_bfloat16
-from ..clip.templates import average_prompts, encode_prompts
+from ..clip.templates import Templates, average_prompts, encode_prompts
 from ..images.sets import ImageSet, as_imageset, check_classnames, check_count
 from .processes import current, pixel_parts, spread
 
@@ -665,7 +665,7 @@ class VisualPrompt(Prompt):
         *,
         length: int = 16,
         deep: bool = False,
-        templates: str | Sequence[str] = "single",
+        templates: Templates = "single",
         seed: int = 0,
     ):
         super().__init__(clip, classnames)

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from ..clip.featuresets import IN_MEMORY, FeatureSet, need_images
 from ..clip.model import CLIP, cut_image, encode_all_views
-from ..clip.templates import average_prompts, encode_prompts
+from ..clip.templates import Templates, average_prompts, encode_prompts
 from ..images.files import whole_file
 from ..images.pictures import _open
 from clipadapt.images.sets import (
@@ -650,7 +650,7 @@ class StudentPair(StudentViews):
     """
 
     options: dict | None
-    templates: str | Sequence[str]
+    templates: Templates
     weights_: np.ndarray
     _students: list[Student]
 

@@ -21,7 +21,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ..clip.model import CLIP, _warn_when_cut
-from ..clip.templates import average_prompts, check_templates
+from ..clip.templates import average_prompts
 from ..images.files import Array
 from ..images.sets import ImageSet, check_count
 from ..images.views import View
@@ -152,26 +152,16 @@ def _encode_cut(tower: Any, tokens: Tensor, ends: Tensor) -> Tensor:
     return read_out(tower, tower.transformer(hidden, attn_mask=mask), ends)
 
 
-def _fill_templates(
-    templates: str | Sequence[str], classnames: Sequence[str]
-) -> list[str]:
-    """The prompts of all classes for the first template, then for the second, ..."""
-    return [
-        template.replace("{}", name)
-        for template in check_templates(templates)
-        for name in classnames
-    ]
-
-
-def _classifier(clip: CLIP, table: TextTable, num_classes: int) -> Tensor:
+def _classifier(clip: CLIP, table: TextTable, own: Tensor) -> Tensor:
     """Class features, unit rows [C, D], without gradients.
 
-    They are what `clip` makes of the prompts in `table` (see `_fill_templates`),
-    averaged over the templates.
+    They are what `clip` makes of the prompts in `table`, averaged over those that are a
+    class's `own`, bool [T, C]; both are of `fill_templates`.
     """
-    rows = torch.arange(len(table.rows)).split(num_classes)
+    rows = torch.arange(own.numel()).view(own.shape)
     with torch.no_grad():
-        return average_prompts(torch.stack([table(clip, some) for some in rows]))
+        features = torch.stack([table(clip, some) for some in rows])
+        return average_prompts(features * own[..., None].to(features.device))
 
 # %% ../../nbs/engine/towers.ipynb #cell-21
 CROPS = ("redrawn", "cut")

@@ -24,6 +24,7 @@ from ..clip.features import fit_facts
 from ..clip.model import CLIP
 from clipadapt.clip.templates import (
     NEUTRAL_TEMPLATES,
+    Templates,
     average_prompts,
     check_templates,
     encode_prompts,
@@ -1300,7 +1301,7 @@ class CoReg(_Fit):
         probabilities stand for the mean over the templates, "union" is its best class,
         "prototypes" is refused, and `templates` are not read. None: the CLIP. One that
         is not fitted is copied, and the copy fitted on the same images and labels.
-    templates: a set's name, one template, or a list of them.
+    templates: wordings of the prompts, as for `encode_prompts`.
     annotation: "union", "top-k", "ratio", "threshold", "mean" or "prototypes" (ours):
         see `partial_labels`.
     k: candidates of "top-k" and "prototypes".
@@ -1391,7 +1392,7 @@ class CoReg(_Fit):
         augmentation: str = "crops",
         view_memory: float = 4e9,
         annotator: Adapter | None = None,
-        templates: str | Sequence[str] = "neutral27",
+        templates: Templates = "neutral27",
         annotation: str = "union",
         k: int = 3,
         ratio: float = 0.1,

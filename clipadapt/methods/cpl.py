@@ -15,6 +15,7 @@ import torch
 
 from ..clip.featuresets import row_blocks
 from ..clip.model import CLIP
+from ..clip.templates import Templates
 from ..images.sets import check_number
 from ..learning.adapter import Adapter
 from ..learning.pseudolabels import Pseudolabels, _check_scores, top_k
@@ -224,7 +225,7 @@ class CPL(GRIP):
         options: dict | None = None,
         rounds: int = 10,
         growth: Sequence[float] | None = None,
-        templates: str | Sequence[str] = "single",
+        templates: Templates = "single",
         weights: str | Sequence[float] = "shares",
         reinit: bool = True,
         setting: str | None = None,

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..clip.featuresets import in_blocks, row_blocks
 from ..clip.model import CLIP
+from ..clip.templates import Templates
 from ..images.files import Array
 from ..images.sets import ImageSet, check_count, check_number
 from ..learning.threads import threads_for
@@ -294,7 +295,7 @@ class EMDirichlet(_Classifier):
         clip: CLIP,
         classnames: Sequence[str],
         *,
-        templates: str | Sequence[str] = "single",
+        templates: Templates = "single",
         hard: bool = False,
         complexity_weight: float | None = None,
         match_classes: bool = True,

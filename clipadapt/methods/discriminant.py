@@ -18,6 +18,7 @@ from torch import Tensor
 from ..clip.featuresets import BLOCK, in_blocks, row_blocks
 from ..clip.index import unit_rows
 from ..clip.model import CLIP
+from ..clip.templates import Templates
 from ..images.files import Array
 from ..images.sets import ImageSet, check_count, check_number
 from ..learning.adapter import KEPT, Adapter
@@ -218,7 +219,7 @@ def features_and_text(
     clip: CLIP,
     images: ImageSet,
     classnames: Sequence[str],
-    templates: str | Sequence[str],
+    templates: Templates,
 ) -> tuple[Tensor, Tensor]:
     """Unit features of images, float32 [N, D], and of classes, float32 [C, D].
 
@@ -300,7 +301,7 @@ class GaussianEM(_Classifier):
         clip: CLIP,
         classnames: Sequence[str],
         *,
-        templates: str | Sequence[str] = "single",
+        templates: Templates = "single",
         gaussian_weight: float = 1.0,
         iterations: int = 50,
         ridge_factor: bool = False,

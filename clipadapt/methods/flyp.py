@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..clip.features import fit_facts
 from ..clip.model import CLIP
-from ..clip.templates import check_templates
+from ..clip.templates import Templates, check_templates, fill_templates
 from ..images.files import Array
 from ..images.sets import ImageSet, Integers, check_count
 from ..images.views import View
@@ -27,7 +27,6 @@ from clipadapt.learning.towers import (
     TextTable,
     TowerTraining,
     _classifier,
-    _fill_templates,
     check_share,
     contrastive_loss,
     finetuning_view,
@@ -78,11 +77,8 @@ class _Labels:
             checkpointing=method.checkpointing,
             seed=method.seed,
         )
-        self.table = TextTable(
-            self.training.clip,
-            _fill_templates(method.templates, method.classnames_),
-            method.accumulate,
-        )
+        texts, self.own = fill_templates(method.templates, method.classnames_)
+        self.table = TextTable(self.training.clip, texts, method.accumulate)
         self.taught = guesses is not None
         if guesses is None:
             features = spread_images(method.clip.encode_image, images)
@@ -96,7 +92,7 @@ class _Labels:
         features: [B, D].
         batch: which images these are, int64 [B].
         """
-        classifier = _classifier(self.training.clip, self.table, self.classes)
+        classifier = _classifier(self.training.clip, self.table, self.own)
         nearest = (features.detach().to(classifier) @ classifier.T).argmax(1).cpu()
         nearest = current().agree(nearest)
         return torch.where(self.labels[batch] >= 0, self.labels[batch], nearest)
@@ -147,7 +143,7 @@ class _FlypRun(_Labels):
 class _Checked(Taught, FineTuned):
     """What FLYP checks before it runs, and after it was loaded."""
 
-    templates: str | Sequence[str]
+    templates: Templates
     view: str | None
     crop: str
     alpha: float
@@ -269,7 +265,7 @@ class FLYP(_Checked):
         *,
         refresh: str = "step",
         annotator: Adapter | None = None,
-        templates: str | Sequence[str] = "single",
+        templates: Templates = "single",
         view: str | None = "colour",
         crop: str = "redrawn",
         alpha: float = 1.0,
@@ -329,4 +325,4 @@ class FLYP(_Checked):
         """Put the state of a run where `predict` and users find it."""
         tuned = self._interpolated(run.training.clip, self.alpha)
         self.pseudolabels_ = run.used.numpy().copy()
-        self._keep(tuned, _classifier(tuned, run.table, run.classes))
+        self._keep(tuned, _classifier(tuned, run.table, run.own))

@@ -19,7 +19,12 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from ..clip.features import fit_facts
 from ..clip.featuresets import FeatureSet, row_blocks
 from ..clip.model import CLIP
-from ..clip.templates import average_prompts, check_templates, encode_prompts
+from clipadapt.clip.templates import (
+    Templates,
+    average_prompts,
+    check_templates,
+    encode_prompts,
+)
 from ..images.files import Array
 from ..images.sets import ImageSet, Integers, check_count
 from ..learning.adapter import Adapter, Taught
@@ -306,7 +311,7 @@ class _Parameters(Taught):
         rounds: int = 10,
         growth: Sequence[float] | None = None,
         policy: str = "per-class",
-        templates: str | Sequence[str] = "single",
+        templates: Templates = "single",
         weights: str | Sequence[float] = "shares",
         reinit: bool = True,
         setting: str | None = None,

@@ -25,7 +25,13 @@ from clipadapt.clip.captions import (
 )
 from ..clip.features import fit_facts
 from ..clip.model import CLIP
-from ..clip.templates import average_prompts, check_templates, encode_prompts
+from clipadapt.clip.templates import (
+    Templates,
+    average_prompts,
+    check_templates,
+    encode_prompts,
+    fill_templates,
+)
 from ..images.files import Array
 from ..images.sets import ImageSet, Integers, check_classnames, check_count
 from ..images.views import View
@@ -117,7 +123,8 @@ class Descriptions:
     where an image has nothing else.
 
     clip: its tokenizer is used.
-    classnames, templates: C names and T templates of the class descriptions.
+    classnames: C names.
+    templates: of the class descriptions, as for `check_templates`.
     texts: the kinds of text that count, of `TEXTS`.
     captions: a list of N strings for "image", for "group", for both or for none; an
         empty string says that there is none.
@@ -129,7 +136,7 @@ class Descriptions:
         self,
         clip: CLIP,
         classnames: Sequence[str],
-        templates: Sequence[str],
+        templates: Templates,
         texts: Sequence[str],
         captions: Mapping[str, Sequence[str]],
         count: int,
@@ -137,15 +144,9 @@ class Descriptions:
     ):
         wanted = [kind for kind in TEXTS[1:] if kind in texts and kind in captions]
         self.kinds = ("class", *wanted)
-        self.table = TextTable(
-            clip,
-            [
-                *(t.replace("{}", name) for t in templates for name in classnames),
-                *(text for kind in wanted for text in captions[kind]),
-            ],
-            parts,
-        )
-        self.num_templates, self.num_classes = len(templates), len(classnames)
+        prompts, self.own = fill_templates(templates, classnames)
+        told = [text for kind in wanted for text in captions[kind]]
+        self.table = TextTable(clip, [*prompts, *told], parts)
         self.count, self.use_class = count, "class" in texts
         written = [[bool(text) for text in captions[kind]] for kind in wanted]
         self.written = torch.tensor(written, dtype=torch.bool).view(-1, count).T
@@ -162,24 +163,25 @@ class Descriptions:
         pseudolabels: P times int64 [B]; the texts under each of them are returned.
         owners: for each kind of caption, whose caption every image takes, int64 [B].
         """
-        prompts = self._prompt_rows(torch.cat(list(pseudolabels)))
-        captions = self._caption_rows(owners)
+        classes = torch.cat(list(pseudolabels))
+        prompts, captions = self._prompt_rows(classes), self._caption_rows(owners)
         named, told = encode(torch.cat([prompts, captions])).split(
             [len(prompts), len(captions)]
         )
-        named = named.view(self.num_templates, len(pseudolabels), -1, named.shape[1])
-        named = F.normalize(named.mean(0), dim=-1)
+        named = named.view(len(self.own), len(classes), -1)
+        named = average_prompts(named * self.own[:, classes, None].to(named.device))
+        named = named.view(len(pseudolabels), -1, named.shape[1])
         told = told.view(len(owners), named.shape[1], named.shape[2])
         told = told.expand(len(pseudolabels), -1, -1, -1)
         counts = self._counting(owners, named.shape[1]).to(named.device)
         return torch.cat([named[:, None], told], 1).transpose(1, 2), counts
 
     def _prompt_rows(self, classes: Tensor) -> Tensor:
-        firsts = self.num_classes * torch.arange(self.num_templates)
-        return (classes[None] + firsts[:, None]).flatten()
+        rows = torch.arange(self.own.numel()).view(self.own.shape)
+        return rows[:, classes].flatten()
 
     def _caption_rows(self, owners: Sequence[Tensor]) -> Tensor:
-        first = self.num_templates * self.num_classes
+        first = self.own.numel()
         rows = [first + place * self.count + own for place, own in enumerate(owners)]
         return torch.cat([torch.empty(0, dtype=torch.int64), *rows])
 
@@ -373,11 +375,11 @@ TEMPLATES = {  # the released code's, one for each data set
 }
 
 
-def find_templates(choice: str | Sequence[str]) -> list[str]:
-    """Templates as a list, those of LatteCLIP among them.
+def find_templates(choice: Templates) -> list[str] | dict[str, list[str]]:
+    """Templates as a list, those of LatteCLIP among them; or prompts by class name.
 
     choice: "LatteCLIP/" and a name in `TEMPLATES`, such as "LatteCLIP/DTD", or what
-        `check_templates` takes.
+        `check_templates` takes, which may be descriptions of every class.
 
     Raises ValueError for an unknown name, and as `check_templates` does.
     """
@@ -525,7 +527,7 @@ def _view(method: LatteCLIP) -> View | None:
 class _Declared(Taught, FineTuned):
     """What the parts of `LatteCLIP` below use of it."""
 
-    templates: str | Sequence[str]
+    templates: Templates
     texts: Sequence[str] | None
     captioner: Captioner | None
     domain: str
@@ -677,7 +679,8 @@ class LatteCLIP(_Keeping):
         model's) and "zero-shot" (the frozen CLIP's, or those of the annotator); None:
         both.
     templates: name the classes, as in `find_templates`: the paper's text has one for
-        all, its code one for each data set ("LatteCLIP/DTD").
+        all, its code one for each data set ("LatteCLIP/DTD"). Descriptions of each
+        class do as well (ours).
     mixer: weighs texts by their gap between the best two classes ("dynamic"), or alike
         ("equal").
     mixer_prototypes: what they are compared with, the "current" prototypes (paper) or
@@ -755,7 +758,7 @@ class LatteCLIP(_Keeping):
         group_size: int = 4,
         texts: Sequence[str] | None = None,
         losses: Sequence[str] | None = None,
-        templates: str | Sequence[str] = "single",
+        templates: Templates = "single",
         mixer: str = "dynamic",
         mixer_prototypes: str = "current",
         group_text: str = "own",

@@ -17,7 +17,12 @@ from torch import Tensor, nn
 
 from ..clip.featuresets import BLOCK, FeatureSet, in_blocks
 from ..clip.model import CLIP, encode_all_views
-from ..clip.templates import average_prompts, check_templates, encode_prompts
+from clipadapt.clip.templates import (
+    Templates,
+    average_prompts,
+    check_templates,
+    encode_prompts,
+)
 from ..images.files import Array
 from ..images.sets import ImageSet, check_count
 from ..images.views import strong_view, weak_view
@@ -300,7 +305,7 @@ def kept_views(
 class _Declared(Taught):
     """What the part of `LPCLIP` below uses of it."""
 
-    templates: str | Sequence[str]
+    templates: Templates
     views: int | None
     init: str
     weighted: bool
@@ -449,7 +454,7 @@ class LPCLIP(_Student):
         clip: CLIP,
         classnames: Sequence[str],
         *,
-        templates: str | Sequence[str] = "imagenet80",
+        templates: Templates = "imagenet80",
         annotator: Adapter | None = None,
         views: int | None = 4,
         init: str = "text",

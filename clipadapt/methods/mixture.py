@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..clip.featuresets import BLOCK, in_blocks, new_array, row_blocks
 from ..clip.model import CLIP
+from ..clip.templates import Templates
 from ..images.files import Array
 from ..images.sets import ImageSet, check_count, check_number
 from ..learning.adapter import Adapter
@@ -398,7 +399,7 @@ class AnchoredMixture(_Linear):
         clip: CLIP,
         classnames: Sequence[str],
         *,
-        templates: str | Sequence[str] = "single",
+        templates: Templates = "single",
         anchor_weight: float = 10.0,
         text_weight: float = 1.0,
         shrink: float = 4.0,

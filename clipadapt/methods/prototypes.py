@@ -17,6 +17,7 @@ from ..clip.featuresets import in_blocks
 from ..clip.index import _BLOCK, PrototypeIndex, unit_rows
 from ..clip.model import CLIP
 from clipadapt.clip.templates import (
+    Templates,
     average_prompts,
     encode_prompts,
     zero_shot_probabilities,
@@ -33,13 +34,13 @@ __all__ = ['text_prototypes', 'image_prototypes', 'mix_prototypes', 'cluster_pro
 
 # %% ../../nbs/04_prototypes.ipynb #cell-11
 def text_prototypes(
-    clip: CLIP, classnames: Sequence[str], templates: str | Sequence[str] = "single"
+    clip: CLIP, classnames: Sequence[str], templates: Templates = "single"
 ) -> np.ndarray:
     """One unit vector for each class name, float32 [C, D]: its prompts, averaged.
 
     clip: the model that encodes the prompts.
     classnames: C names.
-    templates: a set's name, one template, or a list of them, as for `encode_prompts`.
+    templates: wordings of the prompts, as for `encode_prompts`.
 
     Raises ValueError as `encode_prompts` does.
     """
@@ -286,7 +287,7 @@ class Prototypes(Adapter):
         clip: CLIP,
         classnames: Sequence[str],
         *,
-        templates: str | Sequence[str] = "single",
+        templates: Templates = "single",
         momentum: float = 0.7,
         iterations: int = 50,
         image_weight: float = 1.0,
@@ -391,7 +392,7 @@ class NearestNeighbours(Adapter):
         clip: CLIP,
         classnames: Sequence[str],
         *,
-        templates: str | Sequence[str] = "single",
+        templates: Templates = "single",
         k: int = 10,
         per_class: int | None = None,
         kind: str = "exact",

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..clip.features import fit_facts
 from ..clip.model import CLIP
-from ..clip.templates import check_templates
+from ..clip.templates import Templates, check_templates, fill_templates
 from ..images.files import Array
 from ..images.sets import ImageSet, Integers, check_count
 from ..learning.adapter import Adapter
@@ -24,7 +24,6 @@ from ..learning.processes import current, in_parts, pixel_parts, spread_images
 from clipadapt.learning.towers import (
     TextTable,
     _classifier,
-    _fill_templates,
     check_numbers,
     trainable_copy,
 )
@@ -199,12 +198,9 @@ class _Towers(_Losses, _State):
             tower: self.recipe.optimiser(norms.parameters())
             for tower, norms in self.norms.items()
         }
-        self.table = TextTable(
-            self.tuned,
-            _fill_templates(method.templates, method.classnames_),
-            method.accumulate,
-        )
-        self.zero_shot = _classifier(self.tuned, self.table, self.classes).cpu()
+        texts, self.own = fill_templates(method.templates, method.classnames_)
+        self.table = TextTable(self.tuned, texts, method.accumulate)
+        self.zero_shot = _classifier(self.tuned, self.table, self.own).cpu()
         self.features = spread_images(method.clip.encode_image, images)
 
     def propagate(self, features: Tensor, classes: Tensor) -> np.ndarray:
@@ -229,7 +225,7 @@ class _Looking(_Towers):
 
         first: both towers are as they were, so that no image is encoded again.
         """
-        text = _classifier(self.tuned, self.table, self.classes).cpu()
+        text = _classifier(self.tuned, self.table, self.own).cpu()
         seen = self.features
         if not first:
             seen = spread_images(self.tuned.encode_image, self.images)
@@ -296,7 +292,7 @@ SMALL = {
 class _Checked(Adapter):
     """What ReCLIP checks before it runs, and after it was loaded."""
 
-    templates: str | Sequence[str]
+    templates: Templates
     k: int
     alpha: float
     projection: str | None
@@ -404,7 +400,7 @@ class ReCLIP(_Checked):
         clip: CLIP,
         classnames: Sequence[str],
         *,
-        templates: str | Sequence[str] = "single",
+        templates: Templates = "single",
         k: int = 20,
         alpha: float = 0.99,
         projection: str | None = "span",

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..clip.featuresets import in_blocks, new_array, row_blocks
 from ..clip.index import unit_rows
 from ..clip.model import CLIP
-from ..clip.templates import average_prompts, encode_prompts
+from ..clip.templates import Templates, average_prompts, encode_prompts
 from ..images.files import Array
 from ..images.sets import ImageSet, check_count, check_number
 from ..learning.adapter import Adapter
@@ -309,7 +309,7 @@ def _largest(table: np.ndarray) -> np.ndarray:
 class _GaussianMethod(Adapter):
     """The loop of TransCLIP and StatA; a subclass has `_start` and `_update`."""
 
-    templates: str | Sequence[str]
+    templates: Templates
     scale: float | None
     k: int
     neighbour_weight: float
@@ -443,7 +443,7 @@ class TransCLIP(_GaussianMethod):
         clip: CLIP,
         classnames: Sequence[str],
         *,
-        templates: str | Sequence[str] = "single",
+        templates: Templates = "single",
         scale: float | None = None,
         text_weight: float | None = None,
         k: int = 3,
@@ -538,7 +538,7 @@ class StatA(_GaussianMethod):
         clip: CLIP,
         classnames: Sequence[str],
         *,
-        templates: str | Sequence[str] = "single",
+        templates: Templates = "single",
         scale: float | None = None,
         text_weight: float = 1.0,
         anchor_weight: float = 1.0,

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..clip.featuresets import in_blocks, new_array, row_blocks
 from ..clip.index import PrototypeIndex, exact_search, unit_rows
 from ..clip.model import CLIP
-from ..clip.templates import average_prompts, encode_prompts
+from ..clip.templates import Templates, average_prompts, encode_prompts
 from ..images.files import Array
 from ..images.sets import ImageSet, check_count, check_labels, check_number
 from ..learning.adapter import KEPT, Adapter
@@ -700,7 +700,7 @@ class ZLaP(_Table):
         clip: CLIP,
         classnames: Sequence[str],
         *,
-        templates: str | Sequence[str] = "single",
+        templates: Templates = "single",
         k: int = 5,
         gamma: float = 5.0,
         alpha: float = 0.3,

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..clip.featuresets import BLOCK, in_blocks, row_blocks
 from ..clip.model import CLIP
+from ..clip.templates import Templates
 from ..images.files import Array
 from ..images.sets import ImageSet, check_count, check_number
 from ..learning.adapter import KEPT
@@ -274,7 +275,7 @@ class OTTER(_Classifier):
         clip: CLIP,
         classnames: Sequence[str],
         *,
-        templates: str | Sequence[str] = "single",
+        templates: Templates = "single",
         class_shares: Sequence[float] | None = None,
         solver: str = "auto",
         scale: float | None = None,
@@ -490,7 +491,7 @@ class InMaP(_Classifier):
         clip: CLIP,
         classnames: Sequence[str],
         *,
-        templates: str | Sequence[str] = "single",
+        templates: Templates = "single",
         share_power: float = 0.0,
         threshold: float = 0.6,
         rounds: int = 20,

@@ -15,6 +15,7 @@ import torch
 from ..clip.featuresets import in_blocks
 from ..clip.model import CLIP
 from clipadapt.clip.templates import (
+    Templates,
     average_prompts,
     encode_prompts,
     zero_shot_probabilities,
@@ -63,8 +64,8 @@ class ZeroShot(_PromptClassifier):
 
     clip: the model, see `load_clip`.
     classnames: C distinct names.
-    templates: a set's name (see `clipadapt.clip.templates.templates`), one template, or
-        a list of them.
+    templates: a set's name (see `clipadapt.clip.templates.templates`), one template, a
+        list of them, prompts by class name, or the path of a JSON file.
     ensemble: "embedding" averages the features of the templates, "probability" their
         probabilities.
     seed: not used here; every method has it.
@@ -80,7 +81,7 @@ class ZeroShot(_PromptClassifier):
         clip: CLIP,
         classnames: Sequence[str],
         *,
-        templates: str | Sequence[str] = "single",
+        templates: Templates = "single",
         ensemble: str = "embedding",
         seed: int = 0,
     ):

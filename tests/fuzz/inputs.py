@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import warnings
 from pathlib import Path
 from unittest import mock
 
@@ -10,9 +11,10 @@ import numpy as np
 import torch
 from click.testing import CliRunner
 
-from clipadapt import digits, load_clip
+from clipadapt import ImageSet, digits, load_clip
 from clipadapt.app.cli import main
 from clipadapt.app.runs import METHODS
+from clipadapt.clip.templates import fill_templates
 from clipadapt.images.sets import check_classnames, check_labels
 
 from .mutate import (
@@ -113,6 +115,80 @@ class ClassLists(Target):
                 object(),
             ]
         )
+
+
+PROMPTS = [
+    ["a photo of a {}.", "the {}."],
+    {"cat": ["a photo of a {}.", "It purrs."], "Hot_Dog": "a sausage in a bun"},
+    {"cat": ["A cat."], "hot dog": ["A hot dog."], "rabbit": ["Long ears."]},
+]
+
+
+class Templates(Target):
+    """Files of templates and of prompts by class name; odd things in their place."""
+
+    name = "templates"
+
+    def attempt(self, dice: random.Random, folder: Path) -> None:
+        content = dice.choice(PROMPTS)
+        choice = mutate_json(dice, content) if dice.random() < 0.7 else content
+        if dice.random() < 0.7:
+            text = json_text(dice, choice).encode("utf-8", errors="replace")
+            if dice.random() < 0.5:
+                text = mutate_bytes(dice, text, json.dumps(content).encode())
+            choice = folder / dice.choice(["prompts.json", "a b.JSON"])
+            choice.write_bytes(text)
+        elif dice.random() < 0.3:
+            choice = dice.choice([odd_value(dice), *ODD_TEXTS, folder, "none.json"])
+        names = ["cat", "hot dog"]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of prompts for other classes
+            prompts = fill_templates(choice, names)
+        if len(prompts.texts) != prompts.own.numel() or not prompts.own[0].all():
+            raise Wrong("a class has no prompts")
+        if not all(type(text) is str and text.strip() for text in prompts.texts):
+            raise Wrong(f"{prompts.texts!r:.200} are no prompts")
+
+
+ZHOU = {
+    "train": [["River/River_1.jpg", 0, "River"], ["Lake/Lake_1.jpg", 1, "Sea_or Lake"]],
+    "val": [],
+    "test": [["Lake/Lake_1.jpg", 1, "Sea_or Lake"]],
+}
+COCO = {
+    "images": [{"id": 1, "file_name": "all.zip@River/River_1.jpg"}],
+    "annotations": [{"id": 1, "image_id": 1, "category_id": 1}],
+    "categories": [{"id": 1, "name": "River"}, {"id": 2, "name": "Lake"}],
+}
+INDEX = b"all.zip@River/River_1.jpg 0\nall.zip@Lake/Lake_1.jpg 1\n"
+
+
+class Splits(Target):
+    """Split files of CoOp and ELEVATER, damaged in all ways."""
+
+    name = "splits"
+
+    def attempt(self, dice: random.Random, folder: Path) -> None:
+        for name in ("River/River_1.jpg", "Lake/Lake_1.jpg"):
+            (folder / name).parent.mkdir()
+            (folder / name).write_bytes(b"")
+        (folder / "labels.txt").write_text("River\nLake\n")
+        known = dice.choice([ZHOU, COCO, None])
+        content = INDEX
+        if known is not None:
+            changed = mutate_json(dice, known) if dice.random() < 0.7 else known
+            content = json_text(dice, changed).encode("utf-8", errors="replace")
+        if dice.random() < 0.5:
+            content = mutate_bytes(dice, content, INDEX)
+        path = folder / "split.json"
+        path.write_bytes(content)
+        split = dice.choice(["train", "test", None, None, *ODD_TEXTS[:3]])
+        images = ImageSet.from_split_file(path, folder, split)
+        inside = folder.resolve()
+        for file in images.images:
+            if inside not in Path(file).resolve().parents:
+                raise Wrong(f"{file} is not in the folder")
+        check_names(images.classnames)
 
 
 class Labels(Target):

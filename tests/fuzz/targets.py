@@ -2,7 +2,7 @@
 
 from .features import Features
 from .images import Images
-from .inputs import ClassLists, CommandLine, Config, Labels
+from .inputs import ClassLists, CommandLine, Config, Labels, Splits, Templates
 from .state import Checkpoints, ModelFolders, Rows, SavedIndexes, SavedMethods
 
 KINDS = (
@@ -15,6 +15,8 @@ KINDS = (
     Rows,
     ClassLists,
     Labels,
+    Templates,
+    Splits,
     CommandLine,
     Config,
 )
