@@ -39,6 +39,7 @@ from clipadapt.images.sets import (
     seeded,
 )
 from ..learning.adapter import Adapter, Taught
+from ..learning.export import no_warnings
 from ..learning.processes import current, shared_statistics, spread_images
 from clipadapt.learning.pseudolabels import (
     DegenerateMixtureWarning,
@@ -58,7 +59,6 @@ from clipadapt.learning.students import (
     check_student_kind,
     check_student_options,
     draw_views,
-    no_warnings,
 )
 from clipadapt.learning.training import (
     Checkpoint,
