@@ -18,6 +18,7 @@ EXTRAS = (
     "server",
     "ray",
     "accelerate",
+    "export",
     "widgets",
     "browser",
     "dev",

@@ -64,9 +64,9 @@ if TYPE_CHECKING:  # they import torch, which takes seconds
 
 # %% auto #0
 __all__ = ['PATH', 'SEED', 'IMAGES', 'CLASSES', 'DEVICE', 'MODEL', 'QUIET', 'RUN', 'TABLE', 'PROBABILITIES', 'PRESET',
-           'CAPTIONER', 'ENGINE', 'main', 'adapt', 'predict', 'zero_shot', 'compare', 'encode', 'store_group',
-           'store_list', 'store_export', 'store_verify', 'store_compact', 'store_clear', 'caption_command',
-           'demo_command']
+           'CAPTIONER', 'ENGINE', 'main', 'adapt', 'predict', 'zero_shot', 'export_command', 'compare', 'encode',
+           'store_group', 'store_list', 'store_export', 'store_verify', 'store_compact', 'store_clear',
+           'caption_command', 'demo_command']
 
 # %% ../../nbs/engine/cli.ipynb #cell-8
 class _Commands(click.Group):
@@ -161,6 +161,8 @@ def main(quiet: bool) -> None:
         --model ViT-B-32 --pretrained openai --out run
     New images:
       clipadapt predict --saved run/model --images more --out answers.csv
+    A file for a browser or a phone:
+      clipadapt export --saved run/model --out classifier.onnx
     Which method is best:
       clipadapt compare --images photos --test labelled \\
         --model ViT-B-32 --pretrained openai --out compared
@@ -796,6 +798,63 @@ def zero_shot(templates, out, overwrite, probabilities, **given) -> None:
     answers = method.predict_proba(pool)
     _write_result(target, predictions(method, pool, answers, probabilities))
     report_accuracy(method, pool, answers)
+
+# %% ../../nbs/engine/cli.ipynb #export-2
+_EXPORT = [
+    click.option(
+        "--out",
+        type=PATH,
+        metavar="FILE",
+        required=True,
+        help="A .onnx or .pt2 file; a description is written beside it as .json.",
+    ),
+    click.option(
+        "--format",
+        type=click.Choice(["onnx", "torch"]),
+        help=(
+            "onnx for any ONNX runtime, torch for torch.export.load.  [default: as the"
+            " name of the file ends]"
+        ),
+    ),
+    click.option(
+        "--no-resize",
+        is_flag=True,
+        help="The file takes images of the model's own size only, for accelerators.",
+    ),
+    click.option(
+        "--int8", is_flag=True, help="Weights of 8 bits: a quarter of the size."
+    ),
+    click.option(
+        "--images",
+        type=PATH,
+        metavar="DIR",
+        help=(
+            "Folder of images to see what --int8 costs: accuracy where sub-folders give"
+            " labels. A convolutional network needs them to be made."
+        ),
+    ),
+    click.option("--overwrite", is_flag=True, help="Replace the file and the .json."),
+]
+
+# %% ../../nbs/engine/cli.ipynb #export-3
+@main.command("export")
+@_options(_EXPORT, _PREDICT, QUIET)
+def export_command(saved, out, format, no_resize, int8, images, overwrite, **given):
+    """Write a saved classifier to one file that answers without clipadapt.
+
+    \b
+    clipadapt export --saved run/model --out birds.onnx
+    clipadapt export --saved run/model --out birds.onnx --int8 --images labelled
+    """
+    target = check_file(out, overwrite, ".onnx", ".pt2", beside=".json")
+    if images and not int8:
+        raise click.UsageError("--images goes with --int8, whose cost it measures")
+    method, shown = _load_saved(saved, given), None
+    if images:
+        shown = read_images(images, method.classnames_, 100_000_000, "test", "pixels")
+    method.export(target, format, resize=not no_resize, int8=int8, images=shown)
+    size, beside = target.stat().st_size / 1e6, target.with_suffix(".json")
+    logger.info("wrote %s (%.3g MB) and %s", target, size, beside)
 
 # %% ../../nbs/engine/cli.ipynb #cell-41
 _COMPARE = [

@@ -45,6 +45,7 @@ from clipadapt.images.sets import (
     check_classnames,
     check_labels,
 )
+from .export import Exporting
 from .processes import current
 from .threads import encoding_work, threads_for
 
@@ -420,7 +421,7 @@ def translate_labels(
 # %% ../../nbs/engine/adapter.ipynb #cell-30
 #| code-fold: true
 #| code-summary: "What answers: classes, probabilities, logits"
-class _Answering(Saved):
+class _Answering(Saved, Exporting):
     """The part of `Adapter` that answers: classes, probabilities and logits."""
 
     def predict_proba(self, X) -> np.ndarray:

@@ -27,11 +27,12 @@ from ..clip.featuresets import need_images, new_array, new_views, row_blocks
 from ..clip.model import CLIP, PRECISIONS, _in_bfloat16
 from ..clip.templates import Templates, average_prompts, encode_prompts
 from ..images.sets import ImageSet, as_imageset, check_classnames, check_count
+from .export import ImageFeatures
 from .processes import current, pixel_parts, spread
 
 # %% auto #0
 __all__ = ['CLASS_MEMORY', 'DEVICE_SHARE', 'TextTower', 'text_ends', 'read_out', 'free_memory', 'place_of_patches', 'ImageTower',
-           'Prompt', 'TextualPrompt', 'VisualPrompt', 'own_draws', 'MultimodalPrompt']
+           'PromptedImages', 'Prompt', 'TextualPrompt', 'VisualPrompt', 'own_draws', 'MultimodalPrompt']
 
 # %% ../../nbs/06_prompts.ipynb #cell-13
 #| code-fold: true
@@ -350,6 +351,36 @@ def _new_patches(
         return new_views(shape)
     return torch.from_numpy(new_array(shape, "float16"))
 
+# %% ../../nbs/06_prompts.ipynb #export-tokens
+#| code-fold: true
+#| code-summary: "The vision transformer in two parts: tokens, and all blocks"
+def _tokens(visual: Any, pixels: torch.Tensor) -> torch.Tensor:
+    """Class token, patches and positions, [B, 1 + patches, W], of pixels."""
+    patches = visual.conv1(pixels).flatten(2).transpose(1, 2)
+    first = visual.class_embedding.expand(pixels.shape[0], 1, -1)
+    return torch.cat([first, patches], 1) + visual.positional_embedding
+
+
+def _with_prompts(
+    visual: Any, embedded: torch.Tensor, prompts: torch.Tensor
+) -> torch.Tensor:
+    """Unit features of tokens, with prompts: see `ImageTower.forward`."""
+    deep, count = prompts.ndim == 3, prompts.shape[-2]
+    first, rest = (prompts[0], prompts[1:]) if deep else (prompts, ())
+    x = embedded.to(first.device).to(first.dtype)
+    images = x.shape[0]  # not len(x), which torch.export would take for a constant
+    x = torch.cat([x[:, :1], first.expand(images, -1, -1), x[:, 1:]], 1)
+    x = visual.ln_pre(x)
+    for layer, block in enumerate(visual.transformer.resblocks):
+        if layer and layer <= len(rest):
+            new = rest[layer - 1].expand(images, -1, -1).to(x.dtype)
+            x = torch.cat([x[:, :1], new, x[:, 1 + count :]], 1)
+        x = block(x)
+    features = visual.ln_post(x[:, 0])
+    if visual.proj is not None:
+        features = features @ visual.proj
+    return F.normalize(features.float(), dim=-1)
+
 # %% ../../nbs/06_prompts.ipynb #cell-20
 #| code-fold: true
 #| code-summary: "The image encoder, with prompts"
@@ -399,11 +430,7 @@ class ImageTower(nn.Module):
         embedded = _new_patches((len(images), *shape), dtype, place)
         batches = torch.arange(len(images)).split(batch_size)
         for batch, pixels in zip(batches, pixel_parts(clip, images, batches)):
-            patches = visual.conv1(pixels).flatten(2).transpose(1, 2)
-            tokens = torch.cat(
-                [visual.class_embedding.expand(len(pixels), 1, -1), patches], 1
-            )
-            tokens = tokens + visual.positional_embedding
+            tokens = _tokens(visual, pixels)
             rows = slice(int(batch[0]), int(batch[-1]) + 1)
             embedded[rows] = current().gather(tokens, len(batch))
         return embedded
@@ -414,22 +441,7 @@ class ImageTower(nn.Module):
         embedded: [B, 1 + patches, W].
         prompts: [P, W], or [layers, P, W] (deep).
         """
-        visual = self._clip[0].model.visual
-        deep, count = prompts.ndim == 3, prompts.shape[-2]
-        first, rest = (prompts[0], prompts[1:]) if deep else (prompts, ())
-        x = embedded.to(first.device).to(first.dtype)
-        x = visual.ln_pre(
-            torch.cat([x[:, :1], first.expand(len(x), -1, -1), x[:, 1:]], 1)
-        )
-        for layer, block in enumerate(visual.transformer.resblocks):
-            if layer and layer <= len(rest):
-                new = rest[layer - 1].expand(len(x), -1, -1).to(x.dtype)
-                x = torch.cat([x[:, :1], new, x[:, 1 + count :]], 1)
-            x = block(x)
-        features = visual.ln_post(x[:, 0])
-        if visual.proj is not None:
-            features = features @ visual.proj
-        return F.normalize(features.float(), dim=-1)
+        return _with_prompts(self._clip[0].model.visual, embedded, prompts)
 
     def plain(self, embedded: torch.Tensor) -> torch.Tensor:
         """Unit features, float32 [B, D], without any prompt: `CLIP.encode_image`'s.
@@ -438,6 +450,28 @@ class ImageTower(nn.Module):
         """
         device = self._clip[0].device
         return self(embedded, torch.empty(0, embedded.shape[2], device=device))
+
+# %% ../../nbs/06_prompts.ipynb #export-prompted
+#| code-fold: true
+#| code-summary: "The same as a network of pixels, for export"
+class PromptedImages(nn.Module):
+    """Unit features [B, D] of pixels between 0 and 1, [B, 3, S, S], with prompts.
+
+    clip: its image encoder is a vision transformer, see `ImageTower`.
+    prompts: [P, W], or [layers, P, W] (deep).
+    """
+
+    prompts: torch.Tensor
+
+    def __init__(self, clip: CLIP, prompts: torch.Tensor):
+        super().__init__()
+        self.plain = ImageFeatures(clip)
+        self.register_buffer("prompts", prompts.detach().float().cpu())
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        visual = self.plain.tower
+        embedded = _tokens(visual, self.plain.normalised(pixels))
+        return _with_prompts(visual, embedded, self.prompts)
 
 # %% ../../nbs/06_prompts.ipynb #cell-24
 #| code-fold: true
@@ -459,6 +493,7 @@ class Prompt(nn.Module):
     embed_classes: Callable[..., torch.Tensor]
     embed_images: Callable[..., torch.Tensor]
     plain_features: Callable[..., torch.Tensor]
+    image_prompt: Callable[..., torch.Tensor]
 
     def __init__(self, clip: CLIP, classnames: Sequence[str]):
         super().__init__()
@@ -683,7 +718,11 @@ class VisualPrompt(Prompt):
         return self.tower.embed(as_imageset(images))
 
     def embed_images(self, inputs: torch.Tensor) -> torch.Tensor:
-        return self.tower(inputs, self.vectors)
+        return self.tower(inputs, self.image_prompt())
+
+    def image_prompt(self) -> torch.Tensor:
+        """The vectors for the image encoder, [length, W] or [layers, length, W]."""
+        return self.vectors
 
     def plain_features(self, inputs: torch.Tensor) -> torch.Tensor:
         return self.tower.plain(inputs)
@@ -796,7 +835,11 @@ class MultimodalPrompt(Prompt):
         return self.image_tower.embed(as_imageset(images))
 
     def embed_images(self, inputs: torch.Tensor) -> torch.Tensor:
-        return self.image_tower(inputs, self.join()[1].float())
+        return self.image_tower(inputs, self.image_prompt())
+
+    def image_prompt(self) -> torch.Tensor:
+        """The vectors for the image encoder, [length, W_image]."""
+        return self.join()[1].float()
 
     def plain_features(self, inputs: torch.Tensor) -> torch.Tensor:
         return self.image_tower.plain(inputs)

@@ -8,19 +8,14 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import io
-import json
 import math
 import os
-import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import open_clip
@@ -32,7 +27,6 @@ from torch import Tensor, nn
 from ..clip.featuresets import IN_MEMORY, FeatureSet, need_images
 from ..clip.model import CLIP, cut_image, encode_all_views
 from ..clip.templates import Templates, average_prompts, encode_prompts
-from ..images.files import whole_file
 from ..images.pictures import _open
 from clipadapt.images.sets import (
     ImageSet,
@@ -49,6 +43,12 @@ from clipadapt.images.views import (
     weak_view,
 )
 from .adapter import Adapter
+from clipadapt.learning.export import (
+    ImageFeatures,
+    Picture,
+    picture_of,
+    still,
+)
 from .processes import spread
 from .prompts import own_draws
 from clipadapt.learning.training import (
@@ -58,11 +58,11 @@ from clipadapt.learning.training import (
 )
 
 # %% auto #0
-__all__ = ['AUGMENTATIONS', 'Views', 'STUDENTS', 'EXPORTERS', 'as_inputs', 'SmallResNet', 'student_size', 'student_shape',
-           'PromptedHead', 'Student', 'padded_view', 'distorted_view', 'covered_view', 'Maker', 'view_makers',
-           'pixel_rows', 'feature_rows', 'all_features', 'all_rows', 'StoredViews', 'DrawnViews', 'draw_views',
-           'StudentViews', 'StudentPair', 'check_student_kind', 'check_image_size', 'check_student_options',
-           'check_student', 'CheckedStudents', 'no_warnings', 'ExportedStudents']
+__all__ = ['AUGMENTATIONS', 'Views', 'STUDENTS', 'as_inputs', 'SmallResNet', 'student_size', 'student_shape', 'PromptedHead',
+           'Student', 'padded_view', 'distorted_view', 'covered_view', 'Maker', 'view_makers', 'pixel_rows',
+           'feature_rows', 'all_features', 'all_rows', 'StoredViews', 'DrawnViews', 'draw_views', 'StudentViews',
+           'StudentPair', 'check_student_kind', 'check_image_size', 'check_student_options', 'check_student',
+           'CheckedStudents', 'ExportedStudents']
 
 # %% ../../nbs/engine/students.ipynb #cell-5
 def as_inputs(stored: Tensor, device: torch.device) -> Tensor:
@@ -890,147 +890,61 @@ class CheckedStudents(StudentPair):
         return colours + tower + head
 
 # %% ../../nbs/engine/students.ipynb #cell-37
-_WARNING_FILTERS = threading.Lock()  # there is one list of filters for all threads
+#| code-fold: true
+#| code-summary: "Students as a network, for export"
+class _Together(nn.Module):
+    """The mean of the logits of some students, as probabilities."""
 
-
-@contextmanager
-def no_warnings(category: type[Warning] = Warning) -> Iterator[None]:
-    """A block in which warnings of a kind are not shown, one thread at a time."""
-    with _WARNING_FILTERS, warnings.catch_warnings():
-        warnings.simplefilter("ignore", category)
-        yield
-
-
-class _Answer(nn.Module):
-    """What is exported: a student that answers with probabilities."""
-
-    def __init__(self, student: Student):
+    def __init__(self, students: Sequence[Student]):
         super().__init__()
-        self.student = student
+        self.students = nn.ModuleList(still(student) for student in students)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return self.student(inputs)[0].softmax(1)
-
-# %% ../../nbs/engine/students.ipynb #cell-38
-def _to_torchscript(answer: nn.Module, example: Tensor) -> bytes:
-    content = io.BytesIO()  # on a full disk PyTorch would end the process
-    torch.jit.save(torch.jit.trace(answer, example), content)
-    return content.getvalue()
-
-
-def _to_onnx(answer: nn.Module, example: Tensor) -> bytes:
-    try:
-        import onnx  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise ImportError(
-            "writing ONNX needs two packages more: pip install onnx onnxscript"
-        ) from error
-    program = torch.onnx.export(
-        answer,
-        (example,),
-        input_names=["input"],
-        output_names=["probabilities"],
-        dynamo=True,
-        dynamic_shapes=({0: torch.export.Dim("batch")},),
-        verbose=False,
-    )
-    return cast(torch.onnx.ONNXProgram, program).model_proto.SerializeToString()
-
-
-EXPORTERS = {"torchscript": _to_torchscript, "onnx": _to_onnx}
+        logits = [student(inputs)[0] for student in self.students]
+        return (sum(logits) / len(logits)).softmax(1)
 
 # %% ../../nbs/engine/students.ipynb #cell-39
 #| code-fold: true
-#| code-summary: "export: a student's file and its description"
+#| code-summary: "export: both students, or one"
 class ExportedStudents(CheckedStudents):
     """Students that leave the house: the base of a method that teaches them."""
 
     def export(
-        self, path: str | Path, format: str = "torchscript", network: int = 0
+        self,
+        path: str | Path,
+        format: str | None = None,
+        *,
+        resize: bool = True,
+        int8: bool = False,
+        images: Any = None,
+        network: int | None = None,
     ) -> Path:
-        """Write one student, and a description of it beside it; return `path`.
+        """Write both students, or one, to a file that answers alone; return `path`.
 
-        path: of the student's file. What it reads and answers goes to a file of the
-            same name ending in .json.
-        format: "torchscript" (`torch.jit.load`) or "onnx" (any ONNX runtime).
-        network: 0 or 1.
+        path, format, resize, int8, images: as for `Adapter.export`.
+        network: None for both, which answer as `predict_proba` does; 0 or 1 for one, in
+            a file of half the size.
 
-        The file needs neither clipadapt nor CLIP (but for the student "head", which
-        reads CLIP features). Each of the two files is written whole or not at all, the
-        description last. It holds the SHA-256 of the student's file, by which a
-        description of another file can be told (where a process was killed between
-        the two).
-
-        Raises NotFittedError before `fit`, ValueError for another format or network,
-        ImportError when the packages that write ONNX are missing, and OSError, naming
-        the file, when the disk is full or refuses.
+        The file needs neither clipadapt nor CLIP (the student "head" brings the image
+        tower of its CLIP along). Raises ValueError for another network, and as
+        `Adapter.export` does.
         """
         self._check_fitted()
-        if format not in EXPORTERS or network not in (0, 1):
-            raise ValueError(
-                f"format must be one of {', '.join(map(repr, EXPORTERS))} and network 0"
-                f" or 1, not {format!r} and {network!r}"
-            )
-        path, content = Path(path), self._exported(format, network)
-        with whole_file(path) as draft:
-            draft.write_bytes(content)
-        digest = hashlib.sha256(content).hexdigest()
-        description = {**self._description(format), "sha256": digest}
-        with whole_file(path.with_suffix(".json")) as draft:
-            draft.write_text(json.dumps(description, indent=1), encoding="utf-8")
-        return path
+        if network not in (None, 0, 1):
+            raise ValueError(f"network must be 0, 1 or None (both), not {network!r}")
+        chosen = slice(None) if network is None else slice(network, network + 1)
+        options = {"resize": resize, "int8": int8, "images": images}
+        make = partial(self._network, chosen)
+        return self._export(make, Path(path), format, **options)
 
-    def _exported(self, format: str, network: int) -> bytes:
-        """The content of a student's file."""
-        student = copy.deepcopy(self._fitted_students()[network]).cpu()
-        student = student.to(memory_format=torch.contiguous_format)
-        shape = (3, self.image_size_, self.image_size_)
+    def _network(self, chosen: slice = slice(None)) -> nn.Module:
+        students = _Together(self._fitted_students()[chosen])
         if self.student == "head":
-            shape = (self.clip.embed_dim,)
-        example = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
-        # tracing is deprecated, but what it writes is read by every PyTorch there is
-        with torch.no_grad(), no_warnings():
-            return EXPORTERS[format](_Answer(student).eval(), example)
+            return nn.Sequential(ImageFeatures(self.clip), students)
+        return students
 
-    def _description(self, format: str) -> dict:
-        """What somebody needs to know who has nothing but an exported student."""
-        return {
-            "format": format,
-            "input": self._described_input(),
-            "classnames": self.classnames_,
-            "output": {
-                "kind": "class probabilities",
-                "shape": ["batch", len(self.classnames_)],
-                "dtype": "float32",
-            },
-        }
-
-    def _described_input(self) -> dict:
-        """How an image becomes what a student reads."""
+    def _picture(self) -> Picture:
         if self.student == "head":
-            return {
-                "kind": "CLIP image features of unit length",
-                "shape": ["batch", self.clip.embed_dim],
-                "dtype": "float32",
-                "clip": {
-                    "name": self.clip.name,
-                    "pretrained": self.clip.pretrained,
-                    "fingerprint": self.clip.fingerprint,
-                },
-            }
-        size = self.image_size_
-        square = f"{size} x {size} pixels"
-        part = (
-            f"resize the shorter side to {size} pixels (bicubic), "
-            f"cut {square} out of the middle"
-        )
-        if self._squash:
-            part = f"resize the whole image to {square} (bicubic)"
-        return {
-            "kind": "RGB pixels",
-            "shape": ["batch", 3, size, size],
-            "dtype": "float32",
-            "range": [0, 1],
-            "preprocessing": f"{part}, divide by 255; colours are normalised inside",
-        }
+            return picture_of(self.clip)
+        size = self.image_size_, self.image_size_
+        return Picture(size, "squash" if self._squash else "crop")

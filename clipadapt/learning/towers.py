@@ -26,6 +26,7 @@ from ..images.files import Array
 from ..images.sets import ImageSet, check_count
 from ..images.views import View
 from .adapter import Adapter
+from .export import ImageFeatures, LinearHead
 from clipadapt.learning.processes import (
     Processes,
     current,
@@ -567,3 +568,8 @@ class FineTuned(_Kept):
             * self.tuned_clip().encode_image(images)
             @ torch.from_numpy(self.class_features_).T
         )
+
+    def _network(self) -> torch.nn.Module:
+        features = ImageFeatures(self.clip, self.tuned_clip().model.visual)
+        head = LinearHead(self.class_features_, scale=self.logit_scale_)
+        return torch.nn.Sequential(features, head)

@@ -40,6 +40,7 @@ from clipadapt.images.sets import (
     seeded,
 )
 from ..learning.adapter import Adapter, Taught
+from ..learning.export import no_warnings
 from ..learning.processes import current, shared_statistics, spread_images
 from clipadapt.learning.pseudolabels import (
     DegenerateMixtureWarning,
@@ -59,7 +60,6 @@ from clipadapt.learning.students import (
     check_student_kind,
     check_student_options,
     draw_views,
-    no_warnings,
 )
 from clipadapt.learning.training import (
     Checkpoint,
@@ -1365,7 +1365,7 @@ class CoReg(_Fit):
     (effective number left), agreement of the two networks, and what the callback of
     `fit` returned.
 
-    `export` writes one student to a file of its own, see `ExportedStudents`.
+    `export` writes both students or one to a file, see `ExportedStudents`.
     """
 
     unsaved = (*Taught.unsaved, "checkpoint", "view_memory")

@@ -22,6 +22,7 @@ from ..clip.model import CLIP
 from ..clip.templates import Templates
 from ..images.files import Array
 from ..images.sets import ImageSet, check_count, check_number
+from ..learning.export import Head
 from ..learning.threads import threads_for
 from clipadapt.methods.discriminant import (
     _Classifier,
@@ -251,6 +252,33 @@ def named_clusters(
     order = match_clusters(sums / mass.clamp(min=1e-6)[:, None], mass, fixed)
     return Clusters(clusters.concentrations[order], clusters.offsets[order])
 
+# %% ../../nbs/engine/dirichlet.ipynb #export-clusters
+#| code-fold: true
+#| code-summary: "Clusters as a network, for export"
+class _ClusterHead(Head):
+    """What the clusters say of features; in float64, for the sums are large.
+
+    text: float32 [C, D].
+    concentrations, offsets: those of `Clusters`.
+    scale: T, which multiplies the cosines.
+    """
+
+    text: Tensor
+    weight: Tensor
+    offsets: Tensor
+
+    def __init__(
+        self, text: Tensor, concentrations: Tensor, offsets: Tensor, scale: float
+    ):
+        super().__init__()
+        self.register_buffer("text", scale * text.double())
+        self.register_buffer("weight", concentrations - 1)
+        self.register_buffer("offsets", offsets)
+
+    def forward(self, features: Tensor) -> Tensor:
+        logs = (features.double() @ self.text.T).log_softmax(1)
+        return (logs @ self.weight.T + self.offsets).softmax(1).float()
+
 # %% ../../nbs/engine/dirichlet.ipynb #cell-18
 #| code-fold: true
 #| code-summary: "class EMDirichlet"
@@ -353,6 +381,10 @@ class EMDirichlet(_Classifier):
             return (scores - scores.amax(1, keepdim=True)).float()
 
         return in_blocks(answer, features, max(1, _NUMBERS // len(text)))
+
+    def _head(self) -> Head:
+        kept = self.text_features_, self.concentrations_, self.offsets_
+        return _ClusterHead(*map(torch.from_numpy, kept), self._temperature())
 
     def _check_loaded(self) -> None:
         if not (self.concentrations_ > 0).all():

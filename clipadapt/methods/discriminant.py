@@ -22,6 +22,7 @@ from ..clip.templates import Templates
 from ..images.files import Array
 from ..images.sets import ImageSet, check_count, check_number
 from ..learning.adapter import KEPT, Adapter
+from ..learning.export import Head, LinearHead
 from ..learning.threads import threads_for
 from .prototypes import text_prototypes
 
@@ -338,3 +339,6 @@ class GaussianEM(_Classifier):
     def _logits(self, features: Tensor) -> Tensor:
         weights, biases = map(torch.from_numpy, (self.weights_, self.biases_))
         return torch.addmm(biases, features, weights.T)
+
+    def _head(self) -> Head:
+        return LinearHead(self.weights_, self.biases_)

@@ -28,10 +28,12 @@ from clipadapt.clip.templates import (
 from ..images.files import Array
 from ..images.sets import ImageSet, Integers, check_count
 from ..learning.adapter import Adapter, Taught
+from ..learning.export import Head, LinearHead
 from ..learning.processes import current, share, spread, spread_images
 from clipadapt.learning.prompts import (
     MultimodalPrompt,
     Prompt,
+    PromptedImages,
     TextualPrompt,
     VisualPrompt,
 )
@@ -478,6 +480,18 @@ class _Prompted(_Parameters):
             inputs = prompt.prepare(images.subset(order[rows]))
             logits[rows] = prompt.score(inputs)
         return logits
+
+    def _head(self) -> Head:
+        prompt = self._ready_prompt()
+        with torch.no_grad():
+            return LinearHead(prompt.embed_classes(), scale=prompt.scale)
+
+    def _network(self) -> torch.nn.Module:
+        if self.reads_features:
+            return super()._network()
+        with torch.no_grad():
+            vectors = self._ready_prompt().image_prompt()
+        return torch.nn.Sequential(PromptedImages(self.clip, vectors), self._head())
 
     def _check_loaded(self) -> None:
         if isinstance(self.weights, list):

@@ -27,6 +27,7 @@ from ..images.files import Array
 from ..images.sets import ImageSet, check_count
 from ..images.views import strong_view, weak_view
 from ..learning.adapter import Adapter, Taught
+from ..learning.export import Head, LinearHead
 from ..learning.prompts import own_draws
 from ..learning.training import Recipe, minimise
 
@@ -391,6 +392,9 @@ class _Student(_Teaching):
         weight, bias = torch.from_numpy(self.weight_), torch.from_numpy(self.bias_)
         features = self.clip.encode_image(images)
         return in_blocks(lambda some: some @ weight.T + bias, features)
+
+    def _head(self) -> Head:
+        return LinearHead(self.weight_, self.bias_)
 
 # %% ../../nbs/11_lpclip.ipynb #cell-32
 #| code-fold: true

@@ -22,6 +22,7 @@ from ..clip.templates import Templates
 from ..images.files import Array
 from ..images.sets import ImageSet, check_count, check_number
 from ..learning.adapter import Adapter
+from ..learning.export import Head, LinearHead
 from ..learning.threads import threads_for
 from .discriminant import features_and_text, keep_labels
 from .prototypes import iterate_prototypes
@@ -337,6 +338,9 @@ class _Linear(Adapter):
         return in_blocks(
             lambda some: torch.addmm(bias, some, weight), self.clip.encode_image(images)
         )
+
+    def _head(self) -> Head:
+        return LinearHead(self.weight_, self.bias_)
 
 # %% ../../nbs/05_mixture.ipynb #cell-38
 SMALL = {

@@ -25,6 +25,7 @@ from clipadapt.clip.templates import (
 from ..images.files import Array
 from ..images.sets import ImageSet, Integers, check_count, check_labels
 from ..learning.adapter import Adapter
+from ..learning.export import Head
 from ..learning.pseudolabels import top_k
 from ..learning.threads import threads_for
 
@@ -243,6 +244,33 @@ def iterate_prototypes(
     prototypes = mix_prototypes(text, prototypes, image_weight)
     return prototypes, _assigned(features, prototypes, labels), history
 
+# %% ../../nbs/04_prototypes.ipynb #export-prototypes
+#| code-fold: true
+#| code-summary: "Prototypes as a network, for export"
+class _NearestPrototype(Head):
+    """The softmax of the scaled cosine with the nearest prototype of each class.
+
+    prototypes: float32 [M, D].
+    owners: their classes, int64 [M], rising.
+    scale: of the cosines.
+    """
+
+    table: torch.Tensor
+
+    def __init__(self, prototypes: np.ndarray, owners: np.ndarray, scale: float):
+        super().__init__()
+        counts = np.bincount(owners)
+        places = np.arange(counts.max())[None].repeat(len(counts), 0)
+        places = np.minimum(places, counts[:, None] - 1)  # the last one, repeated
+        rows = places + (np.cumsum(counts) - counts)[:, None]
+        table = torch.from_numpy(prototypes[rows.flatten()])
+        self.scale, self.shape = scale, rows.shape
+        self.register_buffer("table", table)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        cosines = (features @ self.table.T).unflatten(1, self.shape)
+        return (self.scale * cosines.amax(2)).softmax(1)
+
 # %% ../../nbs/04_prototypes.ipynb #cell-27
 #| code-fold: true
 #| code-summary: "class Prototypes"
@@ -344,6 +372,10 @@ class Prototypes(Adapter):
 
         return in_blocks(answer, self.clip.encode_image(images))
 
+    def _head(self) -> Head:
+        scale = self.clip.logit_scale
+        return _NearestPrototype(self.prototypes_, self.owners_, scale)
+
 # %% ../../nbs/04_prototypes.ipynb #cell-28
 #| code-fold: true
 #| code-summary: "A warning for classes that end empty"
@@ -358,6 +390,33 @@ def _report_empty(pseudolabels: np.ndarray, classnames: list[str]) -> list[str]:
             stacklevel=4,
         )
     return empty
+
+# %% ../../nbs/04_prototypes.ipynb #export-votes
+#| code-fold: true
+#| code-summary: "Votes as a network, for export"
+class _Votes(Head):
+    """The votes of the nearest images in memory, all of which are compared.
+
+    features: float32 [M, D].
+    labels: int64 [M].
+    classes: C.
+    k: how many vote.
+    """
+
+    features: torch.Tensor
+    labels: torch.Tensor
+
+    def __init__(self, features: np.ndarray, labels: np.ndarray, classes: int, k: int):
+        super().__init__()
+        self.classes, self.k = classes, min(k, len(features))
+        self.register_buffer("features", torch.from_numpy(features))
+        self.register_buffer("labels", torch.from_numpy(labels))
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        cosines, places = (features @ self.features.T).topk(self.k, 1)
+        named = self.labels[places][..., None] == torch.arange(self.classes)
+        votes = (cosines.clamp(min=0)[..., None] * named).sum(1) + 1 / self.classes
+        return votes / votes.sum(1, keepdim=True)
 
 # %% ../../nbs/04_prototypes.ipynb #cell-32
 #| code-fold: true
@@ -437,3 +496,7 @@ class NearestNeighbours(Adapter):
         votes = np.full((len(features), classes), 1 / classes)
         np.add.at(votes, (rows, self.pseudolabels_[positions]), similarities.clip(0))
         return torch.from_numpy(votes / votes.sum(1, keepdims=True)).float()
+
+    def _head(self) -> Head:
+        classes = len(self.classnames_)
+        return _Votes(self.features_, self.pseudolabels_, classes, self.k)

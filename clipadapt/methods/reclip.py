@@ -20,6 +20,7 @@ from ..clip.templates import Templates, check_templates, fill_templates
 from ..images.files import Array
 from ..images.sets import ImageSet, Integers, check_count
 from ..learning.adapter import Adapter
+from ..learning.export import ImageFeatures, LinearHead
 from ..learning.processes import current, in_parts, pixel_parts, spread_images
 from clipadapt.learning.towers import (
     TextTable,
@@ -337,6 +338,19 @@ class _Checked(Adapter):
         norms = layer_norms(self.clip.model, "image")
         check_numbers("layer_norms_", self.layer_norms_, norms)
 
+# %% ../../nbs/13_reclip.ipynb #export-towers
+#| code-fold: true
+#| code-summary: "Both towers as one network, for export"
+class _SideBySide(nn.Module):
+    """The features of several towers beside each other, [B, D] each."""
+
+    def __init__(self, towers: Sequence[nn.Module]):
+        super().__init__()
+        self.towers = nn.ModuleList(towers)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return torch.cat([tower(pixels) for tower in self.towers], 1)
+
 # %% ../../nbs/13_reclip.ipynb #cell-27
 #| code-fold: true
 #| code-summary: "ReCLIP, the class: its parameters, and what fit leaves behind"
@@ -464,13 +478,24 @@ class ReCLIP(_Checked):
 
     def _predict_logits(self, images: ImageSet) -> Tensor:
         """The mean of both towers' logits."""
-        if not hasattr(self, "_tuned"):  # loaded: the encoder from its LayerNorms
-            self._tuned = trainable_copy(self.clip)
-            norms = layer_norms(self._tuned.model, "image")
-            set_module_numbers(norms, self.layer_norms_)
         by_text, by_image = map(
             torch.from_numpy, (self.text_classifier_, self.image_classifier_)
         )
         similarity = self.clip.encode_image(images) @ by_text.T
-        similarity += self._tuned.encode_image(images) @ by_image.T
+        similarity += self._tuned_clip().encode_image(images) @ by_image.T
         return self.clip.logit_scale / 2 * similarity
+
+    def _tuned_clip(self) -> CLIP:
+        """The second tower; after `load` it is made of its LayerNorms."""
+        if not hasattr(self, "_tuned"):
+            self._tuned = trainable_copy(self.clip)
+            norms = layer_norms(self._tuned.model, "image")
+            set_module_numbers(norms, self.layer_norms_)
+        return self._tuned
+
+    def _network(self) -> nn.Module:
+        visuals = self.clip.model.visual, self._tuned_clip().model.visual
+        towers = [ImageFeatures(self.clip, visual) for visual in visuals]
+        both = np.concatenate([self.text_classifier_, self.image_classifier_], 1)
+        head = LinearHead(both, scale=self.clip.logit_scale / 2)
+        return nn.Sequential(_SideBySide(towers), head)

@@ -22,6 +22,7 @@ from ..clip.templates import Templates, average_prompts, encode_prompts
 from ..images.files import Array
 from ..images.sets import ImageSet, check_count, check_number
 from ..learning.adapter import Adapter
+from ..learning.export import Head
 from ..learning.threads import threads_for
 from .transduction import nearest_rows
 
@@ -303,6 +304,21 @@ def _largest(table: np.ndarray) -> np.ndarray:
         places[rows] = table[rows].argmax(1)
     return places
 
+# %% ../../nbs/engine/transclip.ipynb #export-polynomial
+#| code-fold: true
+#| code-summary: "A polynomial as a network, for export"
+class _PolynomialHead(Head):
+    """The softmax of a polynomial."""
+
+    def __init__(self, polynomial: Polynomial):
+        super().__init__()
+        for name, values in polynomial._asdict().items():
+            self.register_buffer(name, values)
+
+    def forward(self, features: Tensor) -> Tensor:
+        values = (getattr(self, name) for name in Polynomial._fields)
+        return Polynomial(*values)(features).softmax(1)
+
 # %% ../../nbs/engine/transclip.ipynb #cell-25
 #| code-fold: true
 #| code-summary: "What TransCLIP and StatA share: the loop, and answers for new images"
@@ -396,6 +412,9 @@ class _GaussianMethod(Adapter):
 
     def _predict_logits(self, images: ImageSet) -> Tensor:
         return in_blocks(self._polynomial(), self.clip.encode_image(images))
+
+    def _head(self) -> Head:
+        return _PolynomialHead(self._polynomial())
 
 # %% ../../nbs/engine/transclip.ipynb #cell-26
 #| code-fold: true

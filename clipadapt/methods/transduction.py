@@ -22,6 +22,7 @@ from ..clip.templates import Templates, average_prompts, encode_prompts
 from ..images.files import Array
 from ..images.sets import ImageSet, check_count, check_labels, check_number
 from ..learning.adapter import KEPT, Adapter
+from ..learning.export import Head
 from ..learning.threads import threads_for
 
 # %% auto #0
@@ -596,6 +597,61 @@ def spread_from_text(
         table[:, block] = found.clip(min=0)  # of 0, rounding may leave less
     return table
 
+# %% ../../nbs/engine/transduction.ipynb #export-table
+#| code-fold: true
+#| code-summary: "The same as a network, for export"
+class _TableHead(Head):
+    """What arrives at new images from a table of solutions: see `ZLaP`.
+
+    features, text, scores, classes: what `ZLaP` keeps of a fit, in this order.
+    k, gamma: those of `ZLaP`.
+    scale: the logit scale, for images to which nothing arrives.
+    """
+
+    features: Tensor
+    text: Tensor
+    scores: Tensor
+    classes: Tensor
+
+    def __init__(
+        self,
+        features: Tensor,
+        text: Tensor,
+        scores: Tensor,
+        classes: Tensor,
+        k: int,
+        gamma: float,
+        scale: float,
+    ):
+        super().__init__()
+        self.k, self.gamma, self.scale = k, gamma, scale
+        self.register_buffer("features", features)
+        self.register_buffer("text", text)
+        self.register_buffer("scores", scores)
+        self.register_buffer("classes", classes)
+
+    def forward(self, features: Tensor) -> Tensor:
+        count, cosines = len(self.text), features @ self.text.T
+        ties, texts = cosines.topk(min(self.k, count), 1)
+        near, places = (features @ self.features.T).topk(
+            min(self.k, len(self.features)), 1
+        )
+        weights = torch.cat([ties.clamp(min=0) ** self.gamma, near.clamp(min=0)], 1)
+        nodes = torch.cat([texts, places + count], 1)
+        arrived = (weights[..., None] * self._sent(nodes)).sum(1)
+        total = arrived.sum(1, keepdim=True)
+        shares = arrived / total.clamp(min=torch.finfo(total.dtype).tiny)
+        lost = (self.scale * cosines).softmax(1)
+        answers = torch.where(total == 0, lost, shares).clamp(min=1e-12)
+        return answers / answers.sum(1, keepdim=True)
+
+    def _sent(self, nodes: Tensor) -> Tensor:
+        """What nodes [B, K] pass on to each class, [B, K, C]."""
+        sent, count = self.scores[nodes], len(self.text)
+        if self.scores.shape[1] == count:
+            return sent
+        return sent * (self.classes[nodes][..., None] == torch.arange(count))
+
 # %% ../../nbs/engine/transduction.ipynb #zlap-8b
 #| code-fold: true
 #| code-summary: "How a table of solutions answers for new images"
@@ -658,6 +714,11 @@ class _Table(Adapter):
     def _zero_shot(self, features: Tensor) -> Tensor:
         text = torch.from_numpy(self.prompt_features_)
         return (self.clip.logit_scale * features @ text.T).softmax(1)
+
+    def _head(self) -> Head:
+        kept = self.features_, self.prompt_features_, self.scores_, self.node_classes_
+        scale = self.clip.logit_scale
+        return _TableHead(*map(torch.from_numpy, kept), self.k, self.gamma, scale)
 
 # %% ../../nbs/engine/transduction.ipynb #zlap-9
 #| code-fold: true

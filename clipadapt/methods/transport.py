@@ -24,6 +24,7 @@ from ..clip.templates import Templates
 from ..images.files import Array
 from ..images.sets import ImageSet, check_count, check_number
 from ..learning.adapter import KEPT
+from ..learning.export import Head, LinearHead
 from ..learning.threads import threads_for
 from clipadapt.methods.discriminant import (
     _Classifier,
@@ -316,6 +317,11 @@ class OTTER(_Classifier):
         offsets[torch.from_numpy(self.class_shares_ == 0)] = -torch.inf
         return starting_scale(self.clip, self.scale) * (features @ text.T + offsets)
 
+    def _head(self) -> Head:
+        text = self.text_features_
+        bias = self._logits(torch.zeros(1, text.shape[1]))[0]
+        return LinearHead(text, bias, starting_scale(self.clip, self.scale))
+
 # %% ../../nbs/engine/transport.ipynb #cell-16
 #| code-fold: true
 #| code-summary: "Both solvers, and what they say of the pool"
@@ -536,3 +542,6 @@ class InMaP(_Classifier):
 
     def _logits(self, features: Tensor) -> Tensor:
         return self._image_scale() * (features @ torch.from_numpy(self.proxies_).T)
+
+    def _head(self) -> Head:
+        return LinearHead(self.proxies_, scale=self._image_scale())

@@ -23,9 +23,23 @@ from clipadapt.clip.templates import (
 from ..images.files import Array
 from ..images.sets import ImageSet
 from ..learning.adapter import Adapter
+from ..learning.export import Head, LinearHead
 
 # %% auto #0
 __all__ = ['ZeroShot']
+
+# %% ../../nbs/01_zeroshot.ipynb #export-committee
+#| code-fold: true
+#| code-summary: "The same as a network, for export"
+class _Committee(Head):
+    """The mean of what several heads say."""
+
+    def __init__(self, heads: Sequence[Head]):
+        super().__init__()
+        self.heads = torch.nn.ModuleList(heads)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return torch.stack([head(features) for head in self.heads]).mean(0)
 
 # %% ../../nbs/01_zeroshot.ipynb #cell-16
 #| code-fold: true
@@ -57,6 +71,10 @@ class _PromptClassifier(Adapter):
         weights = torch.from_numpy(self.prompt_features_[0])
         scale, features = self.clip.logit_scale, self.clip.encode_image(images)
         return in_blocks(lambda some: scale * some @ weights.T, features)
+
+    def _head(self) -> Head:
+        prompts, scale = self.prompt_features_, self.clip.logit_scale
+        return _Committee([LinearHead(one, scale=scale) for one in prompts])
 
 # %% ../../nbs/01_zeroshot.ipynb #cell-17
 class ZeroShot(_PromptClassifier):
