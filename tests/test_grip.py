@@ -2,11 +2,7 @@
 killed and resumed fits, and bad input."""
 
 import math
-import os
 import random
-import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -15,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from open_clip.transformer import QuickGELU
+from processes import program
 from sklearn.base import clone
 
 from clipadapt import (
@@ -776,6 +773,7 @@ def test_a_finished_fit_is_not_trained_again(
 # A fit in a process of its own; every round but the first takes its time.
 WORKER = f"""
 import sys, time, torch
+torch.set_num_threads(1)
 from clipadapt import digits, load_clip
 from clipadapt.methods.grip import GRIP
 images = digits("train").subset(range({COUNT}))
@@ -790,17 +788,10 @@ method.fit(images, on_round=wait)
 
 
 def test_a_killed_fit_goes_on_bit_for_bit(clip, images, test_images, tmp_path):
-    process = subprocess.Popen(
-        [sys.executable, "-c", WORKER, tmp_path / "run"],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    end = time.monotonic() + 60
-    while not (tmp_path / "run").exists():
-        assert time.monotonic() < end and process.poll() is None, "waited in vain"
-        time.sleep(0.02)
+    process = program(tmp_path, WORKER, tmp_path / "run")
+    process.wait_for(tmp_path / "run")
     time.sleep(0.2)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
     params = {**SHORT, "rounds": 3, "prompt": "multimodal", "reinit": False}
     trained = []
     method = GRIP(
