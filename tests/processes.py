@@ -55,14 +55,14 @@ class Process:
         self.process.join()
 
     def end(self, seconds: float = 120) -> tuple[int, str, str]:
-        """Wait for its end: its exit code, what it printed, what it said of errors."""
+        """Wait for its end; its exit code, what it printed, and said of errors."""
         self.process.join(seconds)
         assert self.process.exitcode is not None, "it does not end"
         printed, errors = (file.read_text() for file in self.files)
         return self.process.exitcode, printed, errors
 
     def finish(self, seconds: float = 120) -> tuple[str, str]:
-        """Wait for its end without an error: what it printed, what it said of errors."""
+        """Wait for an end without errors; what it printed, and said of errors."""
         code, printed, errors = self.end(seconds)
         assert code == 0, errors
         return printed, errors

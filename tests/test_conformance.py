@@ -1,5 +1,6 @@
 """Every method, command and report on other kinds of CLIP; see `conformance`."""
 
+import gc
 import json
 import os
 import re
@@ -54,6 +55,14 @@ ONCE = (  # they tell nothing of another kind that another case does not
 )
 INSIDE = ("FPL", "IFPL", "GRIP", "CPL", "LatteCLIP", "FLYP", "ReCLIP", "CoReg, clip")
 MEMORY = 3000  # megabytes
+
+
+@pytest.fixture(scope="module", autouse=True)
+def little_to_collect():
+    """`try_case` collects garbage: not again and again among all that is imported."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)

@@ -617,10 +617,12 @@ def test_readings_of_the_weights(clip, images, setting, method, prompt, publishe
 
     ratio = (1.5, 1) if setting == "semi-supervised" else (1, 4)
     assert fit(weights="published") == fit(weights=published)
-    assert fit(weights="recommended") == fit(weights=np.array(ratio))
+    recommended = fit(weights="recommended")
+    assert recommended == fit(weights=np.array(ratio))
     shares = (0.4, 0.6) if setting == "semi-supervised" else (0.8, 0.2)
-    assert fit() == fit(weights="shares") == fit(weights=shares)
-    assert fit() not in (fit(weights=(1, 1)), fit(weights="recommended"))
+    default = fit()
+    assert default == fit(weights="shares") == fit(weights=shares)
+    assert default not in (fit(weights=(1, 1)), recommended)
 
 
 @pytest.mark.parametrize("setting", ["unsupervised", "semi-supervised"])
