@@ -57,4 +57,4 @@ def tiny(make, seed=0):
                 parameter.data = torch.randn_like(parameter)
             elif name.endswith("bias"):
                 parameter.data = 0.3 * torch.randn_like(parameter)
-    return CLIP(model, builtin.preprocess, open_clip.SimpleTokenizer(context_length=32))
+    return CLIP(model, builtin.preprocess, builtin.tokenizer)
