@@ -906,7 +906,7 @@ def test_files_that_are_there_stay(saved, folders, tmp_path, cache):
             "Nothing was written",
         ),
         (
-            ["compare", "--seeds", 3],
+            ["compare", "--seeds", 3, "--methods", "zero-shot"],
             "clipadapt.judge.compare.run_all",
             "kept in runs/compared",
         ),
@@ -938,7 +938,7 @@ def test_ctrl_c_keeps_the_state_and_resume_goes_on(folders, tmp_path):
         "--method",
         "reclip",
         "--set",
-        "epochs=40",
+        "epochs=20",
         "--out",
     ]
     process = shell(*command, tmp_path / "run")

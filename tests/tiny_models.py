@@ -1,6 +1,5 @@
 """Small random models of every kind of encoder that OpenCLIP builds."""
 
-import open_clip
 import torch
 from open_clip.model import CLIP as OpenCLIP
 from open_clip.model import CustomTextCLIP
