@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections import Counter
 
 import pytest
 import torch
@@ -14,6 +15,15 @@ def pytest_make_parametrize_id(config, val, argname):
     """Names without addresses in memory: two processes have to agree on them."""
     if isinstance(val, (dict, list)) and " at 0x" in repr(val):
         return re.sub(r" at 0x[0-9a-f]+", "", repr(val))
+
+
+LONG = ("test_fuzz.py", "test_project.py", "test_soak.py")  # few tests, each long
+
+
+def pytest_collection_modifyitems(items):
+    """Long files first: with one of them last, all other workers would wait for it."""
+    sizes = Counter(item.path for item in items)
+    items.sort(key=lambda item: (item.path.name not in LONG, -sizes[item.path]))
 
 
 @pytest.fixture(scope="session", autouse=True)

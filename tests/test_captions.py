@@ -2,13 +2,9 @@
 that fail in every way, and a tiny LLaVA."""
 
 import json
-import os
 import resource
 import shutil
-import signal
 import sqlite3
-import subprocess
-import sys
 import time
 import warnings
 from contextlib import closing
@@ -19,6 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from processes import program
 from tiny_llava import save_tiny_llava
 
 from clipadapt import ImageSet, digits
@@ -43,32 +40,20 @@ COUNT, BATCH = 300, 10
 # A process of its own that describes the first 300 images, slowly, and appends a line
 # to a file for every batch it was asked about.
 WORKER = f"""
-import sys, time
+import os, sys, time
 from pathlib import Path
 from clipadapt import digits
 from clipadapt.clip.captions import CallableCaptioner, caption
 def describe(images, prompts):
     time.sleep(float(sys.argv[2]))
     with open(sys.argv[3], "a") as log: log.write(f"{{len(images)}}\\n")
-    return [str(hash(image.tobytes()) % 10**9) for image in images]
+    return [f"{{os.getpid()}} {{hash(image.tobytes())}}" for image in images]
 images = digits("train").subset(range({COUNT}))
 Path(sys.argv[4]).touch()
 while not Path(sys.argv[5]).exists(): time.sleep(0.01)
 worker = CallableCaptioner(describe, "worker", batch_size={BATCH})
 print("\\n".join(caption(worker, images, "?", sys.argv[1]).texts))
 """
-
-
-def start(*arguments):
-    """`hash` differs from process to process: who described an image can be told from
-    its caption."""
-    return subprocess.Popen(
-        [sys.executable, "-c", WORKER, *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
 
 
 def wait(condition, seconds=60):
@@ -111,15 +96,20 @@ def test_a_killed_run_goes_on_where_it_was_and_two_processes_share_one_cache(
     tmp_path, cache
 ):
     (tmp_path / "go").touch()
-    first = start(
-        cache, 0.02, tmp_path / "first", tmp_path / "ready first", tmp_path / "go"
-    )
-    other = start(
-        cache, 0.01, tmp_path / "other", tmp_path / "ready other", tmp_path / "together"
+    first, other = (
+        program(
+            tmp_path,
+            WORKER,
+            cache,
+            seconds,
+            tmp_path / name,
+            tmp_path / f"ready {name}",
+            tmp_path / go,
+        )
+        for name, seconds, go in (("first", 0.02, "go"), ("other", 0.01, "together"))
     )
     wait(lambda: asked(tmp_path / "first") >= 80)
-    first.send_signal(signal.SIGKILL)
-    first.communicate()
+    first.kill()
     before, done = asked(tmp_path / "first"), kept(cache)
     assert before - BATCH <= done <= before < COUNT and done % BATCH == 0
 
@@ -136,8 +126,7 @@ def test_a_killed_run_goes_on_where_it_was_and_two_processes_share_one_cache(
     wait((tmp_path / "ready other").exists)
     (tmp_path / "together").touch()
     texts = caption(captioner, images, "?", cache).texts
-    output, errors = other.communicate(timeout=100)
-    assert other.returncode == 0, errors
+    output, _ = other.finish()
     assert (
         texts == output.split("\n")[:-1] and "" not in texts and kept(cache) == COUNT
     )  # one answer each, whoever was first

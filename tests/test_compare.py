@@ -1,11 +1,8 @@
 """Comparing: what a kill leaves, what a failure spares, what the report holds."""
 
 import itertools
-import os
 import re
 import signal
-import subprocess
-import sys
 import warnings
 
 import matplotlib.pyplot as plt
@@ -13,6 +10,7 @@ import numpy as np
 import pytest
 from matplotlib.transforms import Bbox
 from PIL import Image
+from processes import program
 
 from clipadapt import (
     CLIP,
@@ -75,6 +73,7 @@ def made_up(clip, name, answers, seed=0, seconds=1.0, kind=ZeroShot):
 
 SLOW_RUN = """
 import sys, time
+from pathlib import Path
 from clipadapt import LPCLIP, digits, load_clip
 from clipadapt.judge.compare import run_all
 
@@ -82,7 +81,9 @@ class Slow(LPCLIP):
     def _fit(self, images, labels):
         super()._fit(images, labels)
         print("fitted", self.seed, flush=True)
-        time.sleep(float(sys.argv[2]) if self.seed == 1 else 0)
+        if self.seed == 1:
+            Path(sys.argv[2]).touch()
+            time.sleep(float(sys.argv[3]))
 
 train, test = digits("train").subset(range(40)), digits("test").subset(range(10))
 slow = {"slow": Slow(load_clip(), train.classnames, epochs=1, views=1)}
@@ -92,20 +93,15 @@ for run in run_all(slow, train, test, seeds=(0, 1, 2), folder=sys.argv[1]):
 
 
 def test_a_killed_comparison_goes_on_where_it_was(tmp_path):
-    command = [sys.executable, "-W", "ignore", "-c", SLOW_RUN, str(tmp_path / "runs")]
-    killed = subprocess.Popen([*command, "60"], stdout=subprocess.PIPE, text=True)
-    for line in killed.stdout:
-        if line == "fitted 1\n":
-            break
-    os.kill(killed.pid, signal.SIGKILL)
-    killed.wait()
+    killed = program(tmp_path, SLOW_RUN, tmp_path / "runs", tmp_path / "go", 60)
+    killed.wait_for(tmp_path / "go")
+    killed.kill()
     left = sorted(path.name for path in (tmp_path / "runs").iterdir())
     assert len(left) == 1 and re.fullmatch(
         r"slow-[0-9a-f]{8}-0\.safetensors", left[0]
     ), "the run that was done, and nothing half written"
-    done = subprocess.run(
-        [*command, "0"], capture_output=True, text=True, check=True
-    ).stdout
+    again = program(tmp_path, SLOW_RUN, tmp_path / "runs", tmp_path / "go", 0)
+    done, _ = again.finish()
     assert re.findall(r"fitted (\d)", done) == ["1", "2"] and re.findall(
         r"run (\d) (\S+)", done
     ) == [("0", "10.0"), ("1", "10.0"), ("2", "10.0")]
@@ -218,20 +214,14 @@ print([epochs.count(seed) for seed in (0, 1)], bits, runs[1].method.checkpoint)
 
 
 def test_a_method_killed_inside_goes_on_and_answers_as_if_it_had_not_been(tmp_path):
-    command = [sys.executable, "-W", "ignore", "-c", KILLED_INSIDE]
-    killed = subprocess.run([*command, str(tmp_path / "a"), "die"], capture_output=True)
-    assert killed.returncode == -signal.SIGKILL
+    code, _, errors = program(tmp_path, KILLED_INSIDE, tmp_path / "a", "die").end()
+    assert code == -signal.SIGKILL, errors
     left = sorted(path.name for path in (tmp_path / "a").iterdir())
     assert re.fullmatch(r"mortal-[0-9a-f]{8}-0\.safetensors", left[0]) and re.match(
         r"mortal-[0-9a-f]{8}-1-[0-9a-f]{8}\.checkpoint", left[1]
     )
     resumed, whole = (
-        subprocess.run(
-            [*command, str(tmp_path / folder), "live"],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
+        program(tmp_path, KILLED_INSIDE, tmp_path / folder, "live").finish()[0]
         for folder in "ab"
     )
     assert resumed.startswith("[0, 4]") and whole.startswith("[6, 6]"), (

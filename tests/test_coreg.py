@@ -3,9 +3,7 @@ and resumed fits, students, exports, and bad input."""
 
 import json
 import math
-import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -17,6 +15,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from processes import program
 from sklearn.base import clone
 
 from clipadapt import CoReg, ImageSet, Prototypes, digits
@@ -1000,7 +999,8 @@ def test_seeds_differ_and_networks_differ(clip, images):
 # Killed and resumed.
 
 WORKER = """
-import sys, time
+import sys, time, torch
+torch.set_num_threads(1)
 from clipadapt import CoReg, digits, load_clip
 images = digits("train").subset(range(48))
 method = CoReg(
@@ -1010,34 +1010,36 @@ method.fit(images, on_epoch=lambda method: time.sleep(0.3) or {})
 """
 
 
-def test_a_killed_fit_goes_on_bit_for_bit(clip, images, test_images, tmp_path):
+def test_a_killed_fit_goes_on_bit_for_bit(clip, images, whole, test_images, tmp_path):
     params = {**SHORT, "epochs": 6}
-    process = subprocess.Popen(
-        [sys.executable, "-c", WORKER % params, tmp_path / "run"],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    end = time.monotonic() + 120
-    while not (tmp_path / "run").exists():
-        assert time.monotonic() < end and process.poll() is None, "waited in vain"
-        time.sleep(0.02)
+    process = program(tmp_path, WORKER % params, tmp_path / "run")
+    process.wait_for(tmp_path / "run")
     time.sleep(
         1.2
     )  # into self-training, with queue, prototypes and five epochs of losses
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
     trained = []
     method = CoReg(
         clip, images.classnames, checkpoint=str(tmp_path / "run"), **params
     ).fit(images, on_epoch=lambda method: trained.append(1))
-    whole = CoReg(clip, images.classnames, **params).fit(images)
     assert 0 < len(trained) < 6 and bits(method) == bits(whole)
     assert np.array_equal(
         method.predict_proba(test_images), whole.predict_proba(test_images)
     )
 
 
+@pytest.fixture(scope="module")
+def whole(clip, images):
+    """A fit of six epochs that nobody stops."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    fitted = CoReg(clip, images.classnames, **{**SHORT, "epochs": 6}).fit(images)
+    torch.set_num_threads(threads)
+    return fitted
+
+
 @pytest.mark.parametrize("stop", [1, 2, 3, 5])
-def test_stopped_after_any_epoch(clip, images, tmp_path, stop):
+def test_stopped_after_any_epoch(clip, images, whole, tmp_path, stop):
     params = {**SHORT, "epochs": 6}
 
     def pull_the_plug(method):
@@ -1049,9 +1051,8 @@ def test_stopped_after_any_epoch(clip, images, tmp_path, stop):
         CoReg(clip, images.classnames, checkpoint=path, **params).fit(
             images, on_epoch=pull_the_plug
         )
-    assert bits(
-        CoReg(clip, images.classnames, checkpoint=path, **params).fit(images)
-    ) == bits(CoReg(clip, images.classnames, **params).fit(images))
+    resumed = CoReg(clip, images.classnames, checkpoint=path, **params).fit(images)
+    assert bits(resumed) == bits(whole)
 
 
 @pytest.mark.parametrize(

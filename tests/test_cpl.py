@@ -316,8 +316,12 @@ def test_a_part_of_the_loss_is_weighted_by_its_images(clip, images):
     [
         {},
         {"prompt": "visual", "beta": 0.5, "percentile": 75},
-        {"prompt": "multimodal", "options": {"length": 2, "attention": "pairs"}},
-        {"soft_start": False, "gamma": 3},
+        {
+            "prompt": "multimodal",
+            "options": {"length": 2, "attention": "pairs"},
+            "soft_start": False,
+            "gamma": 3,
+        },
     ],
 )
 def test_contract(clip, params):

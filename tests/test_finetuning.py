@@ -296,8 +296,10 @@ class OwnTokens:
         return tokens
 
 
-@pytest.mark.parametrize("own_tokens", [False, True])
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize(
+    "name, own_tokens",
+    [*((name, False) for name in OTHERS), ("SigLIP", True), ("transformers", True)],
+)
 def test_both_towers_of_other_models_learn_from_texts(few, name, own_tokens):
     clip = other_clip(name)
     if own_tokens:

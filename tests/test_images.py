@@ -17,6 +17,7 @@ import open_clip
 import pytest
 import torch
 from PIL import ExifTags, Image, ImageDraw, ImageOps
+from processes import program
 
 from clipadapt import ImageSet, ZeroShot, digits, load_clip
 from clipadapt.clip.model import _middle
@@ -83,23 +84,18 @@ print(len(images), [reason for _, reason in images.skipped], started)
 """
 
 
-def test_postscript_starts_no_process(photos, tmp_path):
+def test_postscript_starts_no_process(photos, tmp_path, monkeypatch):
     (photos / "cat" / "cat.png").write_bytes(POSTSCRIPT)
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/started\n")
     (tmp_path / "bin" / "gs").chmod(0o755)
     path = f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"
-    answer = subprocess.run(
-        [sys.executable, "-c", NOTHING_STARTED],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PATH": path},
-    )
-    assert answer.stdout.count("refused:") == 5, answer.stderr
-    assert answer.stdout.splitlines()[-1].startswith(
+    monkeypatch.chdir(tmp_path)
+    printed, _ = program(tmp_path, NOTHING_STARTED, PATH=path).finish()
+    assert printed.count("refused:") == 5, printed
+    assert printed.splitlines()[-1].startswith(
         "4 ['photos/cat/cat.png: cannot be read"
-    ) and answer.stdout.endswith("[]\n")
+    ) and printed.endswith("[]\n")
     assert not (tmp_path / "started").exists()
     with Image.open(
         io.BytesIO(POSTSCRIPT)
@@ -293,18 +289,19 @@ for name in ("1.png", "RGBA.png", "F.tif"):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the unit of ru_maxrss")
-def test_reading_takes_the_decoded_picture_and_the_result_and_no_more(tmp_path):
+def test_reading_takes_the_decoded_picture_and_the_result_and_no_more(
+    tmp_path, monkeypatch
+):
     side = 4000
     Image.new("1", (side, side), 1).save(tmp_path / "1.png", compress_level=1)
     Image.new("RGBA", (side, side), "white").save(
         tmp_path / "RGBA.png", compress_level=1
     )
     Image.new("F", (side, side), 1.0).save(tmp_path / "F.tif", compression="packbits")
-    answer = subprocess.run(
-        [sys.executable, "-c", MEASURE], cwd=tmp_path, capture_output=True, text=True
-    )
-    measured = dict(line.split(" ", 1) for line in answer.stdout.splitlines())
-    assert len(measured) == 3, answer.stderr
+    monkeypatch.chdir(tmp_path)
+    printed, errors = program(tmp_path, MEASURE).finish()
+    measured = dict(line.split(" ", 1) for line in printed.splitlines())
+    assert len(measured) == 3, errors
     for name, decoded in (
         ("1.png", 1),
         ("RGBA.png", 4),

@@ -1,18 +1,13 @@
 """LatteCLIP: captions of all kinds and none, labels, every option, killed and resumed
 fits, and bad input."""
 
-import os
-import signal
-import subprocess
-import sys
-import time
-
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from processes import program
 from sklearn.base import clone
 
 from clipadapt import CLIP, ImageSet, LatteCLIP, ZeroShot, digits, load_clip
@@ -653,20 +648,9 @@ LatteCLIP(clip, images.classnames, **parameters).fit(images)
 
 
 def test_a_killed_process_leaves_a_whole_checkpoint(clip, images, tmp_path, own_cache):
-    process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, str(tmp_path / "run")],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    deadline = time.time() + 120
-    while (
-        not (tmp_path / "run").exists()
-        and process.poll() is None
-        and time.time() < deadline
-    ):
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert (tmp_path / "run").exists()
+    process = program(tmp_path, PROGRAM, tmp_path / "run")
+    process.wait_for(tmp_path / "run")
+    process.kill()
     epochs = []
 
     def stop(method):

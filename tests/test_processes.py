@@ -3,13 +3,13 @@
 import os
 import signal
 import socket
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from processes import program
 
 from clipadapt import CPL, FLYP, FPL, LatteCLIP, ReCLIP, digits
 from clipadapt.app.cli import main
@@ -43,7 +43,7 @@ def pool():
     return digits("train").subset(range(23))
 
 
-def test_one_process_does_without_accelerate():
+def test_one_process_does_without_accelerate(tmp_path, monkeypatch):
     """The loop, its checkpoint and a FLYP are fitted without importing it."""
     code = (
         "import sys, clipadapt;"
@@ -52,8 +52,8 @@ def test_one_process_does_without_accelerate():
         "clipadapt.FLYP(clip, images.classnames, epochs=1, batch_size=4).fit(images);"
         "assert 'accelerate' not in sys.modules"
     )
-    environment = {k: v for k, v in os.environ.items() if k != "WORLD_SIZE"}
-    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    program(tmp_path, code).finish()
 
 
 def test_processes_without_accelerate_say_which_extra_they_need(

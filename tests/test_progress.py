@@ -11,6 +11,7 @@ import sys
 import tempfile
 
 import pytest
+from processes import program
 
 WORK = """
 from clipadapt import LPCLIP, digits, load_clip
@@ -69,8 +70,9 @@ def in_terminal(code, **more):
         return kept.read().decode()
 
 
-def test_a_log_gets_no_bar():
-    written = work(WORK, subprocess.PIPE)
+def test_a_log_gets_no_bar(tmp_path, monkeypatch):
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    _, written = program(tmp_path, WORK).finish()
     assert "\r" not in written and not any(bar in written for bar in BARS), written
 
 

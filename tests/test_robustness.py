@@ -234,9 +234,9 @@ def test_unknown_severities(severity, test):
 def test_pixels_depend_on_seed_and_position_only(name, test):
     spoilt = Corrupted(test, name, 4, seed=3)
     backwards = {i: np.asarray(spoilt[i][0]) for i in reversed(range(COUNT))}
+    whole = digits("test")
     forwards = {
-        i: np.asarray(Corrupted(digits("test"), name, 4, seed=3)[i][0])
-        for i in range(COUNT)
+        i: np.asarray(Corrupted(whole, name, 4, seed=3)[i][0]) for i in range(COUNT)
     }
     assert all(np.array_equal(forwards[i], backwards[i]) for i in range(COUNT))
     assert np.array_equal(np.asarray(spoilt.subset([7])[0][0]), forwards[7])

@@ -1,6 +1,5 @@
 """Small random models of every kind of encoder that OpenCLIP builds."""
 
-import open_clip
 import torch
 from open_clip.model import CLIP as OpenCLIP
 from open_clip.model import CustomTextCLIP
@@ -57,4 +56,4 @@ def tiny(make, seed=0):
                 parameter.data = torch.randn_like(parameter)
             elif name.endswith("bias"):
                 parameter.data = 0.3 * torch.randn_like(parameter)
-    return CLIP(model, builtin.preprocess, open_clip.SimpleTokenizer(context_length=32))
+    return CLIP(model, builtin.preprocess, builtin.tokenizer)

@@ -7,13 +7,14 @@
 #| code-summary: "The imports of the module"
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -366,6 +367,12 @@ def read_json(source: str | Path, name: str) -> object:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged (it is not JSON); get it again") from error
 
+# %% ../../nbs/engine/modelfiles.ipynb #simple-tokenizer
+@lru_cache(4)
+def _simple_tokenizer(**options) -> SimpleTokenizer:
+    """CLIP's own tokenizer: its 49,000 words are read once in a process."""
+    return SimpleTokenizer(**options)
+
 # %% ../../nbs/engine/modelfiles.ipynb #cell-28
 def _check_tokenizer(source: str) -> None:
     """ValueError when the files of a tokenizer name code of their own."""
@@ -393,7 +400,9 @@ def build_tokenizer(settings: ModelSettings, source: str):
     if text.tokenizer_kwargs:
         options = text.tokenizer_kwargs.model_dump(exclude_unset=True)
     if not text.hf_tokenizer_name:
-        return SimpleTokenizer(context_length=text.context_length, **options)
+        tokenizer = copy.copy(_simple_tokenizer(**options))
+        tokenizer.context_length = text.context_length
+        return tokenizer
     _check_tokenizer(source)
     return HFTokenizer(
         source,

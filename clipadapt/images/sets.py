@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -939,11 +939,20 @@ def digits(split: str = "train") -> ImageSet:
     on a dark ground. The halves are stratified and fixed (seed 0). Raises ValueError
     for another split.
     """
+    if split not in ("train", "test"):
+        raise ValueError(f"split must be 'train' or 'test', not {split!r}")
+    images, labels = _half_of_digits(split)
+    half = ImageSet(images.copy(), DIGIT_NAMES, labels.copy())
+    half.source = f"scikit-learn's digits, {split} half"
+    return half
+
+
+@cache
+def _half_of_digits(split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Images uint8 [N, 32, 32] and labels int64 [N], made once in a process."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
-    if split not in ("train", "test"):
-        raise ValueError(f"split must be 'train' or 'test', not {split!r}")
     scans, labels = load_digits(return_X_y=True)
     halves = train_test_split(
         np.arange(len(labels)), test_size=899, stratify=labels, random_state=0
@@ -955,9 +964,7 @@ def digits(split: str = "train") -> ImageSet:
         for scan in pixels
     ]
     images = np.stack([np.asarray(image) for image in larger])
-    half = ImageSet(images, DIGIT_NAMES, labels[indices].astype(np.int64))
-    half.source = f"scikit-learn's digits, {split} half"
-    return half
+    return images, labels[indices].astype(np.int64)
 
 # %% ../../nbs/engine/sets.ipynb #cell-54
 def show_images(
