@@ -74,7 +74,7 @@ class Published(NamedTuple):
     labels: np.ndarray | None  # int64 [N]
     source: str = ""  # data set and split, for reports
 
-
+# %% ../../nbs/engine/datasets.ipynb #cell-8b
 def read_torchvision(
     name: str,
     root: str | Path,
@@ -91,19 +91,16 @@ def read_torchvision(
         (seed 0).
     download: fetch what is not there.
     split_file: a split file of CoOp, which then says what is in each split, "val" among
-        them, and how the classes are called (see `read_split_file`); nothing is
-        downloaded. UCF101 can be read so, too.
+        them, and how classes are called: see `read_split_file`. None is downloaded.
 
-    Raises ValueError for an unknown name or split, FileNotFoundError when the data are
-    not there, ConnectionError when they cannot be downloaded.
+    Raises ValueError for an unknown name or split, FileNotFoundError when data are not
+    there, ConnectionError when they cannot be downloaded.
     """
     if split_file is not None:
         return read_split_file(split_file, root, split, name)
     if name not in TORCHVISION_SPLITS:
-        raise ValueError(
-            f"unknown torchvision data set {name!r}; there are "
-            f"{', '.join(TORCHVISION_SPLITS)}"
-        )
+        known = ", ".join(TORCHVISION_SPLITS)
+        raise ValueError(f"unknown torchvision data set {name!r}; there are {known}")
     if split not in ("train", "test"):
         raise ValueError(f"split must be 'train' or 'test', not {split!r}")
     parts = [
@@ -118,7 +115,9 @@ def read_torchvision(
     names = dataset_facts()[name]["classnames"]
     return Published(images, names, labels[chosen], _torchvision_source(name, split))
 
-
+# %% ../../nbs/engine/datasets.ipynb #cell-8c
+#| code-fold: true
+#| code-summary: "What a split is called"
 def _torchvision_source(name: str, split: str) -> str:
     """What a split is, in words that tell it from other splits of the same data."""
     options = TORCHVISION_SPLITS[name]
@@ -242,6 +241,8 @@ class _TorchvisionImages(Sequence):
         return item if isinstance(item, Path) else item[0]
 
 # %% ../../nbs/engine/datasets.ipynb #splits-2
+#| code-fold: true
+#| code-summary: "Where images lie"
 # Where the images of CoOp's files lie: in its own folders, and in torchvision's
 SPLIT_PLACES = {
     "Caltech101": [
@@ -258,7 +259,7 @@ SPLIT_PLACES = {
     "UCF101": ["ucf101/UCF-101-midframes"],
 }
 
-
+# %% ../../nbs/engine/datasets.ipynb #splits-2b
 def read_split_file(
     path: str | Path,
     root: str | Path,
@@ -306,7 +307,9 @@ class _Listed(NamedTuple):
     labels: list[int]  # N
     classnames: list[str]
 
-
+# %% ../../nbs/engine/datasets.ipynb #splits-4x
+#| code-fold: true
+#| code-summary: "How a split file is recognised"
 _ZHOU = TypeAdapter(dict[str, list[tuple[str, int, str]]])
 
 
@@ -333,7 +336,9 @@ def _strict(kind: TypeAdapter, content: bytes) -> Any:
     except ValidationError as error:
         raise ValueError(f"it is damaged ({_first_complaint(error):.200})") from error
 
-
+# %% ../../nbs/engine/datasets.ipynb #splits-4b
+#| code-fold: true
+#| code-summary: "A split of CoOp"
 def _of_zhou(splits: dict[str, list[tuple[str, int, str]]], split) -> _Listed:
     """A split of CoOp's file; the classes are those of all splits."""
     if split not in splits:
@@ -352,7 +357,7 @@ def _of_zhou(splits: dict[str, list[tuple[str, int, str]]], split) -> _Listed:
 
 # %% ../../nbs/engine/datasets.ipynb #splits-5
 #| code-fold: true
-#| code-summary: "ELEVATER's two kinds"
+#| code-summary: "ELEVATER's files in the form of COCO"
 class _Lenient(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
@@ -378,7 +383,9 @@ class _Coco(_Lenient):
     annotations: list[_CocoLabel]
     categories: list[_CocoClass]
 
-
+# %% ../../nbs/engine/datasets.ipynb #splits-5c
+#| code-fold: true
+#| code-summary: "What such a file lists"
 def _of_coco(coco: _Coco) -> _Listed:
     categories = sorted(coco.categories, key=lambda category: category.id)
     numbers = {category.id: number for number, category in enumerate(categories)}
@@ -396,7 +403,9 @@ def _of_coco(coco: _Coco) -> _Listed:
     known = [labels.get(image.id, -1) for image in coco.images]
     return _Listed(files, known, [category.name for category in categories])
 
-
+# %% ../../nbs/engine/datasets.ipynb #splits-5b
+#| code-fold: true
+#| code-summary: "ELEVATER's text files"
 def _of_lines(path: Path, content: bytes) -> _Listed:
     """An index: the last word of a line is the label, all before it the path."""
     rows = [line.rsplit(maxsplit=1) for line in _lines(content)]
@@ -441,7 +450,9 @@ def _check_inside(file: str) -> None:
         if not parts or outside or "\0" in form:
             raise ValueError(f"{file!r:.100} is no path below the folder of the images")
 
-
+# %% ../../nbs/engine/datasets.ipynb #splits-6b
+#| code-fold: true
+#| code-summary: "All images are there"
 def _located(files: Sequence[str], root: Path, name: str | None) -> list[Path]:
     """The paths of the images, all of which are there."""
     known = SPLIT_PLACES.values() if name is None else [SPLIT_PLACES[name]]

@@ -330,6 +330,8 @@ def track(
     )
 
 # %% ../../nbs/engine/sets.ipynb #cell-23
+#| code-fold: show
+#| code-summary: "Subsets and views, and sets without labels"
 class _Looks:
     """What an image set can show of itself."""
 
@@ -496,6 +498,8 @@ class _Readable:
         return _read_nth(self.images, place, self.max_pixels, side, device)
 
 # %% ../../nbs/engine/sets.ipynb #cell-28
+#| code-fold: true
+#| code-summary: "Where the images of a set can come from"
 class _Sources:
     """Where the images of a set can come from."""
 
@@ -550,7 +554,9 @@ class _Sources:
         found = read_hub(name, split, max_pixels=max_pixels, **options)
         return _published(found, max_pixels=max_pixels)
 
-
+# %% ../../nbs/engine/sets.ipynb #cell-28b
+#| code-fold: true
+#| code-summary: "A published data set says where it is from"
 def _published(found: Published, **options) -> ImageSet:
     """What a reader of a data set found, as an image set that says where it is from."""
     images = ImageSet(found.images, found.classnames, found.labels, **options)

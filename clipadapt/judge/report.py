@@ -124,7 +124,9 @@ def _circumstances(runs: Sequence[Run], train: ImageSet, test: ImageSet) -> dict
         "versions": {name: version(name) for name in packages},
     }
 
-
+# %% ../../nbs/engine/report.ipynb #cell-8b
+#| code-fold: true
+#| code-summary: "The templates and the captions of all methods"
 def _templates(runs: Sequence[Run]) -> str:
     """The templates of all methods that have some, each named once."""
     who: dict[str, list[str]] = {}
