@@ -19,7 +19,7 @@ from clipadapt.clip.model import encode_all_views
 from clipadapt.learning import metrics, prompts
 from clipadapt.learning.adapter import Adapter
 from clipadapt.learning.prompts import ImageTower
-from clipadapt.methods import grip, lpclip, transduction
+from clipadapt.methods import grip, lpclip, prototypes, transduction
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -44,6 +44,31 @@ def on_disk(monkeypatch):
     for module in (featuresets, features, prompts, transduction):
         monkeypatch.setattr(module, "new_array", spied)
     return shapes
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64, torch.bool])
+def test_large_answers_of_blocks_lie_on_disk(on_disk, dtype):
+    table = torch.randn(2000, 3, generator=torch.Generator().manual_seed(0))
+    answer = lambda some: (10 * some).to(dtype)
+    found = featuresets.in_blocks(answer, table, 16)
+    assert on_disk == [(2000, 3)] and torch.equal(found, answer(table))
+    assert found.dtype == dtype and len(featuresets.in_blocks(answer, table[:30], 16))
+    assert on_disk == [(2000, 3)], "small ones do not"
+    halves = featuresets.in_blocks(torch.Tensor.bfloat16, table, 16)
+    assert torch.equal(halves, table.bfloat16()), "NumPy has no such numbers"
+
+
+def test_votes_need_no_table_of_guesses(clip, images, monkeypatch):
+    shapes, blocks = [], prototypes.in_blocks
+
+    def spied(*given):
+        found = blocks(*given)
+        shapes.append(found.shape)
+        return found
+
+    monkeypatch.setattr(prototypes, "in_blocks", spied)
+    NearestNeighbours(clip, images.classnames).fit(images)
+    assert shapes == [(40,)]
 
 
 class Linear(Adapter):

@@ -408,12 +408,13 @@ class NearestNeighbours(Adapter):
         features = self.clip.encode_image(images)
         prompts = encode_prompts(self.clip, self.classnames_, self.templates)
         scale = self.clip.logit_scale
-        probabilities = in_blocks(
-            lambda some: zero_shot_probabilities(some, prompts, scale), features
-        ).numpy()
+        answer = lambda some: zero_shot_probabilities(some, prompts, scale)
         kept = slice(None)
-        classes = np.where(labels >= 0, labels, probabilities.argmax(1))
-        if self.per_class is not None:
+        if self.per_class is None:
+            guesses = in_blocks(lambda some: answer(some).argmax(1), features).numpy()
+            classes = np.where(labels >= 0, labels, guesses)
+        else:
+            probabilities = in_blocks(answer, features).numpy()
             unlabelled, known = np.flatnonzero(labels < 0), np.flatnonzero(labels >= 0)
             chosen = top_k(probabilities[unlabelled], self.per_class, policy="argmax")
             kept = np.concatenate([known, unlabelled[chosen.images]])
