@@ -263,7 +263,8 @@ def _ranked_lists(unit: Tensor, centres: Tensor, most: int) -> Tensor:
     A row's own list is found among all, the others among the `AROUND` around it.
     """
     if len(centres) <= AROUND:
-        return in_blocks(lambda some: (some @ centres.T).topk(most, 1).indices, unit).int()
+        rank = lambda some: (some @ centres.T).topk(most, 1).indices.int()
+        return in_blocks(rank, unit)
     own = _own_lists(unit, centres)
     if most == 1:
         return own[:, None]
@@ -354,7 +355,7 @@ class _AllPairs(NamedTuple):
 
 
 def nearest_search(vectors: np.ndarray, k: int) -> NeighbourLists | _AllPairs:
-    """What searches for the k nearest rows: all pairs of up to `EXACT` rows, else lists.
+    """What searches k near rows: all pairs of up to `EXACT` rows, otherwise lists.
 
     vectors: unit rows, float32 [M, D].
     k: how many will be asked for; for more than `SIZE` of them all pairs are compared.
@@ -788,9 +789,10 @@ class ZLaP(_Table):
     seed: not used here; every method has it.
 
     A new image is compared with all images of a pool of up to 50,000, else with those
-    of a few lists (`NeighbourLists`). Images with a label in `fit(X, y)` keep it, and are sources of their class. The
-    logit scale plays no part, but for images with no tie of positive weight, which get
-    zero-shot probabilities. The probabilities of others are shares of what arrives.
+    of a few lists (`NeighbourLists`). Images with a label in `fit(X, y)` keep it, and
+    are sources of their class. The logit scale plays no part, but for images with no
+    tie of positive weight, which get zero-shot probabilities. The probabilities of
+    others are shares of what arrives.
 
     Fitted: `pseudolabels_` int64 [N], the transductive answer; for new images the
     features of the pool, `features_` float32 [N, D], those of the prompts,

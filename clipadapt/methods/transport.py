@@ -38,7 +38,7 @@ CACHED = 2**17  # numbers of a table that a core works on at a time, in its own 
 
 
 def _cached_rows(table: Tensor, columns: int) -> Iterator[slice]:
-    """Blocks of rows of which `columns` numbers each stay in the caches of all cores."""
+    """Blocks of rows, `columns` numbers each, that stay in the caches of all cores."""
     size = CACHED * torch.get_num_threads() // max(1, columns)
     return row_blocks(len(table), max(1, size))
 
@@ -120,7 +120,7 @@ def exact_plan(scores: Tensor, shares: Tensor) -> Plan:
     """The plan with the largest sum of scores: each row once, columns by their shares.
 
     scores: float [N, C].
-    shares: float [C], which sum to 1; one of less than a millionth of a row counts as 0.
+    shares: float [C], which sum to 1; less than a millionth of a row counts as 0.
 
     Successive shortest paths from the plan that Sinkhorn's potentials give. OTTER
     (arXiv 2404.08461), equation 1. At the potentials no row prefers another class than
