@@ -21,7 +21,8 @@ these are tried again.
 
 `--table` prints the tables and runs nothing. Two exponents of CPU time: `all N` is the
 slope of log(time) over log(N), which what does not depend on N flattens; `last` is the
-slope between the two largest sizes alone. 1 is linear.
+slope between the two largest sizes alone. 1 is linear. `rounds` of a fit that ends when
+nothing moves any more may grow as well: the table of what is steep names them.
 
 The default is a short run: 1,000 and 10,000 features of 64 numbers, ten classes.
 """
@@ -73,6 +74,14 @@ def made(run: Run, clip, names: list[str]):
     return make(clip, names, seed=0, **entry.options)
 
 
+def rounds_of(method) -> dict[str, int]:
+    """How many rounds a fit went, {"rounds": ...}; nothing for one without rounds."""
+    history = getattr(method, "history_", None)
+    if not isinstance(history, list) or not history:
+        return {}
+    return {"rounds": 1 + history[-1].get("step", len(history) - 1)}
+
+
 class Guard(Watch):
     """A `Watch` that ends the process which needs too much memory.
 
@@ -122,6 +131,7 @@ def work(run: Run, path: Path, limit: float, memory: float, pipe) -> None:
             "wall_s": round(time.perf_counter() - begun, 3),
             "peak_gib": round(peak / 2**30, 3),
             "anonymous_gib": round(watch.anonymous / 2**30, 3),
+            **rounds_of(method),
         }
     )
 

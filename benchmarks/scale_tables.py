@@ -118,7 +118,15 @@ def steep(growth: pd.DataFrame, least: float = 10.0) -> pd.DataFrame:
     measured = growth[growth["status"] == MEASURED].groupby(SERIES)
     found["fit, last"] = exponents(growth, "fit_cpu_s")["last"]
     found["CPU s"] = measured["cpu_s"].max()
+    if "rounds" in growth:
+        found["rounds"] = measured["rounds"].agg(_last_rounds)
     return found[(found["last"] > LINEAR) & (found["CPU s"] > least)]
+
+
+def _last_rounds(rounds: pd.Series) -> str:
+    """Rounds of the fits of the two largest sizes; nothing where one is not known."""
+    last = rounds.tolist()[-2:]
+    return "" if pd.isna(last).any() else " → ".join(f"{number:.0f}" for number in last)
 
 
 def _cell(line: pd.Series, column: str) -> str:

@@ -9,16 +9,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from clipadapt import FPL, LPCLIP, FeatureSet, digits
+from clipadapt import FPL, LPCLIP, FeatureSet, NearestNeighbours, ZLaP, digits
 from clipadapt.app import runs
 from clipadapt.clip import features, featuresets
 from clipadapt.clip import model as model_module
 from clipadapt.clip.features import FeatureStore, StoredCLIP, view_named
+from clipadapt.clip.index import exact_search
 from clipadapt.clip.model import encode_all_views
 from clipadapt.learning import metrics, prompts
 from clipadapt.learning.adapter import Adapter
 from clipadapt.learning.prompts import ImageTower
-from clipadapt.methods import grip, lpclip, transduction
+from clipadapt.methods import grip, lpclip, prototypes, transduction
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -43,6 +44,31 @@ def on_disk(monkeypatch):
     for module in (featuresets, features, prompts, transduction):
         monkeypatch.setattr(module, "new_array", spied)
     return shapes
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64, torch.bool])
+def test_large_answers_of_blocks_lie_on_disk(on_disk, dtype):
+    table = torch.randn(2000, 3, generator=torch.Generator().manual_seed(0))
+    answer = lambda some: (10 * some).to(dtype)
+    found = featuresets.in_blocks(answer, table, 16)
+    assert on_disk == [(2000, 3)] and torch.equal(found, answer(table))
+    assert found.dtype == dtype and len(featuresets.in_blocks(answer, table[:30], 16))
+    assert on_disk == [(2000, 3)], "small ones do not"
+    halves = featuresets.in_blocks(torch.Tensor.bfloat16, table, 16)
+    assert torch.equal(halves, table.bfloat16()), "NumPy has no such numbers"
+
+
+def test_votes_need_no_table_of_guesses(clip, images, monkeypatch):
+    shapes, blocks = [], prototypes.in_blocks
+
+    def spied(*given):
+        found = blocks(*given)
+        shapes.append(found.shape)
+        return found
+
+    monkeypatch.setattr(prototypes, "in_blocks", spied)
+    NearestNeighbours(clip, images.classnames).fit(images)
+    assert shapes == [(40,)]
 
 
 class Linear(Adapter):
@@ -317,7 +343,11 @@ def test_a_row_is_compared_with_as_many_rows_whatever_the_lists(monkeypatch):
     assert sizes.max() > 5 * sizes.float().mean(), "the lists are uneven"
     held, before = looked_into(probed, sizes)
     assert (before < 900).all() and (held >= 900).all()
-    pairs = [(len(i), len(o)) for i, o in transduction._lists(probed, 30)]
+    members = transduction._members(ranked[:, 0], 30)
+    pairs = [
+        (len(inside), len(outside))
+        for inside, outside in zip(members, transduction._askers(probed, 30))
+    ]
     assert sum(inside for inside, _ in pairs) == len(unit)
     assert sum(inside * outside for inside, outside in pairs) == held.sum()
     monkeypatch.setattr(transduction, "PROBES", 2)
@@ -348,6 +378,112 @@ def test_neighbours_are_found_in_lists():
     recall = np.mean([np.isin(a, b).mean() for a, b in zip(places, exact)])
     assert recall > 0.97 and (weights <= true + 1e-6).all()
     assert not (places == torch.arange(12_000)[:, None]).any()
+
+
+@pytest.fixture(scope="module")
+def clumps():
+    """12,000 rows in 200 clumps, and 3,000 others."""
+    generator = torch.Generator().manual_seed(6)
+    centres = torch.randn(200, 12, generator=generator)
+    labels = torch.randint(200, (15_000,), generator=generator)
+    points = centres[labels] + 0.9 * torch.randn(15_000, 12, generator=generator)
+    return F.normalize(points, dim=1).split([12_000, 3000])
+
+
+def recall_of(found, exact):
+    return np.mean([np.isin(a, b).mean() for a, b in zip(found, exact)])
+
+
+def test_others_find_their_neighbours_in_lists(clumps):
+    rows, others = (part.numpy() for part in clumps)
+    lists = transduction.NeighbourLists(rows)
+    found, places = lists.search(others, 10)
+    true, exact = exact_search(rows, others, 10)
+    assert recall_of(places, exact) > 0.97 and (found <= true + 1e-6).all()
+    assert np.allclose(found, np.einsum("qd,qkd->qk", others, rows[places]), atol=1e-5)
+    assert (np.diff(found) <= 0).all() and all(len(set(row)) == 10 for row in places)
+    alone = [lists.search(others[[i]], 10)[1][0] for i in range(20)]
+    assert recall_of(alone, places[:20]) == 1, "whoever else asks"
+    itself = lists.search(rows[:50], 1)[1][:, 0]
+    assert (itself == np.arange(50)).all()
+
+
+def test_a_query_is_compared_with_few_rows_however_many_there_are(clumps, monkeypatch):
+    """Twice the rows, the same number of comparisons for each query."""
+    monkeypatch.setattr(transduction, "SIZE", 32)
+    monkeypatch.setattr(transduction, "COMPARED", 512)
+    compared, spent = transduction._best_in_lists, []
+
+    def counted(unit, members, queries, probed, *rest, **options):
+        sizes = torch.tensor([*map(len, members)])
+        held = torch.where(probed >= 0, sizes[probed.long().clamp(min=0)], 0).sum(1)
+        spent.append(float(held.float().mean()))
+        return compared(unit, members, queries, probed, *rest, **options)
+
+    monkeypatch.setattr(transduction, "_best_in_lists", counted)
+    rows, others = (part.numpy() for part in clumps)
+    for count in (3000, 6000, 12_000):
+        transduction.NeighbourLists(rows[:count]).search(others, 5)
+    assert max(spent) < 512 + 100 and max(spent) / min(spent) < 1.1
+
+
+def test_lists_are_chosen_among_those_around(clumps, monkeypatch):
+    rows, _ = clumps
+    monkeypatch.setattr(transduction, "SIZE", 32)
+    centres = transduction._list_centres(rows)
+    assert len(centres) == 375 > transduction.AROUND
+    ranked = transduction._ranked_lists(rows, centres, 16)
+    best = (rows @ centres.T).topk(16, 1).indices
+    assert torch.equal(ranked[:, 0].long(), best[:, 0]) and ranked.dtype == torch.int32
+    assert recall_of(ranked.numpy(), best.numpy()) > 0.97
+    assert all(len(set(row)) == 16 for row in ranked.tolist())
+    some = transduction._ranked_lists(rows[:9], centres, 16)
+    assert torch.equal(some, ranked[:9]), "whoever else asks"
+
+
+@pytest.mark.parametrize("kind", [NearestNeighbours, ZLaP])
+def test_answers_from_lists_are_those_of_all_pairs(kind, clip, clumps, monkeypatch):
+    rows, others = (
+        FeatureSet(
+            F.pad(part[:3000], (0, clip.embed_dim - 12)), digits("train").classnames
+        )
+        for part in clumps
+    )
+    method = kind(clip, rows.classnames).fit(rows)
+    plain = method.predict_proba(others)
+    assert np.allclose(
+        kind(clip, rows.classnames).fit(rows).predict_proba(others), plain
+    )
+    monkeypatch.setattr(transduction, "EXACT", 2000)
+    made, build = [], transduction.NeighbourLists.__init__
+    spied = lambda self, vectors: (made.append(len(vectors)), build(self, vectors))[1]
+    monkeypatch.setattr(transduction.NeighbourLists, "__init__", spied)
+    listed = kind(clip, rows.classnames)
+    listed.fit(rows)
+    for _ in range(2):  # lists are made once
+        found = listed.predict_proba(others)
+    assert made == [3000]
+    assert (found.argmax(1) == plain.argmax(1)).mean() > 0.98
+    loaded = restored(listed)
+    assert np.allclose(loaded.predict_proba(others), found, atol=1e-6)
+
+
+def restored(method):
+    """A method as it is after it was saved and loaded: without what is not fitted."""
+    for name in ("_index", "_search"):
+        vars(method).pop(name, None)
+    return method
+
+
+def test_many_neighbours_are_looked_for_among_all_pairs(clumps, monkeypatch):
+    monkeypatch.setattr(transduction, "EXACT", 100)
+    rows = clumps[0].numpy()
+    few, many = (transduction.nearest_search(rows, k) for k in (5, 513))
+    assert isinstance(few, transduction.NeighbourLists)
+    assert not isinstance(many, transduction.NeighbourLists)
+    assert many.search(rows[:2], 513)[1].shape == (2, 513)
+    with pytest.raises(ValueError, match="dimensions"):
+        few.search(np.eye(3, dtype=np.float32))
 
 
 def test_parts_of_the_nodes_spread_as_all_of_them(monkeypatch):

@@ -63,7 +63,23 @@ def test_exponents_and_what_is_steep(tmp_path):
     assert found.loc[("Linear", 64, 10), "all N"] == pytest.approx(1)
     assert found.loc[("Square", 64, 10), "last"] == pytest.approx(2)
     assert [*scale_tables.steep(growth).index] == [("Square", 64, 10)]
+    assert "rounds" not in scale_tables.steep(growth)
+    rounds = growth["N"].map({1000: 5, 10_000: 5, 100_000: 7, 1_000_000: 80})
+    steep = scale_tables.steep(growth.assign(rounds=rounds))
+    assert steep["rounds"].tolist() == ["7 → 80"]
+    unknown = rounds.where(growth["N"] < 1_000_000)
+    assert scale_tables.steep(growth.assign(rounds=unknown))["rounds"].tolist() == [""]
     table = scale_tables.seconds_and_memory(growth)
     assert table.loc[("Slow", 64, 10), "N = 1,000"] == "over"
     assert table.loc[("Linear", 64, 10), "N = 1,000,000"] == "100"
     scale_tables.show(path)
+
+
+def test_rounds_are_those_of_the_fit():
+    import scale
+
+    fitted = lambda history: type("Fitted", (), {"history_": history})()
+    assert scale.rounds_of(fitted([{"change": 0.1}] * 7)) == {"rounds": 7}
+    steps = [{"step": 0}, {"step": 100}, {"step": 160}]
+    assert scale.rounds_of(fitted(steps)) == {"rounds": 161}
+    assert scale.rounds_of(fitted([])) == scale.rounds_of(object()) == {}

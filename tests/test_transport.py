@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.optimize import linprog
+from scipy.sparse import csr_array
 
 from clipadapt import OTTER, FeatureSet, InMaP, ZeroShot, digits, sinkhorn
 from clipadapt.clip.templates import average_prompts, encode_prompts
@@ -144,7 +145,8 @@ def test_exact_plans_of_odd_problems(seed):
     value = scores[plan.images, plan.classes] @ plan.amounts
     adjusted = scores + plan.potentials.numpy()
     bound = adjusted.max(1).sum() - count * shares @ plan.potentials.numpy()
-    assert np.isclose(value, bound, rtol=1e-6, atol=1e-6 * abs(scores).max() * count)
+    size = max(abs(scores).max(), 1e-9)
+    assert np.isclose(value, bound, rtol=1e-6, atol=1e-6 * size * count)
     some = adjusted[:, shares > 0].max(1)
     assert (adjusted.max(1) <= some + 1e-6 * abs(scores).max()).all()
 
@@ -161,8 +163,8 @@ def test_shares_that_no_programme_sees(tiny):
     assert plan.potentials.isfinite().all()
 
 
-def test_pairs_that_were_left_out_come_back(monkeypatch):
-    """However few pairs the first programme has, the plan is the best of all."""
+def test_a_poor_start_is_made_good(monkeypatch):
+    """Whatever the first potentials are, the plan is the best of all."""
     rng = np.random.default_rng(1)
     scores, shares = torch.from_numpy(rng.normal(size=(50, 5))), torch.full((5,), 0.2)
     good = exact_plan(scores, shares.double())
@@ -174,6 +176,46 @@ def test_pairs_that_were_left_out_come_back(monkeypatch):
         float(scores[p.images, p.classes].numpy() @ p.amounts) for p in (good, again)
     ]
     assert np.isclose(*value)
+
+
+@pytest.mark.parametrize("count, classes", [(400, 3), (300, 30), (60, 60), (20, 50)])
+def test_the_exact_plan_is_that_of_a_general_solver(count, classes):
+    """HiGHS finds the same sum, on clumps, ties and shares of every size."""
+    rng = np.random.default_rng(classes)
+    scores = rng.normal(size=(8, classes))[rng.integers(8, size=count)]
+    scores += 0.05 * rng.normal(size=scores.shape)
+    scores[: count // 3] = scores[0]
+    shares = rng.dirichlet(np.full(classes, 0.5))
+    plan = exact_plan(torch.from_numpy(scores), torch.from_numpy(shares))
+    once, shared = np.indices((count, classes))
+    equations = np.concatenate([once.ravel(), count + shared.ravel()])
+    pairs = np.tile(np.arange(count * classes), 2)
+    sums = csr_array((np.ones(len(pairs)), (equations, pairs)))
+    wanted = np.concatenate([np.ones(count), count * shares])
+    found = linprog(-scores.ravel(), A_eq=sums, b_eq=wanted, method="highs-ipm")
+    value = scores[plan.images, plan.classes] @ plan.amounts
+    assert np.isclose(value, -found.fun, rtol=1e-6)
+    columns = np.bincount(plan.classes, plan.amounts, minlength=classes)
+    np.testing.assert_allclose(columns, count * shares, atol=1e-5)
+
+
+def test_few_images_move_after_sinkhorn(monkeypatch):
+    """The work of the exact plan is that of a few moves, not of all pairs."""
+    rng = np.random.default_rng(0)
+    scores = torch.from_numpy(rng.normal(size=(2000, 10)) + rng.normal(size=10))
+    moves, move = [], transport._Exchange._move
+    spied = lambda self, way: (moves.append(len(way)), move(self, way))
+    monkeypatch.setattr(transport._Exchange, "_move", spied)
+    exact_plan(scores, torch.full((10,), 0.1))
+    assert 0 < len(moves) < 200 and max(moves) <= 10
+
+
+def test_inmap_works_in_blocks_of_bounded_size(clip, pool, monkeypatch):
+    sizes, blocks = [], transport.row_blocks
+    spied = lambda count, *size: (sizes.append(size), blocks(count, *size))[1]
+    monkeypatch.setattr(transport, "row_blocks", spied)
+    transport.vision_proxies(torch.ones(50, 4), torch.eye(4), torch.eye(4), 1.0, 3)
+    assert sizes == [(transport.CACHED * torch.get_num_threads() // 4,)] * 3
 
 
 def test_sinkhorn_comes_near_to_the_plan(clip):
@@ -318,7 +360,7 @@ def test_blocks_change_nothing(clip, pool, monkeypatch):
         for kind, given in kinds
     ]
     blocks = transport.row_blocks
-    monkeypatch.setattr(transport, "row_blocks", lambda count: blocks(count, 7))
+    monkeypatch.setattr(transport, "row_blocks", lambda count, *_: blocks(count, 7))
     parts = [
         kind(clip, NAMES, **given).fit(pool).predict_proba(pool)
         for kind, given in kinds

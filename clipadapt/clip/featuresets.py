@@ -57,7 +57,7 @@ def in_blocks(
     features: [N, D].
     size: B; fewer rows are answered at once.
 
-    Returns [N, ...].
+    Returns [N, ...]; a large table of numbers on the CPU lies on disk, see `new_array`.
     """
     if len(features) <= size:
         return answer(features)
@@ -65,7 +65,7 @@ def in_blocks(
     for rows in row_blocks(len(features), size):
         some = answer(features[rows])
         if answers is None:
-            answers = some.new_empty((len(features), *some.shape[1:]))
+            answers = _room_like(some, len(features))
         answers[rows] = some
     assert answers is not None, "there is more than one block"
     return answers
@@ -103,6 +103,15 @@ def _reserve(handle: int, size: int) -> None:
     except OSError as error:  # not every file system can
         if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
             raise
+
+
+def _room_like(some: Tensor, count: int) -> Tensor:
+    """Room for `count` rows such as these, without content."""
+    shape = (count, *some.shape[1:])
+    large = some.element_size() * math.prod(shape) > IN_MEMORY
+    if large and some.device.type == "cpu" and some.dtype != torch.bfloat16:
+        return torch.from_numpy(new_array(shape, str(some.dtype).split(".")[1]))
+    return some.new_empty(shape)
 
 # %% ../../nbs/engine/featuresets.ipynb #cell-16
 def new_views(shape: Sequence[int]) -> Tensor:

@@ -28,6 +28,7 @@ from ..learning.adapter import Adapter
 from ..learning.export import Head
 from ..learning.pseudolabels import top_k
 from ..learning.threads import threads_for
+from .transduction import NeighbourLists, nearest_search
 
 # %% auto #0
 __all__ = ['text_prototypes', 'image_prototypes', 'mix_prototypes', 'cluster_prototypes', 'update_prototypes',
@@ -431,7 +432,8 @@ class NearestNeighbours(Adapter):
         spread over all classes.
     per_class: keep only the most certain pseudolabels of each class, as many as this
         (`top_k`); None keeps all.
-    kind: that of the `PrototypeIndex`.
+    kind: "auto" compares with all of up to 50,000 images, and with those of a few lists
+        where there are more (`NeighbourLists`); or that of a `PrototypeIndex`.
     seed: decides the lists of an approximate index.
 
     Labels that are given in `fit(X, y)` take the place of pseudolabels.
@@ -454,7 +456,7 @@ class NearestNeighbours(Adapter):
         templates: Templates = "single",
         k: int = 10,
         per_class: int | None = None,
-        kind: str = "exact",
+        kind: str = "auto",
         seed: int = 0,
     ):
         super().__init__(clip, classnames, seed=seed)
@@ -466,19 +468,28 @@ class NearestNeighbours(Adapter):
         features = self.clip.encode_image(images)
         prompts = encode_prompts(self.clip, self.classnames_, self.templates)
         scale = self.clip.logit_scale
-        probabilities = in_blocks(
-            lambda some: zero_shot_probabilities(some, prompts, scale), features
-        ).numpy()
+        answer = lambda some: zero_shot_probabilities(some, prompts, scale)
         kept = slice(None)
-        classes = np.where(labels >= 0, labels, probabilities.argmax(1))
-        if self.per_class is not None:
+        if self.per_class is None:
+            guesses = in_blocks(lambda some: answer(some).argmax(1), features).numpy()
+            classes = np.where(labels >= 0, labels, guesses)
+        else:
+            probabilities = in_blocks(answer, features).numpy()
             unlabelled, known = np.flatnonzero(labels < 0), np.flatnonzero(labels >= 0)
             chosen = top_k(probabilities[unlabelled], self.per_class, policy="argmax")
             kept = np.concatenate([known, unlabelled[chosen.images]])
             classes = np.concatenate([labels[known], chosen.classes])
         self.features_, self.pseudolabels_ = features.numpy()[kept], classes
         self.empty_classes_ = _report_empty(classes, self.classnames_)
-        self._index = PrototypeIndex(self.features_, self.kind, seed=self.seed)
+        self._index = self._indexed()
+
+    def _indexed(self) -> PrototypeIndex | NeighbourLists:
+        if self.kind == "auto":
+            search = nearest_search(unit_rows(self.features_), self.k)
+            if isinstance(search, NeighbourLists):
+                return search
+        kind = "exact" if self.kind == "auto" else self.kind
+        return PrototypeIndex(self.features_, kind, seed=self.seed)
 
     def _check_loaded(self) -> None:
         if not len(unit_rows(self.features_, "features_")):
@@ -486,7 +497,7 @@ class NearestNeighbours(Adapter):
 
     def _predict_proba(self, images: ImageSet) -> torch.Tensor:
         if not hasattr(self, "_index"):  # after loading
-            self._index = PrototypeIndex(self.features_, self.kind, seed=self.seed)
+            self._index = self._indexed()
         return in_blocks(self._vote, self.clip.encode_image(images))
 
     def _vote(self, features: torch.Tensor) -> torch.Tensor:

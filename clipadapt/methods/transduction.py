@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -26,9 +27,9 @@ from ..learning.export import Head
 from ..learning.threads import threads_for
 
 # %% auto #0
-__all__ = ['BLOCK', 'EXACT', 'ROWS', 'SIZE', 'COMPARED', 'PROBES', 'FLAT', 'PROJECTIONS', 'neighbour_graph', 'nearest_rows',
-           'nearest_in_lists', 'diffuse', 'propagate_labels', 'class_centroids', 'class_directions',
-           'projection_matrix', 'modality_graph', 'spread_from_text', 'ZLaP']
+__all__ = ['BLOCK', 'EXACT', 'ROWS', 'SIZE', 'COMPARED', 'PROBES', 'FLAT', 'AROUND', 'PROJECTIONS', 'neighbour_graph',
+           'nearest_rows', 'nearest_in_lists', 'NeighbourLists', 'nearest_search', 'diffuse', 'propagate_labels',
+           'class_centroids', 'class_directions', 'projection_matrix', 'modality_graph', 'spread_from_text', 'ZLaP']
 
 # %% ../../nbs/engine/transduction.ipynb #cell-14
 BLOCK = 2**24  # similarities computed at a time: 64 MB
@@ -150,6 +151,7 @@ SIZE = 512  # rows of a list on average
 COMPARED, PROBES = 16 * SIZE, 32  # a row looks into lists until they hold so many rows,
 #   or into so many lists
 FLAT = 4096  # lists up to which a row is compared with all centres
+AROUND = 128  # lists, those around its own, among which a row chooses
 
 
 def nearest_in_lists(unit: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -166,23 +168,46 @@ def nearest_in_lists(unit: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """
     centres = _list_centres(unit)
     probed = _nearest_lists(unit, centres)
-    weights = torch.full((len(unit), k), -torch.inf, device=unit.device)
-    neighbours = torch.zeros(len(unit), k, dtype=torch.int32, device=unit.device)
-    for members, askers in _lists(probed, len(centres)):
-        for rows in askers.split(max(1, BLOCK // len(members))):
-            similarity = unit[rows] @ unit[members].T
-            place = torch.searchsorted(members, rows).clamp(max=len(members) - 1)
-            own = (members[place] == rows).nonzero()[:, 0]
-            similarity[own, place[own]] = -torch.inf  # nobody is a neighbour of its own
-            found = similarity.topk(min(k, len(members)), 1)
+    members = _members(probed[:, 0], len(centres))
+    return _best_in_lists(unit, members, unit, probed, k, others=True)
+
+
+def _best_in_lists(
+    unit: Tensor,
+    members: list[Tensor],
+    queries: Tensor,
+    probed: Tensor,
+    k: int,
+    others: bool,
+) -> tuple[Tensor, Tensor]:
+    """The best rows in the lists that each query looks into, float32 and int32 [Q, k].
+
+    others: the queries are the rows, and nobody is a neighbour of its own.
+    """
+    weights = torch.full((len(queries), k), -torch.inf, device=unit.device)
+    neighbours = torch.zeros(len(queries), k, dtype=torch.int32, device=unit.device)
+    for inside, askers in zip(members, _askers(probed, len(members))):
+        if not len(inside) or not len(askers):
+            continue
+        listed = unit[inside].T
+        for rows in askers.split(max(1, BLOCK // len(inside))):
+            similarity = queries[rows] @ listed
+            if others:
+                _strike_out(similarity, inside, rows)
+            found = similarity.topk(min(k, len(inside)), 1)
             values = torch.cat([weights[rows], found.values], 1)
-            places = torch.cat([neighbours[rows], members[found.indices].int()], 1)
+            places = torch.cat([neighbours[rows], inside[found.indices].int()], 1)
             best = values.topk(k, 1)
-            weights[rows], neighbours[rows] = (
-                best.values,
-                places.gather(1, best.indices),
-            )
+            weights[rows] = best.values
+            neighbours[rows] = places.gather(1, best.indices)
     return weights.cpu(), neighbours.cpu()
+
+
+def _strike_out(similarity: Tensor, members: Tensor, rows: Tensor) -> None:
+    """Nobody is a neighbour of its own: minus infinity where member and row agree."""
+    place = torch.searchsorted(members, rows).clamp(max=len(members) - 1)
+    own = (members[place] == rows).nonzero()[:, 0]
+    similarity[own, place[own]] = -torch.inf
 
 # %% ../../nbs/engine/transduction.ipynb #lists-2
 #| code-fold: true
@@ -215,46 +240,129 @@ def _list_centres(unit: Tensor) -> Tensor:
 # %% ../../nbs/engine/transduction.ipynb #lists-3
 #| code-fold: true
 #| code-summary: "The lists: their members, and who looks into them"
-def _nearest_lists(unit: Tensor, centres: Tensor) -> Tensor:
+def _nearest_lists(
+    unit: Tensor, centres: Tensor, sizes: Tensor | None = None
+) -> Tensor:
     """The lists that each row looks into, int32 [M, P], the nearest first, -1 = none.
 
     unit: rows [M, D].
     centres: of the lists, [L, D].
+    sizes: int64 [L], of the lists; None: the rows are those in the lists.
     """
-    most = min(PROBES, len(centres))
-    if len(centres) <= FLAT:
-        near = lambda some: (some @ centres.T).topk(most, 1).indices.int()
-    else:
-        index = PrototypeIndex(centres, "hnsw")
-
-        def near(some: Tensor) -> Tensor:
-            places = index.search(some, most)[1]
-            return torch.from_numpy(places).int().to(unit.device)
-
-    probed = in_blocks(near, unit)
-    sizes = probed[:, 0].bincount(minlength=len(centres))
+    probed = _ranked_lists(unit, centres, min(PROBES, len(centres)))
+    if sizes is None:
+        sizes = probed[:, 0].bincount(minlength=len(centres))
     for rows in row_blocks(len(unit), ROWS):
         held = sizes[probed[rows].long()]
         probed[rows][held.cumsum(1) - held >= COMPARED] = -1  # enough before it
     return probed
 
 
-def _lists(probed: Tensor, count: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """The members of each list that has any, and the rows that look into it.
+def _ranked_lists(unit: Tensor, centres: Tensor, most: int) -> Tensor:
+    """The lists with the nearest centres, int32 [M, most], the nearest first.
 
-    probed: int32 [M, P], the lists of each row, its own first, -1 = none.
-    count: of the lists.
+    A row's own list is found among all, the others among the `AROUND` around it.
     """
-    own, pairs = probed[:, 0], probed.flatten()
+    if len(centres) <= AROUND:
+        rank = lambda some: (some @ centres.T).topk(most, 1).indices.int()
+        return in_blocks(rank, unit)
+    own = _own_lists(unit, centres)
+    if most == 1:
+        return own[:, None]
+    near = lambda some: (some @ centres.T).topk(AROUND, 1).indices
+    around = in_blocks(near, centres, ROWS // 16)
+    ranked = torch.empty(len(unit), most, dtype=torch.int32, device=unit.device)
+    for inside, lists in zip(_members(own, len(centres)), around):
+        if len(inside):
+            best = (unit[inside] @ centres[lists].T).topk(most, 1).indices
+            ranked[inside] = lists[best].int()
+    return ranked
+
+
+def _own_lists(unit: Tensor, centres: Tensor) -> Tensor:
+    """The list with the nearest centre, int32 [M]."""
+    if len(centres) <= FLAT:
+        return in_blocks(lambda some: (some @ centres.T).argmax(1), unit).int()
+    index = PrototypeIndex(centres, "hnsw")
+
+    def near(some: Tensor) -> Tensor:
+        return torch.from_numpy(index.search(some, 1)[1][:, 0]).to(unit.device)
+
+    return in_blocks(near, unit).int()
+
+
+def _members(own: Tensor, count: int) -> list[Tensor]:
+    """The rows in each of `count` lists, rising; `own`: int32 [M], the list of each."""
+    sizes = own.bincount(minlength=count).tolist()
+    return list(own.argsort(stable=True).split(sizes))
+
+
+def _askers(probed: Tensor, count: int) -> Iterator[Tensor]:
+    """The rows that look into each of `count` lists, rising.
+
+    probed: int32 [M, P], the lists of each row, -1 = none.
+    """
+    pairs = probed.flatten()
     places = (pairs >= 0).nonzero()[:, 0]
     pairs = pairs[places]
     askers = places[pairs.argsort(stable=True)]
     askers = askers.div_(probed.shape[1], rounding_mode="floor")
-    asked = pairs.bincount(minlength=count).tolist()
-    members = own.argsort(stable=True).split(own.bincount(minlength=count).tolist())
-    for inside, outside in zip(members, askers.split(asked)):
-        if len(inside):
-            yield inside, outside
+    yield from askers.split(pairs.bincount(minlength=count).tolist())
+
+# %% ../../nbs/engine/transduction.ipynb #lists-5
+class NeighbourLists:
+    """Rows sorted into lists, and a search that looks into a few of them.
+
+    vectors: unit rows, float32 [M, D].
+
+    As `nearest_in_lists`, for queries that are not among the rows: a query is compared
+    with the centres, and with some `COMPARED` rows, however many there are.
+    """
+
+    def __init__(self, vectors: np.ndarray):
+        self.vectors = vectors
+        self._unit = torch.from_numpy(vectors)
+        self._centres = _list_centres(self._unit)
+        own = _ranked_lists(self._unit, self._centres, 1)[:, 0]
+        self._members = _members(own, len(self._centres))
+        self._sizes = own.bincount(minlength=len(self._centres))
+
+    def search(self, queries, k: int = 10) -> tuple[np.ndarray, np.ndarray]:
+        """Near rows of each query: cosines float32 [Q, k], falling, and places [Q, k].
+
+        queries: unit rows [Q, D].
+        k: how many, at most M. Where the lists hold fewer, the rest has a cosine of
+            minus infinity.
+        """
+        asked = torch.from_numpy(unit_rows(queries, "queries", self.vectors.shape[1]))
+        probed = _nearest_lists(asked, self._centres, self._sizes)
+        of_a_list = 1 + len(asked) * PROBES // len(self._members)
+        with threads_for(of_a_list * SIZE * asked.shape[1]):
+            found, places = _best_in_lists(
+                self._unit, self._members, asked, probed, k, others=False
+            )
+        return found.numpy(), places.long().numpy()
+
+
+class _AllPairs(NamedTuple):
+    """Rows, and a search that looks at all of them."""
+
+    vectors: np.ndarray
+
+    def search(self, queries, k: int = 10) -> tuple[np.ndarray, np.ndarray]:
+        queries = unit_rows(queries, "queries", self.vectors.shape[1])
+        with threads_for(min(len(queries), 1024) * self.vectors.size):
+            return exact_search(self.vectors, queries, min(k, len(self.vectors)))
+
+
+def nearest_search(vectors: np.ndarray, k: int) -> NeighbourLists | _AllPairs:
+    """What searches k near rows: all pairs of up to `EXACT` rows, otherwise lists.
+
+    vectors: unit rows, float32 [M, D].
+    k: how many will be asked for; for more than `SIZE` of them all pairs are compared.
+    """
+    listed = len(vectors) > EXACT and k <= SIZE
+    return NeighbourLists(vectors) if listed else _AllPairs(vectors)
 
 # %% ../../nbs/engine/transduction.ipynb #cell-19
 def diffuse(
@@ -686,9 +794,7 @@ class _Table(Adapter):
     def _arriving(self, features: Tensor) -> Tensor:
         """What arrives at new images, float32 [B, C], of unit rows [B, D]."""
         classes, pool = len(self.classnames_), len(self.features_)
-        queries = np.ascontiguousarray(features.numpy())
-        with threads_for(min(len(queries), 1024) * self.features_.size):
-            found = exact_search(self.features_, queries, min(self.k, pool))
+        found = self._searched().search(features, min(self.k, pool))
         weights, places = map(torch.from_numpy, found)
         text = torch.from_numpy(self.prompt_features_)
         text_weights, texts = _text_ties(features, text, self.k, self.gamma)
@@ -702,6 +808,13 @@ class _Table(Adapter):
         entries = self.scores_[:, 0], self.node_classes_, np.arange(classes + pool + 1)
         kept = csr_array(entries, shape=(classes + pool, classes))
         return torch.from_numpy((ties @ kept).toarray())
+
+    def _searched(self) -> NeighbourLists | _AllPairs:
+        """What searches the images of the pool; lists are made once."""
+        search = getattr(self, "_search", None)
+        if search is None or search.vectors is not self.features_:
+            search = self._search = nearest_search(self.features_, self.k)
+        return search
 
     def _shares(self, arrived: Tensor, features: Tensor) -> Tensor:
         """Probabilities [B, C]: shares of what arrives, or else those of zero-shot."""
@@ -736,9 +849,11 @@ class ZLaP(_Table):
     iterations: the most steps of the solver.
     seed: not used here; every method has it.
 
-    Images with a label in `fit(X, y)` keep it, and are sources of their class. The
-    logit scale plays no part, but for images with no tie of positive weight, which get
-    zero-shot probabilities. The probabilities of others are shares of what arrives.
+    A new image is compared with all images of a pool of up to 50,000, else with those
+    of a few lists (`NeighbourLists`). Images with a label in `fit(X, y)` keep it, and
+    are sources of their class. The logit scale plays no part, but for images with no
+    tie of positive weight, which get zero-shot probabilities. The probabilities of
+    others are shares of what arrives.
 
     Fitted: `pseudolabels_` int64 [N], the transductive answer; for new images the
     features of the pool, `features_` float32 [N, D], those of the prompts,

@@ -8,14 +8,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.optimize import linprog
-from scipy.sparse import csr_array
 from torch import Tensor
 
 from ..clip.featuresets import BLOCK, in_blocks, row_blocks
@@ -34,10 +32,19 @@ from clipadapt.methods.discriminant import (
 )
 
 # %% auto #0
-__all__ = ['sinkhorn', 'near_potentials', 'spread', 'Plan', 'exact_plan', 'check_shares', 'remaining_shares', 'OTTER',
+__all__ = ['CACHED', 'sinkhorn', 'near_potentials', 'spread', 'Plan', 'exact_plan', 'check_shares', 'remaining_shares', 'OTTER',
            'vision_proxies', 'balanced_sums', 'InMaP']
 
 # %% ../../nbs/engine/transport.ipynb #cell-6
+CACHED = 2**17  # numbers of a table that a core works on at a time, in its own cache
+
+
+def _cached_rows(table: Tensor, columns: int) -> Iterator[slice]:
+    """Blocks of rows, `columns` numbers each, that stay in the caches of all cores."""
+    size = CACHED * torch.get_num_threads() // max(1, columns)
+    return row_blocks(len(table), max(1, size))
+
+
 def sinkhorn(
     scores: Tensor,
     shares: Tensor,
@@ -62,7 +69,7 @@ def sinkhorn(
     found[shares <= 0] = -torch.inf
     for _ in range(rounds if len(scores) else 0):
         total = torch.full_like(wanted, -torch.inf)
-        for rows in row_blocks(len(scores)):
+        for rows in _cached_rows(scores, scores.shape[1]):
             logits = sharpness * scores[rows] + found.to(scores)
             columns = logits.log_softmax(1).logsumexp(0)
             total = torch.logaddexp(total, columns.double())
@@ -115,76 +122,118 @@ def exact_plan(scores: Tensor, shares: Tensor) -> Plan:
     """The plan with the largest sum of scores: each row once, columns by their shares.
 
     scores: float [N, C].
-    shares: float [C], which sum to 1.
+    shares: float [C], which sum to 1; less than a millionth of a row counts as 0.
 
-    A linear programme (HiGHS) of the pairs that may matter, and of more until none is
-    left out that would. OTTER (arXiv 2404.08461), equation 1. Potentials are those of
-    the programme; a class without share has the highest at which no row prefers it.
+    Successive shortest paths from the plan that Sinkhorn's potentials give. OTTER
+    (arXiv 2404.08461), equation 1. At the potentials no row prefers another class than
+    those it is in; a class without share has the highest at which that is so.
     """
     shares = shares.double() / shares.double().sum()  # for sums that fit exactly
-    shares = torch.where(len(scores) * shares < 1e-6, 0, shares)  # HiGHS sees no less
+    shares = torch.where(len(scores) * shares < 1e-6, 0, shares)
     shares = shares / shares.sum()
-    scale = max(spread(scores), 1e-9)
-    potentials = near_potentials(scores, shares, 200 / scale)
-    gap = 0.1 * scale
-    allowed = _within(scores, potentials, gap, shares)
-    while True:
-        plan = _solve(scores, allowed, shares)
-        if plan is None:  # these pairs do not suffice
-            gap *= 4
-            allowed |= _within(scores, potentials, gap, shares)
-            continue
-        better = _left_out(scores, allowed, plan.potentials, shares, 1e-7 * scale)
-        if not better.any():
-            return plan._replace(potentials=_closed(scores, plan.potentials, shares))
-        allowed |= better
+    potentials = near_potentials(scores, shares, 200 / max(spread(scores), 1e-9))
+    there = np.flatnonzero(shares.numpy() > 0)
+    exchange = _Exchange(
+        scores.double().numpy()[:, there],
+        len(scores) * shares.numpy()[there],
+        potentials.numpy()[there],
+    )
+    exchange.settle()
+    images, places = np.nonzero(exchange.amounts.T)
+    potentials[there] = torch.from_numpy(exchange.potentials)
+    closed = _closed(scores, potentials, shares)
+    return Plan(images, there[places], exchange.amounts[places, images], closed)
 
 # %% ../../nbs/engine/transport.ipynb #cell-11
 #| code-fold: true
-#| code-summary: "The parts: pairs near the best, the programme, pairs left out"
-def _within(
-    scores: Tensor, potentials: Tensor, gap: float, shares: Tensor
-) -> np.ndarray:
-    """Which pairs are within `gap` of the best of their row, bool [N, C]."""
-    adjusted = scores.double() + potentials
-    near = adjusted >= adjusted.amax(1, keepdim=True) - gap
-    return (near & (shares > 0)).numpy()
+#| code-summary: "Images move from class to class, along the shortest ways"
+_LEFT = 1e-8  # of an image: what a class may have too much in the end
+_CRUMB = 1e-9  # of an image: a smaller rest moves along
 
 
-def _solve(scores: Tensor, allowed: np.ndarray, shares: Tensor) -> Plan | None:
-    """The best plan of the allowed pairs; None where there is none."""
-    count, classes = scores.shape
-    rows, columns = np.nonzero(allowed)
-    pairs = np.arange(len(rows))
-    where = np.concatenate([rows, count + columns]), np.concatenate([pairs, pairs])
-    sums = csr_array(
-        (np.ones(2 * len(rows)), where), shape=(count + classes, len(rows))
-    )
-    wanted = np.concatenate([np.ones(count), count * shares.numpy()])
-    gain = scores[rows, columns].double().numpy()
-    found = linprog(-gain, A_eq=sums, b_eq=wanted, method="highs")
-    if found.status != 0:
-        if allowed[:, shares.numpy() > 0].all():
-            raise ValueError(
-                f"no optimal plan was found ({found.message}): use solver='sinkhorn'"
-            )
-        return None
-    used = found.x > 1e-9
-    potentials = torch.from_numpy(found.eqlin.marginals[count:].copy())
-    return Plan(rows[used], columns[used], found.x[used], potentials)
+class _Exchange:
+    """Images in their best classes, which move until all counts are right.
 
+    gains: float64 [N, C].
+    wanted: float64 [C], how many images each class gets; the sum is N.
+    potentials: float64 [C], where they begin.
+    """
 
-def _left_out(
-    scores: Tensor,
-    allowed: np.ndarray,
-    potentials: Tensor,
-    shares: Tensor,
-    tolerance: float,
-) -> np.ndarray:
-    """Pairs that are not allowed, and better than all of their row that are."""
-    adjusted = (scores.double() + potentials).numpy()
-    best = np.where(allowed, adjusted, -np.inf).max(1, keepdims=True)
-    return (adjusted > best + tolerance) & ~allowed & (shares.numpy() > 0)
+    def __init__(self, gains: np.ndarray, wanted: np.ndarray, potentials: np.ndarray):
+        self.gains, self.potentials = gains, potentials
+        best = (gains + potentials).argmax(1)
+        self.amounts = np.zeros(gains.shape[::-1])  # [C, N]
+        self.amounts[best, np.arange(len(gains))] = 1
+        self.over = self.amounts.sum(1) - wanted
+        self.losses = np.empty((len(wanted), len(wanted)))  # before the potentials
+        self.movers = np.empty(self.losses.shape, np.int64)
+        for start in range(len(wanted)):
+            self._look(start)
+
+    def _look(self, start: int) -> None:
+        """Which image of a class loses least in each other class, and how much."""
+        members = np.flatnonzero(self.amounts[start])
+        self.losses[start] = np.inf
+        if len(members):
+            own = self.gains[members]
+            lost = own[:, [start]] - own
+            first = lost.argmin(0)
+            self.losses[start] = lost[first, np.arange(len(first))]
+            self.movers[start] = members[first]
+        self.losses[start, start] = np.inf
+
+    def settle(self) -> None:
+        """Move images until no class has too many."""
+        while self.over.max() > _LEFT:
+            lengths = self.losses + self.potentials[:, None] - self.potentials
+            few = self.over < -_LEFT / (2 * len(self.over))
+            found, before = _shortest_ways(lengths.clip(0), self.over > _LEFT, few)
+            end = np.flatnonzero(few)[found[few].argmin()]
+            self.potentials = self.potentials + np.minimum(found, found[end])
+            way = [end]
+            while before[way[-1]] >= 0:
+                way.append(before[way[-1]])
+            self._move(way[::-1])
+
+    def _move(self, way: list[int]) -> None:
+        """One image, or a part of it, at each step of a way."""
+        steps = [(a, b, self.movers[a, b]) for a, b in zip(way, way[1:])]
+        held = [self.amounts[a, image] for a, _, image in steps]
+        amount = min(self.over[way[0]], -self.over[way[-1]], *held)
+        for a, b, image in steps:  # perhaps the same image twice
+            most = self.amounts[a, image]
+            moved = most if most - amount < _CRUMB else amount
+            self.amounts[a, image] -= moved
+            self.amounts[b, image] += moved
+            self.over[a] -= moved
+            self.over[b] += moved
+        for place in way:
+            self._look(place)
+
+# %% ../../nbs/engine/transport.ipynb #ways-1
+#| code-fold: true
+#| code-summary: "The shortest ways, and potentials of classes without share"
+def _shortest_ways(
+    lengths: np.ndarray, starts: np.ndarray, ends: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The length of the shortest way to each place, and the place before it, -1 = none.
+
+    lengths: float64 [C, C], from 0, of the step from each place to each.
+    starts, ends: bool [C]; what is farther than the nearest end need not be right.
+
+    Bellman and Ford's algorithm, from those places only that a way has just reached.
+    """
+    found = np.where(starts, 0.0, np.inf)
+    before = np.full(len(found), -1)
+    reached = np.flatnonzero(starts)
+    while len(reached):
+        ways = found[reached, None] + lengths[reached]
+        first = ways.argmin(0)
+        ways = ways[first, np.arange(len(found))]
+        shorter = ways < found
+        found[shorter], before[shorter] = ways[shorter], reached[first[shorter]]
+        reached = np.flatnonzero(shorter & (found < found[ends].min()))
+    return found, before
 
 
 def _closed(scores: Tensor, potentials: Tensor, shares: Tensor) -> Tensor:
@@ -247,7 +296,7 @@ class OTTER(_Classifier):
         that sum to 1. None: ALL CLASSES ARE EQUALLY FREQUENT. Wrong shares are
         enforced: where only 4 of 10 classes are in the pool, None makes most answers
         wrong. Use this method only if you know the shares.
-    solver: "exact", a linear programme; "sinkhorn", which comes near to it and needs
+    solver: "exact", the best plan of all; "sinkhorn", which comes near to it and needs
         little memory; "auto": exact up to a million pairs of images and classes.
     scale: what multiplies cosines and potentials in the probabilities; None: the CLIP's
         own. It does not change the plan.
@@ -415,13 +464,20 @@ def vision_proxies(
 def _gradient(
     features: Tensor, proxies: Tensor, wanted: Tensor, image_scale: float
 ) -> tuple[Tensor, float]:
-    """That of the cross-entropy, summed over the images, and its mean."""
-    gradient = -wanted
+    """That of the cross-entropy, summed over the images, and its mean.
+
+    In place, and in blocks that stay in a core's cache: there are thousands of steps.
+    """
+    gradient, scaled = -wanted, image_scale * proxies.T
     loss = -image_scale * (wanted * proxies).sum().item()
-    for rows in row_blocks(len(features)):
-        logits = image_scale * features[rows] @ proxies.T
-        loss += logits.logsumexp(1).sum().item()
-        gradient = gradient + logits.softmax(1).T @ features[rows]
+    for rows in _cached_rows(features, len(proxies)):
+        some = features[rows]
+        logits = some @ scaled
+        highest = logits.amax(1, keepdim=True)
+        powers = logits.sub_(highest).exp_()
+        total = powers.sum(1, keepdim=True)
+        loss += (total.log() + highest).sum().item()
+        gradient.addmm_(powers.div_(total).T, some)
     return gradient, loss / len(features)
 
 # %% ../../nbs/engine/transport.ipynb #cell-20
