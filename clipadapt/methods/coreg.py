@@ -1364,7 +1364,7 @@ class CoReg(_Fit):
     (effective number left), agreement of the two networks, and what the callback of
     `fit` returned.
 
-    `export` writes one student to a file of its own, see `ExportedStudents`.
+    `export` writes both students or one to a file, see `ExportedStudents`.
     """
 
     unsaved = (*Taught.unsaved, "checkpoint", "view_memory")
