@@ -389,7 +389,7 @@ def test_an_exported_student_works_alone_from_its_description(
     """Without the resize in the file: what the description says is done by Pillow."""
     method = CoReg(clip, images.classnames, **SHORT).fit(images)
     method.export(tmp_path / "small.pt2", resize=False)
-    described = json.loads((tmp_path / "small.json").read_text())["input"]
+    described = json.loads((tmp_path / "small.pt2.json").read_text())["input"]
     assert described["preprocessing"] == (
         "resize the shorter side to 8 pixels (bicubic, antialiased), then cut 8 x 8"
         " pixels out of the middle"
@@ -411,7 +411,7 @@ def test_an_exported_student_works_alone_from_its_description(
 import json, sys
 import numpy as np, torch
 from PIL import Image
-facts = json.load(open("small.json"))
+facts = json.load(open("small.pt2.json"))
 size, pixels = facts["input"]["shape"][2], []
 for i in range(28):
     image = Image.open(f"{i:02}.png").convert("RGB")

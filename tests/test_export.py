@@ -3,6 +3,7 @@ refused."""
 
 import hashlib
 import json
+import math
 import re
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
+import open_clip
 import pytest
 import torch
 from click.testing import CliRunner
@@ -48,6 +50,7 @@ from clipadapt.learning.export import (
     Answer,
     Picture,
     Session,
+    beside_of,
     picture_of,
     prepared,
 )
@@ -88,18 +91,26 @@ class _Patches(nn.Module):
         return self.last(self.patches(pixels).relu().flatten(1))
 
 
+def _one_block():
+    model = OpenCLIP(16, {**VISION, "layers": 1}, {**TEXT, "layers": 1})
+    open_clip.set_model_preprocess_cfg(
+        model, {"mean": (0.3, 0.3, 0.3), "std": (0.33, 0.33, 0.33)}
+    )
+    return model
+
+
 @pytest.fixture(scope="module")
 def whole():
     """A vision transformer of one block."""
-    return tiny(
-        lambda: OpenCLIP(16, {**VISION, "layers": 1}, {**TEXT, "layers": 1}), seed=1
-    )
+    clip = tiny(_one_block, seed=1)
+    clip.model.logit_scale.data.fill_(math.log(100))  # small differences show
+    return clip
 
 
 @pytest.fixture(scope="module")
 def small(whole):
     """The same with a smaller tower, for methods that leave it as it is."""
-    model = OpenCLIP(16, {**VISION, "layers": 1}, {**TEXT, "layers": 1})
+    model = _one_block()
     model.load_state_dict(whole.model.state_dict())
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -168,7 +179,8 @@ def test_every_method_answers_the_same_as_a_file(
 ):
     """Pixels of the model's size in a file of onnxruntime; photographs of any size in
     the network that the file is made from (how it resizes has tests of its own)."""
-    method = fitted(name, small if keeps_the_tower(name) else whole, pool)
+    few = pool.subset(range(12 if "prompt" in CASES[name].params else 24))
+    method = fitted(name, small if keeps_the_tower(name) else whole, few)
     expected = method.predict_proba(asked)
     assert np.ptp(expected, 0).max() > 1e-3, "all images get the same answer"
     assert np.abs(by_torch(method, arrays(asked)) - expected).max() < 1e-4
@@ -204,9 +216,8 @@ def test_what_is_said_to_be_the_same_network_is():
         lambda clip: ZLaP(clip, NAMES, sparse=True, k=50),
         lambda clip: NearestNeighbours(clip, NAMES, k=100, per_class=2),
         lambda clip: Prototypes(clip, NAMES, per_class=3),
-        lambda clip: ZeroShot(clip, NAMES, templates="photo", ensemble="probability"),
     ],
-    ids=["ZLaP, sparse", "neighbours", "prototypes", "committee"],
+    ids=["ZLaP, sparse", "neighbours", "prototypes"],
 )
 def test_other_forms_of_a_head(small, pool, asked, tmp_path, make):
     with warnings.catch_warnings():
@@ -241,25 +252,27 @@ SIZES = [(32, 32), (33, 32), (100, 60), (61, 100), (20, 11), (5, 7), (640, 333)]
 @pytest.mark.parametrize("way", [InterpolationMode.BICUBIC, InterpolationMode.BILINEAR])
 @pytest.mark.parametrize("squash", [False, True])
 def test_photographs_are_resized_as_pillow_does_it(way, squash):
-    size = 32
-    steps = [Resize((size, size) if squash else size, way)]
-    steps += [] if squash else [CenterCrop(size)]
+    """Rows first, and then columns; Pillow 13 begins with either."""
+    size, pil = 32, getattr(Image.Resampling, way.name)
     picture = Picture((size, size), "squash" if squash else "crop", way.value)
     for width, height in SIZES:
         image = noise(width, height)
-        expected = np.asarray(Compose(steps)(image), np.int64)
-        found = prepared(image, picture)
-        apart = np.abs(found - expected)
-        assert apart.max() <= 1 and (apart > 0).mean() < 0.002, (width, height)
+        scaled = [size * side // min(image.size) for side in image.size]
+        scaled = [size, size] if squash else scaled
+        in_turn = image.resize((scaled[0], height), pil).resize(scaled, pil)
+        steps = [Resize((size, size) if squash else size, way), CenterCrop(size)]
+        found = prepared(image, picture).astype(int)
+        apart = np.abs(found - np.asarray(CenterCrop(size)(in_turn)))
+        assert apart.max() <= 1 and (apart > 0).mean() < 0.02, (width, height)
+        assert np.abs(found - np.asarray(Compose(steps)(image))).max() <= 3
 
 
-def test_a_resize_in_onnxruntime_for_batches_of_any_size(small, pool, tmp_path):
-    method = ZeroShot(small, NAMES).fit(pool)
-    session = Session(method.export(tmp_path / "any.onnx").read_bytes())
+def test_a_resize_in_onnxruntime_for_batches_of_any_size(files, zero_shot):
+    session = Session(files["onnx"].read_bytes())
     for (width, height), count in zip(SIZES, (1, 2, 3, 1, 2, 1, 2)):
         images = [noise(width, height, seed) for seed in range(count)]
         answers = session(np.concatenate(arrays(images)))
-        assert np.abs(answers - method.predict_proba(images)).max() < 1e-4
+        assert np.abs(answers - zero_shot.predict_proba(images)).max() < 1e-4
 
 
 def test_a_wide_picture_is_not_rounded_to_other_pixels():
@@ -283,7 +296,7 @@ def test_a_preprocessing_of_another_kind_is_left_to_who_asks(small, pool, tmp_pa
     )
     method = ZeroShot(odd, NAMES).fit(pool)
     path = method.export(tmp_path / "odd.onnx")
-    described = json.loads(path.with_suffix(".json").read_text())["input"]
+    described = json.loads(beside_of(path).read_text())["input"]
     assert described["resize"] == "before" and described["shape"][1:] == [32, 32, 3]
     image = noise(60, 40)
     answers = Session(path.read_bytes())(prepared(image, picture_of(odd))[None])
@@ -300,7 +313,7 @@ def test_every_kind_of_image_tower(name, pool, asked, tmp_path):
     method = ZeroShot(clip, NAMES).fit(pool)
     expected = method.predict_proba(asked)
     assert np.abs(by_torch(method, arrays(asked)) - expected).max() < 1e-4
-    if name in ("ResNet", "custom blocks"):  # the others are made of the same parts
+    if name == "ResNet":  # the others are made of the parts of "plain"
         path = method.export(tmp_path / "method.onnx", resize=False)
         pixels = np.stack([prepared(image, picture_of(clip)) for image in asked])
         assert np.abs(Session(path.read_bytes())(pixels) - expected).max() < 1e-4
@@ -374,14 +387,14 @@ def test_a_file_holds_nothing_of_this_machine(files):
 def test_a_program_of_pytorch_is_described_inside(files):
     extra = {"description.json": ""}
     torch.export.load(files["torch"], extra_files=extra)
-    beside = json.loads(files["torch"].with_suffix(".json").read_text())
+    beside = json.loads(beside_of(files["torch"]).read_text())
     del beside["sha256"]
     assert json.loads(extra["description.json"]) == beside
 
 
 def test_descriptions_inside_and_beside_are_the_same(files, zero_shot):
     path = files["onnx"]
-    beside = json.loads(path.with_suffix(".json").read_text())
+    beside = json.loads(beside_of(path).read_text())
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     assert beside.pop("sha256") == digest
     meta = onnxruntime.InferenceSession(path.read_bytes()).get_modelmeta()
@@ -444,7 +457,6 @@ def test_what_cannot_be_exported_says_why(zero_shot, small, tmp_path, monkeypatc
     for name, options, reason in (
         ("birds.tflite", {}, r'"onnx" \(.onnx\), "torch" \(.pt2\)'),
         ("birds.onnx", {"format": "torchscript"}, "torchscript"),
-        ("birds.json", {"format": "onnx"}, "where the description goes"),
         ("birds.pt2", {"int8": True}, 'format="onnx" only'),
         ("birds.onnx", {"images": []}, "images are for int8"),
     ):
@@ -503,13 +515,18 @@ def student(clip):
 
 
 def test_students_together_and_one_alone(student, test_images, tmp_path):
-    pixels = np.concatenate(arrays([image for image, _ in test_images]))
     expected = student.predict_proba(test_images)
-    both = Session(student.export(tmp_path / "both.onnx").read_bytes())
+    path = student.export(tmp_path / "both.onnx", resize=False)
+    pixels = np.concatenate(
+        arrays([prepared(image, student._picture()) for image, _ in test_images])
+    )
+    both = Session(path.read_bytes())
     assert np.abs(both(pixels) - expected).max() < 1e-4
     logs = []
     for network in (0, 1):
-        path = student.export(tmp_path / f"{network}.pt2", network=network)
+        path = student.export(
+            tmp_path / f"{network}.pt2", resize=False, network=network
+        )
         one = torch.export.load(path).module()(torch.from_numpy(pixels))
         logs.append(one.detach().log())
     mean = (sum(logs) / 2).softmax(1).numpy()
@@ -524,13 +541,13 @@ def test_int8_of_a_transformer(clip, test_images, tmp_path, capsys):
         tmp_path / "int8.onnx", resize=False, int8=True, images=test_images
     )
     said = capsys.readouterr().out
-    found = json.loads(path.with_suffix(".json").read_text())["int8"]
+    found = json.loads(beside_of(path).read_text())["int8"]
     assert found["kind"] == "dynamic" and found["labelled"] == found["images"] == 20
     assert found["accuracy"] == pytest.approx(method.score(test_images))
     assert found["agreement"] >= 0.9 and 0 < found["largest_difference"] < 0.3
     assert re.fullmatch(
-        r"int8: 3\.\d+ MB -> 1\.\d+ MB; accuracy [\d.]+% -> [\d.]+% on 20 labelled"
-        r" images; the same class for [\d.]+% of 20 images\n",
+        r"int8: 3(\.\d+)? MB -> 1(\.\d+)? MB; accuracy [\d.]+% -> [\d.]+% on 20"
+        r" labelled images; the same class for [\d.]+% of 20 images\n",
         said,
     )
     assert path.stat().st_size < 1.7e6
@@ -552,13 +569,13 @@ def test_int8_without_images_says_that_the_cost_is_unknown(zero_shot, tmp_path, 
 
 def test_int8_of_a_convolutional_network(student, test_images, tmp_path, capsys):
     with pytest.raises(ValueError, match="pass images="):
-        student.export(tmp_path / "int8.onnx", int8=True, network=0)
+        student.export(tmp_path / "int8.onnx", int8=True, resize=False, network=0)
     unlabelled = [image for image, _ in test_images]
     path = student.export(
-        tmp_path / "int8.onnx", int8=True, images=unlabelled, network=0
+        tmp_path / "int8.onnx", int8=True, images=unlabelled, resize=False, network=0
     )
     assert "accuracy" not in capsys.readouterr().out
-    found = json.loads(path.with_suffix(".json").read_text())["int8"]
+    found = json.loads(beside_of(path).read_text())["int8"]
     assert found["kind"] == "static" and found["agreement"] >= 0.8
     assert "accuracy" not in found
 
@@ -613,7 +630,7 @@ def test_the_snippet_of_the_page_runs_with_onnxruntime_alone(
 ):
     """In a process that can import numpy, Pillow and onnxruntime, and none of what made
     the file; the photograph lies on its side, as a phone writes it."""
-    for file in (files["onnx"], files["onnx"].with_suffix(".json")):
+    for file in (files["onnx"], beside_of(files["onnx"])):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     image, exif = noise(70, 45, seed=9), Image.Exif()
     exif[0x0112] = 6  # turn it by 90 degrees
@@ -649,9 +666,10 @@ def test_the_command(tmp_path):
     method = ZeroShot(load_clip(device="cpu"), images.classnames).fit(images)
     method.save(tmp_path / "model")
     given = ["export", "--saved", tmp_path / "model", "--device", "cpu", "--out"]
-    done = run(*given, tmp_path / "a.onnx", "--int8", "--images", tmp_path / "new")
+    small = ["--no-resize", "--int8", "--images", tmp_path / "new"]
+    done = run(*given, tmp_path / "a.onnx", *small)
     assert done.exit_code == 0, done.output
-    assert "on 12 labelled images" in done.output and "a.json" in done.output
+    assert "on 12 labelled images" in done.output and "a.onnx.json" in done.output
     again = run(*given, tmp_path / "a.onnx")
     assert again.exit_code == 1 and "is there already" in again.output
     done = run(*given, tmp_path / "b.pt2", "--no-resize")

@@ -806,7 +806,7 @@ _EXPORT = [
         type=PATH,
         metavar="FILE",
         required=True,
-        help="A .onnx or .pt2 file; a description is written beside it as .json.",
+        help="A .onnx or .pt2 file; its description is written beside it, .json added.",
     ),
     click.option(
         "--format",
@@ -846,15 +846,16 @@ def export_command(saved, out, format, no_resize, int8, images, overwrite, **giv
     clipadapt export --saved run/model --out birds.onnx
     clipadapt export --saved run/model --out birds.onnx --int8 --images labelled
     """
-    target = check_file(out, overwrite, ".onnx", ".pt2", beside=".json")
+    beside = f"{Path(out).suffix}.json"
+    target = check_file(out, overwrite, ".onnx", ".pt2", beside=beside)
     if images and not int8:
         raise click.UsageError("--images goes with --int8, whose cost it measures")
     method, shown = _load_saved(saved, given), None
     if images:
         shown = read_images(images, method.classnames_, 100_000_000, "test", "pixels")
     method.export(target, format, resize=not no_resize, int8=int8, images=shown)
-    size, beside = target.stat().st_size / 1e6, target.with_suffix(".json")
-    logger.info("wrote %s (%.3g MB) and %s", target, size, beside)
+    size = target.stat().st_size / 1e6
+    logger.info("wrote %s (%.3g MB) and %s.json", target, size, target)
 
 # %% ../../nbs/engine/cli.ipynb #cell-41
 _COMPARE = [

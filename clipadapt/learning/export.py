@@ -36,8 +36,8 @@ from ..images.sets import ImageSet, as_imageset
 # %% auto #0
 __all__ = ['TOLERANCE', 'FORMATS', 'Picture', 'picture_of', 'Resized', 'Given', 'prepared', 'ImageFeatures', 'still', 'Head',
            'LinearHead', 'Answer', 'as_program', 'no_warnings', 'to_torch', 'to_onnx', 'Session', 'check_file',
-           'quantised', 'what_is_lost', 'told', 'format_of', 'described_input', 'licence_note', 'described',
-           'Exporting']
+           'quantised', 'what_is_lost', 'told', 'format_of', 'described_input', 'licence_note', 'beside_of',
+           'described', 'Exporting']
 
 # %% ../../nbs/engine/export.ipynb #ex-06
 _FILTERS = {
@@ -98,9 +98,9 @@ class Resized(nn.Module):
 
     picture: its `fit` is "crop" or "squash"; `size` is S, T.
 
-    What Pillow and torchvision make of a photograph, byte for byte but for rounding. Of
-    one that is more than twice as tall as wide, Pillow 12 and later take the columns
-    first, so some bytes differ.
+    What Pillow and torchvision make of a photograph whose rows are resized first, byte
+    for byte but for rounding. Pillow 13 begins with the columns where it finds that
+    cheaper, of some tall photographs, and then some bytes are a step or two off.
     """
 
     def __init__(self, picture: Picture):
@@ -406,7 +406,7 @@ def _heads(model: Any, answer: nn.Module) -> list[str]:
         said = {pair.key: pair.value for pair in node.metadata_props}
         classes = said.get("pkg.torch.onnx.class_hierarchy", "")
         if any(f"'{name}'" in classes for name in names):
-            found.append(node.name)
+            found += [node.name, f"{node.name}_MatMul"]  # a Gemm is renamed to that
     return found
 
 
@@ -613,11 +613,6 @@ def format_of(path: Path, format: str | None) -> str:
             f"the format of an exported file is one of {known}; {path.name!r:.80} and"
             f" format={format!r:.80} name none"
         )
-    if path.suffix == ".json":
-        raise ValueError(
-            f"{path.name!r:.80} is where the description goes; choose another ending,"
-            f" such as {FORMATS[format]}"
-        )
     return format
 
 # %% ../../nbs/engine/export.ipynb #ex-33
@@ -681,13 +676,18 @@ def _with_facts(model: Any, facts: dict) -> bytes:
     return model.SerializeToString()
 
 
+def beside_of(path: Path) -> Path:
+    """Where the description of a file goes: beside it, `.json` after its name."""
+    return path.with_name(f"{path.name}.json")
+
+
 def _write(path: Path, content: bytes, facts: dict) -> None:
     """A file and its description, each whole or not at all, the description last."""
     with whole_file(path) as draft:
         draft.write_bytes(content)
-    described = {**facts, "sha256": hashlib.sha256(content).hexdigest()}
-    with whole_file(path.with_suffix(".json")) as draft:
-        text = json.dumps(described, indent=1, ensure_ascii=False)
+    beside = {**facts, "sha256": hashlib.sha256(content).hexdigest()}
+    with whole_file(beside_of(path)) as draft:
+        text = json.dumps(beside, indent=1, ensure_ascii=False)
         draft.write_text(text, encoding="utf-8")
 
 
@@ -770,7 +770,8 @@ class Exporting(_Leaving):
         """Write the fitted method to one file that answers alone; return `path`.
 
         path: of the file, `.onnx` or `.pt2`. A description (class names, what goes in
-            and comes out, CLIP, licence) goes into it, and beside it as JSON.
+            and comes out, CLIP, licence) goes into it, and beside it as JSON:
+            `birds.onnx.json` for `birds.onnx`.
         format: "onnx" (any ONNX runtime) or "torch" (`torch.export.load`); None: as
             the name of the file ends.
         resize: take photographs of any size, uint8 [N, H, W, 3]; False: of the size
