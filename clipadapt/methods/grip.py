@@ -21,7 +21,7 @@ from ..clip.featuresets import FeatureSet, row_blocks
 from ..clip.model import CLIP
 from ..clip.templates import average_prompts, check_templates, encode_prompts
 from ..images.files import Array
-from ..images.sets import ImageSet, Integers, check_count
+from ..images.sets import ImageSet, Labels, check_count
 from ..learning.adapter import Adapter, Taught
 from ..learning.processes import current, share, spread, spread_images
 from clipadapt.learning.prompts import (
@@ -558,7 +558,7 @@ class PromptSelfTraining(_Prompted):
     def fit(
         self,
         X,
-        y: Integers | None = None,
+        y: Labels | None = None,
         on_round: Callable[[PromptSelfTraining, Pseudolabels], dict] | None = None,
     ):
         """Adapt to the images `X` and return self: see `Adapter.fit`.
