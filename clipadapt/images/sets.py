@@ -245,9 +245,9 @@ def number_labels(
     if labels is None:
         return check_labels(None, count, len(classnames))
     column = _in_one_column(_as_they_are(labels))
-    if are_names(column):
+    if column.ndim == 1 and are_names(column):
         column = _numbers_of(column, classnames)
-    elif column.dtype == object:
+    elif column.ndim == 1 and column.dtype == object:
         column = _without_gaps(column)
     return check_labels(column, count, len(classnames))
 
@@ -326,7 +326,7 @@ def _missing(values: np.ndarray) -> np.ndarray:
     """Which values are None, NaN or pandas' NA, bool [N]."""
     import pandas as pd
 
-    return np.atleast_1d(pd.isna(values))
+    return pd.isna(values)
 
 # %% ../../nbs/engine/sets.ipynb #cell-17
 def check_count(value: int, name: str, lowest: int = 1) -> int:

@@ -441,19 +441,27 @@ def as_samples(X, clip: CLIP) -> ImageSet:
     clip: the CLIP that made these features; D is its `embed_dim`.
 
     Raises ValueError for features of another length, and as `as_imageset`, `FeatureSet`
-    and scikit-learn's `check_array` do, which raises TypeError for sparse ones.
+    and scikit-learn's `check_array` do; where that has TypeError (sparse tables,
+    objects), what is raised is both.
     """
     table = None if isinstance(X, ImageSet) else _as_table(X)
     if table is None:
         return as_imageset(X)
     floats = [np.float32, np.float64, np.float16]
-    table = check_array(table, dtype=floats, ensure_min_samples=0)
+    try:
+        table = check_array(table, dtype=floats, ensure_min_samples=0)
+    except TypeError as error:
+        raise _NoNumbersError(str(error)) from error
     if table.shape[1] != clip.embed_dim:
         raise ValueError(
             f"X has {table.shape[1]} features, but CLIP is expecting"
             f" {clip.embed_dim} features as input: load the model that made them"
         )
     return FeatureSet(table)
+
+
+class _NoNumbersError(TypeError, ValueError):
+    """What is no table of numbers: the one to scikit-learn, the other to us."""
 
 
 def _as_table(X):

@@ -22,6 +22,7 @@ from zlib import crc32
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.exceptions import NotFittedError
 from sklearn.utils.multiclass import check_classification_targets
@@ -481,6 +482,15 @@ def check_adapter(method: type[Adapter], clip: CLIP | None = None, **params):
 # %% ../../nbs/engine/testing.ipynb #sklearn-1
 #| code-fold: true
 #| code-summary: "A CLIP without towers, for features of any length"
+class _NoTower(torch.nn.Identity):
+    image_size = 32
+
+
+def _squash(image: Image.Image) -> Image.Image:
+    """What a CLIP without an image tower makes of an image: there is no use for it."""
+    return image.resize((32, 32))
+
+
 class TowerlessCLIP(CLIP):
     """A CLIP for tables of features, to try methods with: it reads no images.
 
@@ -489,12 +499,11 @@ class TowerlessCLIP(CLIP):
     """
 
     def __init__(self, dim: int):
-        model: Any = torch.nn.Module()
-        model.visual = torch.nn.Identity()
-        model.visual.image_size = 32
+        model = torch.nn.Module()
+        model.visual = _NoTower()
         model.logit_scale = torch.nn.Parameter(torch.tensor(20.0).log())
-        super().__init__(model, None, None, precision="float32")
-        self.embed_dim, self.squashes = dim, False
+        super().__init__(model, _squash, None, precision="float32")
+        self.embed_dim = dim
 
     def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> torch.Tensor:
         """Unit features, float32 [M, D], drawn from the texts' check sums."""
