@@ -27,6 +27,8 @@ from ..images.pictures import printable
 from clipadapt.images.sets import (
     ImageSet,
     Integers,
+    Labels,
+    _chosen,
     check_classnames,
     check_count,
 )
@@ -251,9 +253,14 @@ class _Rows(ImageSet):
     features: np.ndarray
     _converted: dict[str, np.ndarray]  # shared by sets of the same features
 
-    def __getitem__(self, index: int) -> NoReturn:
-        """Raises ValueError: there are no images."""
-        _no_images()
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, D), that of the features."""
+        return self.features.shape
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        """The features [N, D], as NumPy and scikit-learn ask for them."""
+        return np.array(self.features, dtype, copy=copy or None)
 
     def read(
         self,
@@ -274,14 +281,13 @@ class _Rows(ImageSet):
 class _Parts(_Rows):
     """The part of `FeatureSet` that gives other sets."""
 
-    def subset(self, indices: Integers) -> FeatureSet:
+    def subset(self, indices: Integers | slice) -> FeatureSet:
         """The features at `indices`, in that order, with their labels.
 
-        indices: whole numbers, or a boolean mask [N]. Rows that follow each other are
-            not copied.
+        indices: whole numbers, a boolean mask [N], or a slice. Rows that follow each
+            other are not copied.
         """
-        kind = None if len(indices) else int
-        chosen = np.arange(len(self))[np.asarray(indices, kind)]
+        chosen = _chosen(indices, len(self))
         rows = self.features[_as_slice(chosen)]
         return _assembled(rows, self.classnames, self.labels[chosen])
 
@@ -477,20 +483,21 @@ class FeatureSet(_FromTables):
     features: float [N, D], an array, a memory map, a tensor, or rows in a list. Rows of
         another length than 1 are divided by it, with a warning.
     classnames: the C names that the labels count; may be empty for unlabelled images.
-    labels: int [N], -1 for unlabelled images; None for all of them.
+    labels: int [N], -1 for unlabelled images, or names of classes; None for all of
+        them.
 
     A memory map stays one, and nothing is copied unless rows have to be scaled. It goes
     wherever an `ImageSet` goes, to methods that need no pixels; a CLIP returns the
     features themselves from `encode_image`. The same features are the weak and the
     strong view of an image. Raises ValueError for features that are no table of finite
-    numbers, or have no direction, and as `check_classnames` and `check_labels` do.
+    numbers, or have no direction, and as `check_classnames` and `number_labels` do.
     """
 
     def __init__(
         self,
         features: Sequence | np.ndarray | Tensor,
         classnames: Sequence[str] = (),
-        labels: Integers | None = None,
+        labels: Labels | None = None,
     ):
         table = _private(_unit(_as_table(features)))
         super().__init__(_NoImages(len(table)), classnames, labels)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import math
+import operator
 import os
 import random
 import re
@@ -25,7 +26,7 @@ from contextlib import contextmanager
 from functools import cache, partial
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -49,9 +50,9 @@ from clipadapt.images.pictures import (
 from .views import to_spare
 
 # %% auto #0
-__all__ = ['Integers', 'Images', 'DIGIT_NAMES', 'check_classnames', 'check_labels', 'check_count', 'check_number', 'seeded',
-           'track', 'draw_of', 'file_of', 'ImageSet', 'as_imageset', 'read_folder', 'workers', 'share_processors',
-           'digits', 'show_images']
+__all__ = ['Integers', 'Labels', 'Images', 'DIGIT_NAMES', 'check_classnames', 'check_labels', 'number_labels', 'are_names',
+           'check_count', 'check_number', 'seeded', 'track', 'draw_of', 'file_of', 'ImageSet', 'as_imageset',
+           'read_folder', 'workers', 'share_processors', 'digits', 'show_images']
 
 # %% ../../nbs/engine/sets.ipynb #cell-7
 def check_classnames(classnames: Iterable[str] | str | Path) -> list[str]:
@@ -98,7 +99,7 @@ def _in_order(classnames) -> Iterable:
 def _check_name(name, position: int) -> str:
     if not isinstance(name, str):
         raise ValueError(f"class {position} must be text, not {reprlib.repr(name):.80}")
-    name = " ".join(name.split())
+    name = _as_written(name)
     if not name:
         raise ValueError(f"class {position} has an empty name")
     if not name.isprintable() and printable(name) != name:
@@ -106,6 +107,12 @@ def _check_name(name, position: int) -> str:
             f"class {position} holds characters that cannot be seen: "
             f"{printable(name)[:200]}"
         )
+    return name
+
+
+def _as_written(name: str) -> str:
+    """A name with runs of blanks made one, in Unicode's form NFC."""
+    name = " ".join(name.split())
     return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 # %% ../../nbs/engine/sets.ipynb #cell-10
@@ -166,6 +173,8 @@ def _name_column(path: Path, header: list[str], rows: list[list[str]]) -> list[s
 # %% ../../nbs/engine/sets.ipynb #cell-14
 # Whole numbers, one an image: a list, an array or a tensor [N]
 Integers = Sequence[int] | np.ndarray | torch.Tensor
+# Labels as methods take them: whole numbers, or the names of classes
+Labels = Integers | Sequence[str]
 # Images as methods take them: a sequence of anything that `read_image` reads
 Images = Sequence | np.ndarray | torch.Tensor
 
@@ -222,6 +231,107 @@ def _label_array(labels) -> np.ndarray:
         raise ValueError(
             f"labels must be one integer an image, not {reprlib.repr(labels):.80}"
         ) from None
+
+# %% ../../nbs/engine/sets.ipynb #names-1
+def number_labels(
+    labels: Labels | None, count: int, classnames: Sequence[str]
+) -> np.ndarray:
+    """Return labels as int64 [count], be they numbers or names; -1 is unlabelled.
+
+    labels: one an image, in a list, an array, a tensor or a column of pandas: whole
+        numbers that count `classnames` from 0, or some of these names. What is missing
+        (None, NaN, "") is unlabelled, beside others. A table [count, 1] is taken, with
+        scikit-learn's DataConversionWarning.
+    count: the number of images.
+    classnames: the C names, as `check_classnames` returns them.
+
+    Raises ValueError for a name that is not among them, and as `check_labels` does.
+    """
+    if labels is None:
+        return check_labels(None, count, len(classnames))
+    column = _in_one_column(_as_they_are(labels))
+    if column.ndim == 1 and are_names(column):
+        column = _numbers_of(column, classnames)
+    elif column.ndim == 1 and column.dtype == object:
+        column = _without_gaps(column)
+    return check_labels(column, count, len(classnames))
+
+
+def are_names(labels: Labels) -> bool:
+    """Whether labels are names, rather than numbers.
+
+    labels: as for `number_labels`.
+    """
+    array = _as_they_are(labels)
+    return array.dtype == object and any(isinstance(each, str) for each in array.flat)
+
+# %% ../../nbs/engine/sets.ipynb #names-2
+#| code-fold: true
+#| code-summary: "Columns, names and gaps"
+def _as_they_are(labels: Labels) -> np.ndarray:
+    """Labels as an array, of objects where some are text, or missing in a column.
+
+    NumPy alone makes text of all if some are text, and floats of numbers with gaps.
+    """
+    array = _label_array(labels)
+    with_gaps = array.dtype.kind == "f" and hasattr(labels, "isna")
+    if array.dtype.kind in "UT" or with_gaps:
+        return np.asarray(labels, object)
+    return array
+
+
+def _in_one_column(labels: np.ndarray) -> np.ndarray:
+    """Labels [N] of a table [N, 1], with a warning; others as they are."""
+    if labels.ndim != 2 or labels.shape[1] != 1:
+        return labels
+    from sklearn.exceptions import DataConversionWarning
+
+    warnings.warn(
+        "A column-vector y was passed when a 1d array was expected: labels of shape"
+        f" {labels.shape} are read as {labels.shape[:1]}; pass y.ravel()",
+        DataConversionWarning,
+        stacklevel=2,
+    )
+    return labels.ravel()
+
+
+def _numbers_of(names: np.ndarray, classnames: Sequence[str]) -> np.ndarray:
+    """The number of each name, -1 where it is missing; anything else stays in it."""
+    if not len(classnames):
+        raise ValueError(
+            "labels that are names need class names to count: pass classnames, too"
+        )
+    numbers = {name: number for number, name in enumerate(classnames)} | {"": -1}
+    gaps = _missing(names)
+    found = [
+        -1 if gap else numbers.get(_as_written(name)) if isinstance(name, str) else name
+        for name, gap in zip(names.tolist(), gaps)
+    ]
+    unknown = {name for name, number in zip(names.tolist(), found) if number is None}
+    if unknown:
+        shown = ", ".join(printable(name)[:40] for name in sorted(unknown)[:5])
+        known = ", ".join(classnames[:5]) + (", ..." if len(classnames) > 5 else "")
+        raise ValueError(
+            f"labels name classes that there are not: {shown}; there are {known}"
+        )
+    return np.array(found)
+
+# %% ../../nbs/engine/sets.ipynb #names-3
+#| code-fold: true
+#| code-summary: "What is missing"
+def _without_gaps(labels: np.ndarray) -> np.ndarray:
+    """Whole numbers with -1 for those that are missing; anything else as it is."""
+    gaps = _missing(labels)
+    if not gaps.any() or gaps.all():
+        return labels
+    return np.array([-1 if gap else v for v, gap in zip(labels.tolist(), gaps)])
+
+
+def _missing(values: np.ndarray) -> np.ndarray:
+    """Which values are None, NaN or pandas' NA, bool [N]."""
+    import pandas as pd
+
+    return pd.isna(values)
 
 # %% ../../nbs/engine/sets.ipynb #cell-17
 def check_count(value: int, name: str, lowest: int = 1) -> int:
@@ -341,13 +451,12 @@ class _Looks:
     max_pixels: int
     source: str = ""
 
-    def subset(self, indices: Integers) -> ImageSet:
+    def subset(self, indices: Integers | slice) -> ImageSet:
         """The images at `indices`, in that order, with their labels.
 
-        indices: whole numbers, or a boolean mask [N].
+        indices: whole numbers, a boolean mask [N], or a slice.
         """
-        kind = None if len(indices) else int
-        chosen = np.arange(len(self.images))[np.asarray(indices, kind)]
+        chosen = _chosen(indices, len(self.images))
         return self._with(_Selection(self.images, chosen), self.labels[chosen])
 
     def unlabelled(self) -> ImageSet:
@@ -497,6 +606,51 @@ class _Readable:
         place = _place(len(self.images), index)
         return _read_nth(self.images, place, self.max_pixels, side, device)
 
+# %% ../../nbs/engine/sets.ipynb #indexed
+class _Indexed(_Looks, _Readable):
+    """What `images[...]` is: one image with its label, or a smaller set."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N,), as of an array of N images."""
+        return (len(self.images),)
+
+    @overload
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]: ...
+    @overload
+    def __getitem__(self, index: slice | Integers | tuple) -> ImageSet: ...
+    def __getitem__(self, index):
+        if isinstance(index, tuple):  # images[some, ...], as scikit-learn writes it
+            index = _only_axis(index)
+        if getattr(index, "ndim", 0):
+            return self.subset(index)
+        try:
+            place = operator.index(index)
+        except TypeError:
+            return self.subset(index)
+        place = _place(len(self.images), place)
+        return self.read(place), int(self.labels[place])
+
+
+def _only_axis(index: tuple):
+    """The index along the first axis, which is the only one that images have."""
+    if len(index) != 2 or index[1] is not Ellipsis:
+        raise IndexError(
+            f"images have one axis, and {index!r:.80} are indices for several; pass"
+            " several images as a list"
+        )
+    return index[0]
+
+
+def _chosen(indices: Integers | slice, count: int) -> np.ndarray:
+    """The places, int64 [M], that NumPy's kind of index chooses among `count`."""
+    if isinstance(indices, slice):
+        return np.arange(count)[indices]
+    chosen = np.arange(count)[np.asarray(indices, None if len(indices) else int)]
+    if chosen.ndim != 1:
+        raise IndexError(f"indices of shape {np.shape(indices)} are not in one row")
+    return chosen
+
 # %% ../../nbs/engine/sets.ipynb #cell-28
 #| code-fold: true
 #| code-summary: "Where the images of a set can come from"
@@ -521,7 +675,7 @@ class _Sources:
     def from_arrays(
         cls,
         images: Images,
-        labels: Integers | None = None,
+        labels: Labels | None = None,
         classnames: Sequence[str] = (),
     ) -> ImageSet:
         """Images from an array, a tensor or a list of images: see `as_imageset`."""
@@ -564,26 +718,28 @@ def _published(found: Published, **options) -> ImageSet:
     return images
 
 # %% ../../nbs/engine/sets.ipynb #cell-29
-class ImageSet(_Looks, _Readable, _Sources, torch.utils.data.Dataset):
+class ImageSet(_Indexed, _Sources, torch.utils.data.Dataset):
     """Images with class names and labels, decoded one at a time when asked for.
 
     images: a sequence of N of anything `read_image` reads.
     classnames: the C names that the labels count; may be empty for unlabelled images.
-    labels: int [N], -1 for unlabelled images; None for all of them.
+    labels: int [N], -1 for unlabelled images, or names of classes (`number_labels`);
+        None for all of them.
     skipped: (path, reason) for files that could not be read.
     ignored: (path, kind) for files of a folder that are no images.
     max_pixels: the largest width x height of a file that is decoded.
 
-    The arguments are attributes, too; `labels` is int64 [N]. Beside them, `source` says
-    in words which data set and split these are, for reports. Raises ValueError for what
-    is no sequence, and as `check_classnames` and `check_labels` do.
+    The arguments are attributes, too; `labels` is int64 [N]. `images[3]` is an image
+    and its label, `images[:3]`, or with an array or a mask, a smaller set. `source`
+    says in words which data set and split these are, for reports. Raises ValueError
+    for what is no sequence, and as `check_classnames` and `number_labels` do.
     """
 
     def __init__(
         self,
         images: Images,
         classnames: Sequence[str] = (),
-        labels: Integers | None = None,
+        labels: Labels | None = None,
         *,
         skipped: Sequence = (),
         ignored: Sequence = (),
@@ -591,15 +747,12 @@ class ImageSet(_Looks, _Readable, _Sources, torch.utils.data.Dataset):
     ):
         self.images = _check_sequence(images)
         self.classnames = check_classnames(classnames)
-        self.labels = check_labels(labels, len(images), len(self.classnames))
+        self.labels = number_labels(labels, len(self.images), self.classnames)
         self.skipped, self.ignored = list(skipped), list(ignored)
         self.max_pixels = check_count(max_pixels, "max_pixels")
 
     def __len__(self) -> int:
         return len(self.images)
-
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return _read_labelled(self, index)
 
     def __repr__(self) -> str:
         return _in_short(self)
@@ -612,11 +765,6 @@ def _place(count: int, index: int) -> int:
     return int(index) % count
 
 
-def _read_labelled(images: ImageSet, index: int) -> tuple[Image.Image, int]:
-    """Image `index` and its label."""
-    return images.read(index), int(images.labels[_place(len(images), index)])
-
-
 def _in_short(images: ImageSet) -> str:
     labelled, classes = (images.labels >= 0).sum(), len(images.classnames)
     return f"ImageSet({len(images)} images, {labelled} labelled, {classes} classes)"
@@ -626,13 +774,15 @@ def as_imageset(images) -> ImageSet:
     """Return `images` as an ImageSet.
 
     images: an ImageSet, which is returned itself; a list of paths, Pillow images or
-        anything else that `read_image` reads; or a tensor [N, 3, H, W] or an array
-        [N, H, W] or [N, H, W, 3], of uint8 (0-255) or floats (0-1).
+        anything else that `read_image` reads, or such a column of pandas; or a tensor
+        [N, 3, H, W] or an array [N, H, W] or [N, H, W, 3], of uint8 (0-255) or floats
+        (0-1).
 
     Raises ValueError for anything else.
     """
     if isinstance(images, ImageSet):
         return images
+    images = _as_list(images)
     if isinstance(images, (np.ndarray, torch.Tensor)):
         if images.ndim != 4 and (images.ndim != 3 or isinstance(images, torch.Tensor)):
             raise ValueError(
@@ -647,12 +797,26 @@ def as_imageset(images) -> ImageSet:
     return ImageSet(images)
 
 
+def _as_list(images):
+    """A column of paths or of pictures, [N] or [N, 1], as a list; others as they are.
+
+    Pandas finds rows by their names, which need not be 0, 1, 2, ...
+    """
+    shape = getattr(images, "shape", ())
+    column = len(shape) == 1 or (len(shape) == 2 and shape[1] == 1)
+    if not column or isinstance(images, (ImageSet, torch.Tensor)):
+        return images
+    array = np.asarray(images)
+    return array.ravel().tolist() if array.dtype.kind in "OUT" else images
+
+
 def _check_sequence(images) -> Sequence:
     if isinstance(images, (str, bytes, bytearray, os.PathLike, Image.Image, Mapping)):
         raise ValueError(
             f"one {type(images).__name__} is not a set of images; put it in "
             "a list, or use ImageSet.from_folder for a folder"
         )
+    images = _as_list(images)
     if not (hasattr(images, "__len__") and hasattr(images, "__getitem__")):
         raise ValueError(
             f"images must be a list or another sequence, not {type(images).__name__}"

@@ -32,7 +32,7 @@ from clipadapt.images.corruptions import (
 )
 from clipadapt.images.sets import (
     ImageSet,
-    Integers,
+    Labels,
     as_imageset,
     check_classnames,
     check_count,
@@ -288,7 +288,7 @@ def warn_of_overlap(
 def _checked(
     method: Adapter,
     test,
-    y: Integers | None,
+    y: Labels | None,
     corruptions: Sequence[str],
     severities: Sequence[int],
     outside: Mapping[str, ImageSet] | None,
@@ -354,7 +354,7 @@ def _ask_everything(
 def evaluate(
     method: Adapter,
     test,
-    y: Integers | None = None,
+    y: Labels | None = None,
     *,
     corruptions: Sequence[str] = tuple(CORRUPTIONS),
     severities: Sequence[int] = SEVERITIES,
@@ -763,7 +763,7 @@ class Restricted(Adapter):
         self.method, self.classnames_ = method, asked
         self.columns = [known.index(name) for name in asked]
 
-    def fit(self, X, y: Integers | None = None) -> Restricted:
+    def fit(self, X, y: Labels | None = None) -> Restricted:
         """Raises ValueError: there is nothing to fit."""
         raise ValueError(
             "a restricted method is fitted already: fit the method in it, and restrict "

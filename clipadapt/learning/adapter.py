@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, cast, get_type_hints
 
@@ -21,8 +22,9 @@ from pydantic import (
     TypeAdapter,
     ValidationError,
 )
-from sklearn.base import BaseEstimator, clone
+from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.exceptions import NotFittedError
+from sklearn.utils import check_array
 
 from ..clip.featuresets import FeatureSet, row_blocks
 from ..clip.model import CLIP, View, is_known, load_clip
@@ -40,18 +42,20 @@ from clipadapt.images.files import (
 )
 from clipadapt.images.sets import (
     ImageSet,
-    Integers,
+    Labels,
+    are_names,
     as_imageset,
     check_classnames,
     check_labels,
+    number_labels,
 )
 from .export import Exporting
 from .processes import current
 from .threads import encoding_work, threads_for
 
 # %% auto #0
-__all__ = ['KEPT', 'SavedClip', 'SavedMethod', 'Declared', 'Saved', 'check_declared', 'read_saved', 'translate_labels', 'Adapter',
-           'annotations', 'Taught']
+__all__ = ['KEPT', 'SavedClip', 'SavedMethod', 'Declared', 'Saved', 'check_declared', 'read_saved', 'translate_labels',
+           'as_samples', 'Adapter', 'annotations', 'Taught']
 
 # %% ../../nbs/engine/adapter.ipynb #cell-10
 #| code-fold: true
@@ -193,12 +197,14 @@ _EARLIER = "adapter.json"  # what clipadapt 0.1 wrote beside the arrays
 
 
 def _as_json(values: Mapping[str, Any]) -> dict[str, JsonValue]:
-    """Values by name as plain JSON, tuples made lists; ValueError for anything else."""
+    """Values by name as plain JSON; ValueError for anything else.
+
+    Tuples become lists, and NumPy's scalars Python's.
+    """
     plain = {}
     for name, value in values.items():
-        value = list(value) if isinstance(value, tuple) else value
         try:
-            plain[name] = _JSON.validate_python(value, strict=True)
+            plain[name] = _JSON.validate_python(_as_python(value), strict=True)
             json.dumps(plain[name], ensure_ascii=False).encode()
         except ValueError as error:
             raise ValueError(
@@ -206,6 +212,17 @@ def _as_json(values: Mapping[str, Any]) -> dict[str, JsonValue]:
                 " strings, lists or None; fitted attributes also arrays"
             ) from error
     return plain
+
+
+def _as_python(value: Any) -> Any:
+    """A value without scalars of NumPy, and without tuples, however deep they lie."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, (list, tuple)):
+        return [_as_python(each) for each in value]
+    if isinstance(value, dict):
+        return {_as_python(key): _as_python(each) for key, each in value.items()}
+    return value
 
 # %% ../../nbs/engine/adapter.ipynb #cell-18
 #| code-fold: true
@@ -390,25 +407,26 @@ def _fitting_clip(clip: CLIP | None, wanted: SavedClip, path: Path) -> CLIP:
 
 # %% ../../nbs/engine/adapter.ipynb #cell-27
 def translate_labels(
-    images: ImageSet, y: Integers | None, classnames: Sequence[str]
+    images: ImageSet, y: Labels | None, classnames: Sequence[str]
 ) -> np.ndarray:
     """Labels int64 [N] counted by `classnames`.
 
     images: the N images that the labels belong to.
-    y: labels, int [N]; None translates those of `images` by class name.
+    y: labels, int [N] or names (`number_labels`); None translates those of `images` by
+        class name.
     classnames: the names that the answer counts.
 
-    Raises ValueError when `images` has a class outside `classnames`, and for a `y`
-    beside images that count their classes otherwise.
+    Raises ValueError when `images` or `y` has a class outside `classnames`, and for
+    numbers beside images that count their classes otherwise.
     """
     ours, theirs = check_classnames(classnames), check_classnames(images.classnames)
     if y is not None:
-        if theirs and theirs != ours:
+        if theirs and theirs != ours and not are_names(y):
             raise ValueError(
                 "these images count their classes in another order than this method; "
                 "pass y=method.true_labels(images)"
             )
-        return check_labels(y, len(images), len(ours))
+        return number_labels(y, len(images), ours)
     numbers = {name: number for number, name in enumerate(ours)}
     unknown = [name for name in theirs if name not in numbers]
     if unknown:
@@ -417,6 +435,67 @@ def translate_labels(
             + ", ".join(unknown[:5])
         )
     return np.array([*(numbers[name] for name in theirs), -1])[images.labels]
+
+# %% ../../nbs/engine/adapter.ipynb #samples-1
+#| code-fold: true
+#| code-summary: "Images or features, in any form, as a set"
+def as_samples(X, clip: CLIP) -> ImageSet:
+    """What a method is given as `X`, as a set of images or of features.
+
+    X: anything that `as_imageset` takes; or features in a table [N, D] of floats or
+        signed integers: an array, a tensor, a DataFrame, or a list of rows. Rows of
+        another length than 1 are divided by it, with a warning (`FeatureSet`).
+    clip: the CLIP that made these features; D is its `embed_dim`.
+
+    Raises ValueError for features of another length, and as `as_imageset`, `FeatureSet`
+    and scikit-learn's `check_array` do; where that has TypeError (sparse tables,
+    objects), what is raised is both.
+    """
+    table = None if isinstance(X, ImageSet) else _as_table(X)
+    if table is None:
+        return as_imageset(X)
+    floats = [np.float32, np.float64, np.float16]
+    try:
+        table = check_array(table, dtype=floats, ensure_min_samples=0)
+    except TypeError as error:
+        raise _NoNumbersError(str(error)) from error
+    if table.shape[1] != clip.embed_dim:
+        raise ValueError(
+            f"X has {table.shape[1]} features, but CLIP is expecting"
+            f" {clip.embed_dim} features as input: load the model that made them"
+        )
+    return FeatureSet(table)
+
+
+class _NoNumbersError(TypeError, ValueError):
+    """What is no table of numbers: the one to scikit-learn, the other to us."""
+
+
+def _as_table(X):
+    """`X`, if it is a table of numbers or one row of it; None for images."""
+    if isinstance(X, torch.Tensor) and X.ndim <= 2:
+        X = X.detach().cpu()
+        X = (X.float() if X.dtype == torch.bfloat16 else X).numpy()
+    if isinstance(X, (list, tuple)):
+        return X if len(X) and _is_row(X[0]) else None
+    if not hasattr(X, "shape") and hasattr(X, "__array__"):
+        X = np.asarray(X)
+    shape, dtype = getattr(X, "shape", ()), getattr(X, "dtype", None)
+    if len(shape) == 1:
+        return X if getattr(dtype, "kind", "") == "f" else None
+    if len(shape) != 2 or dtype in (np.uint8, bool):
+        return None
+    pictures = shape[1] == 1 and np.asarray(X).dtype.kind in "OUT"  # a column of paths
+    return None if pictures else X
+
+
+def _is_row(value) -> bool:
+    """Whether the first element of a list is a row of numbers, not an image."""
+    if isinstance(value, (np.ndarray, torch.Tensor)):
+        return value.ndim == 1
+    return (
+        isinstance(value, (list, tuple)) and bool(value) and isinstance(value[0], Real)
+    )
 
 # %% ../../nbs/engine/adapter.ipynb #cell-30
 #| code-fold: true
@@ -427,7 +506,8 @@ class _Answering(Saved, Exporting):
     def predict_proba(self, X) -> np.ndarray:
         """Class probabilities, float32 [N, C].
 
-        X: an ImageSet, a list of paths or Pillow images, or a tensor [N, 3, H, W].
+        X: an ImageSet, a list of paths or Pillow images, a tensor [N, 3, H, W], or
+            features (`as_samples`).
 
         Raises NotFittedError before `fit`, ValueError when a probability is not finite.
         """
@@ -446,11 +526,12 @@ class _Answering(Saved, Exporting):
     def predict(self, X) -> np.ndarray:
         """The most probable class of each image, int64 [N].
 
-        X: the images, as for `predict_proba`. The rows of a `FeatureSet` are asked for
-            block after block, so that there is never a table [N, C].
+        X: the images, as for `predict_proba`. Features are asked for block after
+            block, so that there is never a table [N, C].
         """
-        if isinstance(X, FeatureSet):
-            return self._classes(X, np.arange(len(X)))
+        samples = as_samples(X, self.clip)
+        if isinstance(samples, FeatureSet):
+            return self._classes(samples, np.arange(len(samples)))
         return self.predict_proba(X).argmax(1).astype(np.int64)
 
     def _classes(self, features: FeatureSet, indices: np.ndarray) -> np.ndarray:
@@ -467,7 +548,7 @@ class _Answering(Saved, Exporting):
     ) -> np.ndarray:
         """What `answer` says of `X`, without its labels, float32 [N, C]."""
         self._check_fitted()
-        images = as_imageset(X)
+        images = as_samples(X, self.clip)
         if not len(images):
             return np.empty((0, len(self.classnames_)), np.float32)
         with threads_for(encoding_work(self.clip)):
@@ -493,13 +574,51 @@ class _Answering(Saved, Exporting):
             answers[rows] = answers[rows].softmax(1)
         return answers
 
+# %% ../../nbs/engine/adapter.ipynb #classifier-1
+#| code-fold: true
+#| code-summary: "What scikit-learn asks of a classifier"
+class _Classifier(ClassifierMixin):
+    """The part of `Adapter` that scikit-learn's tools look at."""
+
+    classnames_: list[str]
+    _num_features: int | None = None
+
+    @property
+    def classes_(self) -> np.ndarray:
+        """What `predict` answers with, int64 [C]: 0 ... C - 1, as `classnames_` count.
+
+        Raises NotFittedError, which is an AttributeError, before `fit`.
+        """
+        if not self.__sklearn_is_fitted__():
+            raise NotFittedError("classes_ is there after fit(images)")
+        return np.arange(len(self.classnames_))
+
+    @property
+    def n_features_in_(self) -> int:
+        """D, of a method that was fitted on features.
+
+        Raises AttributeError for one that was fitted on images, loaded, or not fitted.
+        """
+        if self._num_features is None or not self.__sklearn_is_fitted__():
+            raise AttributeError("n_features_in_ is there after a fit on features")
+        return self._num_features
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "classnames_")
+
+    def __sklearn_tags__(self):
+        """A classifier that needs no `y`."""
+        tags = super().__sklearn_tags__()
+        tags.target_tags.required = False
+        return tags
+
 # %% ../../nbs/engine/adapter.ipynb #cell-31
 #| code-fold: true
 #| code-summary: "Adapter: what fits and scores"
 KEPT = 50_000_000  # numbers of a table of assignments that is kept after a fit
 
 
-class Adapter(_Answering):
+class Adapter(_Classifier, _Answering):
     """The base of all methods: `fit`, `predict`, `score`, `save`, `load`.
 
     clip: the CLIP that is adapted.
@@ -543,17 +662,21 @@ class Adapter(_Answering):
             f"{type(self).__name__} has to define _fit(images, labels)"
         )
 
-    def fit(self, X, y: Integers | None = None) -> Adapter:
+    def fit(self, X, y: Labels | None = None) -> Adapter:
         """Adapt to images and return self.
 
-        X: an ImageSet, a list of paths or Pillow images, or a tensor [N, 3, H, W];
-            labels that an ImageSet holds are not read.
-        y: labels, int [N], -1 = unlabelled; None means that nothing is labelled.
+        X: an ImageSet, a list of paths or Pillow images, a tensor [N, 3, H, W], or
+            features (`as_samples`); labels that an ImageSet holds are not read.
+        y: labels, int [N], -1 = unlabelled, or names of classes (`number_labels`); None
+            means that nothing is labelled.
 
         Raises ValueError for an empty set, bad class names, or labels of the wrong
         length or range, or counted by other classes.
         """
-        images, classnames = as_imageset(X), check_classnames(self.classnames)
+        images, classnames = (
+            as_samples(X, self.clip),
+            check_classnames(self.classnames),
+        )
         if not classnames:
             raise ValueError("a classifier needs at least one class name")
         if not len(images):
@@ -562,6 +685,8 @@ class Adapter(_Answering):
         if y is not None:
             labels = self.true_labels(images, y)
         self.classnames_ = classnames
+        with_features = isinstance(images, FeatureSet)
+        self._num_features = images.shape[1] if with_features else None
         try:
             with threads_for(encoding_work(self.clip)):
                 self._fit(images.unlabelled(), labels)
@@ -570,7 +695,7 @@ class Adapter(_Answering):
             raise
         return self
 
-    def fit_predict_proba(self, X, y: Integers | None = None) -> np.ndarray:
+    def fit_predict_proba(self, X, y: Labels | None = None) -> np.ndarray:
         """Adapt to images; return the class probabilities of these, float32 [N, C].
 
         X, y: the images and labels, as for `fit`.
@@ -579,7 +704,7 @@ class Adapter(_Answering):
         assignments, the others as `predict_proba(X)` does. Raises ValueError as `fit`
         and `predict_proba` do.
         """
-        images = as_imageset(X)
+        images = as_samples(X, self.clip)
         self.fit(images, y)
         return self._ask(self._pool_proba, images)
 
@@ -596,17 +721,18 @@ class Adapter(_Answering):
         kept = getattr(self, "_assignments", None)
         return self._predict_proba(images) if kept is None else kept.clone()
 
-    def score(self, X, y: Integers | None = None) -> float:
+    def score(self, X, y: Labels | None = None, sample_weight=None) -> float:
         """Accuracy (0-1) on the labelled images.
 
         X: the images, as for `predict_proba`.
-        y: their labels, int [N], -1 = unlabelled; None takes those that `X` holds.
+        y: their labels, as for `fit`; None takes those that `X` holds.
+        sample_weight: how much each image counts, float [N]; None: all the same.
 
-        Raises ValueError when no image is labelled, or when labels count other classes
-        than this method's.
+        Raises ValueError when no image is labelled, when labels count other classes
+        than this method's, and for weights that are negative or all zero.
         """
         self._check_fitted()
-        images = as_imageset(X)
+        images = as_samples(X, self.clip)
         labels = self.true_labels(images, y)
         known = np.flatnonzero(labels >= 0)
         if not len(known):
@@ -617,15 +743,35 @@ class Adapter(_Answering):
             found = self._classes(images, known)
         else:
             found = self.predict(images.subset(known))
-        return float((found == labels[known]).mean())
+        right = found == labels[known]
+        if sample_weight is None:
+            return float(right.mean())
+        return float(np.average(right, weights=_weights(sample_weight, labels)[known]))
 
-    def true_labels(self, images: ImageSet, y: Integers | None = None) -> np.ndarray:
+    def true_labels(self, images, y: Labels | None = None) -> np.ndarray:
         """Labels int64 [N], counted by this method's classes: see `translate_labels`.
 
-        images: the N images.
-        y: labels that count as this method does; None takes those of `images`, by name.
+        images: the N images, as for `fit`.
+        y: names, or labels that count as this method does; None takes those of
+            `images`, by name.
         """
-        return translate_labels(images, y, check_classnames(self.classnames))
+        samples, classnames = as_samples(images, self.clip), self.classnames
+        return translate_labels(samples, y, check_classnames(classnames))
+
+
+def _weights(weights, labels: np.ndarray) -> np.ndarray:
+    """Weights of the images, float64 [N]; ValueError unless they can be averaged by."""
+    weights = np.asarray(weights, np.float64)
+    if weights.shape != labels.shape:
+        raise ValueError(
+            f"{len(labels)} images need as many weights, not an array of shape"
+            f" {weights.shape}"
+        )
+    if not np.isfinite(weights).all() or (weights < 0).any():
+        raise ValueError("weights of images must be finite, and not negative")
+    if not weights[labels >= 0].any():
+        raise ValueError("the weights of all labelled images are zero")
+    return weights
 
 # %% ../../nbs/engine/adapter.ipynb #annotate-code
 #| code-fold: true
@@ -697,7 +843,7 @@ class Taught(Adapter):
             copy.annotator = self.annotator
         return copy
 
-    def fit(self, X, y: Integers | None = None) -> Taught:
+    def fit(self, X, y: Labels | None = None) -> Taught:
         """As `Adapter.fit`; raises ValueError as `annotations` does, too."""
         if self.annotator is not None:
             _check_annotator(self.annotator, check_classnames(self.classnames))

@@ -10,26 +10,33 @@ from __future__ import annotations
 import random
 import tempfile
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any, cast
+from zlib import crc32
 
 import numpy as np
 import torch
-from sklearn.base import clone
+import torch.nn.functional as F
+from PIL import Image
+from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.exceptions import NotFittedError
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted
 
 from ..clip.model import CLIP, hash_weights, load_clip
 from ..images.sets import ImageSet, digits, seeded
 from .adapter import Adapter
 
 # %% auto #0
-__all__ = ['CHECKS', 'Case', 'check_outputs', 'check_logits', 'check_pool', 'check_order_and_subset', 'check_batch_size',
-           'check_input_kinds', 'check_empty_input', 'check_unfitted', 'check_bad_labels', 'check_same_seed',
-           'check_parameters', 'check_declaration', 'check_save_and_load', 'check_nothing_touched',
-           'check_labels_unread', 'check_adapter']
+__all__ = ['CHECKS', 'BY_TEXT', 'NOT_EXPECTED', 'Case', 'check_outputs', 'check_logits', 'check_pool', 'check_order_and_subset',
+           'check_batch_size', 'check_input_kinds', 'check_empty_input', 'check_unfitted', 'check_bad_labels',
+           'check_same_seed', 'check_parameters', 'check_declaration', 'check_save_and_load', 'check_nothing_touched',
+           'check_labels_unread', 'check_adapter', 'TowerlessCLIP', 'OnFeatures', 'check_sklearn']
 
 # %% ../../nbs/engine/testing.ipynb #cell-6
 #| code-fold: true
@@ -471,3 +478,149 @@ def check_adapter(method: type[Adapter], clip: CLIP | None = None, **params):
         promise = " ".join((check.__doc__ or "").split())
         rows.append({"check": check.__name__, "promise": promise, "seconds": seconds})
     return pd.DataFrame(rows)
+
+# %% ../../nbs/engine/testing.ipynb #sklearn-1
+#| code-fold: true
+#| code-summary: "A CLIP without towers, for features of any length"
+class _NoTower(torch.nn.Identity):
+    image_size = 32
+
+
+def _squash(image: Image.Image) -> Image.Image:
+    """What a CLIP without an image tower makes of an image: there is no use for it."""
+    return image.resize((32, 32))
+
+
+class TowerlessCLIP(CLIP):
+    """A CLIP for tables of features, to try methods with: it reads no images.
+
+    dim: D, the length of a feature. Texts get random features, the same for the same
+        text.
+    """
+
+    def __init__(self, dim: int):
+        model = torch.nn.Module()
+        model.visual = _NoTower()
+        model.logit_scale = torch.nn.Parameter(torch.tensor(20.0).log())
+        super().__init__(model, _squash, None, precision="float32")
+        self.embed_dim = dim
+
+    def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> torch.Tensor:
+        """Unit features, float32 [M, D], drawn from the texts' check sums."""
+        rows = [
+            np.random.default_rng(crc32(text.encode())).standard_normal(self.embed_dim)
+            for text in texts
+        ]
+        features = np.array(rows, np.float32).reshape(len(rows), self.embed_dim)
+        return F.normalize(torch.from_numpy(features), dim=1)
+
+# %% ../../nbs/engine/testing.ipynb #sklearn-2
+#| code-fold: true
+#| code-summary: "OnFeatures: a method that learns from fit how many classes there are"
+class OnFeatures(ClassifierMixin, BaseEstimator):
+    """A method on features whose classes, and whose CLIP, come with the data.
+
+    method: the class of the method.
+    params: its parameters, but for `clip`, `classnames` and `seed`.
+    seed: as for every method.
+    """
+
+    def __init__(
+        self,
+        method: type[Adapter] | None = None,
+        params: Mapping[str, Any] | None = None,
+        seed: int = 0,
+    ):
+        self.method, self.params, self.seed = method, params, seed
+
+    def fit(self, X, y) -> OnFeatures:
+        """Fit the method to X [N, D], with names for the classes in y [N]."""
+        if y is None:
+            raise ValueError("requires y to be passed, but the target y is None")
+        check_classification_targets(y)
+        self.classes_, codes = np.unique(np.asarray(y), return_inverse=True)
+        if len(self.classes_) < 2:
+            raise ValueError("a classifier needs more than one class")
+        names = [str(each) for each in self.classes_]
+        text = self.classes_.dtype.kind in "OUT"
+        labels = y if text else codes.reshape(np.asarray(y).shape)
+        make = cast(Callable[..., Adapter], self.method)
+        clip, params = TowerlessCLIP(_width(X)), dict(self.params or {})
+        self.model_ = make(clip, names, seed=self.seed, **params).fit(X, labels)
+        self.n_features_in_ = self.model_.n_features_in_
+        return self
+
+    def predict(self, X) -> np.ndarray:
+        """The most probable classes, [N], as they stood in y."""
+        check_is_fitted(self)
+        return self.classes_[self.model_.predict(X)]
+
+    def predict_proba(self, X) -> np.ndarray:
+        """The method's probabilities, float32 [N, C]."""
+        check_is_fitted(self)
+        return self.model_.predict_proba(X)
+
+    def __sklearn_tags__(self):
+        """With `poor_score` for methods that hold to the text of class names."""
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.poor_score = (
+            getattr(self.method, "__name__", "") in BY_TEXT
+        )
+        return tags
+
+
+def _width(X) -> int:
+    """D of a table [N, D]; 1 for what is none, which the method is to refuse."""
+    shape = np.asarray(X).shape
+    return max(shape[1], 1) if len(shape) == 2 else 1
+
+# %% ../../nbs/engine/testing.ipynb #sklearn-3
+#| code-fold: true
+#| code-summary: "check_sklearn, and what is not expected to hold"
+BY_TEXT = (  # they hold to the text of the class names, which is random here
+    "ZeroShot",
+    "AnchoredMixture",
+    "TransCLIP",
+    "StatA",
+    "GaussianEM",
+    "EMDirichlet",
+    "OTTER",
+    "LPCLIP",
+    "CoReg",
+)
+NOT_EXPECTED = {  # by the name of the check, and why
+    "check_estimators_dtypes": "its table has a row of zeros, which has no direction",
+}
+
+
+def check_sklearn(method: type[Adapter], **params):
+    """scikit-learn's own `check_estimator` on a method that takes features.
+
+    method: the class; `method(clip, classnames, **params)` is fitted on their tables.
+    params: its parameters, for example to keep training short.
+
+    Returns a DataFrame with one row per check (name, status, and why it is "xfail" or
+    "skipped"). Raises the error of the first check that fails and is not in
+    `NOT_EXPECTED`. Needs scikit-learn 1.6.
+    """
+    import pandas as pd
+    from sklearn.utils.estimator_checks import check_estimator
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # lengths, empty classes, labels in a column
+        results = check_estimator(
+            OnFeatures(method, params),
+            expected_failed_checks=NOT_EXPECTED,
+            on_skip=None,
+        )
+    rows = [
+        (each["check_name"], each["status"], _reason(each)) for each in results or ()
+    ]
+    return pd.DataFrame(rows, columns=["check", "status", "reason"])
+
+
+def _reason(result: dict[str, Any]) -> str:
+    """Why a check was not passed."""
+    if result["status"] == "xfail":
+        return result["expected_to_fail_reason"]
+    return "" if result["status"] == "passed" else str(result["exception"])

@@ -32,7 +32,7 @@ from clipadapt.clip.templates import (
 from ..images.files import Array
 from clipadapt.images.sets import (
     ImageSet,
-    Integers,
+    Labels,
     check_classnames,
     check_count,
     check_labels,
@@ -1467,7 +1467,7 @@ class CoReg(_Fit):
     def fit(
         self,
         X,
-        y: Integers | None = None,
+        y: Labels | None = None,
         *,
         candidates: np.ndarray | None = None,
         on_epoch: Callable[[CoReg], dict] | None = None,

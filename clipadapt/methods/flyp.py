@@ -17,7 +17,7 @@ from ..clip.features import fit_facts
 from ..clip.model import CLIP
 from ..clip.templates import Templates, check_templates, fill_templates
 from ..images.files import Array
-from ..images.sets import ImageSet, Integers, check_count
+from ..images.sets import ImageSet, Labels, check_count
 from ..images.views import View
 from ..learning.adapter import Adapter, Taught
 from ..learning.processes import current, spread_images
@@ -293,7 +293,7 @@ class FLYP(_Checked):
     def fit(
         self,
         X,
-        y: Integers | None = None,
+        y: Labels | None = None,
         on_epoch: Callable[[FLYP], dict] | None = None,
     ):
         """Adapt to the images `X` and return self: see `Adapter.fit`.

@@ -26,7 +26,7 @@ from clipadapt.clip.templates import (
     encode_prompts,
 )
 from ..images.files import Array
-from ..images.sets import ImageSet, Integers, check_count
+from ..images.sets import ImageSet, Labels, check_count
 from ..learning.adapter import Adapter, Taught
 from ..learning.export import Head, LinearHead
 from ..learning.processes import current, share, spread, spread_images
@@ -577,7 +577,7 @@ class PromptSelfTraining(_Prompted):
     def fit(
         self,
         X,
-        y: Integers | None = None,
+        y: Labels | None = None,
         on_round: Callable[[PromptSelfTraining, Pseudolabels], dict] | None = None,
     ):
         """Adapt to the images `X` and return self: see `Adapter.fit`.

@@ -33,7 +33,7 @@ from clipadapt.clip.templates import (
     fill_templates,
 )
 from ..images.files import Array
-from ..images.sets import ImageSet, Integers, check_classnames, check_count
+from ..images.sets import ImageSet, Labels, check_classnames, check_count
 from ..images.views import View
 from ..learning.adapter import Adapter, Taught
 from ..learning.processes import current, share, spread_images
@@ -802,7 +802,7 @@ class LatteCLIP(_Keeping):
     def fit(
         self,
         X,
-        y: Integers | None = None,
+        y: Labels | None = None,
         *,
         captions: Mapping[str, Sequence[str]] | None = None,
         on_epoch: Callable[[LatteCLIP], dict] | None = None,

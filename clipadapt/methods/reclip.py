@@ -18,7 +18,7 @@ from ..clip.features import fit_facts
 from ..clip.model import CLIP
 from ..clip.templates import Templates, check_templates, fill_templates
 from ..images.files import Array
-from ..images.sets import ImageSet, Integers, check_count
+from ..images.sets import ImageSet, Labels, check_count
 from ..learning.adapter import Adapter
 from ..learning.export import ImageFeatures, LinearHead
 from ..learning.processes import current, in_parts, pixel_parts, spread_images
@@ -444,7 +444,7 @@ class ReCLIP(_Checked):
     def fit(
         self,
         X,
-        y: Integers | None = None,
+        y: Labels | None = None,
         on_epoch: Callable[[ReCLIP], dict] | None = None,
     ):
         """Adapt to the images `X` and return self: see `Adapter.fit`.
