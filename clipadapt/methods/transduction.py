@@ -171,7 +171,9 @@ def nearest_in_lists(unit: Tensor, k: int) -> tuple[Tensor, Tensor]:
     members = _members(probed[:, 0], len(centres))
     return _best_in_lists(unit, members, unit, probed, k, others=True)
 
-
+# %% ../../nbs/engine/transduction.ipynb #lists-1b
+#| code-fold: true
+#| code-summary: "List by list: the best so far of all that look into it"
 def _best_in_lists(
     unit: Tensor,
     members: list[Tensor],
@@ -278,7 +280,9 @@ def _ranked_lists(unit: Tensor, centres: Tensor, most: int) -> Tensor:
             ranked[inside] = lists[best].int()
     return ranked
 
-
+# %% ../../nbs/engine/transduction.ipynb #lists-3b
+#| code-fold: true
+#| code-summary: "The list of each row, the members of each list, and who looks into it"
 def _own_lists(unit: Tensor, centres: Tensor) -> Tensor:
     """The list with the nearest centre, int32 [M]."""
     if len(centres) <= FLAT:
@@ -343,7 +347,9 @@ class NeighbourLists:
             )
         return found.numpy(), places.long().numpy()
 
-
+# %% ../../nbs/engine/transduction.ipynb #lists-5b
+#| code-fold: true
+#| code-summary: "All pairs or lists"
 class _AllPairs(NamedTuple):
     """Rows, and a search that looks at all of them."""
 

@@ -35,7 +35,9 @@ from clipadapt.methods.discriminant import (
 __all__ = ['CACHED', 'sinkhorn', 'near_potentials', 'spread', 'Plan', 'exact_plan', 'check_shares', 'remaining_shares', 'OTTER',
            'vision_proxies', 'balanced_sums', 'InMaP']
 
-# %% ../../nbs/engine/transport.ipynb #cell-6
+# %% ../../nbs/engine/transport.ipynb #cached-1
+#| code-fold: true
+#| code-summary: "Blocks of rows, for what goes over a table many times"
 CACHED = 2**17  # numbers of a table that a core works on at a time, in its own cache
 
 
@@ -44,7 +46,7 @@ def _cached_rows(table: Tensor, columns: int) -> Iterator[slice]:
     size = CACHED * torch.get_num_threads() // max(1, columns)
     return row_blocks(len(table), max(1, size))
 
-
+# %% ../../nbs/engine/transport.ipynb #cell-6
 def sinkhorn(
     scores: Tensor,
     shares: Tensor,
@@ -146,13 +148,13 @@ def exact_plan(scores: Tensor, shares: Tensor) -> Plan:
 
 # %% ../../nbs/engine/transport.ipynb #cell-11
 #| code-fold: true
-#| code-summary: "Images move from class to class, along the shortest ways"
+#| code-summary: "Images in classes, and what a move would cost"
 _LEFT = 1e-8  # of an image: what a class may have too much in the end
 _CRUMB = 1e-9  # of an image: a smaller rest moves along
 
 
-class _Exchange:
-    """Images in their best classes, which move until all counts are right.
+class _Moves:
+    """Images in their best classes, and what their moves to other classes would cost.
 
     gains: float64 [N, C].
     wanted: float64 [C], how many images each class gets; the sum is N.
@@ -181,6 +183,12 @@ class _Exchange:
             self.losses[start] = lost[first, np.arange(len(first))]
             self.movers[start] = members[first]
         self.losses[start, start] = np.inf
+
+# %% ../../nbs/engine/transport.ipynb #moves-1
+#| code-fold: true
+#| code-summary: "Images move from class to class, along the shortest ways"
+class _Exchange(_Moves):
+    """Images in their best classes, which move until all counts are right."""
 
     def settle(self) -> None:
         """Move images until no class has too many."""
