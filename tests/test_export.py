@@ -3,7 +3,6 @@ refused."""
 
 import hashlib
 import json
-import math
 import re
 import subprocess
 import sys
@@ -72,10 +71,15 @@ QUICK = {
     "LatteCLIP": {"templates": "single"},
     "LatteCLIP, captions": {"templates": "single"},
     "InMaP": {"steps": 20},
-    "EMDirichlet": {"iterations": 2, "steps": 20, "complexity_weight": 0.0},
+    "EMDirichlet": {
+        "iterations": 2,
+        "steps": 20,
+        "complexity_weight": 0.0,
+        "scale": 60,
+    },
 }
 # Whose network is that of another case, with other numbers: PyTorch alone is asked.
-SAME = re.compile(r"(IFPL|GRIP|CPL), (visual|multimodal)|.*(captions|new views|half)")
+SAME = re.compile(r"((IFPL|GRIP|CPL), (visual|multi)|.*(captions|new views|half)).*")
 
 
 class _Patches(nn.Module):
@@ -103,7 +107,7 @@ def _one_block():
 def whole():
     """A vision transformer of one block."""
     clip = tiny(_one_block, seed=1)
-    clip.model.logit_scale.data.fill_(math.log(100))  # small differences show
+    clip.model.visual.conv1.weight.data *= 20  # else all images look alike to it
     return clip
 
 
@@ -119,8 +123,13 @@ def small(whole):
 
 
 def noise(width, height, seed=0):
-    small = max(1, height // 3), max(1, width // 3), 3
-    pixels = np.random.default_rng(seed).integers(0, 256, small, np.uint8)
+    """Smooth noise of a colour of its own, so that even a random tower sees a difference."""
+    rng, small = (
+        np.random.default_rng(seed),
+        (max(1, height // 3), max(1, width // 3), 3),
+    )
+    pixels = rng.integers(0, 256, small) * rng.uniform(0, 1, 3)
+    pixels = pixels.astype(np.uint8)
     return Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
 
 
@@ -199,7 +208,7 @@ def test_every_method_answers_the_same_as_a_file(
 def test_what_is_said_to_be_the_same_network_is():
     """A case is left out of onnxruntime only beside one of the same classes."""
     left_out = [name for name in CASES if SAME.fullmatch(name)]
-    assert left_out
+    assert len(left_out) >= 9
     for name in left_out:
         method, prompt = CASES[name].method, CASES[name].params.get("prompt")
         assert any(
@@ -551,10 +560,10 @@ def test_int8_of_a_transformer(clip, test_images, tmp_path, capsys):
         said,
     )
     assert path.stat().st_size < 1.7e6
-    images = np.concatenate(arrays([image for image, _ in test_images]))
-    answers = Session(path.read_bytes())(images)
-    apart = np.abs(answers - method.predict_proba(test_images)).max()
-    assert apart == pytest.approx(found["largest_difference"], abs=1e-3)
+    session = Session(path.read_bytes())  # rounds by what is in a batch: one at a time
+    answers = [session(image) for image in arrays([one for one, _ in test_images])]
+    apart = np.abs(np.concatenate(answers) - method.predict_proba(test_images)).max()
+    assert apart == pytest.approx(found["largest_difference"], abs=1e-4)
 
 
 def test_int8_without_images_says_that_the_cost_is_unknown(zero_shot, tmp_path, capsys):
@@ -640,7 +649,8 @@ def test_the_snippet_of_the_page_runs_with_onnxruntime_alone(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    expected = zero_shot.predict_proba([tmp_path / "photo.png"])[0]
+    upright = image.transpose(Image.Transpose.ROTATE_270)
+    expected = zero_shot.predict_proba([upright])[0]
     lines = [line.rsplit(" ", 1) for line in done.stdout.splitlines()]
     assert [name for name, _ in lines] == [
         NAMES[place] for place in np.argsort(-expected)[: len(lines)]
