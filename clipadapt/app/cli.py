@@ -925,7 +925,7 @@ def compare(context, out, overwrite, resume, methods, seeds, **given) -> None:
         write_json(folder / "record.json", record)
         logger.info("wrote %s", out)
 
-
+# %% ../../nbs/engine/cli.ipynb #cell-42b
 def _asked(options: dict[str, Any], pool: ImageSet) -> ImageSet:
     """The images to score on: those of --test, else the other half, else the pool."""
     if not options["test"] and options["images"]:

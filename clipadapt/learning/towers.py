@@ -530,6 +530,8 @@ class _Kept(Adapter):
         self.class_features_ = class_features.detach().float().cpu().numpy()
 
 # %% ../../nbs/engine/towers.ipynb #cell-39
+#| code-fold: true
+#| code-summary: "FineTuned: a method that trains a copy of the towers"
 class FineTuned(_Kept):
     """The base of methods that fine-tune a CLIP, and classify by class features.
 
