@@ -294,7 +294,9 @@ def _in_one_column(labels: np.ndarray) -> np.ndarray:
     )
     return labels.ravel()
 
-
+# %% ../../nbs/engine/sets.ipynb #names-2b
+#| code-fold: true
+#| code-summary: "Names as numbers"
 def _numbers_of(names: np.ndarray, classnames: Sequence[str]) -> np.ndarray:
     """The number of each name, -1 where it is missing; anything else stays in it."""
     if not len(classnames):
@@ -631,7 +633,9 @@ class _Indexed(_Looks, _Readable):
         place = _place(len(self.images), place)
         return self.read(place), int(self.labels[place])
 
-
+# %% ../../nbs/engine/sets.ipynb #indexed-2
+#| code-fold: true
+#| code-summary: "Indices of NumPy's kinds"
 def _only_axis(index: tuple):
     """The index along the first axis, which is the only one that images have."""
     if len(index) != 2 or index[1] is not Ellipsis:
@@ -796,7 +800,9 @@ def as_imageset(images) -> ImageSet:
         )
     return ImageSet(images)
 
-
+# %% ../../nbs/engine/sets.ipynb #as-list
+#| code-fold: true
+#| code-summary: "Columns as lists, and what is no sequence"
 def _as_list(images):
     """A column of paths or of pictures, [N] or [N, 1], as a list; others as they are.
 

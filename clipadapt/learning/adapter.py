@@ -470,7 +470,9 @@ def as_samples(X, clip: CLIP) -> ImageSet:
 class _NoNumbersError(TypeError, ValueError):
     """What is no table of numbers: the one to scikit-learn, the other to us."""
 
-
+# %% ../../nbs/engine/adapter.ipynb #samples-2
+#| code-fold: true
+#| code-summary: "What is a table, and what are images"
 def _as_table(X):
     """`X`, if it is a table of numbers or one row of it; None for images."""
     if isinstance(X, torch.Tensor) and X.ndim <= 2:

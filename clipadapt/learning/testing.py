@@ -514,10 +514,44 @@ class TowerlessCLIP(CLIP):
         features = np.array(rows, np.float32).reshape(len(rows), self.embed_dim)
         return F.normalize(torch.from_numpy(features), dim=1)
 
+# %% ../../nbs/engine/testing.ipynb #sklearn-answers
+#| code-fold: true
+#| code-summary: "How such a method answers"
+class _Answers(ClassifierMixin, BaseEstimator):
+    """What `OnFeatures` answers, once it is fitted."""
+
+    method: type[Adapter] | None
+    classes_: np.ndarray
+    model_: Adapter
+
+    def predict(self, X) -> np.ndarray:
+        """The most probable classes, [N], as they stood in y."""
+        check_is_fitted(self)
+        return self.classes_[self.model_.predict(X)]
+
+    def predict_proba(self, X) -> np.ndarray:
+        """The method's probabilities, float32 [N, C]."""
+        check_is_fitted(self)
+        return self.model_.predict_proba(X)
+
+    def __sklearn_tags__(self):
+        """With `poor_score` for methods that hold to the text of class names."""
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.poor_score = (
+            getattr(self.method, "__name__", "") in BY_TEXT
+        )
+        return tags
+
+
+def _width(X) -> int:
+    """D of a table [N, D]; 1 for what is none, which the method is to refuse."""
+    shape = np.asarray(X).shape
+    return max(shape[1], 1) if len(shape) == 2 else 1
+
 # %% ../../nbs/engine/testing.ipynb #sklearn-2
 #| code-fold: true
 #| code-summary: "OnFeatures: a method that learns from fit how many classes there are"
-class OnFeatures(ClassifierMixin, BaseEstimator):
+class OnFeatures(_Answers):
     """A method on features whose classes, and whose CLIP, come with the data.
 
     method: the class of the method.
@@ -549,30 +583,6 @@ class OnFeatures(ClassifierMixin, BaseEstimator):
         self.model_ = make(clip, names, seed=self.seed, **params).fit(X, labels)
         self.n_features_in_ = self.model_.n_features_in_
         return self
-
-    def predict(self, X) -> np.ndarray:
-        """The most probable classes, [N], as they stood in y."""
-        check_is_fitted(self)
-        return self.classes_[self.model_.predict(X)]
-
-    def predict_proba(self, X) -> np.ndarray:
-        """The method's probabilities, float32 [N, C]."""
-        check_is_fitted(self)
-        return self.model_.predict_proba(X)
-
-    def __sklearn_tags__(self):
-        """With `poor_score` for methods that hold to the text of class names."""
-        tags = super().__sklearn_tags__()
-        tags.classifier_tags.poor_score = (
-            getattr(self.method, "__name__", "") in BY_TEXT
-        )
-        return tags
-
-
-def _width(X) -> int:
-    """D of a table [N, D]; 1 for what is none, which the method is to refuse."""
-    shape = np.asarray(X).shape
-    return max(shape[1], 1) if len(shape) == 2 else 1
 
 # %% ../../nbs/engine/testing.ipynb #sklearn-3
 #| code-fold: true
