@@ -760,7 +760,9 @@ class Adapter(_Classifier, _Answering):
         samples, classnames = as_samples(images, self.clip), self.classnames
         return translate_labels(samples, y, check_classnames(classnames))
 
-
+# %% ../../nbs/engine/adapter.ipynb #weights-1
+#| code-fold: true
+#| code-summary: "Weights of the images that are scored"
 def _weights(weights, labels: np.ndarray) -> np.ndarray:
     """Weights of the images, float64 [N]; ValueError unless they can be averaged by."""
     weights = np.asarray(weights, np.float64)

@@ -586,7 +586,7 @@ class OnFeatures(_Answers):
 
 # %% ../../nbs/engine/testing.ipynb #sklearn-3
 #| code-fold: true
-#| code-summary: "check_sklearn, and what is not expected to hold"
+#| code-summary: "What is not expected to hold"
 BY_TEXT = (  # they hold to the text of the class names, which is random here
     "ZeroShot",
     "AnchoredMixture",
@@ -602,7 +602,9 @@ NOT_EXPECTED = {  # by the name of the check, and why
     "check_estimators_dtypes": "its table has a row of zeros, which has no direction",
 }
 
-
+# %% ../../nbs/engine/testing.ipynb #sklearn-3b
+#| code-fold: true
+#| code-summary: "check_sklearn"
 def check_sklearn(method: type[Adapter], **params):
     """scikit-learn's own `check_estimator` on a method that takes features.
 
