@@ -652,7 +652,8 @@ def licence_note(clip: CLIP) -> str:
     """Whose terms the weights in a file come under, as far as we can know."""
     if clip.name is None and clip.pretrained is None:
         return (
-            "Apache-2.0, as clipadapt and its built-in CLIP, if that is what it holds"
+            "Apache-2.0 with the built-in CLIP of clipadapt; with another one the terms"
+            " under which that was published"
         )
     named = f"{clip.name}, {clip.pretrained}"
     which = named if is_known(clip.name, clip.pretrained) else "your own CLIP"
