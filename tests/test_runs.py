@@ -7,6 +7,7 @@ import sys
 
 import pytest
 from click.testing import CliRunner
+from processes import program
 
 from clipadapt import digits
 from clipadapt.app.cli import main
@@ -234,3 +235,39 @@ def test_a_comparison_that_is_killed_goes_on(images, alone, tmp_path):
         )
         assert not compare(None, out, "--overwrite", "--resume", "--seeds", 2)
         clean(out.parent, "run")
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from clipadapt.app.runs import run_folder
+with run_folder(sys.argv[1], {"command": "adapt"}) as folder:
+    (folder / "checkpoint.safetensors").touch()
+    time.sleep(120)
+"""
+
+
+def test_a_folder_in_which_another_process_writes_is_refused(images, alone, tmp_path):
+    """Whatever the option and the way to it; no more when that process is killed."""
+    out = tmp_path / "at" / "run"
+    out.parent.mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "at")
+    holder = program(tmp_path, HOLDER, tmp_path / "link" / "run")
+    holder.wait_for(out / "checkpoint.safetensors")
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    for option in ([], ["--resume"], ["--overwrite"], ["--overwrite", "--resume"]):
+        refused = run(images, out, *option)
+        assert refused.exit_code == 1
+        assert f"{out} is in use: another process" in refused.output
+    assert {path: path.read_bytes() for path in out.iterdir()} == before
+    holder.kill()
+    assert not killed(None, images, out, "--overwrite")
+    clean(out.parent, "run")
+
+
+def test_a_run_goes_on_where_no_lock_can_be_kept(images, alone, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("CLIPADAPT_CACHE", str(tmp_path / "file"))
+    out = tmp_path / "at" / "run"
+    assert not killed(None, images, out, "--no-store")
+    clean(out.parent, "run")

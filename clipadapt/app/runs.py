@@ -36,6 +36,7 @@ from typing import (
 
 import numpy as np
 import pandas as pd
+from filelock import FileLock, Timeout
 from PIL import Image
 from pydantic import PlainValidator, TypeAdapter, ValidationError, create_model
 
@@ -44,6 +45,7 @@ from clipadapt.images.files import (
     csv_text,
     draft_target,
     explained,
+    hash_parts,
     recover_directory,
     replace_directory,
     save_arrays,
@@ -932,6 +934,30 @@ class _LogFile(logging.FileHandler):
         with suppress(OSError):  # what a full disk did not take
             super().close()
 
+# %% ../../nbs/engine/runs.ipynb #run-lock-2
+@contextmanager
+def _alone(target: Path) -> Iterator[None]:
+    """Hold the lock of the run in `target`; ValueError when another process has it."""
+    from clipadapt.clip.model import cache_directory
+
+    place = cache_directory() / "locks"
+    lock = FileLock(place / f"{hash_parts(os.path.realpath(target)).hex()}.lock")
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(
+            f"{target} is in use: another process is writing a run there; wait until "
+            "it has ended, or choose another --out"
+        ) from None
+    except (OSError, NotImplementedError) as error:
+        logger.info("%s gets no lock (%s)", target, error)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 # %% ../../nbs/engine/runs.ipynb #cell-56
 @contextmanager
 def run_folder(
@@ -946,10 +972,21 @@ def run_folder(
     resume: go on with a run of the same options that was interrupted.
 
     A run that fails before anything of value was written leaves nothing. Raises
-    ValueError when something would be lost, OSError when nothing can be written.
+    ValueError when something would be lost, or another process is writing there;
+    OSError when nothing can be written.
     """
     target, options = Path(out), json.loads(json.dumps(options))
-    folder = _working_folder(target, options, overwrite, resume)
+    with _alone(target):
+        folder = _working_folder(target, options, overwrite, resume)
+        with _kept_options(folder, options):
+            yield folder
+        if folder != target:
+            _take_place(folder, target)
+
+
+@contextmanager
+def _kept_options(folder: Path, options: dict[str, Any]) -> Iterator[None]:
+    """Keep options and log in a folder; a run that fails at once leaves nothing."""
     is_new = not folder.exists()
     with explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -958,14 +995,12 @@ def run_folder(
         with closing(_LogFile(folder)) as log:
             logger.addHandler(log)
             try:
-                yield folder
+                yield
             finally:
                 logger.removeHandler(log)
     except Exception:
         _forget(folder, is_new)
         raise
-    if folder != target:
-        _take_place(folder, target)
 
 # %% ../../nbs/engine/runs.ipynb #cell-57
 def _forget(folder: Path, is_new: bool) -> None:
