@@ -1,7 +1,10 @@
 """Workers of a cluster as far as they go without Ray; the rest is in tests/cluster."""
 
+import io
 import json
+import subprocess
 import sys
+import traceback
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,14 +24,19 @@ from clipadapt import (
     encode,
 )
 from clipadapt.app.cli import main
-from clipadapt.clip.cluster import RayEngine, _hash_paths, check_address
+from clipadapt.clip.cluster import RayEngine, _connect, _hash_paths, check_address
 from clipadapt.clip.features import Encoded, Here
 from clipadapt.clip.raydata import (
+    _BY,
     ClusterImages,
+    _cannot_read,
+    _cause,
     _chosen,
     _file_system,
     _files_of,
     _hashed,
+    _of_samples,
+    _of_table,
 )
 from clipadapt.clip.workers import (
     CaptionWorker,
@@ -133,6 +141,79 @@ def test_addresses_that_are_none(address):
 def test_nothing_listens():
     with pytest.raises(ValueError, match=r"no Ray cluster answers at 127\.0\.0\.1:1 "):
         check_address("127.0.0.1:1")
+
+
+def as_if_asked(monkeypatch, stderr):
+    """Something listens, and Ray's health check of it fails with these words."""
+
+    def failing(command, **how):
+        assert how["stderr"] == subprocess.PIPE and how["check"]
+        raise subprocess.CalledProcessError(1, command, stderr=stderr)
+
+    monkeypatch.setattr("socket.create_connection", lambda *_: io.BytesIO())
+    monkeypatch.setattr(subprocess, "run", failing)
+
+
+TRACE = 'Traceback (most recent call last):\n  File "check.py", line 1, in check\n'
+WRONG = "ray.exceptions.AuthenticationError: Authentication token is missing. Ensure"
+NONE = (
+    "[C 1 1] loader.cc:115:  A bug? Check failed: has_token Token authentication is"
+    " enabled but Ray couldn't find an authentication token.\n"
+    "*** StackTrace Information ***\npython(_start+0x21) [0x56] _start\n"
+)
+
+
+@pytest.mark.parametrize(
+    "stderr, reason",
+    [
+        (f"{TRACE}{WRONG}\n", r"\(Authentication token is missing\. Ensure\)"),
+        (NONE, r"\(has_token Token authentication is enabled but Ray couldn't find"),
+    ],
+)
+def test_a_cluster_that_wants_a_token(stderr, reason, monkeypatch):
+    as_if_asked(monkeypatch, stderr)
+    said = rf"at 10\.0\.0\.1:6379 refuses this process {reason}.*RAY_AUTH_MODE=token"
+    with pytest.raises(ValueError, match=said):
+        check_address("10.0.0.1:6379")
+
+
+@pytest.mark.parametrize(
+    "stderr, reason",
+    [
+        (
+            f"{TRACE}RuntimeError: Version mismatch: it has\n    Ray: 1.0\n\nhere\n",
+            r"\(Version mismatch: it has Ray: 1\.0 here\)",
+        ),
+        ("a warning\nthe port is another's\n\n", r"\(the port is another's\)"),
+        ("", r"\(Ray's health check ended with 1\)"),
+    ],
+)
+def test_an_address_that_is_not_healthy_says_why(stderr, reason, monkeypatch):
+    as_if_asked(monkeypatch, stderr)
+    with pytest.raises(ValueError, match=f"no Ray cluster answers at .*{reason}") as no:
+        check_address("10.0.0.1:6379")
+    assert "RAY_AUTH_MODE" not in str(no.value)
+
+
+def test_a_health_check_that_takes_too_long(monkeypatch):
+    def slow(command, timeout, **how):
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    as_if_asked(monkeypatch, "")
+    monkeypatch.setattr(subprocess, "run", slow)
+    with pytest.raises(ValueError, match=r"\(Ray's .* no answer in 6 seconds\)"):
+        check_address("10.0.0.1:6379", patience=3)
+
+
+def test_a_cluster_on_this_machine_may_want_a_token_too():
+    def init(**where):
+        raise RuntimeError("Token authentication is enabled but no token was found")
+
+    rays = SimpleNamespace(init=init, shutdown=lambda: None)
+    with pytest.raises(
+        ValueError, match=r"no token was found\); set RAY_AUTH_MODE=tok"
+    ):
+        _connect(rays, {"address": "auto"}, attempts=1)
 
 
 def test_who_differs_is_refused(clip):
@@ -314,6 +395,74 @@ def test_a_row_without_bytes_is_damaged(clip):
     numbers, features, reasons, _ = worker.work([Row(4, None, "row 4 of there")])
     assert reasons == {4: "row 4 of there: there are no bytes"}
     assert numbers == [4] and np.isnan(features).all()
+
+
+def test_samples_with_images_of_several_endings():
+    """What a sample lacks and another has comes as None, or as not a number."""
+    part = {"__url__": "a.tar", "__key__": "1", "jpg": b"one", "png": float("nan")}
+    other = {"__url__": "a.tar", "__key__": "2", "jpg": float("nan"), "png": b"two"}
+    neither = {"__url__": "a.tar", "__key__": "3", "jpg": None, "png": float("nan")}
+    read = SimpleNamespace(to_pylist=lambda: [part, other, neither])
+    assert _of_samples(read).to_pylist() == [
+        {"name": "a.tar/1.jpg", "bytes": b"one"},
+        {"name": "a.tar/2.png", "bytes": b"two"},
+    ]
+
+
+class TaskError(RuntimeError):
+    """An error of Ray: a trace as text, and the error that a task has met."""
+
+    def __init__(self, trace, cause=None):
+        super().__init__(trace)
+        self.cause = cause
+
+
+ADVICE = "\nFailed to apply UDF transform after 1/1 attempts (no backoff).\nTo change"
+
+
+def as_ray_tells(function, *given) -> Exception:
+    """The error of a function that Ray Data maps, as it arrives here."""
+    try:
+        try:
+            function(*given)
+        except Exception as error:
+            raise RuntimeError(
+                f"UDF failed to process a data block.{ADVICE}"
+            ) from error
+    except RuntimeError as error:
+        error.__cause__, trace = None, traceback.format_exc()  # it does not travel
+        return TaskError(trace, error)
+    raise AssertionError("no error")
+
+
+@pytest.mark.parametrize(
+    "columns, said",
+    [
+        (["pixels"], "a table without a column of images; it has pixels"),
+        (["image", "image"], "a table with several columns that are called image"),
+    ],
+)
+def test_what_a_function_says_survives_ray(columns, said):
+    table = pa.Table.from_arrays([pa.array([b"one"])] * len(columns), columns)
+    error = as_ray_tells(_of_table, table)
+    assert _BY in str(error)
+    made = _cannot_read("a.parquet", _cause(error))
+    assert str(made) == f"a.parquet cannot be read ({said})"
+
+
+def test_what_errors_of_ray_are_about():
+    empty = RuntimeError()
+    read = pa.ArrowInvalid(f"invalid header{ADVICE}")
+    read.__cause__ = empty
+    assert (
+        str(_cause(read)) == str(_cause(TaskError("trace", read))) == "invalid header"
+    )
+    gone = FileNotFoundError("s3://gone")
+    assert _cause(TaskError("trace", gone)) is gone
+    plain = ValueError("no images")
+    assert _cause(plain) is plain
+    died = RuntimeError(f"The actor died, ray::a()\n{TRACE}KeyError: 'weights'")
+    assert str(_cause(died)) == "'weights'"
 
 
 def test_where_a_source_lies(tmp_path):
@@ -619,3 +768,36 @@ def test_an_empty_table_that_workers_die_of_is_forgotten(crew):
     engine = SimpleNamespace(start=FakeRay, crew_size=lambda gpu: (1, 1))
     with Crew(engine, Hasty, (), {}) as made:
         assert [*made.results([(Ref(empty),)])] == []
+
+
+def test_errors_of_workers_are_said_as_they_were(monkeypatch):
+    class Strict(Fragile):
+        def work(self, given):
+            return None
+
+    engine = SimpleNamespace(start=FakeRay, crew_size=lambda gpu: (1, 1))
+    met = MemoryError("no room for the batch")
+
+    def get(self, ref, first=[True]):  # noqa: B006 (the first answer is a greeting)
+        if first.pop() if first else False:
+            return ref.value
+        error = FakeRay.exceptions.RayTaskError(f"ray::work()\n{TRACE}{met!r}")
+        error.cause = met
+        raise error
+
+    monkeypatch.setattr(FakeRay, "get", get)
+    with Crew(engine, Strict, (), {}) as made, pytest.raises(MemoryError) as caught:
+        [*made.results([([Row(0, b"", "a.png")],)])]
+    assert caught.value is met
+
+
+def test_workers_that_cannot_start_say_why(monkeypatch):
+    def get(self, ref):
+        text = f"The actor died, ray::init()\n{TRACE}ImportError: no module named torch"
+        raise FakeRay.exceptions.RayError(text)
+
+    monkeypatch.setattr(FakeRay, "get", get)
+    engine = SimpleNamespace(start=FakeRay, crew_size=lambda gpu: (1, 1))
+    said = "no worker can be started on the cluster: no module named torch"
+    with Crew(engine, Fragile, (), {}) as made, pytest.raises(ValueError, match=said):
+        made.wait()

@@ -425,7 +425,7 @@ ENGINE = [
         "--engine",
         type=click.Choice(["ray"]),
         help=(
-            "Workers of Ray read and encode; --images may then be an address such as"
+            "Workers of Ray encode and describe; --images may be an address such as"
             " s3://bucket/photos, or .tar or .parquet files.  [default: this process]"
         ),
     ),

@@ -11,6 +11,7 @@ import copy
 import importlib
 import logging
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -34,7 +35,13 @@ from clipadapt.clip.features import (
 )
 from .featuresets import FeatureSet, _NoImages
 from .model import CLIP
-from .raydata import _SHARE, ClusterImages, _read_again, _source_of
+from clipadapt.clip.raydata import (
+    _SHARE,
+    ClusterImages,
+    _last_error,
+    _read_again,
+    _source_of,
+)
 from clipadapt.clip.workers import (
     CaptionWorker,
     Crew,
@@ -61,7 +68,7 @@ __all__ = ['check_address', 'RayEngine', 'engine_images', 'encode']
 
 # %% ../../nbs/engine/cluster.ipynb #cluster-6
 #| code-fold: true
-#| code-summary: "Ray, or which extra it is; and who listens at an address"
+#| code-summary: "Ray, or which extra it is"
 def _ray() -> Any:
     """The module `ray`, with `ray.data`; ModuleNotFoundError says which extra it is."""
     try:
@@ -72,7 +79,43 @@ def _ray() -> Any:
             "the engine 'ray' needs Ray: pip install 'clipadapt[ray]'"
         ) from error
 
+# %% ../../nbs/engine/cluster.ipynb #cluster-50
+#| code-fold: true
+#| code-summary: "Why nobody answers, or not to us"
+def _said(error: BaseException) -> str:
+    """What an error says, or, of a program that failed, what it said last."""
+    if isinstance(error, subprocess.TimeoutExpired):
+        return f"Ray's health check had no answer in {error.timeout:g} seconds"
+    if not isinstance(error, subprocess.CalledProcessError):
+        return str(error)
+    said = error.stderr.partition("*** StackTrace")[0]  # of Ray's parts in C++
+    reason = _last_error(said).rpartition("Check failed: ")[2]
+    return reason or f"Ray's health check ended with {error.returncode}"
 
+
+def _no_answer(address: str, reason: str) -> str:
+    """What to say of an address where no cluster answers, or not to us."""
+    short = short_reason(Exception(reason))
+    if hint := _on_tokens(reason):
+        return f"the Ray cluster at {address} refuses this process ({short}){hint}"
+    return (
+        f"no Ray cluster answers at {address} ({short}); start one there with `ray"
+        " start --head`, or leave the address out for this machine"
+    )
+
+
+def _on_tokens(reason: str) -> str:
+    """What to do about a cluster that wants a token; nothing for other reasons."""
+    if not re.search(r"authenticat|RAY_AUTH", reason, re.IGNORECASE):
+        return ""
+    return (
+        "; set RAY_AUTH_MODE=token here, and have the token of the cluster in"
+        " ~/.ray/auth_token or RAY_AUTH_TOKEN"
+    )
+
+# %% ../../nbs/engine/cluster.ipynb #cluster-51
+#| code-fold: true
+#| code-summary: "Who listens at an address"
 _PATIENCE = 20  # seconds that an address has to answer (ours)
 
 
@@ -95,19 +138,17 @@ def check_address(address: str, patience: float = _PATIENCE) -> None:
         if not address.startswith("ray://"):
             _ask_health(address, patience)
     except (OSError, OverflowError, subprocess.SubprocessError) as error:
-        raise ValueError(
-            f"no Ray cluster answers at {address} ({short_reason(error)[:80]}); start"
-            " one there with `ray start --head`, or leave the address out for this"
-            " machine"
-        ) from error
+        raise ValueError(_no_answer(address, _said(error))) from error
 
 
 def _ask_health(address: str, patience: float) -> None:
     """subprocess.SubprocessError unless it is Ray that listens at host:port."""
     program = "from ray.scripts.scripts import main; main()"
     command = [sys.executable, "-c", program, "health-check", "--address", address]
-    quiet: dict[str, Any] = dict.fromkeys(["stdout", "stderr"], subprocess.DEVNULL)
-    subprocess.run(command, check=True, timeout=2 * patience, **quiet)
+    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    subprocess.run(
+        command, check=True, timeout=2 * patience, text=True, errors="replace", **quiet
+    )
 
 # %% ../../nbs/engine/cluster.ipynb #cluster-23
 #| code-fold: true
@@ -147,7 +188,8 @@ def _connect(rays: Any, where: dict[str, Any], attempts: int) -> None:
             rays.shutdown()
             if not left:
                 reason = short_reason(error)
-                raise ValueError(f"Ray cannot be used ({reason})") from error
+                hint = _on_tokens(str(error))
+                raise ValueError(f"Ray cannot be used ({reason}){hint}") from error
 
 # %% ../../nbs/engine/cluster.ipynb #cluster-30
 #| code-fold: true

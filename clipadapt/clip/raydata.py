@@ -8,12 +8,14 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
+import click
 import numpy as np
 
 from ..images.files import hash_parts
@@ -49,8 +51,9 @@ def _of_samples(table):
     """Names and bytes of the samples of a WebDataset that have an image."""
     names, contents = [], []
     for sample in table.to_pylist():
-        ending = next((e for e in sample if _is_image(e) and sample[e] is not None), "")
-        if ending:
+        # what a sample lacks and another has is None, or not a number
+        parts = (part for part in sample if isinstance(sample[part], bytes))
+        if ending := next(filter(_is_image, parts), ""):
             names.append(f"{sample['__url__']}/{sample['__key__']}.{ending}")
             contents.append(sample[ending])
     return _named(names, contents)
@@ -82,11 +85,13 @@ def _of_table(table):
 
 
 def _column_of_images(table) -> str:
-    """The name of the column that holds images; ValueError if there is none."""
+    """The name of the column that holds images; ValueError unless there is one."""
     found = next((name for name in _BYTES if name in table.column_names), None)
     if found is None:
         some = ", ".join(table.column_names[:10])
         raise ValueError(f"a table without a column of images; it has {some}")
+    if table.column_names.count(found) > 1:
+        raise ValueError(f"a table with several columns that are called {found}")
     return found
 
 
@@ -199,11 +204,40 @@ def _cannot_read(source, error: BaseException) -> Exception:
     reason = short_reason(error)
     return ValueError(f"{name} cannot be read ({reason}){hint}")
 
+# %% ../../nbs/engine/raydata.ipynb #raydata-24
+#| code-fold: true
+#| code-summary: "What an error is about, below what Ray makes of it"
+_BY = "The above exception was the direct cause of the following exception:"
+_KIND = re.compile(r"^(?:(?:[a-zA-Z_]\w*\.)+\w+|\w*(?:Error|Exception)): ")
+_ADVICE = re.compile(r"\s*^Failed to .* after \d+/\d+ attempts.*", re.M | re.S)
+
 
 def _cause(error: BaseException) -> BaseException:
     """What an error of Ray is about: the error that a task of it has met."""
+    said = str(error)
+    if _BY in said:
+        return _plain(error, _last_error(said.split(_BY)[-2]))
     below = getattr(error, "cause", None) or error.__cause__
-    return error if not isinstance(below, BaseException) else _cause(below)
+    # Ray Data puts an empty one below those that it has not expected
+    if isinstance(below, BaseException) and str(below).strip():
+        return _cause(below)
+    return _plain(error, _last_error(said) if '  File "' in said else said)
+
+
+def _plain(error: BaseException, said: str) -> BaseException:
+    """An error that says this, without the advice that Ray Data adds; itself if so."""
+    short = _ADVICE.sub("", said)
+    if not short or short == str(error) or isinstance(error, FileNotFoundError):
+        return error
+    return ValueError(short)
+
+
+def _last_error(trace: str) -> str:
+    """What the last error of a trace says, without its kind; else its last line."""
+    lines = [line for line in click.unstyle(trace).splitlines() if line.strip()]
+    starts = [n for n, line in enumerate(lines) if _KIND.match(line)]
+    said = "\n".join(lines[starts[-1] if starts else -1 :])
+    return _KIND.sub("", said, count=1).strip()
 
 # %% ../../nbs/engine/raydata.ipynb #raydata-14
 #| code-fold: true

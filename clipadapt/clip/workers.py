@@ -31,7 +31,7 @@ from clipadapt.clip.captions import (
 )
 from .features import Views, _encode_block, _renumbered, clip_facts
 from .model import CLIP, load_clip
-from .raydata import _Starting
+from .raydata import _cause, _Starting
 from ..images.files import hash_parts
 from clipadapt.images.pictures import (
     _decode,
@@ -439,7 +439,7 @@ class _Staff:
         except self.ray.exceptions.RayError as error:
             self.failures += 1
             if self.failures > most:
-                reason = short_reason(error)
+                reason = short_reason(_cause(error))
                 raise ValueError(
                     f"no worker can be started on the cluster: {reason}"
                 ) from error
@@ -614,7 +614,7 @@ class Crew:
             self.staff.idle.append(worker)
             return
         except self.ray.exceptions.RayTaskError as error:
-            raise error.as_instanceof_cause() from error
+            raise _cause(error) from error
         except self.ray.exceptions.RayError as error:
             tqdm.write("a worker died; another gets its block", file=sys.stderr)
             self.ray.kill(worker)
