@@ -957,7 +957,6 @@ def _alone(target: Path) -> Iterator[None]:
     finally:
         lock.release()
 
-
 # %% ../../nbs/engine/runs.ipynb #cell-56
 @contextmanager
 def run_folder(
