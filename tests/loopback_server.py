@@ -47,8 +47,9 @@ class LoopbackServer:
     """Answers on 127.0.0.1 while it is entered.
 
     plan: `plan(which, attempt)` says how to answer: `FINE`, a key of `ERRORS`, "hang",
-        "drip", "half", "not json", "echo" for a text with the key in it, "parts" for a text
-        in two parts, or "cut" for one that ends at the highest length. `which` tells pictures apart, attempts of each are counted from 0.
+        "drip", "half", "not json", "echo" for a text with the key in it, "parts" for a
+        text in two parts, or "cut" for one that ends at the highest length. `which`
+        tells pictures apart, attempts of each are counted from 0.
     seconds: that a request takes at least.
     key: without it in the header, a request gets status 401.
     """

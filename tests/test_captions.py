@@ -414,8 +414,9 @@ def test_a_captioner_without_one_usable_answer_ends_the_run(cache, grouped):
 
 
 def test_a_captioner_of_glyphs_refuses_a_folder_of_photographs(photographs, cache):
+    few = [piece for piece in photographs if not is_drawing(piece)][:40]
     with pytest.raises(ValueError, match="attribute captioner knows glyphs"):
-        caption(AttributeCaptioner(), ImageSet(photographs[:80:2]), "?", cache)
+        caption(AttributeCaptioner(), ImageSet(few), "?", cache)
 
 
 @pytest.mark.parametrize(

@@ -406,7 +406,7 @@ def test_a_command_without_one_caption_fails(photos, tmp_path):
     out = tmp_path / "captions.csv"
     with LoopbackServer(lambda which, attempt: "400") as server:
         asked = ("caption", "--images", photos, "--captioner", server.url)
-        done = run(*asked, "--out", out)
+        done = run(*asked, "--prompt", "What is wrong?", "--out", out)
     assert done.exit_code == 1 and not out.exists()
     assert "there is no caption" in done.stderr and "cannot be read" in done.stderr
 

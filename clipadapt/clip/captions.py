@@ -878,8 +878,8 @@ def caption(
     ends.
 
     Raises ValueError for prompts that do not fit, a captioner without a name or without
-    one usable answer, or a damaged cache; OSError for a cache that cannot be written; `CaptionerUnavailable`
-    when the captioner cannot be reached any more.
+    one usable answer, or a damaged cache; OSError for a cache that cannot be written;
+    `CaptionerUnavailable` when the captioner cannot be reached any more.
     """
     images = as_imageset(images)
     need_images(images)
@@ -1130,7 +1130,8 @@ class AttributeCaptioner(Captioner):
         if not is_drawing(image):
             raise ValueError(
                 "the attribute captioner knows glyphs, and this is no drawing in one "
-                "colour on a plain ground; describe photographs with a TransformersCaptioner"
+                "colour on a plain ground; describe photographs with a "
+                "TransformersCaptioner"
             )
         return measure_attributes(image, self.noun)
 

@@ -552,7 +552,8 @@ class _Asking(Captioner):
         if cut:
             warnings.warn(
                 f"{len(cut)} answers were cut off, for the server says that they were"
-                " too long; a higher max_new_tokens lets them end"
+                " too long; a higher max_new_tokens lets them end",
+                stacklevel=2,
             )
 
     async def _ask(
