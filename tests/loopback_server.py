@@ -47,7 +47,8 @@ class LoopbackServer:
     """Answers on 127.0.0.1 while it is entered.
 
     plan: `plan(which, attempt)` says how to answer: `FINE`, a key of `ERRORS`, "hang",
-        "drip", "half", "not json", or "echo" for a text with the key in it. `which`
+        "drip", "half", "not json", "echo" for a text with the key in it, "parts" for a
+        text in two parts, or "cut" for one that ends at the highest length. `which`
         tells pictures apart, attempts of each are counted from 0.
     seconds: that a request takes at least.
     key: without it in the header, a request gets status 401.
@@ -105,9 +106,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.owner.keys.append(given)
         return not self.owner.key or given == f"Bearer {self.owner.key}"
 
-    def answer(self, text: str) -> bytes:
+    def answer(self, text: str | list, end: str = "stop") -> bytes:
         message = {"role": "assistant", "content": text}
-        choice = {"index": 0, "finish_reason": "stop", "message": message}
+        choice = {"index": 0, "finish_reason": end, "message": message}
         whole = {"id": "1", "object": "chat.completion", "created": 0, "model": MODEL}
         return json.dumps({**whole, "choices": [choice]}).encode()
 
@@ -158,4 +159,6 @@ class _Handler(BaseHTTPRequestHandler):
             self.send(200, {}, self.answer(f"you sent {owner.keys[-1]}"))
         else:
             image = Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))
-            self.send(200, {}, self.answer(describe(image, prompt)))
+            said, end = describe(image, prompt), "length" if how == "cut" else "stop"
+            halves = [{"type": "text", "text": half} for half in (said[:9], said[9:])]
+            self.send(200, {}, self.answer(halves if how == "parts" else said, end))

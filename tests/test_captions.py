@@ -386,6 +386,39 @@ def test_an_unusable_answer_is_asked_again_once_and_then_recorded(
     ]  # failures are not kept, and nothing else is asked again
 
 
+@pytest.mark.parametrize("grouped", [False, True])
+def test_a_captioner_without_one_usable_answer_ends_the_run(cache, grouped):
+    """Soon, and with its reason; one caption, also from before, and it goes on."""
+    images, calls, good = digits("train").subset(range(60)), [], set()
+
+    def describe(pictures, prompts):
+        calls.append(len(pictures))
+        return ["good" if prompt in good else "" for prompt in prompts]
+
+    def ask():
+        prompts = [str(i) for i in range(60)]
+        captioner = CallableCaptioner(describe, "useless", batch_size=8)
+        if grouped:
+            groups = np.arange(60)[:, None]
+            return caption_groups(captioner, images, groups, prompts, cache)
+        return caption(captioner, images, prompts, cache)
+
+    message = "first 32 questions got a usable caption; .*: answered with an empty text"
+    with pytest.raises(ValueError, match=message):
+        ask()
+    assert sum(calls) == 2 * 32
+    good.add("3")
+    for _ in range(2):  # made in this run, and found
+        with pytest.warns(UserWarning, match="59 of 60 captions are missing"):
+            assert [i for i, text in enumerate(ask().texts) if text] == [3]
+
+
+def test_a_captioner_of_glyphs_refuses_a_folder_of_photographs(photographs, cache):
+    few = [piece for piece in photographs if not is_drawing(piece)][:40]
+    with pytest.raises(ValueError, match="attribute captioner knows glyphs"):
+        caption(AttributeCaptioner(), ImageSet(few), "?", cache)
+
+
 @pytest.mark.parametrize(
     "answers",
     [

@@ -174,6 +174,41 @@ def test_a_server_that_is_gone_ends_the_run_and_what_was_answered_is_kept(
         assert sum(server.attempts.values()) == COUNT - 20
 
 
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [("no text", "no text: choices.0"), ("400", "status 400: this picture cannot")],
+)
+def test_a_server_that_never_gives_a_caption_ends_the_run(some, tmp_path, how, words):
+    with LoopbackServer(lambda which, attempt: how) as server:
+        with pytest.raises(ValueError, match=f"got a usable caption; .*{words}"):
+            ask(server, some, tmp_path / "c", concurrency=2, retries=1)
+        assert 32 <= len(server.attempts) <= 35
+        server.plan = lambda which, attempt: FINE
+        assert ask(server, some, tmp_path / "c").texts == expected(some)
+
+
+def test_an_answer_in_parts_is_read(some):
+    few = some.subset(range(5))
+    with LoopbackServer(lambda which, attempt: "parts") as server:
+        assert ask(server, few).texts == expected(few)
+        assert sum(server.attempts.values()) == 5
+
+
+def test_answers_that_were_cut_off_are_counted_once(some):
+    few = some.subset(range(5))
+    cut = {}
+
+    def faulty(which, attempt):
+        return "cut" if cut.setdefault(which, len(cut)) < 3 else FINE
+
+    with LoopbackServer(faulty) as server:
+        captioner = ServerCaptioner(server.url, MODEL, image_format="png")
+        with pytest.warns(UserWarning) as said:
+            assert caption(captioner, few, "What is it?", False).texts == expected(few)
+    (warning,) = said
+    assert str(warning.message).startswith("3 answers were cut off")
+
+
 def test_where_nobody_listens_and_what_has_no_list_of_models(some):
     with LoopbackServer() as server:
         url = server.url
@@ -365,6 +400,15 @@ def test_the_command_asks_a_server_and_writes_no_key(photos, tmp_path):
     (tmp_path / "theirs.json").write_text(json.dumps(config))
     done = run("adapt", "--config", tmp_path / "theirs.json", "--out", tmp_path / "x")
     assert done.exit_code == 1 and "only if you say so" in done.stderr
+
+
+def test_a_command_without_one_caption_fails(photos, tmp_path):
+    out = tmp_path / "captions.csv"
+    with LoopbackServer(lambda which, attempt: "400") as server:
+        asked = ("caption", "--images", photos, "--captioner", server.url)
+        done = run(*asked, "--prompt", "What is wrong?", "--out", out)
+    assert done.exit_code == 1 and not out.exists()
+    assert "there is no caption" in done.stderr and "cannot be read" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -1111,6 +1111,9 @@ def caption_command(
     describing = _load_captioner(chosen, given["captioner_model"], noun=noun)
     damaged: dict[int, str] = {}
     said = caption(describing, pool, prompt, damaged=damaged, engine=engine)
+    if said.failures and said.missing.all():
+        reason = said.failures[0][1]
+        raise ValueError(f"there is no caption, and nothing is written: {reason}")
     texts = [text for index, text in enumerate(said.texts) if index not in damaged]
     names = image_names(leave_out(pool, damaged))
     columns = {"image": names, "caption": texts}

@@ -672,6 +672,7 @@ def _warn(
 #| code-summary: "Run: batch by batch, while the next images are read"
 _Errors = dict[Hashable, Exception]  # what could not be described, by key
 _Work = Generator[tuple[_Errors, Answers], None, None]  # what was unread, what was said
+_ENOUGH = 32  # questions without one usable answer, after which a run ends (ours)
 
 
 def _fill(
@@ -685,7 +686,8 @@ def _fill(
     work: for each batch what could not be read, and the answers about all others.
     count: how many things there are to describe.
 
-    Returns what could not be read, and what the captioner failed on.
+    Returns what could not be read, and what the captioner failed on. Raises ValueError
+    when it failed on the first `_ENOUGH`, and nothing was known before.
     """
     unread: _Errors = {}
     failed: _Errors = {}
@@ -703,7 +705,17 @@ def _fill(
             known |= store.add(found)
             failed |= missed
             progress.update(len(bad) + len(answers))
+            if not known and len(failed) >= _ENOUGH:
+                raise _useless(failed)
     return unread, failed
+
+
+def _useless(failed: _Errors) -> ValueError:
+    """What to say of a captioner that has not given one usable text."""
+    return ValueError(
+        f"none of the first {len(failed)} questions got a usable caption; the last"
+        f" failure: {_reason([*failed.values()][-1])}"
+    )
 
 # %% ../../nbs/09_captions.ipynb #read-ahead
 #| code-fold: true
@@ -862,11 +874,12 @@ def caption(
     Every batch is kept as soon as it is there: a run that was interrupted goes on where
     it was. An image that cannot be read, or that the captioner fails on twice, gets ""
     and an entry in `failures`, is not kept, and is tried again by the next call; one
-    warning says how many.
+    warning says how many. When there is no caption at all after 32 questions, the run
+    ends.
 
-    Raises ValueError for prompts that do not fit, a captioner without a name, or a
-    damaged cache; OSError for a cache that cannot be written; `CaptionerUnavailable`
-    when the captioner cannot be reached any more.
+    Raises ValueError for prompts that do not fit, a captioner without a name or without
+    one usable answer, or a damaged cache; OSError for a cache that cannot be written;
+    `CaptionerUnavailable` when the captioner cannot be reached any more.
     """
     images = as_imageset(images)
     need_images(images)
@@ -1116,8 +1129,9 @@ class AttributeCaptioner(Captioner):
     def _measure(self, image: Image.Image) -> Attributes:
         if not is_drawing(image):
             raise ValueError(
-                "this is no drawing in one colour on a plain ground, so its strokes "
-                "cannot be measured; describe photographs with a TransformersCaptioner"
+                "the attribute captioner knows glyphs, and this is no drawing in one "
+                "colour on a plain ground; describe photographs with a "
+                "TransformersCaptioner"
             )
         return measure_attributes(image, self.noun)
 

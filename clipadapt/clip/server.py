@@ -14,6 +14,7 @@ import json
 import math
 import os
 import time
+import warnings
 from collections.abc import (
     Awaitable,
     Callable,
@@ -35,7 +36,13 @@ from typing import Annotated, Any, Literal, NamedTuple, cast
 from urllib.parse import urlsplit
 
 from PIL import Image
-from pydantic import BaseModel, Field, StringConstraints, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    Field,
+    StringConstraints,
+    ValidationError,
+)
 
 from clipadapt.clip.captions import (
     Answered,
@@ -142,8 +149,21 @@ def _need_openai() -> None:
 _MOST = 2**24  # bytes of an answer
 
 
+def _joined(content: Any) -> Any:
+    """The texts of a list of parts as one; anything else as it is."""
+    if not isinstance(content, list):
+        return content
+    parts = [part for part in content if isinstance(part, dict)]
+    texts = [part.get("text") for part in parts if part.get("type") == "text"]
+    return "".join(text for text in texts if isinstance(text, str))
+
+
 class _Message(BaseModel):
-    content: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+    content: Annotated[
+        str,
+        StringConstraints(strip_whitespace=True, min_length=1),
+        BeforeValidator(_joined),
+    ]
 
 
 class _Choice(BaseModel):
@@ -516,10 +536,10 @@ class _Asking(Captioner):
         """Texts or errors, as they come, for `concurrency` pictures at a time.
 
         batches, grouped: as in `in_batches`."""
-        way, silent, last = self._way(), 0, None
+        way, silent, last, cut = self._way(), 0, None, []
         things, running = _pictures(batches, grouped), {}
         with way.opened() as (portal, client):
-            ask = partial(portal.start_task_soon, self._ask, client)
+            ask = partial(portal.start_task_soon, self._ask, client, cut)
             come = _as_they_come(ask, things, self.concurrency, running)
             with closing(come) as answered:
                 for answers in answered:
@@ -529,9 +549,19 @@ class _Asking(Captioner):
                     if last and (last.about == "all" or silent >= most):
                         yield _texts(way, _finished(running, min(_GRACE, self.timeout)))
                         raise way.explained(last)
+        if cut:
+            warnings.warn(
+                f"{len(cut)} answers were cut off, for the server says that they were"
+                " too long; a higher max_new_tokens lets them end",
+                stacklevel=2,
+            )
 
-    async def _ask(self, client: Any, image: Image.Image, prompt: str) -> str | _Missed:
-        """What the server says about a picture; never an error."""
+    async def _ask(
+        self, client: Any, cut: list[str], image: Image.Image, prompt: str
+    ) -> str | _Missed:
+        """What the server says about a picture; never an error.
+
+        cut: takes answers that the server has cut off."""
         import anyio
 
         send = partial(data_url, image, self.side, self.image_format)
@@ -544,7 +574,11 @@ class _Asking(Captioner):
                 messages=[{"role": "user", "content": content}],
                 extra_body=self.fields,
             )
-            return answer.choices[0].message.content
+            first = answer.choices[0]
+            text = _joined(first.message.content)
+            if first.finish_reason == "length":
+                cut.append(text)
+            return text
         except Exception as error:  # of the package, of Pillow
             return _missed(error)
 
