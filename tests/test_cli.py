@@ -619,7 +619,7 @@ def test_quiet_says_nothing_and_logs_all_the_same(folders, tmp_path):
         (
             ["adapt", "--set", "templates=5", "--out", "x"],
             1,
-            "must be a word or a list of words, got 5",
+            "must be a word or a list of words or an object, got 5",
         ),
         (["adapt", "--classes", "clases.txt", "--out", "x"], 1, "no such file"),
         (["zero-shot", "--classes", "lists/classes"], 1, "no such file"),
@@ -1740,7 +1740,7 @@ SAMPLES = {
     "a whole number": 3,
     "a number": 0.5,
     "a word": "word",
-    "an object": {"a": 1},
+    "an object": {"a": "b"},
     "null": None,
     "a list of words": ["a", "b"],
     "a list of numbers": [1, 0.5],

@@ -923,7 +923,7 @@ def test_a_checkpoint_may_be_a_path_and_the_method_still_be_saved(
         ([0.5] * COUNT, "integers"),
         ([10] * COUNT, "0 ... 9"),
         ([-2] * COUNT, "-1 for unlabelled"),
-        (["0"] * COUNT, "integers"),
+        (["0"] * COUNT, "name classes that there are not: 0"),
     ],
 )
 def test_wrong_labels(clip, images, y, message):

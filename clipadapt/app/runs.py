@@ -982,7 +982,7 @@ def run_folder(
         if folder != target:
             _take_place(folder, target)
 
-
+# %% ../../nbs/engine/runs.ipynb #cell-56b
 @contextmanager
 def _kept_options(folder: Path, options: dict[str, Any]) -> Iterator[None]:
     """Keep options and log in a folder; a run that fails at once leaves nothing."""

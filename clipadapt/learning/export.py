@@ -61,7 +61,7 @@ class Picture(NamedTuple):
     filter: str = "bicubic"
     prepare: Callable[[Image.Image], Image.Image] | None = None
 
-
+# %% ../../nbs/engine/export.ipynb #ex-06b
 def picture_of(clip: CLIP) -> Picture:
     """How a CLIP reads photographs.
 
@@ -93,6 +93,8 @@ def _sides(size: int | Sequence[int]) -> tuple[int, ...]:
     return (size,) if isinstance(size, int) else tuple(size)
 
 # %% ../../nbs/engine/export.ipynb #ex-09
+#| code-fold: true
+#| code-summary: "Resized: photographs of any size to the pixels that the network reads"
 class Resized(nn.Module):
     """Photographs uint8 [N, H, W, 3] as pixels between 0 and 1, float32 [N, 3, S, T].
 
@@ -216,7 +218,7 @@ class ImageFeatures(nn.Module):
         """What the tower reads of pixels between 0 and 1."""
         return (pixels - self.mean) / self.std
 
-
+# %% ../../nbs/engine/export.ipynb #ex-17b
 def still(module: nn.Module) -> nn.Module:
     """A module on the CPU and in evaluation, its weights in float32.
 
@@ -294,7 +296,7 @@ class Answer(nn.Module):
 
 _NAMES = ("batch", "height", "width")
 
-
+# %% ../../nbs/engine/export.ipynb #ex-20b
 def as_program(answer: Answer) -> torch.export.ExportedProgram:
     """An answer as a graph of operations, in which the sizes are open.
 
@@ -352,7 +354,7 @@ def to_torch(program: torch.export.ExportedProgram, facts: dict) -> bytes:
         torch.export.save(program, content, extra_files={"description.json": described})
     return content.getvalue()
 
-
+# %% ../../nbs/engine/export.ipynb #ex-22b
 def to_onnx(program: torch.export.ExportedProgram) -> Any:
     """The same program as an `onnx.ModelProto` of opset 18.
 
@@ -446,7 +448,7 @@ class Session:
         """Probabilities [N, C] of images uint8 [N, H, W, 3]."""
         return cast(np.ndarray, self.session.run(None, {"images": images})[0])
 
-
+# %% ../../nbs/engine/export.ipynb #ex-25b
 def check_file(content: bytes, answer: Answer) -> None:
     """ValueError unless an ONNX file answers as the network that it is made from.
 
@@ -575,7 +577,7 @@ def what_is_lost(
             found[name] = float(right.mean())
     return found
 
-
+# %% ../../nbs/engine/export.ipynb #ex-30b
 def told(found: dict[str, Any], sizes: tuple[int, int]) -> str:
     """One sentence about what was lost.
 
@@ -722,7 +724,7 @@ class _Leaving:
         """How a photograph becomes those pixels: a hook."""
         return picture_of(self.clip)
 
-
+# %% ../../nbs/engine/export.ipynb #ex-35b
 def described(method: _Leaving, format: str, answer: Answer) -> dict:
     """What goes into a file, and beside it.
 

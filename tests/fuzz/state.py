@@ -258,7 +258,7 @@ class _Quick:
         self.embed_dim, self.image_size = clip.embed_dim, clip.image_size
         self.squashes = clip.squashes
 
-    def encode_batches(self, images, batch_size=64):
+    def encode_batches(self, images, batch_size=64, damaged=None):
         """The features of a selection of the images, all at once."""
         yield self.features[np.asarray(images.images.indices)]
 
