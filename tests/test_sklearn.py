@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from joblib.externals.loky import get_reusable_executor
+from odd_values import escapes
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.ensemble import StackingClassifier, VotingClassifier
 from sklearn.exceptions import DataConversionWarning
@@ -379,3 +380,13 @@ class OneAnswer(Prototypes):
 def test_scikit_learn_finds_faults():
     with pytest.raises((AssertionError, ValueError), match="."):
         check_sklearn(OneAnswer)
+
+
+def test_odd_values_are_refused_in_a_sentence(clip, images, kinds):
+    model = ZeroShot(clip, images.classnames).fit(images)
+    given = kinds["table"][:12], images.labels[:12], None
+    assert escapes(model.fit, given[:2], [0, 1]) == []
+    assert escapes(model.score, given, [0, 1]) == []
+    assert escapes(lambda X: model.predict(X), given[:1], [0]) == []
+    weigh = lambda weights: model.score(*given[:2], weights)
+    assert escapes(weigh, given[2:], [0]) == []

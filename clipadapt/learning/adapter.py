@@ -765,12 +765,16 @@ class Adapter(_Classifier, _Answering):
 #| code-summary: "Weights of the images that are scored"
 def _weights(weights, labels: np.ndarray) -> np.ndarray:
     """Weights of the images, float64 [N]; ValueError unless they can be averaged by."""
-    weights = np.asarray(weights, np.float64)
-    if weights.shape != labels.shape:
+    try:
+        weights = np.asarray(weights)
+    except (TypeError, RuntimeError):  # a tensor of a kind that NumPy lacks
+        weights = np.empty(0)
+    if weights.shape != labels.shape or weights.dtype.kind not in "biuf":
         raise ValueError(
-            f"{len(labels)} images need as many weights, not an array of shape"
-            f" {weights.shape}"
+            f"{len(labels)} images need as many weights, which are numbers, not an"
+            f" array of shape {weights.shape} and {weights.dtype}"
         )
+    weights = weights.astype(np.float64)
     if not np.isfinite(weights).all() or (weights < 0).any():
         raise ValueError("weights of images must be finite, and not negative")
     if not weights[labels >= 0].any():
