@@ -61,7 +61,9 @@ class Picture(NamedTuple):
     filter: str = "bicubic"
     prepare: Callable[[Image.Image], Image.Image] | None = None
 
-
+# %% ../../nbs/engine/export.ipynb #ex-06b
+#| code-fold: true
+#| code-summary: "How a CLIP reads photographs, from its preprocessing"
 def picture_of(clip: CLIP) -> Picture:
     """How a CLIP reads photographs.
 
@@ -98,9 +100,8 @@ class Resized(nn.Module):
 
     picture: its `fit` is "crop" or "squash"; `size` is S, T.
 
-    What Pillow and torchvision make of a photograph whose rows are resized first, byte
-    for byte but for rounding. Pillow 13 begins with the columns where it finds that
-    cheaper, of some tall photographs, and then some bytes are a step or two off.
+    What Pillow makes of it if it resizes rows first, byte for byte but for rounding. Of
+    some tall photographs Pillow 13 begins with the columns: a step or two off.
     """
 
     def __init__(self, picture: Picture):
@@ -113,11 +114,10 @@ class Resized(nn.Module):
         height, width = rows[-1:] + 1, columns[-1:] + 1
         shorter = torch.minimum(height, width)
         squash = self.picture.fit == "squash"
+        sides = zip((rows, columns), (height, width), self.picture.size)
         down, across = (
             self._weights(places, side, side if squash else shorter, size)
-            for places, side, size in zip(
-                (rows, columns), (height, width), self.picture.size
-            )
+            for places, side, size in sides
         )
         return _rounded(down @ _rounded(pixels @ across.T)) / 255
 
@@ -129,12 +129,8 @@ class Resized(nn.Module):
         places: the numbers of the old pixels, int64 [side].
         side, shorter: int64 [1], the length of the side, and of what becomes `size`.
         """
-        scaled = _halves(2 * size * side, 2 * shorter)  # the side after the resize
-        spare = scaled - size
-        start = _halves(spare, torch.full_like(spare, 2))
-        odd = spare - 2 * start
-        start = start + odd * (start - 2 * _halves(start, torch.full_like(start, 2)))
-        centres = (2 * (torch.arange(size) + start) + 1) * side
+        scaled = _whole(size * side, shorter)  # the side after the resize
+        centres = (2 * (torch.arange(size) + _middle(scaled - size)) + 1) * side
         distances = (2 * places + 1)[None] * scaled - centres[:, None]
         stretched = 2 * torch.maximum(side, scaled)
         weights = _FORMS[self.picture.filter](distances.float().abs() / stretched)
@@ -148,9 +144,16 @@ def _rounded(pixels: Tensor) -> Tensor:
     return (pixels + 0.5).floor().clamp(0, 255)
 
 
-def _halves(number: Tensor, divisor: Tensor) -> Tensor:
+def _whole(number: Tensor, divisor: Tensor) -> Tensor:
     """The whole quotient of positive integers."""
     return torch.div(number, divisor, rounding_mode="floor")
+
+
+def _middle(spare: Tensor) -> Tensor:
+    """Half of what is cut off, rounded as Python rounds: a half to an even number."""
+    two = torch.full_like(spare, 2)
+    start = _whole(spare, two)
+    return start + (spare - 2 * start) * (start - 2 * _whole(start, two))
 
 
 def _bicubic(x: Tensor) -> Tensor:
@@ -216,7 +219,9 @@ class ImageFeatures(nn.Module):
         """What the tower reads of pixels between 0 and 1."""
         return (pixels - self.mean) / self.std
 
-
+# %% ../../nbs/engine/export.ipynb #ex-17b
+#| code-fold: true
+#| code-summary: "A module that computes on the CPU, in float32"
 def still(module: nn.Module) -> nn.Module:
     """A module on the CPU and in evaluation, its weights in float32.
 
@@ -291,7 +296,7 @@ class Answer(nn.Module):
         shape = (2, height, width, 3)
         return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
 
-
+# %% ../../nbs/engine/export.ipynb #ex-20b
 _NAMES = ("batch", "height", "width")
 
 
@@ -352,7 +357,7 @@ def to_torch(program: torch.export.ExportedProgram, facts: dict) -> bytes:
         torch.export.save(program, content, extra_files={"description.json": described})
     return content.getvalue()
 
-
+# %% ../../nbs/engine/export.ipynb #ex-22b
 def to_onnx(program: torch.export.ExportedProgram) -> Any:
     """The same program as an `onnx.ModelProto` of opset 18.
 
@@ -396,7 +401,9 @@ def _name_sizes(model: Any) -> None:
             size.dim_param = named.get(size.dim_param, "batch")
     del model.graph.value_info[:]
 
-
+# %% ../../nbs/engine/export.ipynb #ex-23b
+#| code-fold: true
+#| code-summary: "Which nodes belong to a head, and what is removed"
 def _heads(model: Any, answer: nn.Module) -> list[str]:
     """The names of the nodes that belong to a `Head` of the answer."""
     kinds = {type(module) for module in answer.modules() if isinstance(module, Head)}
@@ -446,7 +453,7 @@ class Session:
         """Probabilities [N, C] of images uint8 [N, H, W, 3]."""
         return cast(np.ndarray, self.session.run(None, {"images": images})[0])
 
-
+# %% ../../nbs/engine/export.ipynb #ex-25b
 def check_file(content: bytes, answer: Answer) -> None:
     """ValueError unless an ONNX file answers as the network that it is made from.
 
@@ -537,12 +544,9 @@ def _is_convolutional(model: Any) -> bool:
 
 def _save_prepared(model: Any, path: str) -> None:
     """Write a model, marked as one that needs no preparation by onnxruntime's tool."""
-    onnx = import_module("onnx")
-    marked = onnx.ModelProto()
-    marked.CopyFrom(model)
-    pair = marked.metadata_props.add()
+    pair = model.metadata_props.add()
     pair.key, pair.value = "onnx.quant.pre_process", "onnxruntime.quant"
-    onnx.save(marked, path)
+    import_module("onnx").save(model, path)
 
 # %% ../../nbs/engine/export.ipynb #ex-30
 def what_is_lost(
@@ -575,7 +579,9 @@ def what_is_lost(
             found[name] = float(right.mean())
     return found
 
-
+# %% ../../nbs/engine/export.ipynb #ex-30b
+#| code-fold: true
+#| code-summary: "The same in a sentence"
 def told(found: dict[str, Any], sizes: tuple[int, int]) -> str:
     """One sentence about what was lost.
 
@@ -647,7 +653,9 @@ def described_input(answer: Answer) -> dict:
         "normalisation": "inside",
     }
 
-
+# %% ../../nbs/engine/export.ipynb #ex-33b
+#| code-fold: true
+#| code-summary: "Whose terms the weights come under"
 def licence_note(clip: CLIP) -> str:
     """Whose terms the weights in a file come under, as far as we can know."""
     if clip.name is None and clip.pretrained is None:
@@ -722,7 +730,9 @@ class _Leaving:
         """How a photograph becomes those pixels: a hook."""
         return picture_of(self.clip)
 
-
+# %% ../../nbs/engine/export.ipynb #ex-35b
+#| code-fold: true
+#| code-summary: "What goes into a file, and beside it"
 def described(method: _Leaving, format: str, answer: Answer) -> dict:
     """What goes into a file, and beside it.
 
@@ -753,8 +763,77 @@ def described(method: _Leaving, format: str, answer: Answer) -> dict:
 
 # %% ../../nbs/engine/export.ipynb #ex-36
 #| code-fold: true
-#| code-summary: "Exporting: how every method is written to a file"
-class Exporting(_Leaving):
+#| code-summary: "How a network becomes the content of a file"
+class _Writing(_Leaving):
+    """How a method is written once its network is made."""
+
+    def _as_onnx(
+        self,
+        program: torch.export.ExportedProgram,
+        answer: Answer,
+        facts: dict,
+        int8: bool,
+        images: Any,
+    ) -> tuple[bytes, str]:
+        """The content of an ONNX file, and what is to be said of it."""
+        model = to_onnx(program)
+        heads = _heads(model, answer)
+        content = _with_facts(model, facts)
+        check_file(content, answer)
+        if not int8:
+            return content, ""
+        chosen = as_imageset([] if images is None else images)
+        need_images(chosen)
+        arrays = _as_arrays(chosen, answer)
+        smaller, how = quantised(model, heads, arrays)
+        found: dict[str, Any] = {}
+        after = _with_facts(smaller, facts)
+        if arrays:
+            labels = cast(Any, self).true_labels(chosen)
+            found = what_is_lost(content, after, arrays, labels)
+        facts["int8"] = {"kind": how, **found}
+        after = _with_facts(smaller, facts)
+        return after, told(found, (len(content), len(after)))
+
+# %% ../../nbs/engine/export.ipynb #ex-36b
+#| code-fold: true
+#| code-summary: "How a network becomes a file"
+class _WritingFiles(_Writing):
+    """The same, and the files."""
+
+    def _export(
+        self,
+        network: Callable[[], nn.Module],
+        path: Path,
+        format: str | None,
+        resize: bool,
+        int8: bool,
+        images: Any,
+    ) -> Path:
+        """The same for what `network` makes."""
+        format = format_of(path, format)
+        if format != "onnx" and (int8 or images is not None):
+            raise ValueError('int8 and images are for format="onnx" only')
+        if images is not None and not int8:
+            raise ValueError("images are for int8=True: they measure what it costs")
+        if format == "onnx":
+            _need_packages()
+        answer = Answer(self._picture(), network(), resize).eval()
+        facts = described(self, format, answer)
+        program = as_program(answer)
+        if format == "torch":
+            _write(path, to_torch(program, facts), facts)
+            return path
+        content, said = self._as_onnx(program, answer, facts, int8, images)
+        _write(path, content, facts)
+        if said:
+            print(said)
+        return path
+
+# %% ../../nbs/engine/export.ipynb #ex-36c
+#| code-fold: true
+#| code-summary: "Exporting: export, for every method"
+class Exporting(_WritingFiles):
     """The part of `Adapter` that writes a fitted method to a file of its own."""
 
     _check_fitted: Callable[[], None]
@@ -793,60 +872,3 @@ class Exporting(_Leaving):
         self._check_fitted()
         options = {"resize": resize, "int8": int8, "images": images}
         return self._export(self._network, Path(path), format, **options)
-
-    def _export(
-        self,
-        network: Callable[[], nn.Module],
-        path: Path,
-        format: str | None,
-        resize: bool,
-        int8: bool,
-        images: Any,
-    ) -> Path:
-        """The same for what `network` makes."""
-        format = format_of(path, format)
-        if format != "onnx" and (int8 or images is not None):
-            raise ValueError('int8 and images are for format="onnx" only')
-        if images is not None and not int8:
-            raise ValueError("images are for int8=True: they measure what it costs")
-        if format == "onnx":
-            _need_packages()
-        answer = Answer(self._picture(), network(), resize).eval()
-        facts = described(self, format, answer)
-        program = as_program(answer)
-        if format == "torch":
-            _write(path, to_torch(program, facts), facts)
-            return path
-        content, said = self._as_onnx(program, answer, facts, int8, images)
-        _write(path, content, facts)
-        if said:
-            print(said)
-        return path
-
-    def _as_onnx(
-        self,
-        program: torch.export.ExportedProgram,
-        answer: Answer,
-        facts: dict,
-        int8: bool,
-        images: Any,
-    ) -> tuple[bytes, str]:
-        """The content of an ONNX file, and what is to be said of it."""
-        model = to_onnx(program)
-        heads = _heads(model, answer)
-        content = _with_facts(model, facts)
-        check_file(content, answer)
-        if not int8:
-            return content, ""
-        chosen = as_imageset([] if images is None else images)
-        need_images(chosen)
-        arrays = _as_arrays(chosen, answer)
-        smaller, how = quantised(model, heads, arrays)
-        found: dict[str, Any] = {}
-        after = _with_facts(smaller, facts)
-        if arrays:
-            labels = cast(Any, self).true_labels(chosen)
-            found = what_is_lost(content, after, arrays, labels)
-        facts["int8"] = {"kind": how, **found}
-        after = _with_facts(smaller, facts)
-        return after, told(found, (len(content), len(after)))
