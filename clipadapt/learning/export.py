@@ -119,7 +119,8 @@ class Resized(nn.Module):
             self._weights(places, side, side if squash else shorter, size)
             for places, side, size in sides
         )
-        return _rounded(down @ _rounded(pixels @ across.T)) / 255
+        pixels = _along(pixels, across).transpose(2, 3)
+        return _along(pixels, down).transpose(2, 3) / 255
 
     def _weights(
         self, places: Tensor, side: Tensor, shorter: Tensor, size: int
@@ -138,10 +139,16 @@ class Resized(nn.Module):
 
 # %% ../../nbs/engine/export.ipynb #ex-10
 #| code-fold: true
-#| code-summary: "Rounding, whole quotients, and the two filters"
-def _rounded(pixels: Tensor) -> Tensor:
-    """Bytes, as Pillow rounds them: between 0 and 255, in float32."""
-    return (pixels + 0.5).floor().clamp(0, 255)
+#| code-summary: "One side, whole quotients, and the two filters"
+def _along(pixels: Tensor, weights: Tensor) -> Tensor:
+    """The last side of [N, 3, K, L] resized by weights [M, L]: [N, 3, K, M].
+
+    Rounded to bytes as Pillow does it, in float32. As a product of two matrices, for
+    PyTorch 2.6 cannot export others of unknown sizes.
+    """
+    resized = pixels.flatten(0, 2) @ weights.T
+    rounded = (resized + 0.5).floor().clamp(0, 255)
+    return rounded.unflatten(0, pixels.shape[:3])
 
 
 def _whole(number: Tensor, divisor: Tensor) -> Tensor:
@@ -298,6 +305,7 @@ class Answer(nn.Module):
 
 # %% ../../nbs/engine/export.ipynb #ex-20b
 _NAMES = ("batch", "height", "width")
+_LONGEST = 2**24  # images or pixels; PyTorch 2.6 wants to know
 
 
 def as_program(answer: Answer) -> torch.export.ExportedProgram:
@@ -306,7 +314,9 @@ def as_program(answer: Answer) -> torch.export.ExportedProgram:
     answer: the batch is open, and height and width if it resizes.
     """
     free = _NAMES if answer.resizes else _NAMES[:1]
-    sizes = {axis: torch.export.Dim(name, min=1) for axis, name in enumerate(free)}
+    sizes = {
+        axis: torch.export.Dim(name, max=_LONGEST) for axis, name in enumerate(free)
+    }
     with torch.no_grad(), no_warnings():
         program = torch.export.export(
             answer.eval(), (answer.example(),), dynamic_shapes=(sizes,), strict=False
@@ -358,25 +368,26 @@ def to_torch(program: torch.export.ExportedProgram, facts: dict) -> bytes:
     return content.getvalue()
 
 # %% ../../nbs/engine/export.ipynb #ex-22b
-def to_onnx(program: torch.export.ExportedProgram) -> Any:
-    """The same program as an `onnx.ModelProto` of opset 18.
+def to_onnx(answer: Answer) -> Any:
+    """An answer as an `onnx.ModelProto` of opset 18.
 
-    program: that of `as_program`.
+    answer: the network.
 
     Raises ValueError where the weights do not fit into one file (2 GiB).
     """
-    numbers = [*program.state_dict.values(), *program.constants.values()]
-    size = sum(each.nbytes for each in numbers if isinstance(each, Tensor))
+    size = sum(tensor.nbytes for tensor in answer.state_dict().values())
     if size > _LARGEST:
         raise ValueError(
             f"this method has {size / 1e9:.1f} GB of weights, and an ONNX file holds"
             ' 2.1: use format="torch", or a smaller CLIP'
         )
+    program = as_program(_as_if_trained(answer))
     with no_warnings(), torch.no_grad():
         made = torch.onnx.export(
             program,
             dynamo=True,
             opset_version=18,
+            optimize=True,
             input_names=["images"],
             output_names=["probabilities"],
             verbose=False,
@@ -387,7 +398,18 @@ def to_onnx(program: torch.export.ExportedProgram) -> Any:
 
 # %% ../../nbs/engine/export.ipynb #ex-23
 #| code-fold: true
-#| code-summary: "Names of the sizes, and what is removed"
+#| code-summary: "What PyTorch 2.6 needs, and names of the sizes, and what is removed"
+def _as_if_trained(answer: Answer) -> Answer:
+    """The same network with the same memory, whose weights ask for gradients.
+
+    PyTorch 2.6 can take linear layers apart only then, where the batch is open.
+    """
+    shared: dict[int, Any] = {id(buffer): buffer for buffer in answer.buffers()}
+    for weight in answer.parameters():
+        shared[id(weight)] = nn.Parameter(weight.detach())
+    return copy.deepcopy(answer, shared)
+
+
 def _name_sizes(model: Any) -> None:
     """Call the open sizes batch, height and width; drop shapes in between."""
     named = {}
@@ -769,14 +791,13 @@ class _Writing(_Leaving):
 
     def _as_onnx(
         self,
-        program: torch.export.ExportedProgram,
         answer: Answer,
         facts: dict,
         int8: bool,
         images: Any,
     ) -> tuple[bytes, str]:
         """The content of an ONNX file, and what is to be said of it."""
-        model = to_onnx(program)
+        model = to_onnx(answer)
         heads = _heads(model, answer)
         content = _with_facts(model, facts)
         check_file(content, answer)
@@ -820,11 +841,10 @@ class _WritingFiles(_Writing):
             _need_packages()
         answer = Answer(self._picture(), network(), resize).eval()
         facts = described(self, format, answer)
-        program = as_program(answer)
         if format == "torch":
-            _write(path, to_torch(program, facts), facts)
+            _write(path, to_torch(as_program(answer), facts), facts)
             return path
-        content, said = self._as_onnx(program, answer, facts, int8, images)
+        content, said = self._as_onnx(answer, facts, int8, images)
         _write(path, content, facts)
         if said:
             print(said)
