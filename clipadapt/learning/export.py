@@ -62,6 +62,8 @@ class Picture(NamedTuple):
     prepare: Callable[[Image.Image], Image.Image] | None = None
 
 # %% ../../nbs/engine/export.ipynb #ex-06b
+#| code-fold: true
+#| code-summary: "How a CLIP reads photographs, from its preprocessing"
 def picture_of(clip: CLIP) -> Picture:
     """How a CLIP reads photographs.
 
@@ -93,16 +95,13 @@ def _sides(size: int | Sequence[int]) -> tuple[int, ...]:
     return (size,) if isinstance(size, int) else tuple(size)
 
 # %% ../../nbs/engine/export.ipynb #ex-09
-#| code-fold: true
-#| code-summary: "Resized: photographs of any size to the pixels that the network reads"
 class Resized(nn.Module):
     """Photographs uint8 [N, H, W, 3] as pixels between 0 and 1, float32 [N, 3, S, T].
 
     picture: its `fit` is "crop" or "squash"; `size` is S, T.
 
-    What Pillow and torchvision make of a photograph whose rows are resized first, byte
-    for byte but for rounding. Pillow 13 begins with the columns where it finds that
-    cheaper, of some tall photographs, and then some bytes are a step or two off.
+    What Pillow makes of it if it resizes rows first, byte for byte but for rounding. Of
+    some tall photographs Pillow 13 begins with the columns: a step or two off.
     """
 
     def __init__(self, picture: Picture):
@@ -115,13 +114,13 @@ class Resized(nn.Module):
         height, width = rows[-1:] + 1, columns[-1:] + 1
         shorter = torch.minimum(height, width)
         squash = self.picture.fit == "squash"
+        sides = zip((rows, columns), (height, width), self.picture.size)
         down, across = (
             self._weights(places, side, side if squash else shorter, size)
-            for places, side, size in zip(
-                (rows, columns), (height, width), self.picture.size
-            )
+            for places, side, size in sides
         )
-        return _rounded(down @ _rounded(pixels @ across.T)) / 255
+        pixels = _along(pixels, across).transpose(2, 3)
+        return _along(pixels, down).transpose(2, 3) / 255
 
     def _weights(
         self, places: Tensor, side: Tensor, shorter: Tensor, size: int
@@ -131,12 +130,8 @@ class Resized(nn.Module):
         places: the numbers of the old pixels, int64 [side].
         side, shorter: int64 [1], the length of the side, and of what becomes `size`.
         """
-        scaled = _halves(2 * size * side, 2 * shorter)  # the side after the resize
-        spare = scaled - size
-        start = _halves(spare, torch.full_like(spare, 2))
-        odd = spare - 2 * start
-        start = start + odd * (start - 2 * _halves(start, torch.full_like(start, 2)))
-        centres = (2 * (torch.arange(size) + start) + 1) * side
+        scaled = _whole(size * side, shorter)  # the side after the resize
+        centres = (2 * (torch.arange(size) + _middle(scaled - size)) + 1) * side
         distances = (2 * places + 1)[None] * scaled - centres[:, None]
         stretched = 2 * torch.maximum(side, scaled)
         weights = _FORMS[self.picture.filter](distances.float().abs() / stretched)
@@ -144,15 +139,28 @@ class Resized(nn.Module):
 
 # %% ../../nbs/engine/export.ipynb #ex-10
 #| code-fold: true
-#| code-summary: "Rounding, whole quotients, and the two filters"
-def _rounded(pixels: Tensor) -> Tensor:
-    """Bytes, as Pillow rounds them: between 0 and 255, in float32."""
-    return (pixels + 0.5).floor().clamp(0, 255)
+#| code-summary: "One side, whole quotients, and the two filters"
+def _along(pixels: Tensor, weights: Tensor) -> Tensor:
+    """The last side of [N, 3, K, L] resized by weights [M, L]: [N, 3, K, M].
+
+    Rounded to bytes as Pillow does it, in float32. As a product of two matrices, for
+    PyTorch 2.6 cannot export others of unknown sizes.
+    """
+    resized = pixels.flatten(0, 2) @ weights.T
+    rounded = (resized + 0.5).floor().clamp(0, 255)
+    return rounded.unflatten(0, pixels.shape[:3])
 
 
-def _halves(number: Tensor, divisor: Tensor) -> Tensor:
+def _whole(number: Tensor, divisor: Tensor) -> Tensor:
     """The whole quotient of positive integers."""
     return torch.div(number, divisor, rounding_mode="floor")
+
+
+def _middle(spare: Tensor) -> Tensor:
+    """Half of what is cut off, rounded as Python rounds: a half to an even number."""
+    two = torch.full_like(spare, 2)
+    start = _whole(spare, two)
+    return start + (spare - 2 * start) * (start - 2 * _whole(start, two))
 
 
 def _bicubic(x: Tensor) -> Tensor:
@@ -219,6 +227,8 @@ class ImageFeatures(nn.Module):
         return (pixels - self.mean) / self.std
 
 # %% ../../nbs/engine/export.ipynb #ex-17b
+#| code-fold: true
+#| code-summary: "A module that computes on the CPU, in float32"
 def still(module: nn.Module) -> nn.Module:
     """A module on the CPU and in evaluation, its weights in float32.
 
@@ -293,17 +303,20 @@ class Answer(nn.Module):
         shape = (2, height, width, 3)
         return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
 
-
-_NAMES = ("batch", "height", "width")
-
 # %% ../../nbs/engine/export.ipynb #ex-20b
+_NAMES = ("batch", "height", "width")
+_LONGEST = 2**24  # images or pixels; PyTorch 2.6 wants to know
+
+
 def as_program(answer: Answer) -> torch.export.ExportedProgram:
     """An answer as a graph of operations, in which the sizes are open.
 
     answer: the batch is open, and height and width if it resizes.
     """
     free = _NAMES if answer.resizes else _NAMES[:1]
-    sizes = {axis: torch.export.Dim(name, min=1) for axis, name in enumerate(free)}
+    sizes = {
+        axis: torch.export.Dim(name, max=_LONGEST) for axis, name in enumerate(free)
+    }
     with torch.no_grad(), no_warnings():
         program = torch.export.export(
             answer.eval(), (answer.example(),), dynamic_shapes=(sizes,), strict=False
@@ -355,25 +368,26 @@ def to_torch(program: torch.export.ExportedProgram, facts: dict) -> bytes:
     return content.getvalue()
 
 # %% ../../nbs/engine/export.ipynb #ex-22b
-def to_onnx(program: torch.export.ExportedProgram) -> Any:
-    """The same program as an `onnx.ModelProto` of opset 18.
+def to_onnx(answer: Answer) -> Any:
+    """An answer as an `onnx.ModelProto` of opset 18.
 
-    program: that of `as_program`.
+    answer: the network.
 
     Raises ValueError where the weights do not fit into one file (2 GiB).
     """
-    numbers = [*program.state_dict.values(), *program.constants.values()]
-    size = sum(each.nbytes for each in numbers if isinstance(each, Tensor))
+    size = sum(tensor.nbytes for tensor in answer.state_dict().values())
     if size > _LARGEST:
         raise ValueError(
             f"this method has {size / 1e9:.1f} GB of weights, and an ONNX file holds"
             ' 2.1: use format="torch", or a smaller CLIP'
         )
+    program = as_program(_as_if_trained(answer))
     with no_warnings(), torch.no_grad():
         made = torch.onnx.export(
             program,
             dynamo=True,
             opset_version=18,
+            optimize=True,
             input_names=["images"],
             output_names=["probabilities"],
             verbose=False,
@@ -384,7 +398,18 @@ def to_onnx(program: torch.export.ExportedProgram) -> Any:
 
 # %% ../../nbs/engine/export.ipynb #ex-23
 #| code-fold: true
-#| code-summary: "Names of the sizes, and what is removed"
+#| code-summary: "What PyTorch 2.6 needs, and names of the sizes, and what is removed"
+def _as_if_trained(answer: Answer) -> Answer:
+    """The same network with the same memory, whose weights ask for gradients.
+
+    PyTorch 2.6 can take linear layers apart only then, where the batch is open.
+    """
+    shared: dict[int, Any] = {id(buffer): buffer for buffer in answer.buffers()}
+    for weight in answer.parameters():
+        shared[id(weight)] = nn.Parameter(weight.detach())
+    return copy.deepcopy(answer, shared)
+
+
 def _name_sizes(model: Any) -> None:
     """Call the open sizes batch, height and width; drop shapes in between."""
     named = {}
@@ -398,7 +423,9 @@ def _name_sizes(model: Any) -> None:
             size.dim_param = named.get(size.dim_param, "batch")
     del model.graph.value_info[:]
 
-
+# %% ../../nbs/engine/export.ipynb #ex-23b
+#| code-fold: true
+#| code-summary: "Which nodes belong to a head, and what is removed"
 def _heads(model: Any, answer: nn.Module) -> list[str]:
     """The names of the nodes that belong to a `Head` of the answer."""
     kinds = {type(module) for module in answer.modules() if isinstance(module, Head)}
@@ -539,12 +566,9 @@ def _is_convolutional(model: Any) -> bool:
 
 def _save_prepared(model: Any, path: str) -> None:
     """Write a model, marked as one that needs no preparation by onnxruntime's tool."""
-    onnx = import_module("onnx")
-    marked = onnx.ModelProto()
-    marked.CopyFrom(model)
-    pair = marked.metadata_props.add()
+    pair = model.metadata_props.add()
     pair.key, pair.value = "onnx.quant.pre_process", "onnxruntime.quant"
-    onnx.save(marked, path)
+    import_module("onnx").save(model, path)
 
 # %% ../../nbs/engine/export.ipynb #ex-30
 def what_is_lost(
@@ -578,6 +602,8 @@ def what_is_lost(
     return found
 
 # %% ../../nbs/engine/export.ipynb #ex-30b
+#| code-fold: true
+#| code-summary: "The same in a sentence"
 def told(found: dict[str, Any], sizes: tuple[int, int]) -> str:
     """One sentence about what was lost.
 
@@ -649,7 +675,9 @@ def described_input(answer: Answer) -> dict:
         "normalisation": "inside",
     }
 
-
+# %% ../../nbs/engine/export.ipynb #ex-33b
+#| code-fold: true
+#| code-summary: "Whose terms the weights come under"
 def licence_note(clip: CLIP) -> str:
     """Whose terms the weights in a file come under, as far as we can know."""
     if clip.name is None and clip.pretrained is None:
@@ -725,6 +753,8 @@ class _Leaving:
         return picture_of(self.clip)
 
 # %% ../../nbs/engine/export.ipynb #ex-35b
+#| code-fold: true
+#| code-summary: "What goes into a file, and beside it"
 def described(method: _Leaving, format: str, answer: Answer) -> dict:
     """What goes into a file, and beside it.
 
@@ -755,8 +785,75 @@ def described(method: _Leaving, format: str, answer: Answer) -> dict:
 
 # %% ../../nbs/engine/export.ipynb #ex-36
 #| code-fold: true
-#| code-summary: "Exporting: how every method is written to a file"
-class Exporting(_Leaving):
+#| code-summary: "How a network becomes the content of a file"
+class _Writing(_Leaving):
+    """How a method is written once its network is made."""
+
+    def _as_onnx(
+        self,
+        answer: Answer,
+        facts: dict,
+        int8: bool,
+        images: Any,
+    ) -> tuple[bytes, str]:
+        """The content of an ONNX file, and what is to be said of it."""
+        model = to_onnx(answer)
+        heads = _heads(model, answer)
+        content = _with_facts(model, facts)
+        check_file(content, answer)
+        if not int8:
+            return content, ""
+        chosen = as_imageset([] if images is None else images)
+        need_images(chosen)
+        arrays = _as_arrays(chosen, answer)
+        smaller, how = quantised(model, heads, arrays)
+        found: dict[str, Any] = {}
+        after = _with_facts(smaller, facts)
+        if arrays:
+            labels = cast(Any, self).true_labels(chosen)
+            found = what_is_lost(content, after, arrays, labels)
+        facts["int8"] = {"kind": how, **found}
+        after = _with_facts(smaller, facts)
+        return after, told(found, (len(content), len(after)))
+
+# %% ../../nbs/engine/export.ipynb #ex-36b
+#| code-fold: true
+#| code-summary: "How a network becomes a file"
+class _WritingFiles(_Writing):
+    """The same, and the files."""
+
+    def _export(
+        self,
+        network: Callable[[], nn.Module],
+        path: Path,
+        format: str | None,
+        resize: bool,
+        int8: bool,
+        images: Any,
+    ) -> Path:
+        """The same for what `network` makes."""
+        format = format_of(path, format)
+        if format != "onnx" and (int8 or images is not None):
+            raise ValueError('int8 and images are for format="onnx" only')
+        if images is not None and not int8:
+            raise ValueError("images are for int8=True: they measure what it costs")
+        if format == "onnx":
+            _need_packages()
+        answer = Answer(self._picture(), network(), resize).eval()
+        facts = described(self, format, answer)
+        if format == "torch":
+            _write(path, to_torch(as_program(answer), facts), facts)
+            return path
+        content, said = self._as_onnx(answer, facts, int8, images)
+        _write(path, content, facts)
+        if said:
+            print(said)
+        return path
+
+# %% ../../nbs/engine/export.ipynb #ex-36c
+#| code-fold: true
+#| code-summary: "Exporting: export, for every method"
+class Exporting(_WritingFiles):
     """The part of `Adapter` that writes a fitted method to a file of its own."""
 
     _check_fitted: Callable[[], None]
@@ -795,60 +892,3 @@ class Exporting(_Leaving):
         self._check_fitted()
         options = {"resize": resize, "int8": int8, "images": images}
         return self._export(self._network, Path(path), format, **options)
-
-    def _export(
-        self,
-        network: Callable[[], nn.Module],
-        path: Path,
-        format: str | None,
-        resize: bool,
-        int8: bool,
-        images: Any,
-    ) -> Path:
-        """The same for what `network` makes."""
-        format = format_of(path, format)
-        if format != "onnx" and (int8 or images is not None):
-            raise ValueError('int8 and images are for format="onnx" only')
-        if images is not None and not int8:
-            raise ValueError("images are for int8=True: they measure what it costs")
-        if format == "onnx":
-            _need_packages()
-        answer = Answer(self._picture(), network(), resize).eval()
-        facts = described(self, format, answer)
-        program = as_program(answer)
-        if format == "torch":
-            _write(path, to_torch(program, facts), facts)
-            return path
-        content, said = self._as_onnx(program, answer, facts, int8, images)
-        _write(path, content, facts)
-        if said:
-            print(said)
-        return path
-
-    def _as_onnx(
-        self,
-        program: torch.export.ExportedProgram,
-        answer: Answer,
-        facts: dict,
-        int8: bool,
-        images: Any,
-    ) -> tuple[bytes, str]:
-        """The content of an ONNX file, and what is to be said of it."""
-        model = to_onnx(program)
-        heads = _heads(model, answer)
-        content = _with_facts(model, facts)
-        check_file(content, answer)
-        if not int8:
-            return content, ""
-        chosen = as_imageset([] if images is None else images)
-        need_images(chosen)
-        arrays = _as_arrays(chosen, answer)
-        smaller, how = quantised(model, heads, arrays)
-        found: dict[str, Any] = {}
-        after = _with_facts(smaller, facts)
-        if arrays:
-            labels = cast(Any, self).true_labels(chosen)
-            found = what_is_lost(content, after, arrays, labels)
-        facts["int8"] = {"kind": how, **found}
-        after = _with_facts(smaller, facts)
-        return after, told(found, (len(content), len(after)))

@@ -529,10 +529,21 @@ class _Kept(Adapter):
         self.image_weights_ = module_numbers(tuned.model.visual)
         self.class_features_ = class_features.detach().float().cpu().numpy()
 
-# %% ../../nbs/engine/towers.ipynb #cell-39
+# %% ../../nbs/engine/towers.ipynb #export-tuned
 #| code-fold: true
-#| code-summary: "FineTuned: a method that trains a copy of the towers"
-class FineTuned(_Kept):
+#| code-summary: "The same as a network, for export"
+class _Exported(_Kept):
+    """The tuned tower with its class features as a network."""
+
+    tuned_clip: Callable[[], CLIP]
+
+    def _network(self) -> torch.nn.Module:
+        features = ImageFeatures(self.clip, self.tuned_clip().model.visual)
+        head = LinearHead(self.class_features_, scale=self.logit_scale_)
+        return torch.nn.Sequential(features, head)
+
+# %% ../../nbs/engine/towers.ipynb #cell-39
+class FineTuned(_Exported):
     """The base of methods that fine-tune a CLIP, and classify by class features.
 
     Fitted: `image_weights_` float32 [P], all numbers of the image tower;
@@ -570,8 +581,3 @@ class FineTuned(_Kept):
             * self.tuned_clip().encode_image(images)
             @ torch.from_numpy(self.class_features_).T
         )
-
-    def _network(self) -> torch.nn.Module:
-        features = ImageFeatures(self.clip, self.tuned_clip().model.visual)
-        head = LinearHead(self.class_features_, scale=self.logit_scale_)
-        return torch.nn.Sequential(features, head)
