@@ -95,6 +95,8 @@ def _sides(size: int | Sequence[int]) -> tuple[int, ...]:
     return (size,) if isinstance(size, int) else tuple(size)
 
 # %% ../../nbs/engine/export.ipynb #ex-09
+#| code-fold: true
+#| code-summary: "Resized: photographs of any size to the pixels that the network reads"
 class Resized(nn.Module):
     """Photographs uint8 [N, H, W, 3] as pixels between 0 and 1, float32 [N, 3, S, T].
 
