@@ -188,6 +188,8 @@ def check_batch_size(case: Case) -> None:
         alone,
         case.fitted.predict_proba(case.test),
         "predictions depend on the batch size",
+        # a GPU adds in another order for another size, and in bfloat16
+        1e-5 if case.fitted.clip.device.type == "cpu" else 5e-3,
     )
 
 # %% ../../nbs/engine/testing.ipynb #cell-14
