@@ -12,7 +12,7 @@ the CLIP (151 M weights, 605 MB) included. Methods that train nothing have no st
 the images a second of `fit`.
 
 On one GPU this takes less than eight minutes, downloads nothing, and writes a table and
-JSON. With `--images 1024` it took 142 seconds on an NVIDIA H200 (PyTorch 2.11, bfloat16),
+JSON. With `--images 1024` it took 142 seconds on an NVIDIA H200 (PyTorch 2.11, bf16),
 and every case ended without an error; the largest peak was 17.6 GB (CoReg, clip, 256).
 Without a GPU, `--device cpu --batch 4 --images 8 --narrow` runs the same code.
 """
