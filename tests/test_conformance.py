@@ -32,7 +32,7 @@ from clipadapt.images import corruptions
 from clipadapt.judge import robustness
 from clipadapt.judge.compare import corruption_accuracies, run_all, tabulate
 from clipadapt.judge.selection import label_free, recommend_without_labels
-from clipadapt.learning import students
+from clipadapt.learning import students, training
 
 NARROW = [kind for kind in KINDS if kind != WHOLE]
 QUICK = {  # a narrow student, fewer views and fewer templates, so that it is quick
@@ -332,3 +332,12 @@ def test_the_benchmark_for_a_gpu_runs_without_one():
         kind(clip, TEXTURES, **params)  # a parameter that is gone is an error
     row = gpu["measure"]("ReCLIP, 64", clip, images, batch=2)
     assert row["error"] is None and row["steps"] >= 2 and row["steps a second"] > 0
+
+
+def test_it_counts_a_step_that_a_large_network_takes_in_parts_as_one(monkeypatch):
+    path = Path(__file__).parent.parent / "benchmarks" / "gpu.py"
+    gpu = runpy.run_path(str(path))
+    monkeypatch.setattr(training, "GRADIENTS", 1000)
+    clip, images = gpu["random_clip"]("cpu", narrow=True), gpu["noise"](4)
+    row = gpu["measure"]("FLYP, 512", clip, images, batch=2)
+    assert row["error"] is None and row["steps"] == 2 * 2

@@ -180,3 +180,13 @@ def test_the_command_line_takes_a_file(tmp_path):
     answer = CliRunner().invoke(main, told)
     assert answer.exit_code != 0 and "there are no prompts for" in answer.output
     assert "Traceback" not in answer.output
+
+
+def test_a_report_does_not_fail_for_a_file_that_is_gone_or_damaged(tmp_path):
+    path = tmp_path / "birds.json"
+    path.write_text('{"heron": ["a heron"]}')
+    assert templates.describe_templates(path).startswith("1 prompts for 1 classes")
+    path.write_text("{")
+    assert templates.describe_templates(path) == "a file that can no longer be read"
+    path.unlink()
+    assert templates.describe_templates(path) == "a file that can no longer be read"

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import warnings
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -561,6 +562,36 @@ def test_int8_of_a_transformer(clip, test_images, tmp_path, capsys):
     answers = [session(image) for image in arrays([one for one, _ in test_images])]
     apart = np.abs(np.concatenate(answers) - method.predict_proba(test_images)).max()
     assert apart == pytest.approx(found["largest_difference"], abs=1e-4)
+
+
+class Counted(Sequence):
+    """Photographs that say how many were asked for."""
+
+    def __init__(self, images):
+        self.images, self.count = images, 0
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        self.count += 1
+        return self.images[index]
+
+
+def test_photographs_are_decoded_one_by_one_and_once(zero_shot, tmp_path, monkeypatch):
+    """A list of a thousand photographs would fill the memory."""
+    photographs, before = Counted([noise(40, 32, seed) for seed in range(3)]), []
+    original = export.quantised
+
+    def watched(*given):
+        before.append(photographs.count)
+        return original(*given)
+
+    monkeypatch.setattr(export, "quantised", watched)
+    monkeypatch.setattr(export, "_is_convolutional", lambda model: False)
+    path = tmp_path / "int8.onnx"
+    zero_shot.export(path, int8=True, images=ImageSet(photographs))
+    assert before == [0] and photographs.count == 3
 
 
 def test_int8_without_images_says_that_the_cost_is_unknown(zero_shot, tmp_path, capsys):

@@ -852,7 +852,9 @@ def export_command(saved, out, format, no_resize, int8, images, overwrite, **giv
         raise click.UsageError("--images goes with --int8, whose cost it measures")
     method, shown = _load_saved(saved, given), None
     if images:
-        shown = read_images(images, method.classnames_, 100_000_000, "test", "pixels")
+        from clipadapt.images.pictures import MAX_PIXELS
+
+        shown = read_images(images, method.classnames_, MAX_PIXELS, "test", "pixels")
     method.export(target, format, resize=not no_resize, int8=int8, images=shown)
     size = target.stat().st_size / 1e6
     logger.info("wrote %s (%.3g MB) and %s.json", target, size, target)

@@ -321,8 +321,8 @@ def describe_templates(choice: Templates) -> str:
         return choice
     try:
         found = check_templates(choice)
-    except FileNotFoundError:
-        return "a file that is no longer there"
+    except (FileNotFoundError, ValueError):  # a report is no place to fail for it
+        return "a file that can no longer be read"
     if len(found) == 1 and isinstance(found, list):
         return found[0]
     if isinstance(found, list):

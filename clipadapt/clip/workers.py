@@ -225,10 +225,8 @@ class EncodingWorker(_Worker):
         rows, views, damaged = _rows_of(given), self.job.views, {}
         if not rows:  # of what Ray Data has read here, nothing is missing
             return [], np.empty((len(views), 0, self.clip.embed_dim)), {}, {}
-        numbers, pictures = (
-            [row.number for row in rows],
-            _Rows(rows, self.job.max_pixels),
-        )
+        numbers = [row.number for row in rows]
+        pictures = _Rows(rows, self.job.max_pixels)
         images = ImageSet(pictures, max_pixels=self.job.max_pixels)
         options: dict = {"batch_size": self.job.batch_size, "damaged": damaged}
         try:

@@ -534,7 +534,7 @@ class _Answering(Saved, Exporting):
         samples = as_samples(X, self.clip)
         if isinstance(samples, FeatureSet):
             return self._classes(samples, np.arange(len(samples)))
-        return self.predict_proba(X).argmax(1).astype(np.int64)
+        return self.predict_proba(samples).argmax(1).astype(np.int64)
 
     def _classes(self, features: FeatureSet, indices: np.ndarray) -> np.ndarray:
         """The most probable class of the features at `indices`, int64."""
@@ -675,10 +675,8 @@ class Adapter(_Classifier, _Answering):
         Raises ValueError for an empty set, bad class names, or labels of the wrong
         length or range, or counted by other classes.
         """
-        images, classnames = (
-            as_samples(X, self.clip),
-            check_classnames(self.classnames),
-        )
+        images = as_samples(X, self.clip)
+        classnames = check_classnames(self.classnames)
         if not classnames:
             raise ValueError("a classifier needs at least one class name")
         if not len(images):

@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -546,7 +547,7 @@ class _Calibration:
     """Images, one after the other, in the form that onnxruntime asks for."""
 
     def __init__(self, images: Sequence[np.ndarray]):
-        self.images = iter(images[:_CALIBRATING])
+        self.images = islice(images, _CALIBRATING)
 
     def get_next(self) -> dict[str, np.ndarray] | None:
         found = next(self.images, None)
@@ -586,10 +587,9 @@ def what_is_lost(
     difference of a probability, and, where there are labels, `accuracy` and
     `int8_accuracy` and the number of `labelled` images.
     """
-    first, second = (
-        np.concatenate([session(image) for image in images])
-        for session in map(Session, (before, after))
-    )
+    sessions = Session(before), Session(after)
+    pairs = ([session(image) for session in sessions] for image in images)
+    first, second = map(np.concatenate, zip(*pairs))
     known = labels >= 0
     found: dict[str, float | int] = {
         "images": len(images),
@@ -633,7 +633,8 @@ def format_of(path: Path, format: str | None) -> str:
     path: of the file.
     format: a name in `FORMATS`, or None.
 
-    Raises ValueError for another format, and for a name that ends otherwise.
+    Raises ValueError for another format, and without one for a name that ends
+    otherwise.
     """
     if format is None:
         format = {end: name for name, end in FORMATS.items()}.get(path.suffix)
@@ -724,13 +725,23 @@ def _write(path: Path, content: bytes, facts: dict) -> None:
         draft.write_text(text, encoding="utf-8")
 
 
-def _as_arrays(images: ImageSet, answer: Answer) -> list[np.ndarray]:
-    """Photographs in the form that a file reads, uint8 [1, H, W, 3] each."""
-    picture = answer.picture
-    read = (images[i][0].convert("RGB") for i in range(len(images)))
-    if answer.resizes:
-        return [np.asarray(image)[None] for image in read]
-    return [prepared(image, picture)[None] for image in read]
+class _Arrays(Sequence):
+    """Photographs in the form that a file reads, uint8 [1, H, W, 3] each.
+
+    They are decoded when asked for: a thousand of them would fill the memory.
+    """
+
+    def __init__(self, images: ImageSet, answer: Answer):
+        self.images, self.answer = images, answer
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index):
+        image = self.images.read(index).convert("RGB")
+        if self.answer.resizes:
+            return np.asarray(image)[None]
+        return prepared(image, self.answer.picture)[None]
 
 # %% ../../nbs/engine/export.ipynb #ex-35
 class _Leaving:
@@ -807,7 +818,7 @@ class _Writing(_Leaving):
             return content, ""
         chosen = as_imageset([] if images is None else images)
         need_images(chosen)
-        arrays = _as_arrays(chosen, answer)
+        arrays = _Arrays(chosen, answer)
         smaller, how = quantised(model, heads, arrays)
         found: dict[str, Any] = {}
         after = _with_facts(smaller, facts)
@@ -883,8 +894,9 @@ class Exporting(_WritingFiles):
             to calibrate convolutional networks with. Labels are read where it has some.
 
         The file gives probabilities float32 [N, C], those of `predict_proba` in float32
-        to 1e-4, which onnxruntime is asked to confirm before anything is written. Files
-        are written whole or not at all.
+        to 1e-4, which onnxruntime is asked to confirm before anything is written. (A
+        search that looks into some lists only is written as one that compares with
+        all.) Files are written whole or not at all.
 
         Raises NotFittedError before `fit`; ValueError for another format, for a CLIP
         whose preprocessing is unknown, and for more than 2 GiB in one ONNX file;
