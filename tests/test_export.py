@@ -149,7 +149,7 @@ def asked():
 
 
 def arrays(images):
-    return [np.asarray(image)[None] for image in images]
+    return [np.array(image)[None] for image in images]
 
 
 def fitted(name, clip, pool, **changed):
@@ -542,28 +542,6 @@ def test_students_together_and_one_alone(student, test_images, tmp_path):
         student.export(tmp_path / "2.onnx", network=2)
 
 
-def test_int8_of_a_transformer(clip, test_images, tmp_path, capsys):
-    method = ZeroShot(clip, test_images.classnames).fit(test_images)
-    path = method.export(
-        tmp_path / "int8.onnx", resize=False, int8=True, images=test_images
-    )
-    said = capsys.readouterr().out
-    found = json.loads(beside_of(path).read_text())["int8"]
-    assert found["kind"] == "dynamic" and found["labelled"] == found["images"] == 20
-    assert found["accuracy"] == pytest.approx(method.score(test_images))
-    assert found["agreement"] >= 0.9 and 0 < found["largest_difference"] < 0.3
-    assert re.fullmatch(
-        r"int8: 3(\.\d+)? MB -> 1(\.\d+)? MB; accuracy [\d.]+% -> [\d.]+% on 20"
-        r" labelled images; the same class for [\d.]+% of 20 images\n",
-        said,
-    )
-    assert path.stat().st_size < 1.7e6
-    session = Session(path.read_bytes())  # rounds by what is in a batch: one at a time
-    answers = [session(image) for image in arrays([one for one, _ in test_images])]
-    apart = np.abs(np.concatenate(answers) - method.predict_proba(test_images)).max()
-    assert apart == pytest.approx(found["largest_difference"], abs=1e-4)
-
-
 class Counted(Sequence):
     """Photographs that say how many were asked for."""
 
@@ -695,21 +673,49 @@ def run(*arguments):
     return CliRunner().invoke(main, given, prog_name="clipadapt")
 
 
-def test_the_command(tmp_path):
-    images = digits("test").subset(range(12))
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A saved method, and a folder of labelled images."""
+    folder, images = tmp_path_factory.mktemp("saved"), digits("test").subset(range(20))
     for number, (image, label) in enumerate(images):
-        place = tmp_path / "new" / images.classnames[label]
+        place = folder / "new" / images.classnames[label]
         place.mkdir(parents=True, exist_ok=True)
         image.save(place / f"{number}.png")
     method = ZeroShot(load_clip(device="cpu"), images.classnames).fit(images)
-    method.save(tmp_path / "model")
-    given = ["export", "--saved", tmp_path / "model", "--device", "cpu", "--out"]
-    small = ["--no-resize", "--int8", "--images", tmp_path / "new"]
-    done = run(*given, tmp_path / "a.onnx", *small)
+    method.save(folder / "model")
+    return folder, method, images
+
+
+def test_the_command_with_eight_bits_says_what_they_cost(saved, tmp_path):
+    """Of the built-in transformer."""
+    folder, method, images = saved
+    given = ["export", "--saved", folder / "model", "--device", "cpu"]
+    path = tmp_path / "int8.onnx"
+    small = ["--no-resize", "--int8", "--images", folder / "new", "--out", path]
+    done = run(*given, *small)
     assert done.exit_code == 0, done.output
-    assert "on 12 labelled images" in done.output and "a.onnx.json" in done.output
-    again = run(*given, tmp_path / "a.onnx")
+    assert "int8.onnx.json" in done.output
+    found = json.loads(beside_of(path).read_text())["int8"]
+    assert found["kind"] == "dynamic" and found["labelled"] == found["images"] == 20
+    assert found["accuracy"] == pytest.approx(method.score(images))
+    assert found["agreement"] >= 0.9 and 0 < found["largest_difference"] < 0.3
+    assert re.search(
+        r"int8: 3(\.\d+)? MB -> 1(\.\d+)? MB; accuracy [\d.]+% -> [\d.]+% on 20"
+        r" labelled images; the same class for [\d.]+% of 20 images\n",
+        done.output,
+    )
+    assert path.stat().st_size < 1.7e6
+    session = Session(path.read_bytes())  # rounds by what is in a batch: one at a time
+    answers = [session(image) for image in arrays([one for one, _ in images])]
+    apart = np.abs(np.concatenate(answers) - method.predict_proba(images)).max()
+    assert apart == pytest.approx(found["largest_difference"], abs=1e-4)
+    again = run(*given, "--out", path)
     assert again.exit_code == 1 and "is there already" in again.output
+
+
+def test_the_command_and_what_it_refuses(saved, tmp_path):
+    folder, method, images = saved
+    given = ["export", "--saved", folder / "model", "--device", "cpu", "--out"]
     done = run(*given, tmp_path / "b.pt2", "--no-resize")
     assert done.exit_code == 0, done.output
     program = torch.export.load(tmp_path / "b.pt2").module()
