@@ -4,8 +4,12 @@ A pretended GPU computes on the CPU, so answers are the CPU's to the last digits
 real one sums are in another order, and convolutions may use fewer bits.
 """
 
+import json
+import runpy
+import sys
 import warnings
 from contextlib import nullcontext
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -17,14 +21,19 @@ from pretended_gpu import OnGPU, pretended_gpu
 from tiny_llava import save_tiny_llava
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from clipadapt import FLYP, GRIP, CoReg, LatteCLIP, ReCLIP, digits, load_clip
+from clipadapt import CLIP, FLYP, GRIP, CoReg, LatteCLIP, ReCLIP, digits, load_clip
 from clipadapt.app.cli import main
 from clipadapt.app.demo import small_methods
+from clipadapt.clip import model
 from clipadapt.clip.captions import TransformersCaptioner
 from clipadapt.images.sets import seeded
 from clipadapt.learning import prompts
 from clipadapt.learning.prompts import VisualPrompt
 from clipadapt.learning.training import Recipe, minimise
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+from tools import check_gpu  # noqa: E402
 
 REAL = torch.cuda.is_available()
 CLOSE = 0.05 if REAL else 1e-4  # of probabilities
@@ -227,6 +236,54 @@ def test_commands_on_a_gpu(device, tmp_path, monkeypatch):
     first, second = ((tmp_path / f"{place}.csv") for place in ("cuda", "cpu"))
     answers = [pd.read_csv(file).iloc[:, 1] for file in (first, second)]
     assert (answers[0] == answers[1]).mean() > (0.8 if REAL else 0.999)
+
+
+def test_a_rate_of_a_gpu_is_that_of_its_tower(device, there, monkeypatch):
+    """No picture is prepared meanwhile, which takes a CPU longer than a GPU's tower."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    rates = runpy.run_path(str(ROOT / "benchmarks" / "rates.py"))
+    encoding = rates["encoding"]
+
+    def prepared(*_):
+        raise AssertionError("a picture was prepared")
+
+    tower = CLIP(
+        there.model, there.preprocess, None, device=device, precision="float32"
+    )
+    monkeypatch.setattr(model, "cut_image", prepared)
+    monkeypatch.setitem(encoding.__globals__, "random_clip", lambda *_: tower)
+    monkeypatch.setitem(
+        encoding.__globals__, "choose_precision", lambda *_: torch.float32
+    )
+    row = encoding("the built-in one", "cuda", 6, batch_size=4)
+    assert row["rate"] > 0 and row["precision"] == "float32"
+
+
+def test_what_fails_on_a_gpu_stops_nothing(tmp_path, capsys):
+    """`tools/check_gpu.py` goes on, and says so in its summary and its exit code."""
+    code = "import sys, time; print('said'); "
+    commands = {
+        "bad": [sys.executable, "-c", code + "sys.exit(3)"],
+        "slow": [sys.executable, "-c", code + "time.sleep(60)"],
+        "not there": [str(tmp_path / "nothing")],
+        "good": [sys.executable, "-c", code],
+    }
+    assert check_gpu.run_all(commands, tmp_path, limit=10) == 1
+    rows = json.loads((tmp_path / "summary.json").read_text())
+    told = {row["step"]: row["status"] for row in rows}
+    assert told["bad"] == "failed (3)" and told["slow"].startswith("stopped")
+    assert told["not there"].startswith("failed") and told["good"] == "ok"
+    assert "said" in (tmp_path / "bad.log").read_text()
+    assert "not there" in capsys.readouterr().out
+    assert check_gpu.run_all({"good": commands["good"]}, tmp_path, limit=10) == 0
+
+
+def test_the_steps_for_a_gpu_are_files_that_exist():
+    for device in ("cuda", "cpu"):
+        words = [w for c in check_gpu.steps(device, ROOT).values() for w in c]
+        files = [word for word in words if word.startswith(("benchmarks/", "tests/"))]
+        assert len(files) == 9 and all((ROOT / file).is_file() for file in files)
+    assert all((ROOT / f"nbs/{name}.ipynb").is_file() for name in check_gpu.NOTEBOOKS)
 
 
 @pytest.mark.skipif(not REAL, reason="transformers sees through a pretended GPU")
