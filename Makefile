@@ -17,7 +17,7 @@ temporary := -o tmp_path_retention_policy=failed
 checksums = find clipadapt nbs solutions -name .ipynb_checkpoints -prune -o \( -name '*.py' -o -name '*.ipynb' \) -print | sort | xargs cksum
 
 .NOTPARALLEL:
-.PHONY: demo test lint test-browser sync notebooks solutions unit threads coverage fuzz soak cluster slow bench bench-scale export readme lab docs docs-width clean help
+.PHONY: demo test lint test-browser sync notebooks solutions unit threads coverage fuzz soak cluster devices slow bench bench-scale export readme lab docs docs-width clean help
 
 help:           ## list the targets
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -47,7 +47,7 @@ solutions: .venv/ready-dev   ## run the solutions of every chapter and of the en
 	$(alone) $(BIN)/nbdev_test --path solutions --n_workers $(WORKERS) --do_print
 
 unit: .venv/ready-dev   ## the tests that a notebook cannot hold, all but those of threads
-	$(alone) $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(temporary) --ignore tests/cluster $(if $(COVER),--cov,--ignore tests/test_thread_numbers.py) tests
+	$(alone) $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(temporary) --ignore tests/cluster --ignore tests/devices $(if $(COVER),--cov,--ignore tests/test_thread_numbers.py) tests
 
 threads: .venv/ready-dev   ## some fits and a notebook as `pip install` leaves them, with all threads there are
 	env -u OMP_NUM_THREADS $(BIN)/python -m pytest -q $(temporary) tests/test_thread_numbers.py
@@ -65,6 +65,9 @@ soak: .venv/ready-dev   ## kill processes at random moments and see whether they
 cluster: .venv/ready-dev   ## Ray on two nodes and training on two processes: nodes, workers and drivers are killed
 	@$(BIN)/python -m pip install --quiet --editable '.[ray]' 'transformers[serving]'
 	$(alone) $(BIN)/python -m pytest -q $(temporary) tests/cluster
+
+devices: .venv/ready-dev   ## every method on a GPU, or on a pretended one that computes on the CPU
+	$(alone) $(BIN)/python -m pytest -q -n $(WORKERS) $(temporary) tests/devices
 
 test-browser: .venv/ready-dev   ## drive the widgets in JupyterLab with a Chromium (CHROMIUM=/path/to/it)
 	@$(BIN)/python -m pip install --quiet --editable '.[browser]'

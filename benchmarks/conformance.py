@@ -2,7 +2,7 @@
 whether it runs, the time it takes and the memory it needs.
 
 python benchmarks/conformance.py [--kind "ViT-B/32" --kind SigLIP ...] [--case FLYP ...]
-    [--unlabelled 12] [--threads 2]
+    [--unlabelled 12] [--threads 2] [--device cpu]
 
 The models are random: a whole ViT-B/32, and narrow ones of other kinds
 (`tests/conformance`). They are shown photographs of every size and shape in 47 classes.
@@ -51,8 +51,11 @@ def needed(row):
     return row["peak_mb"] - row["libraries_mb"]
 
 
-def verdict(kind, row):
-    """The status of a case, or what is wrong with it."""
+def verdict(kind, row, device="cpu"):
+    """The status of a case, or what is wrong with it.
+
+    The limit is for a CPU: the libraries of a GPU take memory when it is first used.
+    """
     expected = REFUSED.get((kind, row["case"]))
     right = (
         row["status"] == "ok"
@@ -61,7 +64,7 @@ def verdict(kind, row):
     )
     if not right:
         return f"WRONG: {row['status']}: {row['reason']}"
-    if needed(row) > LIMIT:
+    if device == "cpu" and needed(row) > LIMIT:
         return f"WRONG: more than {LIMIT} MB beside the libraries"
     return f"refused: {expected}" if expected else "ok"
 
@@ -87,6 +90,8 @@ def run(cases, model, photographs, given):
         json.dumps(CHANGED),
         "--unlabelled",
         str(given.unlabelled),
+        "--device",
+        given.device,
     ]
     done = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True
@@ -123,7 +128,8 @@ def measure(given, folder):
         )
         for some in [[case] for case in cases] if kind == WHOLE else [cases]:
             for row in run(some, model, photographs, given):
-                yield {"model": kind, **row, "verdict": verdict(kind, row)}
+                said = verdict(kind, row, given.device)
+                yield {"model": kind, **row, "verdict": said}
 
 
 if __name__ == "__main__":
@@ -137,6 +143,7 @@ if __name__ == "__main__":
         help="images of a method without labels; the others have 47 more",
     )
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu", help="for example cuda")
     given, rows = parser.parse_args(), []
     with tempfile.TemporaryDirectory() as folder:
         for row in measure(given, Path(folder)):

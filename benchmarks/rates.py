@@ -2,11 +2,13 @@
 the page "From a laptop to a cluster" computes what millions of images cost.
 
 python benchmarks/rates.py [--device cpu] [--models ViT-B-32 ViT-L-14] [--images 48]
-    [--out rates.json]
+    [--gpu-images 4096] [--out rates.json]
 
 Each part is measured alone, on one thread, in CPU time; encoding on a GPU in wall time,
-since what counts there is how long the GPU is taken. Weights are random, which changes
-nothing about the time. Decoding a photograph ends with the tensor that the CLIP reads.
+since what counts there is how long the GPU is taken: it gets bytes, as from decoded
+files, in batches that fill it, and no picture is prepared meanwhile. Weights are
+random, which changes nothing about the time. Decoding a photograph ends with the tensor
+that the CLIP reads.
 """
 
 import argparse
@@ -77,17 +79,21 @@ def decoding(clip: CLIP, folder: Path, count: int) -> list[dict]:
     return rows
 
 
-def encoding(name: str, device: str, count: int) -> dict:
+def encoding(name: str, device: str, count: int, batch_size: int = 256) -> dict:
     """Images a second of the image tower alone, in batches."""
     clip = random_clip(name, device)
     precision = choose_precision(clip.model, clip.device)
-    pixels = torch.rand(count, 3, clip.image_size, clip.image_size)
-    measure = gpu_seconds if device == "cuda" else cpu_seconds
-    rate = count / measure(lambda: clip.encode_image(pixels))
+    side = clip.image_size
+    if device == "cuda":
+        pictures = torch.randint(0, 256, (count, side, side, 3), dtype=torch.uint8)
+        seconds = gpu_seconds(lambda: [*clip.encode_pixels(pictures, batch_size)])
+    else:
+        pixels = torch.rand(count, 3, side, side)
+        seconds = cpu_seconds(lambda: clip.encode_image(pixels))
     return {
         "what": f"encode, {name}, {device}",
         "unit": "images",
-        "rate": rate,
+        "rate": count / seconds,
         "precision": str(precision).removeprefix("torch."),
     }
 
@@ -140,9 +146,11 @@ def main(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         clip = random_clip("ViT-B-32", "cpu")
         rows = decoding(clip, Path(folder), options.images)
-        rows += [
-            encoding(name, options.device, options.images) for name in options.models
-        ]
+        counts = {"cpu": options.images}
+        if options.device == "cuda":
+            counts["cuda"] = options.gpu_images
+        for device, count in counts.items():
+            rows += [encoding(name, device, count) for name in options.models]
         rows += storing(Path(folder)) + learning()
     about = {"torch": torch.__version__, "cores": os.cpu_count(), "device": "CPU"}
     if options.device == "cuda":
@@ -158,5 +166,6 @@ if __name__ == "__main__":
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--models", nargs="+", default=["ViT-B-32", "ViT-L-14"])
     parser.add_argument("--images", type=int, default=48)
+    parser.add_argument("--gpu-images", type=int, default=4096)
     parser.add_argument("--out", type=Path, default=Path("rates.json"))
     main(parser.parse_args())

@@ -22,7 +22,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache, partial
 from numbers import Real
 from pathlib import Path
@@ -377,6 +377,14 @@ def check_number(
 _GLOBAL_RANDOM_STATE = threading.RLock()
 
 
+def _torch_kept() -> AbstractContextManager:
+    """Keeps PyTorch's random state; it warns of several GPUs unless they are named."""
+    gpus = range(torch.cuda.device_count())
+    if not gpus:
+        return torch.random.fork_rng()
+    return torch.random.fork_rng(gpus, device_type="cuda")
+
+
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Run a block with the global random state set from `seed`, then restore it.
@@ -387,7 +395,7 @@ def seeded(seed: int) -> Iterator[None]:
     initialisation of PyTorch's layers; everything else draws from
     `np.random.default_rng(seed)`.
     """
-    with _GLOBAL_RANDOM_STATE, torch.random.fork_rng():
+    with _GLOBAL_RANDOM_STATE, _torch_kept():
         python_state, numpy_state = random.getstate(), np.random.get_state()
         random.seed(seed)
         np.random.seed(seed % 2**32)
