@@ -7,12 +7,14 @@
 #| code-summary: "The module's imports"
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout, suppress
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +29,7 @@ from clipadapt.app.runs import (
     ask_readable,
     captioner_name,
     check_file,
+    check_fitting,
     check_known,
     check_place,
     check_scorable,
@@ -35,6 +38,7 @@ from clipadapt.app.runs import (
     export_features,
     image_names,
     image_set,
+    lasting_options,
     logger,
     make_methods,
     method_names,
@@ -49,13 +53,14 @@ from clipadapt.app.runs import (
     say,
     shown,
     stored_table,
+    table_rows,
     templates_name,
     write_features,
     write_json,
     write_parquet,
     write_table,
 )
-from ..images.files import csv_text, explained
+from ..images.files import at_home, csv_text, explained
 
 if TYPE_CHECKING:  # they import torch, which takes seconds
     from clipadapt.clip.cluster import RayEngine
@@ -63,21 +68,41 @@ if TYPE_CHECKING:  # they import torch, which takes seconds
     from clipadapt.images.sets import ImageSet
 
 # %% auto #0
-__all__ = ['PATH', 'SEED', 'IMAGES', 'CLASSES', 'DEVICE', 'MODEL', 'QUIET', 'RUN', 'TABLE', 'PROBABILITIES', 'PRESET',
+__all__ = ['JSON', 'PATH', 'SEED', 'IMAGES', 'CLASSES', 'DEVICE', 'MODEL', 'QUIET', 'RUN', 'TABLE', 'PROBABILITIES', 'PRESET',
            'CAPTIONER', 'ENGINE', 'main', 'adapt', 'predict', 'zero_shot', 'export_command', 'compare', 'encode',
            'store_group', 'store_list', 'store_export', 'store_verify', 'store_compact', 'store_clear',
            'caption_command', 'demo_command']
 
 # %% ../../nbs/engine/cli.ipynb #cell-8
 class _Commands(click.Group):
-    """A group whose commands end in one line and an exit code, not a traceback."""
+    """A group whose commands end in one line and an exit code, not a traceback.
+
+    With --json they end in one JSON value, the same for a result and for an error.
+    """
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **more: Any,
+    ) -> Any:
+        given = [*(sys.argv[1:] if args is None else args)]
+        how = (given, prog_name, complete_var)
+        if not standalone_mode or not _asks_for_json(given):
+            return super().main(*how, standalone_mode, **more)
+        sys.exit(_answer_in_json(partial(super().main, *how, False, **more)))
 
     def invoke(self, ctx: click.Context):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
+            words = f"interrupted. {ctx.obj or 'Nothing was written.'}"
+            if _in_json():
+                raise _Interrupted(words) from None
             if not _is_another():
-                say(f"\ninterrupted. {ctx.obj or 'Nothing was written.'}")
+                say(f"\n{words}")
             ctx.exit(130)
         except BrokenPipeError:
             _drop_output()
@@ -92,6 +117,80 @@ class _Commands(click.Group):
             if _is_another():
                 sentence = f"process {os.environ['RANK']}: {sentence}"
             raise click.ClickException(shown(sentence)) from error
+
+# %% ../../nbs/engine/cli.ipynb #json-2
+class _Interrupted(click.ClickException):
+    """Ctrl-C, where an error is a JSON value."""
+
+    exit_code = 130
+
+
+def _asks_for_json(arguments: Sequence[str]) -> bool:
+    """Whether a command line asks for JSON; help is for people."""
+    before = {*arguments[: [*arguments, "--"].index("--")]}
+    return "--json" in before and not before & {"-h", "--help", "--version"}
+
+
+def _in_json() -> bool:
+    """Whether the command that runs answers in JSON."""
+    context = click.get_current_context(silent=True)
+    return context is not None and "clipadapt.json" in context.meta
+
+
+def _note_json(context: click.Context, _parameter, wanted: bool) -> None:
+    if wanted:
+        context.meta["clipadapt.json"] = True
+
+
+JSON = [
+    click.option(
+        "--json",
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=_note_json,
+        help="The result, or the error, as JSON on the standard output.",
+    )
+]
+
+# %% ../../nbs/engine/cli.ipynb #json-3
+def _answer_in_json(command: Callable[[], Any]) -> int:
+    """Run a command, print what it returns, or its error, and return its exit code."""
+    try:
+        with redirect_stdout(sys.stderr):
+            answer = command()
+    except click.ClickException as error:
+        answer = {"error": error.format_message(), "exit_code": error.exit_code}
+    except click.Abort:
+        answer = {"error": "interrupted", "exit_code": 130}
+    except Exception as error:  # a bug; its traceback follows
+        said = f"{type(error).__name__}: {error}"
+        _print_json({"error": said, "exit_code": 1})
+        raise
+    if _is_another():  # the first process answers for all
+        return 0
+    if isinstance(answer, int):
+        answer = {"exit_code": answer}
+    return _print_json(answer)
+
+
+def _print_json(answer: Any) -> int:
+    """Print a value as JSON; return the exit code that belongs to it."""
+    text = json.dumps(answer, indent=1, default=_plain) + "\n"
+    try:
+        _print(text)
+    except BrokenPipeError:
+        _drop_output()
+        return 141
+    except OSError as error:
+        say(f"Error: {error}")
+        return 1
+    return answer.get("exit_code", 0) if isinstance(answer, dict) else 0
+
+
+def _plain(value: Any) -> Any:
+    """What JSON has for a value that it does not know: a number of NumPy, a path."""
+    return value.item() if hasattr(value, "item") else str(value)
 
 # %% ../../nbs/engine/cli.ipynb #cell-9
 def _sentence(error: Exception) -> str | None:
@@ -149,6 +248,7 @@ class _Echo(logging.Handler):
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
 )
 @click.option("--quiet", is_flag=True, help="Say nothing but results and errors.")
+@JSON[0]
 @click.version_option(package_name="clipadapt")
 def main(quiet: bool) -> None:
     """Adapt CLIP to your own images, without a single label.
@@ -168,7 +268,7 @@ def main(quiet: bool) -> None:
         --model ViT-B-32 --pretrained openai --out compared
 
     Exit codes: 0 done, 1 something was wrong with the input, 2 wrong options, 130
-    interrupted, 141 the pipe was closed.
+    interrupted, 141 the pipe was closed. Every command takes --json.
     """
     if (quiet or not _is_terminal(sys.stderr)) and "tqdm" not in sys.modules:
         os.environ.setdefault("TQDM_DISABLE", "1")
@@ -228,12 +328,10 @@ class _UserPath(click.ParamType):
     def convert(self, value: str, param, ctx) -> str:
         if not value:
             self.fail("it is empty")
-        if value != "~" and not value.startswith("~/"):
-            return value
-        path = os.path.expanduser(value)
-        if path == value:
-            self.fail(f"{value}: there is no home directory here; give the whole path")
-        return path
+        try:
+            return at_home(value)
+        except ValueError as error:
+            self.fail(str(error))
 
 
 PATH, SEED = _UserPath(), click.IntRange(0, 2**32 - 1)
@@ -331,13 +429,14 @@ MODEL = [
     *DEVICE,
 ]
 QUIET = [
+    *JSON,
     click.option(
         "--quiet",
         is_flag=True,
         expose_value=False,
         callback=_hush,
         help="Say nothing but results and errors.",
-    )
+    ),
 ]
 
 # %% ../../nbs/engine/cli.ipynb #cell-20
@@ -467,19 +566,11 @@ def _engine(given: dict[str, Any]) -> RayEngine | None:
 
 # %% ../../nbs/engine/cli.ipynb #cell-23
 def _run_options(context: click.Context) -> dict[str, Any]:
-    """The options of a run as its config.json keeps them, with absolute paths."""
+    """The options of a run as its config.json keeps them, with paths in full."""
     options = {
         name: value for name, value in context.params.items() if name not in _NOT_KEPT
     }
-    there = {"images": os.path.isdir, "test": os.path.isdir, "classes": os.path.isfile}
-    if options["captioner"] != "attributes":
-        there["captioner"] = os.path.isdir
-    paths = {
-        name: os.path.abspath(options[name])
-        for name, test in there.items()
-        if options.get(name) and test(options[name])
-    }
-    return {"command": context.info_name, **options, **paths}
+    return {"command": context.info_name, **lasting_options(options)}
 
 # %% ../../nbs/engine/cli.ipynb #pool-1
 #| code-fold: true
@@ -621,13 +712,20 @@ def _target(out: str | None, overwrite: bool) -> Path | None:
     return None if out is None else check_file(out, overwrite, ".csv", ".json")
 
 
-def _write_result(target: Path | None, table: pd.DataFrame) -> None:
+def _write_result(target: Path | None, table: pd.DataFrame) -> dict[str, Any]:
     """What a command ends with: a table, and a word about the file it went to."""
     if target is None:
-        _print(csv_text(table))
-        return
+        if not _in_json():
+            _print(csv_text(table))
+        return {"count": len(table), "rows": table_rows(table) if _in_json() else None}
     write_table(target, table)
     logger.info("wrote %d rows to %s", len(table), target)
+    return {"count": len(table), "out": _in_full(target)}
+
+
+def _in_full(path: str | Path) -> str:
+    """An absolute path, for whoever reads the answer elsewhere."""
+    return os.path.abspath(path)
 
 
 def _if_interrupted(context: click.Context, words: str) -> None:
@@ -678,7 +776,7 @@ _ADAPT = [
 @_options(IMAGES, CLASSES, MODEL, ENGINE, RUN, PRESET, CAPTIONER)
 @_options(PROBABILITIES, QUIET, _ADAPT)
 @click.pass_context
-def adapt(context, out, overwrite, resume, method, **given) -> None:
+def adapt(context, out, overwrite, resume, method, **given) -> dict[str, Any]:
     """Adapt CLIP to a folder of images; write the classifier and its predictions.
 
     \b
@@ -707,7 +805,8 @@ def adapt(context, out, overwrite, resume, method, **given) -> None:
         _if_interrupted(context, _kept("What is done is kept", folder, out))
         pool = _sound(clip, pool, [chosen])
         labels = pool.labels if given["use_labels"] else None
-        adapt_in(folder, out, chosen, pool, labels, given["probabilities"])
+        done = adapt_in(folder, out, chosen, pool, labels, given["probabilities"])
+    return {"out": _in_full(out), "method": method, **done}
 
 # %% ../../nbs/engine/cli.ipynb #cell-35
 _PREDICT = [
@@ -722,8 +821,8 @@ _PREDICT = [
         "--model",
         metavar="NAME",
         help=(
-            "The model it was fitted with.  [default: the one it names, if that is a"
-            " known one]"
+            "The model it was fitted with, wherever it lies now.  [default: the one it"
+            " names, if that is a known one]"
         ),
     ),
     click.option("--pretrained", metavar="TAG", help="Its weights."),
@@ -733,7 +832,7 @@ _PREDICT = [
 # %% ../../nbs/engine/cli.ipynb #predict-command
 @main.command()
 @_options(IMAGES, TABLE, PROBABILITIES, QUIET, _PREDICT, ENGINE)
-def predict(images, max_pixels, saved, out, overwrite, probabilities, **given) -> None:
+def predict(images, max_pixels, saved, out, overwrite, probabilities, **given):
     """Ask a saved classifier about new images.
 
     \b
@@ -753,8 +852,8 @@ def predict(images, max_pixels, saved, out, overwrite, probabilities, **given) -
             what = "%s reads the images itself, here and without the workers"
             logger.info(what, type(method).__name__)
         answers, pool = ask_readable(method, pool)
-    _write_result(target, predictions(method, pool, answers, probabilities))
-    report_accuracy(method, pool, answers)
+    done = _write_result(target, predictions(method, pool, answers, probabilities))
+    return {**done, "accuracy": report_accuracy(method, pool, answers)}
 
 # %% ../../nbs/engine/cli.ipynb #cell-36
 def _load_saved(saved: str, given: dict[str, Any]):
@@ -768,6 +867,7 @@ def _load_saved(saved: str, given: dict[str, Any]):
         check_known(record.clip, folder)
         wanted = record.clip
         clip = _load_model(wanted.name, wanted.pretrained, given)
+    check_fitting(clip, record.clip, folder)
     return getattr(clipadapt, record.method).load(folder, clip)
 
 # %% ../../nbs/engine/cli.ipynb #cell-37
@@ -782,7 +882,7 @@ def _load_saved(saved: str, given: dict[str, Any]):
         " templates or of prompts for each class."
     ),
 )
-def zero_shot(templates, out, overwrite, probabilities, **given) -> None:
+def zero_shot(templates, out, overwrite, probabilities, **given):
     """Let CLIP guess, without adapting anything.
 
     \b
@@ -796,8 +896,8 @@ def zero_shot(templates, out, overwrite, probabilities, **given) -> None:
     pool = _sound(clip, pool)
     method = ZeroShot(clip, pool.classnames, templates=templates).fit(pool)
     answers = method.predict_proba(pool)
-    _write_result(target, predictions(method, pool, answers, probabilities))
-    report_accuracy(method, pool, answers)
+    done = _write_result(target, predictions(method, pool, answers, probabilities))
+    return {**done, "accuracy": report_accuracy(method, pool, answers)}
 
 # %% ../../nbs/engine/cli.ipynb #export-2
 _EXPORT = [
@@ -856,8 +956,9 @@ def export_command(saved, out, format, no_resize, int8, images, overwrite, **giv
 
         shown = read_images(images, method.classnames_, MAX_PIXELS, "test", "pixels")
     method.export(target, format, resize=not no_resize, int8=int8, images=shown)
-    size = target.stat().st_size / 1e6
-    logger.info("wrote %s (%.3g MB) and %s.json", target, size, target)
+    size = target.stat().st_size
+    logger.info("wrote %s (%.3g MB) and %s.json", target, size / 1e6, target)
+    return {"out": _in_full(target), "bytes": size}
 
 # %% ../../nbs/engine/cli.ipynb #cell-41
 _COMPARE = [
@@ -898,7 +999,7 @@ _COMPARE = [
 @_options(IMAGES, CLASSES, MODEL, ENGINE, RUN, PRESET, CAPTIONER)
 @_options(QUIET, _COMPARE)
 @click.pass_context
-def compare(context, out, overwrite, resume, methods, seeds, **given) -> None:
+def compare(context, out, overwrite, resume, methods, seeds, **given):
     """Run several methods on the same images; write a table and a report.
 
     \b
@@ -918,7 +1019,8 @@ def compare(context, out, overwrite, resume, methods, seeds, **given) -> None:
         _if_interrupted(context, _kept("The runs that are done are kept", folder, out))
         pool = _sound(clip, pool, [*chosen.values()])
         asked = pool if is_same else _sound(clip, asked)
-        _print(compare_in(folder, chosen, pool, asked, seeds))
+        table, advice = compare_in(folder, chosen, pool, asked, seeds)
+        _print_table(table, advice)
         described = captioner_name(chosen.get("latteclip"))
         record = run_record(clip, images=pool, test=asked, captioner=described)
         record["templates"] = {
@@ -926,8 +1028,16 @@ def compare(context, out, overwrite, resume, methods, seeds, **given) -> None:
         }
         write_json(folder / "record.json", record)
         logger.info("wrote %s", out)
+    return {"out": _in_full(out), "table": table_rows(table), "advice": advice}
 
 # %% ../../nbs/engine/cli.ipynb #cell-42b
+def _print_table(table: pd.DataFrame, advice: str) -> None:
+    """A comparison for people."""
+    if not _in_json():
+        rounded = table.to_string(index=False, float_format="{:.3f}".format)
+        _print(f"{rounded}\n\n{advice}\n")
+
+
 def _asked(options: dict[str, Any], pool: ImageSet) -> ImageSet:
     """The images to score on: those of --test, else the other half, else the pool."""
     if not options["test"] and options["images"]:
@@ -951,7 +1061,7 @@ def _asked(options: dict[str, Any], pool: ImageSet) -> ImageSet:
 )
 @click.option("--overwrite", is_flag=True, help="Replace what is there.")
 @click.pass_context
-def encode(context, images, max_pixels, out, overwrite, **given) -> None:
+def encode(context, images, max_pixels, out, overwrite, **given):
     """Image features of a folder, unit rows, float32. What was encoded before is not
     encoded again.
 
@@ -975,7 +1085,9 @@ def encode(context, images, max_pixels, out, overwrite, **given) -> None:
         write_features(target, features)
         record = {**run_record(clip, images=pool), "names": names}
         write_json(target.with_suffix(beside), record)
-    logger.info("wrote %d features of %d numbers to %s", *features.shape, target)
+    count, dim = features.shape
+    logger.info("wrote %d features of %d numbers to %s", count, dim, target)
+    return {"out": _in_full(target), "count": count, "dim": dim}
 
 # %% ../../nbs/engine/cli.ipynb #store-2
 @main.group("store")
@@ -997,14 +1109,15 @@ def _store():
 
 @store_group.command("list")
 @_options(TABLE, QUIET)
-def store_list(out, overwrite) -> None:
+def store_list(out, overwrite):
     """A line for each model: how many features there are, and their size."""
     store, target = _store(), _target(out, overwrite)
     columns = "key model rows dim dtype precision megabytes".split()
-    _write_result(target, pd.DataFrame(store.entries(), columns=columns))
+    done = _write_result(target, pd.DataFrame(store.entries(), columns=columns))
     logger.info("in %s, %.1f MB", store.location, store.size() / 1e6)
     if earlier := store.earlier():
         logger.info("%d folders of clipadapt 0.1 are not used", len(earlier))
+    return {**done, "store": str(store.location), "bytes": store.size()}
 
 # %% ../../nbs/engine/cli.ipynb #n48
 @store_group.command("export")
@@ -1018,7 +1131,7 @@ def store_list(out, overwrite) -> None:
 )
 @click.option("--overwrite", is_flag=True, help="Replace what is there.")
 @_options(QUIET)
-def store_export(key, out, overwrite) -> None:
+def store_export(key, out, overwrite):
     """All features of the model with this KEY (see list), and the keys of their rows.
 
     A row's key is the hash of its image; `clipadapt encode` writes features with the
@@ -1028,30 +1141,35 @@ def store_export(key, out, overwrite) -> None:
     target = check_file(out, overwrite, ".parquet", ".npy", beside=beside)
     count = export_features(stored_table(key), target)
     logger.info("wrote %d features to %s", count, target)
+    return {"out": _in_full(target), "count": count}
 
 # %% ../../nbs/engine/cli.ipynb #store-3
 @store_group.command("verify")
 @_options(QUIET)
-def store_verify() -> None:
+def store_verify():
     """Read every feature; those that are damaged are removed, and made again later."""
-    for key, (sound, damaged) in _store().verify().items():
+    found = _store().verify()
+    for key, (sound, damaged) in found.items() if not _in_json() else ():
         _print(f"{key}: {sound} features are whole, {damaged} were damaged\n")
+    parts = ("whole", "damaged")
+    return {"tables": {key: dict(zip(parts, counts)) for key, counts in found.items()}}
 
 
 @store_group.command("compact")
 @_options(QUIET)
-def store_compact() -> None:
+def store_compact():
     """Put the many files of a store together in few."""
     store = _store()
     before = store.size()
     store.compact()
     logger.info("%.1f MB, before %.1f MB", store.size() / 1e6, before / 1e6)
+    return {"bytes_before": before, "bytes": store.size()}
 
 
 @store_group.command("clear")
 @click.option("--earlier", is_flag=True, help="Only what clipadapt 0.1 kept.")
 @_options(QUIET)
-def store_clear(earlier) -> None:
+def store_clear(earlier):
     """Delete all features, but those that another command is just making."""
     store = _store()
     if not earlier:
@@ -1059,6 +1177,7 @@ def store_clear(earlier) -> None:
     else:
         store.clear_earlier()
     logger.info("%.1f MB are left in %s", store.size() / 1e6, store.location)
+    return {"store": str(store.location), "bytes": store.size()}
 
 # %% ../../nbs/engine/cli.ipynb #cell-47
 _CAPTION = [
@@ -1085,7 +1204,7 @@ _CAPTION = [
 @click.pass_context
 def caption_command(
     context, images, max_pixels, captioner, prompt, out, overwrite, **given
-) -> None:
+):
     """A sentence for each image. What was described before is not described again.
 
     \b
@@ -1119,13 +1238,13 @@ def caption_command(
     texts = [text for index, text in enumerate(said.texts) if index not in damaged]
     names = image_names(leave_out(pool, damaged))
     columns = {"image": names, "caption": texts}
-    _write_result(target, pd.DataFrame(columns, dtype=object))
+    return _write_result(target, pd.DataFrame(columns, dtype=object))
 
 # %% ../../nbs/engine/cli.ipynb #cell-49
 @main.command("demo")
 @_options(QUIET)
 @click.option("--out", type=PATH, metavar="DIR", default="runs/demo", show_default=True)
-def demo_command(out) -> None:
+def demo_command(out):
     """Every method on real handwriting with the built-in CLIP: a table and a report.
     Takes a few minutes.
 
@@ -1134,8 +1253,9 @@ def demo_command(out) -> None:
     """
     from clipadapt.app.demo import demo
 
-    check_place(Path(out, "report.html"))
-    demo(out)
+    page = Path(out, "report.html")
+    check_place(page)
+    return {"report": _in_full(page), "table": table_rows(demo(out))}
 
 
 # python -m clipadapt.app.cli; not in a notebook

@@ -1,0 +1,225 @@
+"""The command line in a script and on a desk that was moved: one JSON value on the
+standard output, paths that lead anywhere, models that lie elsewhere by now."""
+
+import json
+import os
+import shutil
+
+import click
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors.torch import load_file, save_file
+
+from clipadapt import FeatureStore, digits
+from clipadapt.app.cli import main
+from clipadapt.app.runs import read_config
+from clipadapt.clip.model import builtin_directory
+from clipadapt.clip.templates import read_templates
+from clipadapt.images.datasets import read_split_file
+
+CLASSES = ",".join(digits("test").classnames)
+
+
+def run(*arguments):
+    return CliRunner().invoke(main, [*map(str, arguments)], prog_name="clipadapt")
+
+
+def in_json(*arguments):
+    """The exit code and the value that `--json` prints, and nothing else with it."""
+    done = run(*arguments, "--json")
+    return done.exit_code, json.loads(done.stdout)
+
+
+def commands(group=main, path=()):
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from commands(command, (*path, name))
+        else:
+            yield (*path, name), command
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory):
+    """Images with labels, a model in a folder, templates, and a run with all three."""
+    root = tmp_path_factory.mktemp("desk")
+    images = digits("test").subset(range(12))
+    for number, (image, label) in enumerate(images):
+        place = root / "photos" / images.classnames[label]
+        place.mkdir(parents=True, exist_ok=True)
+        image.save(place / f"{number}.png")
+    shutil.copytree(builtin_directory(), root / "model")
+    (root / "templates.json").write_text('["a photo of the digit {}."]')
+    (root / "classes.txt").write_text(CLASSES.replace(",", "\n"))
+    before = os.getcwd()
+    os.chdir(root)
+    try:
+        code, answer = in_json(*ADAPT)
+    finally:
+        os.chdir(before)
+    assert code == 0, answer
+    return root, answer
+
+
+ADAPT = "adapt --images photos --classes classes.txt --model local-dir:model".split()
+ADAPT += "--method prototypes --set templates=templates.json --out run".split()
+
+
+@pytest.mark.parametrize("path", [path for path, _ in commands()], ids=" ".join)
+def test_every_command_answers_in_json(path):
+    code, answer = in_json(*path, "--no-such-option")
+    assert (
+        code == 2 and set(answer) == {"error", "exit_code"} and answer["exit_code"] == 2
+    )
+    assert "--json" in run(*path, "--help").stdout
+
+
+def test_results_are_one_json_value(desk, tmp_path, monkeypatch):
+    root, adapted = desk
+    assert adapted["out"] == str(root / "run") and adapted["images"] == 12
+    same = ("--saved", root / "run", "--images", root / "photos", "--model")
+    same += (f"local-dir:{root / 'model'}",)
+    code, answer = in_json("predict", *same)
+    assert code == 0 and answer["count"] == len(answer["rows"]) == 12
+    assert answer["accuracy"] == adapted["accuracy"]
+    code, written = in_json("predict", *same, "--out", tmp_path / "a.csv")
+    assert code == 0 and written["out"] == str(tmp_path / "a.csv")
+    assert "rows" not in written and (tmp_path / "a.csv").is_file()
+    monkeypatch.setattr("clipadapt.judge.report.report", lambda *_: None)  # plots
+    code, answer = in_json(
+        *("compare", "--images", root / "photos", "--out", tmp_path / "compared"),
+        *("--methods", "zero-shot,prototypes"),
+    )
+    assert code == 0 and [row["method"] for row in answer["table"]] == [
+        "zero-shot",
+        "prototypes",
+    ]
+    code, answer = in_json(
+        "encode", "--images", root / "photos", "--out", tmp_path / "f.npy"
+    )
+    assert (code, answer["count"], answer["dim"]) == (0, 12, 64)
+    for command in ("list", "verify", "compact"):
+        code, answer = in_json("store", command)
+        assert code == 0 and answer
+
+
+def test_errors_are_json_with_the_exit_code(desk, tmp_path, monkeypatch):
+    root, _ = desk
+    asked = ("zero-shot", "--images", root / "photos", "--classes", CLASSES)
+    code, answer = in_json("zero-shot", "--images", tmp_path / "no", "--classes", "a,b")
+    assert code == answer["exit_code"] == 1 and "no such folder" in answer["error"]
+    code, answer = in_json("teach")
+    assert code == answer["exit_code"] == 2 and "No such command" in answer["error"]
+    for error, code, words in (
+        (KeyboardInterrupt(), 130, "interrupted. Nothing was written."),
+        (RuntimeError("a bug"), 1, "RuntimeError: a bug"),
+    ):
+        monkeypatch.setattr(
+            "clipadapt.clip.features.StoredCLIP.encode_image",
+            lambda *_, error=error, **__: (_ for _ in ()).throw(error),
+        )
+        done = run(*asked, "--json")
+        answer = json.loads(done.stdout)
+        assert done.exit_code == code, done.output
+        assert answer == {"error": words, "exit_code": code}
+
+
+def test_what_a_library_prints_is_no_json(desk, monkeypatch):
+    import clipadapt.clip.model as model
+
+    root, _ = desk
+    load = model.load_clip
+    monkeypatch.setattr(
+        model, "load_clip", lambda *a, **k: print("downloading") or load(*a, **k)
+    )
+    done = run(
+        *("zero-shot", "--images", root / "photos", "--classes", CLASSES, "--json")
+    )
+    assert json.loads(done.stdout)["count"] == 12 and "downloading" in done.stderr
+
+
+def test_a_run_goes_on_from_another_folder(desk, tmp_path, monkeypatch):
+    root, _ = desk
+    options = read_config(root / "run" / "config.json")
+    assert options["model"] == f"local-dir:{root / 'model'}"
+    assert options["settings"] == [f"templates={root / 'templates.json'}"]
+    assert options["images"] == str(root / "photos")
+    assert options["classes"] == str(root / "classes.txt")
+    monkeypatch.chdir(tmp_path)
+    again = ("adapt", "--config", root / "run" / "config.json", "--resume")
+    before = (root / "run" / "predictions.csv").read_bytes()
+    done = run(*again, "--out", root / "run")
+    assert done.exit_code == 0, done.output
+    assert (root / "run" / "predictions.csv").read_bytes() == before
+
+
+def test_paths_in_a_config_begin_at_home(desk, tmp_path, monkeypatch):
+    root, _ = desk
+    monkeypatch.setenv("HOME", str(root))
+    config = {"command": "adapt", "images": "~/photos", "classes": "~/classes.txt"}
+    config |= {"model": "local-dir:~/model", "method": "prototypes"}
+    config |= {"settings": ["templates=~/templates.json"]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    code, answer = in_json(
+        *("adapt", "--config", tmp_path / "config.json", "--out", tmp_path / "run")
+    )
+    assert code == 0 and answer["images"] == 12, answer
+    kept = read_config(tmp_path / "run" / "config.json")
+    assert kept["images"] == str(root / "photos")
+    assert kept["model"] == f"local-dir:{root / 'model'}"
+    assert kept["settings"] == [f"templates={root / 'templates.json'}"]
+
+
+NOBODY = "~nobody-of-this-name/x"
+
+
+@pytest.mark.parametrize("path, command", [*commands()], ids=str)
+def test_nobodys_home_is_one_sentence_in_every_path(path, command):
+    """Options are read in their order; what is required before is given."""
+    from clipadapt.app.cli import PATH
+
+    for option in command.params:
+        if option.type is PATH:
+            done = run(*path, *_others(command, option), option.opts[0], NOBODY)
+            assert done.exit_code == 2, (option.name, done.output)
+            assert "no user 'nobody-of-this-name' here" in done.stderr, done.output
+
+
+def _others(command, option):
+    for other in command.params:
+        if other.required and other is not option and other.opts[0].startswith("-"):
+            yield from (other.opts[0], "x")
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        read_templates,
+        FeatureStore,
+        lambda path: read_split_file(path, "."),
+    ],
+)
+def test_nobodys_home_is_one_sentence_in_python(read):
+    with pytest.raises(ValueError, match="no user 'nobody-of-this-name' here"):
+        read(NOBODY)
+
+
+def test_a_model_that_moved_is_named_and_compared(desk, tmp_path):
+    root, adapted = desk
+    saved = ("--saved", root / "run", "--images", root / "photos", "--json")
+    shutil.copytree(root / "model", tmp_path / "moved")
+    refused = run("predict", *saved)
+    assert (
+        refused.exit_code == 1
+        and "where it lies now" in json.loads(refused.stdout)["error"]
+    )
+    moved = run("predict", *saved, "--model", f"local-dir:{tmp_path / 'moved'}")
+    assert moved.exit_code == 0, moved.output
+    assert json.loads(moved.stdout)["accuracy"] == adapted["accuracy"]
+    (file,) = (tmp_path / "moved").glob("*.safetensors")
+    weights = load_file(file)
+    name = next(name for name in weights if weights[name].is_floating_point())
+    weights[name] = weights[name] + torch.ones_like(weights[name])
+    save_file(weights, file)
+    other = run("predict", *saved, "--model", f"local-dir:{tmp_path / 'moved'}")
+    assert other.exit_code == 1 and "other weights" in json.loads(other.stdout)["error"]
