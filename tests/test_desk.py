@@ -4,6 +4,9 @@ standard output, paths that lead anywhere, models that lie elsewhere by now."""
 import json
 import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import click
 import pytest
@@ -11,13 +14,16 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
+import clipadapt.__main__
 from clipadapt import FeatureStore, digits
+from clipadapt.app import doctor
 from clipadapt.app.cli import main
 from clipadapt.app.runs import read_config
 from clipadapt.clip.model import builtin_directory
 from clipadapt.clip.templates import read_templates
 from clipadapt.images.datasets import read_split_file
 
+PROJECT = Path(__file__).resolve().parent.parent
 CLASSES = ",".join(digits("test").classnames)
 
 
@@ -223,3 +229,120 @@ def test_a_model_that_moved_is_named_and_compared(desk, tmp_path):
     save_file(weights, file)
     other = run("predict", *saved, "--model", f"local-dir:{tmp_path / 'moved'}")
     assert other.exit_code == 1 and "other weights" in json.loads(other.stdout)["error"]
+
+
+@pytest.fixture
+def clinic(monkeypatch, tmp_path):
+    """The doctor, who looks at four libraries that take no time; one is sound."""
+    (tmp_path / "broken_library.py").write_text("raise RuntimeError('nms is missing')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    listed = [
+        doctor.Needed("click", ">=8.1", "click"),
+        doctor.Needed("tqdm", ">=999", "tqdm"),
+        doctor.Needed("numpy", "", "broken_library"),
+        doctor.Needed("never-heard-of", ">=1", "never_heard_of"),
+    ]
+    core = lambda extra="": [] if extra else listed
+    monkeypatch.setattr(doctor, "needed", core)
+    facts = {"threads": 1, "build": None, "cuda": [], "mps": False, "openmp": []}
+    folders = {"folders": {"clipadapt": str(tmp_path / "cache")}}
+    look = doctor.imported
+    answers = {"devices": facts, "caches": folders}
+    monkeypatch.setattr(
+        doctor,
+        "imported",
+        lambda names: {**look([n for n in names if n not in answers]), **answers},
+    )
+    return answers
+
+
+def findings(answer):
+    return {one["name"]: one for one in answer["findings"]}
+
+
+def test_the_doctor_names_what_is_broken_and_the_line_that_repairs_it(clinic):
+    code, answer = in_json("doctor")
+    assert code == 1 and answer["broken"] == ["tqdm", "numpy", "never-heard-of"]
+    found = findings(answer)
+    assert found["click"]["state"] == "ok"
+    assert found["tqdm"]["repair"] == "pip install --upgrade 'tqdm>=999'"
+    assert "nms is missing" in found["numpy"]["text"]
+    assert found["never-heard-of"]["repair"] == "pip install 'never-heard-of>=1'"
+    done = run("doctor")
+    assert done.exit_code == 1 and "Broken: tqdm, numpy, never-heard-of." in done.stdout
+
+
+def test_the_doctor_looks_at_caches_configs_and_both_builds_of_faiss(
+    clinic, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(doctor, "needed", lambda extra="": [])
+    code, answer = in_json("doctor")
+    assert code == 0 and answer["broken"] == [], answer
+    monkeypatch.setattr(
+        doctor, "_installed", lambda: {"faiss-cpu": "1.9", "faiss-gpu": "1.15"}
+    )
+    (tmp_path / "cache").write_text("a file where a folder should be")
+    (tmp_path / "config.json").write_text("[]")
+    code, answer = in_json("doctor", tmp_path / "config.json")
+    assert code == 1
+    assert answer["broken"] == ["faiss", "clipadapt", str(tmp_path / "config.json")]
+    assert "pip uninstall -y faiss-cpu faiss-gpu" in findings(answer)["faiss"]["repair"]
+
+
+def test_the_doctor_sees_gpus_that_are_not_used(clinic, monkeypatch):
+    facts = clinic["devices"]
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: "/usr/bin/nvidia-smi")
+    (gpu,) = (one for one in doctor.check_devices(clinic) if one.name == "GPU")
+    assert gpu.state == "broken" and "built for CPUs" in gpu.text
+    facts.update(build="13.0", reason="the driver is too old")
+    (gpu,) = (one for one in doctor.check_devices(clinic) if one.name == "GPU")
+    assert gpu.state == "broken" and "driver" in gpu.repair
+    facts.update(cuda=["NVIDIA H100"])
+    (gpu,) = (one for one in doctor.check_devices(clinic) if one.name == "GPU")
+    assert gpu.state == "ok" and gpu.text == "NVIDIA H100"
+
+
+def test_a_check_that_fails_is_a_finding(clinic, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("ill itself")
+
+    monkeypatch.setattr(doctor, "check_devices", fail)
+    code, answer = in_json("doctor")
+    assert (
+        code == 1 and findings(answer)["doctor"]["text"] == "RuntimeError: ill itself"
+    )
+
+
+def test_the_doctor_comes_where_the_command_line_cannot_be_imported(
+    clinic, monkeypatch, capsys
+):
+    monkeypatch.setitem(sys.modules, "clipadapt.app.cli", None)
+    monkeypatch.setattr(sys, "argv", ["clipadapt", "doctor", "--json"])
+    with pytest.raises(SystemExit) as end:
+        clipadapt.__main__.main()
+    assert (
+        end.value.code == 1 and "tqdm" in json.loads(capsys.readouterr().out)["broken"]
+    )
+    monkeypatch.setattr(sys, "argv", ["clipadapt", "adapt"])
+    with pytest.raises(SystemExit, match="`clipadapt doctor` says how to repair it"):
+        clipadapt.__main__.main()
+
+
+def test_the_doctor_imports_only_what_comes_with_python():
+    code = (
+        "import sys; before = {*sys.modules}; import clipadapt.app.doctor; "
+        "print(*{name.partition('.')[0] for name in {*sys.modules} - before})"
+    )
+    command = [sys.executable, "-S", "-c", code]
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert {*done.stdout.split()} - {"clipadapt"} <= sys.stdlib_module_names
+
+
+def test_the_doctor_knows_every_extra():
+    lines = (PROJECT / "settings.ini").read_text().splitlines()
+    extras = [
+        line.split("_requirements")[0] for line in lines if "_requirements =" in line
+    ]
+    assert set(doctor.EXTRAS) == set(extras) != set()

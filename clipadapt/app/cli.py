@@ -71,7 +71,7 @@ if TYPE_CHECKING:  # they import torch, which takes seconds
 __all__ = ['JSON', 'PATH', 'SEED', 'IMAGES', 'CLASSES', 'DEVICE', 'MODEL', 'QUIET', 'RUN', 'TABLE', 'PROBABILITIES', 'PRESET',
            'CAPTIONER', 'ENGINE', 'main', 'adapt', 'predict', 'zero_shot', 'export_command', 'compare', 'encode',
            'store_group', 'store_list', 'store_export', 'store_verify', 'store_compact', 'store_clear',
-           'caption_command', 'demo_command']
+           'caption_command', 'demo_command', 'doctor_command', 'course_command']
 
 # %% ../../nbs/engine/cli.ipynb #cell-8
 class _Commands(click.Group):
@@ -1261,3 +1261,55 @@ def demo_command(out):
 # python -m clipadapt.app.cli; not in a notebook
 if __name__ == "__main__" and "__file__" in globals():
     main(prog_name="clipadapt")
+
+# %% ../../nbs/engine/cli.ipynb #doctor-2
+@main.command("doctor")
+@click.argument("configs", nargs=-1, type=PATH, metavar="[CONFIG]...")
+@_options(QUIET)
+@click.pass_context
+def doctor_command(context, configs):
+    """What is installed, and how to repair what is broken. Takes some seconds.
+
+    Also looks at the config.json files that are named. Exit code 1: something is
+    broken.
+
+    \b
+    clipadapt doctor
+    clipadapt doctor --json | jq .broken
+    """
+    from clipadapt.app.doctor import as_record, as_text, examine
+
+    found = examine(configs)
+    record = as_record(found)
+    if _in_json():
+        return record
+    _print(as_text(found))
+    context.exit(record["exit_code"])
+
+# %% ../../nbs/engine/cli.ipynb #course-2
+@main.command("course")
+@click.argument("folder", type=PATH, default="clipadapt-course")
+@click.option("--overwrite", is_flag=True, help="Replace notebooks that you changed.")
+@click.option("--no-open", is_flag=True, help="Write only, do not open JupyterLab.")
+@_options(QUIET)
+def course_command(folder, overwrite, no_open):
+    """Write the notebooks of the course into FOLDER and open them in JupyterLab.
+
+    What you changed there is kept, and named.
+
+    \b
+    clipadapt course my-course
+    clipadapt course my-course --no-open
+    """
+    from clipadapt.app.course import missing_to_open, open_course, write_course
+
+    done, absent = write_course(folder, overwrite), missing_to_open()
+    logger.info("wrote %d files of the course into %s", len(done.written), folder)
+    for name in done.kept:
+        logger.info("kept %s, which you changed (--overwrite replaces it)", name)
+    if absent:
+        logger.info("to open it: %s", absent)
+    elif not no_open and not _in_json():
+        open_course(folder)
+    answer = {"written": done.written, "kept": done.kept}
+    return {"folder": _in_full(folder), **answer, "repair": absent or None}
