@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
@@ -77,6 +78,11 @@ class ClipFacts(NamedTuple):
 # %% ../../nbs/engine/hub.ipynb #hub-07
 #| code-fold: true
 #| code-summary: "What is known of a CLIP"
+@cache
+def _builtin_fingerprint() -> str:
+    return load_clip(device="cpu").fingerprint
+
+
 def clip_facts(clip: CLIP) -> ClipFacts:
     """What is known of a CLIP: see `ClipFacts`.
 
@@ -84,7 +90,7 @@ def clip_facts(clip: CLIP) -> ClipFacts:
     """
     name, tag = clip.name, clip.pretrained
     if name is None:
-        if clip.fingerprint != load_clip(device="cpu").fingerprint:
+        if clip.fingerprint != _builtin_fingerprint():
             return ClipFacts("your own", None, "a CLIP of the author's own")
         title = "the small CLIP that comes with clipadapt"
         return ClipFacts(None, None, title, license="apache-2.0", known=True)
@@ -557,7 +563,7 @@ def hub_name(name: str | Path) -> str | None:
     for anything else.
     """
     text = str(name)
-    if not text.startswith(HUB) and Path(name).is_dir():
+    if text and not text.startswith(HUB) and Path(name).is_dir():
         return None
     place = text.removeprefix(HUB)
     if re.fullmatch(f"{_PART}/{_PART}", place) and "--" not in place:
