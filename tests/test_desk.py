@@ -3,6 +3,7 @@ standard output, paths that lead anywhere, models that lie elsewhere by now."""
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,13 +16,14 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 import clipadapt.__main__
-from clipadapt import FeatureStore, digits
-from clipadapt.app import doctor
+from clipadapt import Adapter, FeatureStore, digits
+from clipadapt.app import course, doctor
 from clipadapt.app.cli import main
 from clipadapt.app.runs import read_config
 from clipadapt.clip.model import builtin_directory
 from clipadapt.clip.templates import read_templates
 from clipadapt.images.datasets import read_split_file
+from clipadapt.learning import hub
 
 PROJECT = Path(__file__).resolve().parent.parent
 CLASSES = ",".join(digits("test").classnames)
@@ -186,7 +188,8 @@ def test_nobodys_home_is_one_sentence_in_every_path(path, command):
 
     for option in command.params:
         if option.type is PATH:
-            done = run(*path, *_others(command, option), option.opts[0], NOBODY)
+            named = [option.opts[0]] if isinstance(option, click.Option) else []
+            done = run(*path, *_others(command, option), *named, NOBODY)
             assert done.exit_code == 2, (option.name, done.output)
             assert "no user 'nobody-of-this-name' here" in done.stderr, done.output
 
@@ -346,3 +349,123 @@ def test_the_doctor_knows_every_extra():
         line.split("_requirements")[0] for line in lines if "_requirements =" in line
     ]
     assert set(doctor.EXTRAS) == set(extras) != set()
+
+
+def test_a_method_is_pushed_and_used_by_its_name(desk, monkeypatch):
+    root, adapted = desk
+    pushed = []
+
+    def push_to_hub(method, name, *, private=True, test=None):
+        score = None if test is None else method.score(test)
+        pushed.append((name, private, score))
+        return f"https://hub/{name}"
+
+    monkeypatch.setattr(Adapter, "push_to_hub", push_to_hub)
+    same = ("--saved", root / "run", "--model", f"local-dir:{root / 'model'}")
+    code, answer = in_json("push", "me/pets", *same, "--test", root / "photos")
+    assert (code, answer["address"]) == (0, "https://hub/me/pets")
+    assert run("push", "me/pets", *same, "--public").exit_code == 0
+    accuracy = pytest.approx(adapted["accuracy"])
+    assert pushed == [("me/pets", True, accuracy), ("me/pets", False, None)]
+
+    fetched = []
+    monkeypatch.setattr(
+        hub, "fetch", lambda name: fetched.append(name) or root / "run" / "model"
+    )
+    same = ("--saved", "hf-hub:me/pets", *same[2:], "--images", root / "photos")
+    code, answer = in_json("predict", *same)
+    assert code == 0 and answer["accuracy"] == adapted["accuracy"]
+    assert fetched == ["hf-hub:me/pets"]
+
+
+def test_a_failed_push_is_one_sentence(desk, monkeypatch):
+    root, _ = desk
+
+    def push_to_hub(*_, **__):
+        raise PermissionError("me/pets cannot be written without a token")
+
+    monkeypatch.setattr(Adapter, "push_to_hub", push_to_hub)
+    same = ("--saved", root / "run", "--model", f"local-dir:{root / 'model'}")
+    code, answer = in_json("push", "me/pets", *same)
+    assert code == 1 and answer["error"] == "me/pets cannot be written without a token"
+
+
+def test_the_course_is_written_and_what_was_changed_is_kept(tmp_path, monkeypatch):
+    opened = []
+    monkeypatch.setattr(course, "open_course", opened.append)
+    place = tmp_path / "mine"
+    code, answer = in_json("course", place)
+    assert code == 0 and answer["kept"] == [] and opened == []
+    written = {name for name in answer["written"] if name.startswith("nbs/")}
+    there = {f"nbs/{one.name}" for one in (PROJECT / "nbs").glob("[01]*.ipynb")}
+    assert there <= written and len(there) == 18
+    first = place / "nbs" / "01_zeroshot.ipynb"
+    assert json.loads(first.read_text())["metadata"]["kernelspec"]["name"] == "python3"
+    first.write_text("mine")
+    done = run("course", place, "--no-open")
+    assert done.exit_code == 0 and "kept nbs/01_zeroshot.ipynb" in done.stderr
+    assert first.read_text() == "mine" and opened == []
+    assert run("course", place, "--overwrite").exit_code == 0
+    assert json.loads(first.read_text())["cells"] and opened == [str(place)]
+    (tmp_path / "file").touch()
+    code, answer = in_json("course", tmp_path / "file")
+    assert code == 1 and "is a file" in answer["error"]
+
+
+def test_the_course_is_there_without_jupyterlab(tmp_path, monkeypatch):
+    find = course.find_spec
+    absent = lambda name: None if name == "jupyterlab" else find(name)
+    monkeypatch.setattr(course, "find_spec", absent)
+    done = run("course", tmp_path / "mine")
+    assert done.exit_code == 0, done.output
+    assert done.stderr.splitlines()[-1] == "to open it: pip install jupyterlab"
+    assert (tmp_path / "mine" / "nbs" / "18_project.ipynb").is_file()
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    return course.write_course(tmp_path_factory.mktemp("course") / "mine").folder
+
+
+def test_links_of_the_written_course_lead_somewhere(written):
+    """Prose is on this disk, or on the web; nothing is left that only a checkout has."""
+    for path in written.rglob("*.ipynb"):
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            text = "".join(cell["source"]) * (cell["cell_type"] == "markdown")
+            text = re.sub(r"(?s)```.*?```", "", text)
+            for link in re.findall(r"\]\(([^)\s#]+)", text):
+                assert "://" in link or (path.parent / link).exists(), (path, link)
+            assert cell["cell_type"] != "code" or cell["outputs"] == []
+
+
+def test_the_written_course_holds_what_its_notebooks_read(written):
+    """Modules of folders beside the notebooks, and files that are read by their name."""
+    found = set()
+    for path in (written / "nbs").rglob("*.ipynb"):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        codes = [
+            "".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"
+        ]
+        code = "\n".join(codes)
+        for folder in re.findall(r"sys\.path\.\w+\(.*?\"((?:\.\./)+\w+)\"\)", code):
+            names = re.findall(r"(?m)^from (\w+) import|^import (\w+)", code)
+            beside = {one.stem for one in (PROJECT / Path(folder).name).glob("*.py")}
+            used = {name for pair in names for name in pair if name in beside}
+            assert used, (path, folder)
+            found |= {path.parent / folder / f"{name}.py" for name in used}
+        for name in re.findall(r"\"((?:engine/)?\w+\.jsonl?)\"", code):
+            if (PROJECT / path.relative_to(written)).parent.joinpath(name).is_file():
+                found.add(path.parent / name)
+    assert len(found) >= 8
+    assert [str(one) for one in found if not one.is_file()] == []
+
+
+def test_the_course_names_the_site_and_the_repository_as_settings_ini_does():
+    facts = dict(
+        line.split(" = ", 1)
+        for line in (PROJECT / "settings.ini").read_text().splitlines()
+        if re.match(r"\w+ = ", line)
+    )
+    site = facts["doc_host"] + facts["doc_baseurl"] + "/"
+    assert course.WEBSITE == site
+    assert course.REPOSITORY == f"{facts['git_url']}/blob/{facts['branch']}/"

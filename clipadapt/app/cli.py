@@ -69,8 +69,8 @@ if TYPE_CHECKING:  # they import torch, which takes seconds
 
 # %% auto #0
 __all__ = ['JSON', 'PATH', 'SEED', 'IMAGES', 'CLASSES', 'DEVICE', 'MODEL', 'QUIET', 'RUN', 'TABLE', 'PROBABILITIES', 'PRESET',
-           'CAPTIONER', 'ENGINE', 'main', 'adapt', 'predict', 'zero_shot', 'export_command', 'compare', 'encode',
-           'store_group', 'store_list', 'store_export', 'store_verify', 'store_compact', 'store_clear',
+           'CAPTIONER', 'ENGINE', 'main', 'adapt', 'predict', 'zero_shot', 'export_command', 'push_command', 'compare',
+           'encode', 'store_group', 'store_list', 'store_export', 'store_verify', 'store_compact', 'store_clear',
            'caption_command', 'demo_command', 'doctor_command', 'course_command']
 
 # %% ../../nbs/engine/cli.ipynb #cell-8
@@ -813,9 +813,9 @@ _PREDICT = [
     click.option(
         "--saved",
         type=PATH,
-        metavar="DIR",
+        metavar="DIR|hf-hub:NAME",
         required=True,
-        help="A run folder, or the model folder in it.",
+        help="A run folder, the model folder in it, or hf-hub:OWNER/NAME.",
     ),
     click.option(
         "--model",
@@ -959,6 +959,40 @@ def export_command(saved, out, format, no_resize, int8, images, overwrite, **giv
     size = target.stat().st_size
     logger.info("wrote %s (%.3g MB) and %s.json", target, size / 1e6, target)
     return {"out": _in_full(target), "bytes": size}
+
+# %% ../../nbs/engine/cli.ipynb #push-2
+_PUSH = [
+    click.option("--public", is_flag=True, help="Everybody can see it."),
+    click.option(
+        "--test",
+        type=PATH,
+        metavar="DIR",
+        help=(
+            "Labelled images that nothing was chosen on, a sub-folder a class: how good"
+            " the method is on them stands in the card."
+        ),
+    ),
+]
+
+
+@main.command("push")
+@click.argument("name", metavar="OWNER/NAME")
+@_options(_PUSH, _PREDICT, QUIET)
+def push_command(name, public, test, saved, **given):
+    """Share a saved classifier on the Hugging Face Hub. Log in with `hf auth login`.
+
+    \b
+    clipadapt push me/pets --saved run/model --test labelled
+    clipadapt push me/pets --saved run/model --public
+    """
+    method, shown = _load_saved(saved, given), None
+    if test:
+        from clipadapt.images.pictures import MAX_PIXELS
+
+        shown = read_images(test, method.classnames_, MAX_PIXELS, "test", "pixels")
+    address = method.push_to_hub(name, private=not public, test=shown)
+    logger.info("it is at %s", address)
+    return {"name": name, "public": public, "address": address}
 
 # %% ../../nbs/engine/cli.ipynb #cell-41
 _COMPARE = [

@@ -31,7 +31,6 @@ FILES = (
     "nbs/engine/*.json",
     "nbs/engine/*.jsonl",
     "nbs/drawings/*.svg",
-    "nbs/badges/*.svg",
     "nbs/course/*.md",
     "nbs/pages/bibliography.md",
     "solutions/*.ipynb",
@@ -72,6 +71,9 @@ REPOSITORY = "https://github.com/clipadapt/clipadapt/blob/main/"
 WEBSITE = "https://clipadapt.github.io/clipadapt/"
 
 
+_FOR_THE_WEB = ("badges", "colab")  # cells for those who have no copy (tools/badges.py)
+
+
 def without_outputs(text: str) -> str:
     """A notebook without outputs.
 
@@ -95,7 +97,9 @@ def for_student(text: str, name: str, files: Iterable[str]) -> str:
     if name.endswith(".md"):
         return _with_links(text, name, known)
     notebook = json.loads(without_outputs(text))
-    for cell in notebook["cells"]:
+    cells = [cell for cell in notebook["cells"] if cell.get("id") not in _FOR_THE_WEB]
+    notebook["cells"] = cells
+    for cell in cells:
         if cell["cell_type"] == "markdown":
             linked = _with_links("".join(cell["source"]), name, known)
             cell["source"] = linked.splitlines(keepends=True)
@@ -117,7 +121,7 @@ def _link(link: str, name: str, known: set[str]) -> str:
         return link
     else:
         path = posixpath.normpath(posixpath.join(here, target))
-    if path in known and "/badges" not in name:
+    if path in known:
         return posixpath.relpath(path, here) + mark + anchor
     page = re.fullmatch(r"nbs/(.+)\.md", path)
     return (f"{WEBSITE}{page[1]}.html" if page else REPOSITORY + path) + mark + anchor

@@ -1211,15 +1211,19 @@ def compare_in(
 def saved_method(saved: str) -> tuple[Path, SavedMethod]:
     """The folder and the record of a method that was saved.
 
-    saved: a folder that `save` wrote to, or the folder of a run.
+    saved: a folder that `save` wrote to, the folder of a run, or "hf-hub:owner/name".
 
-    Raises FileNotFoundError and ValueError as `read_saved` does, and ValueError for a
-    class that is no method of clipadapt.
+    Raises FileNotFoundError and ValueError as `read_saved` does, ValueError for a class
+    that is no method of clipadapt, and for a name of the Hub what `fetch` raises.
     """
     import clipadapt
     from clipadapt.learning.adapter import read_saved
 
     folder = Path(saved)
+    if saved.startswith("hf-hub:"):
+        from clipadapt.learning.hub import fetch
+
+        folder = fetch(saved)
     if (folder / "model" / "adapter.safetensors").is_file():
         folder = folder / "model"
     record, _ = read_saved(folder)
