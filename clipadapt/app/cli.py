@@ -80,19 +80,12 @@ class _Commands(click.Group):
     With --json they end in one JSON value, the same for a result and for an error.
     """
 
-    def main(
-        self,
-        args: Sequence[str] | None = None,
-        prog_name: str | None = None,
-        complete_var: str | None = None,
-        standalone_mode: bool = True,
-        **more: Any,
-    ) -> Any:
+    def main(self, args: Sequence[str] | None = None, *more: Any, **options: Any):
         given = [*(sys.argv[1:] if args is None else args)]
-        how = (given, prog_name, complete_var)
-        if not standalone_mode or not _asks_for_json(given):
-            return super().main(*how, standalone_mode, **more)
-        sys.exit(_answer_in_json(partial(super().main, *how, False, **more)))
+        if not options.get("standalone_mode", True) or not _asks_for_json(given):
+            return super().main(given, *more, **options)
+        options["standalone_mode"] = False  # click returns what the command returns
+        sys.exit(_answer_in_json(partial(super().main, given, *more, **options)))
 
     def invoke(self, ctx: click.Context):
         try:
@@ -1081,19 +1074,24 @@ def _asked(options: dict[str, Any], pool: ImageSet) -> ImageSet:
     return read_images(options["test"], names, most, "test", check, engine)
 
 # %% ../../nbs/engine/cli.ipynb #cell-46
-@main.command()
-@_options(IMAGES, MODEL, QUIET, ENGINE)
-@click.option(
-    "--out",
-    type=PATH,
-    metavar="FILE",
-    required=True,
-    help=(
-        "A .safetensors or .npy file, beside which a .json file with the names of the"
-        " images is written; or a .parquet file, which has the names in it."
+_FEATURES = (".safetensors", ".npy", ".parquet")
+_ENCODE = [
+    click.option(
+        "--out",
+        type=PATH,
+        metavar="FILE",
+        required=True,
+        help=(
+            "A .safetensors or .npy file, beside which a .json file with the names of the"
+            " images is written; or a .parquet file, which has the names in it."
+        ),
     ),
-)
-@click.option("--overwrite", is_flag=True, help="Replace what is there.")
+    click.option("--overwrite", is_flag=True, help="Replace what is there."),
+]
+
+# %% ../../nbs/engine/cli.ipynb #encode-2
+@main.command()
+@_options(IMAGES, MODEL, QUIET, ENGINE, _ENCODE)
 @click.pass_context
 def encode(context, images, max_pixels, out, overwrite, **given):
     """Image features of a folder, unit rows, float32. What was encoded before is not
@@ -1104,8 +1102,7 @@ def encode(context, images, max_pixels, out, overwrite, **given):
       --model ViT-B-32 --pretrained laion2b_s34b_b79k --out features.safetensors
     """
     beside = None if str(out).endswith(".parquet") else ".json"
-    kinds = (".safetensors", ".npy", ".parquet")
-    target = check_file(out, overwrite, *kinds, beside=beside)
+    target = check_file(out, overwrite, *_FEATURES, beside=beside)
     words = "What was encoded is kept; the same command goes on from there."
     _if_interrupted(context, "Nothing was written." if given["no_store"] else words)
     pool = image_set(images, max_pixels, "train", _check(given), _engine(given))

@@ -85,7 +85,7 @@ def without_outputs(text: str) -> str:
             cell.update(outputs=[], execution_count=None)
     return json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
 
-
+# %% ../../nbs/engine/course.ipynb #course-9b
 def for_student(text: str, name: str, files: Iterable[str]) -> str:
     """A notebook or page of the course, without outputs, with links that lead on.
 
@@ -165,7 +165,7 @@ class Course:
     written: list[str]
     kept: list[str]
 
-
+# %% ../../nbs/engine/course.ipynb #course-13b
 def write_course(folder: str | Path, overwrite: bool = False) -> Course:
     """Write the course into a folder; what a student changed there is kept.
 

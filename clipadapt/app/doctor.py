@@ -72,7 +72,7 @@ class Needed:
         """What to hand to pip."""
         return f"'{self.name}{self.bound}'"
 
-
+# %% ../../nbs/engine/doctor.ipynb #doc-8b
 def needed(extra: str = "") -> list[Needed]:
     """What clipadapt needs on this machine, in the order of settings.ini.
 
@@ -128,7 +128,7 @@ def imported(modules: Iterable[str]) -> dict[str, dict[str, Any]]:
             found[waiting.pop(0)] = {"error": end}
     return found
 
-
+# %% ../../nbs/engine/doctor.ipynb #doc-11b
 def _in_another_process(modules: list[str]) -> tuple[dict[str, dict[str, Any]], str]:
     """The answers of a process, and how it ended."""
     code = "import sys; sys.path[:] = {!r}; from {} import _report; _report({!r})"
@@ -215,7 +215,7 @@ def _check_version(one: Needed, facts: dict[str, Any]) -> Finding:
         return Finding("versions", one.name, "broken", words, _reinstall(one))
     return Finding("versions", one.name, "ok", f"{found}{_build(one.name, facts)}")
 
-
+# %% ../../nbs/engine/doctor.ipynb #doc-17b
 def _reinstall(one: Needed) -> str:
     """The line for a library that is there and cannot be imported."""
     if one.name in ("torch", "torchvision"):  # they come in pairs
@@ -324,7 +324,7 @@ def check_devices(probe: dict[str, dict[str, Any]]) -> Iterator[Finding]:
         words = ", ".join(facts["openmp"]) or "none is loaded"
         yield Finding("devices", "OpenMP", "ok", words)
 
-
+# %% ../../nbs/engine/doctor.ipynb #doc-22b
 def _check_gpu(facts: dict[str, Any]) -> Finding:
     """What PyTorch sees of the GPU, and what the system does."""
     if facts["cuda"]:
@@ -357,7 +357,7 @@ def _caches() -> dict[str, Any]:
     where["OpenAI's models"] = os.path.expanduser("~/.cache/clip")
     return {"folders": where}
 
-
+# %% ../../nbs/engine/doctor.ipynb #doc-25b
 LITTLE = 2e9  # bytes; a large CLIP takes about that
 
 

@@ -619,7 +619,7 @@ def predictions(
         columns[name] = column.astype(float).round(4)
     return pd.DataFrame(columns)
 
-
+# %% ../../nbs/engine/runs.ipynb #accuracy-1
 def report_accuracy(
     method: Adapter, images: ImageSet, answers: np.ndarray
 ) -> float | None:
@@ -844,6 +844,25 @@ _TEXTS = ("images", "classes", "model", "pretrained", "device", "preset")
 _TEXTS += ("captioner", "captioner_model")
 
 
+def _config_schema(command: str) -> type[Record]:
+    """What the config.json of `command` may hold; what is left out has its default."""
+    text = Annotated[str, PlainValidator(_text)]
+    kinds = {
+        "adapt": {
+            "method": text,
+            "settings": list[text],
+            "use_labels": bool,
+            "seed": int,
+            "probabilities": bool,
+        },
+        "compare": {"test": text | None, "methods": text, "seeds": int},
+    }[command]
+    fields = {**dict.fromkeys(_TEXTS, text | None), **kinds}
+    fields |= {"max_pixels": int, "exact": bool, "no_store": bool, "command": text}
+    allowed: dict[str, Any] = {name: (kind, None) for name, kind in fields.items()}
+    return create_model("Config", __base__=Record, **allowed)
+
+# %% ../../nbs/engine/runs.ipynb #lasting-1
 def lasting_options(options: dict[str, Any]) -> dict[str, Any]:
     """Options of a command whose paths lead to the same place from any folder.
 
@@ -875,25 +894,6 @@ def _lasting_setting(setting: str) -> str:
     if path.lower().endswith(".json") and os.path.isfile(path):
         return f"{name}={os.path.abspath(path)}"
     return setting
-
-
-def _config_schema(command: str) -> type[Record]:
-    """What the config.json of `command` may hold; what is left out has its default."""
-    text = Annotated[str, PlainValidator(_text)]
-    kinds = {
-        "adapt": {
-            "method": text,
-            "settings": list[text],
-            "use_labels": bool,
-            "seed": int,
-            "probabilities": bool,
-        },
-        "compare": {"test": text | None, "methods": text, "seeds": int},
-    }[command]
-    fields = {**dict.fromkeys(_TEXTS, text | None), **kinds}
-    fields |= {"max_pixels": int, "exact": bool, "no_store": bool, "command": text}
-    allowed: dict[str, Any] = {name: (kind, None) for name, kind in fields.items()}
-    return create_model("Config", __base__=Record, **allowed)
 
 # %% ../../nbs/engine/runs.ipynb #cell-51
 def _beside(target: Path) -> Path:
@@ -1256,7 +1256,7 @@ def check_known(wanted: SavedClip, saved: Path) -> None:
         f" repeat the command with {words}"
     )
 
-
+# %% ../../nbs/engine/runs.ipynb #fitting-1
 def check_fitting(clip: CLIP, wanted: SavedClip, saved: Path) -> None:
     """Raise ValueError unless a CLIP is the one that a saved method was fitted with.
 
