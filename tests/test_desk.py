@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 import pytest
 import torch
+from click.shell_completion import ShellComplete
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
@@ -428,7 +429,7 @@ def written(tmp_path_factory):
 
 
 def test_links_of_the_written_course_lead_somewhere(written):
-    """Prose is on this disk, or on the web; nothing is left that only a checkout has."""
+    """To this disk, or to the web; none leads to what only a checkout has."""
     for path in written.rglob("*.ipynb"):
         for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
             text = "".join(cell["source"]) * (cell["cell_type"] == "markdown")
@@ -439,7 +440,7 @@ def test_links_of_the_written_course_lead_somewhere(written):
 
 
 def test_the_written_course_holds_what_its_notebooks_read(written):
-    """Modules of folders beside the notebooks, and files that are read by their name."""
+    """Modules of folders beside the notebooks, and files that are read by name."""
     found = set()
     for path in (written / "nbs").rglob("*.ipynb"):
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
@@ -469,3 +470,62 @@ def test_the_course_names_the_site_and_the_repository_as_settings_ini_does():
     site = facts["doc_host"] + facts["doc_baseurl"] + "/"
     assert course.WEBSITE == site
     assert course.REPOSITORY == f"{facts['git_url']}/blob/{facts['branch']}/"
+
+
+SHELL = ShellComplete(main, {}, "clipadapt", "_CLIPADAPT_COMPLETE")
+
+
+def completed(line, incomplete=""):
+    return [one.value for one in SHELL.get_completions(line.split(), incomplete)]
+
+
+def test_tab_offers_commands_methods_models_and_saved_folders(desk, monkeypatch):
+    root, _ = desk
+    assert completed("", "comp") == ["compare", "completion"]
+    assert completed("adapt --method", "z") == ["zero-shot", "zlap"]
+    assert completed("compare --methods", "grip,cp") == ["grip,cpl"]
+    assert completed("compare --methods", "a") == ["all"]
+    assert "ViT-B-32" in completed("predict --model", "ViT-B-3")
+    assert completed("encode --model", "local") == ["local-dir:"]
+    monkeypatch.chdir(root)
+    assert completed("predict --saved", "r") == ["run"]
+    assert completed("predict --saved", "run/") == ["run/model"]
+    assert completed("export --saved", f"{root}/r") == [f"{root}/run"]
+    (other,) = SHELL.get_completions(["predict", "--saved"], "pho")
+    assert (other.type, other.value) == ("dir", "pho")
+    (other,) = SHELL.get_completions(["predict", "--images"], "pho")
+    assert (other.type, other.value) == ("file", "pho")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_script_completes_in_each_shell(shell):
+    code, answer = in_json("completion", shell)
+    script = run("completion", shell).stdout
+    assert code == 0 and answer["script"] == script
+    assert "_CLIPADAPT_COMPLETE" in script and "# To install it" in script
+    if shell == "zsh":
+        assert script.startswith("#compdef clipadapt")  # zsh reads it there only
+
+
+def test_the_script_of_bash_completes(tmp_path):
+    """What the shell asks the command, through the variable of the script."""
+    environment = {"_CLIPADAPT_COMPLETE": "bash_complete", "COMP_CWORD": "3"}
+    environment["COMP_WORDS"] = "clipadapt adapt --method otte"
+    done = CliRunner(env=environment).invoke(main, [], prog_name="clipadapt")
+    assert done.output.split() == ["plain,otter"]
+
+
+def test_help_is_sorted_and_coloured_on_a_screen_only(monkeypatch):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    plain = run("adapt", "--help").output
+    assert "\x1b" not in plain and plain.startswith("Usage: clipadapt adapt")
+    parts = [plain.index(f"\n{title}:") for title in ("Options", "Model", "Results")]
+    assert parts == sorted(parts)
+    assert plain.index("\nModel:") < plain.index("--pretrained TAG")
+    every = [option.opts[-1] for option in main.commands["adapt"].params]
+    assert [name for name in every if name not in plain] == []
+    coloured = CliRunner().invoke(main, ["adapt", "--help"], color=True).output
+    assert "\x1b[36m--model NAME\x1b[0m" in coloured
+    monkeypatch.setenv("NO_COLOR", "1")
+    bare = CliRunner().invoke(main, ["adapt", "--help"], color=True).output
+    assert "\x1b" not in bare

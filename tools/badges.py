@@ -15,7 +15,10 @@ from configparser import ConfigParser
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parent.parent
-CELLS = ("badges", "colab")
+sys.path.insert(0, str(PROJECT))
+
+from tools.course_stats import BADGES as CELLS  # noqa: E402
+
 COLAB = """#| eval: false
 #| code-fold: true
 #| code-summary: "Only in Colab: install clipadapt, and fetch what the chapters read"

@@ -15,6 +15,8 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout, suppress
 from functools import partial
+from glob import escape as glob_escape
+from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import pandas as pd
 from click.core import ParameterSource
+from click.shell_completion import CompletionItem, get_completion_class
 
 from clipadapt.app.runs import (
     METHODS,
@@ -71,10 +74,65 @@ if TYPE_CHECKING:  # they import torch, which takes seconds
 __all__ = ['JSON', 'PATH', 'SEED', 'IMAGES', 'CLASSES', 'DEVICE', 'MODEL', 'QUIET', 'RUN', 'TABLE', 'PROBABILITIES', 'PRESET',
            'CAPTIONER', 'ENGINE', 'main', 'adapt', 'predict', 'zero_shot', 'export_command', 'push_command', 'compare',
            'encode', 'store_group', 'store_list', 'store_export', 'store_verify', 'store_compact', 'store_clear',
-           'caption_command', 'demo_command', 'doctor_command', 'course_command']
+           'caption_command', 'demo_command', 'doctor_command', 'course_command', 'completion_command']
+
+# %% ../../nbs/engine/cli.ipynb #help-2
+_SECTIONS = {
+    "Images and classes": "images max_pixels classes test".split(),
+    "Model": "model pretrained device exact no_store preset templates".split(),
+    "Captions": "captioner captioner_model prompt".split(),
+    "Workers": "engine address workers".split(),
+    "Results": "out overwrite resume config probabilities format".split(),
+    "What is said": "json quiet help".split(),
+}
+
+
+class _Help(click.HelpFormatter):
+    """Help in colours, where somebody sees them."""
+
+    def write_heading(self, heading: str) -> None:
+        super().write_heading(_coloured(heading, bold=True))
+
+    def write_dl(self, rows, *more: Any, **options: Any) -> None:
+        coloured = [(_coloured(name, fg="cyan"), text) for name, text in rows]
+        super().write_dl(coloured, *more, **options)
+
+
+def _coloured(text: str, **style: Any) -> str:
+    return text if os.environ.get("NO_COLOR") else click.style(text, **style)
+
+
+class _Context(click.Context):
+    formatter_class = _Help
+
+# %% ../../nbs/engine/cli.ipynb #help-3
+class _Command(click.Command):
+    """A command whose help sorts its options by what they are about."""
+
+    context_class = _Context
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter):
+        section = {name: title for title in _SECTIONS for name in _SECTIONS[title]}
+        sorted_rows: dict[str, list] = {"Options": [], **{t: [] for t in _SECTIONS}}
+        for parameter in self.get_params(ctx):
+            row = parameter.get_help_record(ctx)
+            if row is not None:
+                name = max(parameter.opts, key=len).lstrip("-").replace("-", "_")
+                sorted_rows[section.get(name, "Options")].append(row)
+        for title, rows in sorted_rows.items():
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
+
+
+class _Group(click.Group):
+    """A group of such commands."""
+
+    command_class = _Command
+    context_class = _Context
 
 # %% ../../nbs/engine/cli.ipynb #cell-8
-class _Commands(click.Group):
+class _Commands(_Group):
     """A group whose commands end in one line and an exit code, not a traceback.
 
     With --json they end in one JSON value, the same for a result and for an error.
@@ -326,8 +384,56 @@ class _UserPath(click.ParamType):
         except ValueError as error:
             self.fail(str(error))
 
+    def shell_complete(self, ctx, param, incomplete: str) -> list[CompletionItem]:
+        return [CompletionItem(incomplete, type="file")]
+
 
 PATH, SEED = _UserPath(), click.IntRange(0, 2**32 - 1)
+
+# %% ../../nbs/engine/cli.ipynb #complete-2
+class _ModelName(click.ParamType):
+    """The name of a model; any text, but OpenCLIP's architectures are completed."""
+
+    name = "text"
+
+    def shell_complete(self, ctx, param, incomplete: str) -> list[CompletionItem]:
+        found = find_spec("open_clip")
+        places = found.submodule_search_locations if found else None
+        folders = [Path(place) for place in places or ()]
+        files = [one for place in folders for one in place.glob("*_configs/*.json")]
+        names = sorted({"hf-hub:", "local-dir:", *(one.stem for one in files)})
+        return _beginning(names, incomplete)
+
+
+class _MethodNames(click.ParamType):
+    """Names of methods, separated by commas."""
+
+    name = "text"
+
+    def shell_complete(self, ctx, param, incomplete: str) -> list[CompletionItem]:
+        before, comma, _ = incomplete.rpartition(",")
+        there = before.split(",")
+        left = [f"{before}{comma}{name}" for name in METHODS if name not in there]
+        return _beginning(left if comma else ["all", *left], incomplete)
+
+
+class _SavedPath(_UserPath):
+    """A folder with a saved method; those that are there are completed."""
+
+    def shell_complete(self, ctx, param, incomplete: str) -> list[CompletionItem]:
+        above, name = os.path.split(incomplete)
+        root = Path(os.path.expanduser(above) or ".")
+        ends = ("adapter.safetensors", "model/adapter.safetensors")
+        found = {
+            one for end in ends for one in root.glob(f"{glob_escape(name)}*/{end}")
+        }
+        folders = {one.relative_to(root).parts[0] for one in found}
+        names = sorted(os.path.join(above, folder) for folder in folders)
+        return _beginning(names, incomplete) or [CompletionItem(incomplete, type="dir")]
+
+
+def _beginning(names: Sequence[str], incomplete: str) -> list[CompletionItem]:
+    return [CompletionItem(name) for name in names if name.startswith(incomplete)]
 
 # %% ../../nbs/engine/cli.ipynb #cell-17
 def _use_config(context: click.Context, _, path: str | None) -> None:
@@ -413,6 +519,7 @@ DEVICE = [
 MODEL = [
     click.option(
         "--model",
+        type=_ModelName(),
         metavar="NAME",
         help="Any OpenCLIP model, such as ViT-B-32.  [default: the small built-in one]",
     ),
@@ -805,13 +912,14 @@ def adapt(context, out, overwrite, resume, method, **given) -> dict[str, Any]:
 _PREDICT = [
     click.option(
         "--saved",
-        type=PATH,
+        type=_SavedPath(),
         metavar="DIR|hf-hub:NAME",
         required=True,
         help="A run folder, the model folder in it, or hf-hub:OWNER/NAME.",
     ),
     click.option(
         "--model",
+        type=_ModelName(),
         metavar="NAME",
         help=(
             "The model it was fitted with, wherever it lies now.  [default: the one it"
@@ -1008,6 +1116,7 @@ _COMPARE = [
     ),
     click.option(
         "--methods",
+        type=_MethodNames(),
         default="all",
         show_default=True,
         help=f"Names separated by commas: {', '.join(METHODS)}.",
@@ -1082,8 +1191,8 @@ _ENCODE = [
         metavar="FILE",
         required=True,
         help=(
-            "A .safetensors or .npy file, beside which a .json file with the names of the"
-            " images is written; or a .parquet file, which has the names in it."
+            "A .safetensors or .npy file, beside which a .json file with the names of"
+            " the images is written; or a .parquet file, which has the names in it."
         ),
     ),
     click.option("--overwrite", is_flag=True, help="Replace what is there."),
@@ -1121,7 +1230,7 @@ def encode(context, images, max_pixels, out, overwrite, **given):
     return {"out": _in_full(target), "count": count, "dim": dim}
 
 # %% ../../nbs/engine/cli.ipynb #store-2
-@main.group("store")
+@main.group("store", cls=_Group)
 def store_group() -> None:
     """The features that all commands keep, each image's once.
 
@@ -1344,3 +1453,29 @@ def course_command(folder, overwrite, no_open):
         open_course(folder)
     answer = {"written": done.written, "kept": done.kept}
     return {"folder": _in_full(folder), **answer, "repair": absent or None}
+
+# %% ../../nbs/engine/cli.ipynb #complete-4
+_INSTALL = {
+    "bash": "~/.local/share/bash-completion/completions/clipadapt",
+    "zsh": "~/.zfunc/_clipadapt, where fpath in ~/.zshrc has ~/.zfunc before compinit",
+    "fish": "~/.config/fish/completions/clipadapt.fish",
+}
+
+
+@main.command("completion")
+@click.argument("shell", type=click.Choice([*_INSTALL]))
+@_options(QUIET)
+def completion_command(shell):
+    """Print a script that completes commands, options, methods, models and folders.
+
+    \b
+    clipadapt completion bash > ~/.local/share/bash-completion/completions/clipadapt
+    clipadapt completion fish > ~/.config/fish/completions/clipadapt.fish
+    """
+    kind = get_completion_class(shell)
+    assert kind is not None
+    script = kind(main, {}, "clipadapt", "_CLIPADAPT_COMPLETE").source().strip()
+    script += f"\n\n# To install it, write this output to {_INSTALL[shell]}\n"
+    if not _in_json():
+        _print(script)
+    return {"shell": shell, "script": script}
