@@ -1,10 +1,13 @@
 """Reads settings.ini, the one place for the version, the dependencies and the
 description."""
 
+import runpy
 from configparser import ConfigParser
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+from setuptools.command.sdist import sdist
 
 here = Path(__file__).parent
 parser = ConfigParser(delimiters=["="], interpolation=None)
@@ -20,6 +23,7 @@ EXTRAS = (
     "accelerate",
     "export",
     "widgets",
+    "course",
     "browser",
     "dev",
 )
@@ -29,7 +33,32 @@ def requirements(extra=""):
     return settings[f"{extra}requirements"].split()
 
 
+course = runpy.run_path(str(here / "clipadapt" / "app" / "course.py"))
+
+
+class BuildWithCourse(build_py):
+    """The package with the notebooks of the course in it, without their outputs. An
+    editable installation reads those of the checkout."""
+
+    def run(self):
+        super().run()
+        if not self.editable_mode:
+            course["collect"](here, Path(self.build_lib) / "clipadapt" / "course")
+
+
+class SourceWithCourse(sdist):
+    """The sources with the notebooks of the course, without their outputs."""
+
+    def make_release_tree(self, base_dir, files):
+        super().make_release_tree(base_dir, files)
+        for path in Path(base_dir).rglob("*.ipynb"):
+            text = path.read_text(encoding="utf-8")
+            path.unlink()  # it may be a link to the one in the checkout
+            path.write_text(course["without_outputs"](text), encoding="utf-8")
+
+
 setup(
+    cmdclass={"build_py": BuildWithCourse, "sdist": SourceWithCourse},
     name=settings["lib_name"],
     version=settings["version"],
     description=settings["description"],
@@ -52,7 +81,7 @@ setup(
     extras_require={extra: requirements(f"{extra}_") for extra in EXTRAS},
     entry_points={
         "console_scripts": [
-            f"{settings['lib_name']}={settings['lib_name']}.app.cli:main"
+            f"{settings['lib_name']}={settings['lib_name']}.__main__:main"
         ],
         "nbdev": [f"{settings['lib_name']}={settings['lib_name']}._modidx:d"],
     },

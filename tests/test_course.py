@@ -11,7 +11,7 @@ import pytest
 
 project = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(project))
-from tools import course_stats  # noqa: E402
+from tools import badges, course_stats  # noqa: E402
 
 nbs = project / "nbs"
 chapters = sorted(nbs.glob("[01]*.ipynb"))
@@ -152,3 +152,35 @@ def test_syllabus_and_timetable_know_every_chapter():
         )
         == 100
     )
+
+
+@pytest.mark.parametrize("path", chapters, ids=name)
+def test_chapters_open_in_colab_and_binder(path):
+    """As settings.ini names the repository: `python tools/badges.py --write`."""
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    assert badges.with_badges(notebook, path.stem) == notebook
+    facts = badges.settings()
+    place = f"{facts['user']}/{facts['repo']}"
+    links = badges.links(path.stem)
+    where = f"github/{place}/blob/{facts['branch']}/nbs/{path.name}"
+    assert links["colab"].endswith(where) and links["colab"] in prose(path)
+    where = f"gh/{place}/{facts['branch']}?urlpath=lab/tree/nbs/{path.name}"
+    assert links["binder"].endswith(where) and links["binder"] in prose(path)
+
+
+def test_binder_installs_what_the_package_needs(tmp_path):
+    """All of settings.ini comes from one of both files, PyTorch and FAISS for CPUs."""
+    made = (project / ".binder" / "postBuild").read_text()
+    script = made.partition("<<'PYTHON'\n")[2].partition("PYTHON\n")[0]
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=project, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    by_pip = done.stdout.split()
+    settings = badges.settings()
+    wanted = {one.partition(";")[0] for one in settings["requirements"].split()}
+    left = sorted(wanted - {*by_pip})
+    assert [one.split(">")[0] for one in left] == ["faiss-gpu", "torch", "torchvision"]
+    by_conda = (project / ".binder" / "environment.yml").read_text()
+    for one in left[1:]:
+        assert one.replace("torch>", "pytorch-cpu>") in by_conda

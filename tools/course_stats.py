@@ -19,6 +19,7 @@ import pandas as pd
 
 PROJECT = Path(__file__).resolve().parent.parent
 WIDEST, LONGEST = 88, 40
+BADGES = ("badges", "colab")  # cells that tools/badges.py writes; nobody reads them
 # Chapters that develop no method: what a method needs is not asked of them.
 NO_METHOD = ("02", "15", "16", "17", "18")
 FOLDED = re.compile(r"^#\|\s*code-fold:\s*(true|show)\s*$", re.M)
@@ -55,6 +56,7 @@ class Notebook:
         self.cells = [
             Cell(cell["cell_type"], "".join(cell["source"]))
             for cell in content["cells"]
+            if cell.get("id") not in BADGES
         ]
 
     @property

@@ -14,6 +14,7 @@ import sys
 from importlib.util import find_spec
 
 import api
+import badges
 import check_site
 import kept
 import yaml
@@ -21,7 +22,6 @@ from nbdev.quarto import refresh_quarto_yml
 from nbdev.serve import proc_nbs
 
 site, out = kept.project / "_proc", kept.project / "_docs"
-COLAB = "https://colab.research.google.com/github/clipadapt/clipadapt/blob/main/nbs"
 FLAGS = {
     "slow": "Slow: not run by make test; the result is kept.",
     "cuda": "For a GPU: not run by make test.",
@@ -94,6 +94,8 @@ def chapter(name: str, names: dict[str, str]) -> None:
     cells = []
     for cell in page["cells"]:
         text = kept.source(cell)
+        if cell["id"] in badges.CELLS:  # they stand in the line of links
+            continue
         if cell["cell_type"] == "raw":
             cells += [{**cell, "source": front_matter(text)}, markdown(links(name))]
         elif cell["cell_type"] == "markdown":
@@ -171,9 +173,11 @@ def links(name: str) -> str:
         else f"[Reference]({up}api/index.md)"
     )
     notebook = f"https://github.com/clipadapt/clipadapt/blob/main/nbs/{name}.ipynb"
-    first = "In Colab, first run: %pip install clipadapt fastcore"
-    colab = f'[Open in Colab]({COLAB}/{name}.ipynb){{title="{first}"}}'
-    return f"::: {{.chapter-links}}\n{colab} [Notebook]({notebook}) {reference}\n:::"
+    services = badges.badges(name)
+    if "/" in name:  # a notebook of the engine room installs nothing by itself
+        first = "In Colab, first run: %pip install clipadapt fastcore"
+        services = f'[Open in Colab]({badges.links(name)["colab"]}){{title="{first}"}}'
+    return f"::: {{.chapter-links}}\n{services} [Notebook]({notebook}) {reference}\n:::"
 
 
 def drawings(text: str) -> str:

@@ -7,12 +7,16 @@
 #| code-summary: "The module's imports"
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout, suppress
+from functools import partial
+from glob import escape as glob_escape
+from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import pandas as pd
 from click.core import ParameterSource
+from click.shell_completion import CompletionItem, get_completion_class
 
 from clipadapt.app.runs import (
     METHODS,
@@ -27,6 +32,7 @@ from clipadapt.app.runs import (
     ask_readable,
     captioner_name,
     check_file,
+    check_fitting,
     check_known,
     check_place,
     check_scorable,
@@ -35,6 +41,7 @@ from clipadapt.app.runs import (
     export_features,
     image_names,
     image_set,
+    lasting_options,
     logger,
     make_methods,
     method_names,
@@ -49,13 +56,14 @@ from clipadapt.app.runs import (
     say,
     shown,
     stored_table,
+    table_rows,
     templates_name,
     write_features,
     write_json,
     write_parquet,
     write_table,
 )
-from ..images.files import csv_text, explained
+from ..images.files import at_home, csv_text, explained
 
 if TYPE_CHECKING:  # they import torch, which takes seconds
     from clipadapt.clip.cluster import RayEngine
@@ -63,21 +71,89 @@ if TYPE_CHECKING:  # they import torch, which takes seconds
     from clipadapt.images.sets import ImageSet
 
 # %% auto #0
-__all__ = ['PATH', 'SEED', 'IMAGES', 'CLASSES', 'DEVICE', 'MODEL', 'QUIET', 'RUN', 'TABLE', 'PROBABILITIES', 'PRESET',
-           'CAPTIONER', 'ENGINE', 'main', 'adapt', 'predict', 'zero_shot', 'export_command', 'compare', 'encode',
-           'store_group', 'store_list', 'store_export', 'store_verify', 'store_compact', 'store_clear',
-           'caption_command', 'demo_command']
+__all__ = ['JSON', 'PATH', 'SEED', 'IMAGES', 'CLASSES', 'DEVICE', 'MODEL', 'QUIET', 'RUN', 'TABLE', 'PROBABILITIES', 'PRESET',
+           'CAPTIONER', 'ENGINE', 'main', 'adapt', 'predict', 'zero_shot', 'export_command', 'push_command', 'compare',
+           'encode', 'store_group', 'store_list', 'store_export', 'store_verify', 'store_compact', 'store_clear',
+           'caption_command', 'demo_command', 'doctor_command', 'course_command', 'completion_command']
+
+# %% ../../nbs/engine/cli.ipynb #help-2
+_SECTIONS = {
+    "Images and classes": "images max_pixels classes test".split(),
+    "Model": "model pretrained device exact no_store preset templates".split(),
+    "Captions": "captioner captioner_model prompt".split(),
+    "Workers": "engine address workers".split(),
+    "Results": "out overwrite resume config probabilities format".split(),
+    "What is said": "json quiet help".split(),
+}
+
+
+class _Help(click.HelpFormatter):
+    """Help in colours, where somebody sees them."""
+
+    def write_heading(self, heading: str) -> None:
+        super().write_heading(_coloured(heading, bold=True))
+
+    def write_dl(self, rows, *more: Any, **options: Any) -> None:
+        coloured = [(_coloured(name, fg="cyan"), text) for name, text in rows]
+        super().write_dl(coloured, *more, **options)
+
+
+def _coloured(text: str, **style: Any) -> str:
+    return text if os.environ.get("NO_COLOR") else click.style(text, **style)
+
+
+class _Context(click.Context):
+    formatter_class = _Help
+
+# %% ../../nbs/engine/cli.ipynb #help-3
+class _Command(click.Command):
+    """A command whose help sorts its options by what they are about."""
+
+    context_class = _Context
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter):
+        section = {name: title for title in _SECTIONS for name in _SECTIONS[title]}
+        sorted_rows: dict[str, list] = {"Options": [], **{t: [] for t in _SECTIONS}}
+        for parameter in self.get_params(ctx):
+            row = parameter.get_help_record(ctx)
+            if row is not None:
+                name = max(parameter.opts, key=len).lstrip("-").replace("-", "_")
+                sorted_rows[section.get(name, "Options")].append(row)
+        for title, rows in sorted_rows.items():
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
+
+
+class _Group(click.Group):
+    """A group of such commands."""
+
+    command_class = _Command
+    context_class = _Context
 
 # %% ../../nbs/engine/cli.ipynb #cell-8
-class _Commands(click.Group):
-    """A group whose commands end in one line and an exit code, not a traceback."""
+class _Commands(_Group):
+    """A group whose commands end in one line and an exit code, not a traceback.
+
+    With --json they end in one JSON value, the same for a result and for an error.
+    """
+
+    def main(self, args: Sequence[str] | None = None, *more: Any, **options: Any):
+        given = [*(sys.argv[1:] if args is None else args)]
+        if not options.get("standalone_mode", True) or not _asks_for_json(given):
+            return super().main(given, *more, **options)
+        options["standalone_mode"] = False  # click returns what the command returns
+        sys.exit(_answer_in_json(partial(super().main, given, *more, **options)))
 
     def invoke(self, ctx: click.Context):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
+            words = f"interrupted. {ctx.obj or 'Nothing was written.'}"
+            if _in_json():
+                raise _Interrupted(words) from None
             if not _is_another():
-                say(f"\ninterrupted. {ctx.obj or 'Nothing was written.'}")
+                say(f"\n{words}")
             ctx.exit(130)
         except BrokenPipeError:
             _drop_output()
@@ -92,6 +168,80 @@ class _Commands(click.Group):
             if _is_another():
                 sentence = f"process {os.environ['RANK']}: {sentence}"
             raise click.ClickException(shown(sentence)) from error
+
+# %% ../../nbs/engine/cli.ipynb #json-2
+class _Interrupted(click.ClickException):
+    """Ctrl-C, where an error is a JSON value."""
+
+    exit_code = 130
+
+
+def _asks_for_json(arguments: Sequence[str]) -> bool:
+    """Whether a command line asks for JSON; help is for people."""
+    before = {*arguments[: [*arguments, "--"].index("--")]}
+    return "--json" in before and not before & {"-h", "--help", "--version"}
+
+
+def _in_json() -> bool:
+    """Whether the command that runs answers in JSON."""
+    context = click.get_current_context(silent=True)
+    return context is not None and "clipadapt.json" in context.meta
+
+
+def _note_json(context: click.Context, _parameter, wanted: bool) -> None:
+    if wanted:
+        context.meta["clipadapt.json"] = True
+
+
+JSON = [
+    click.option(
+        "--json",
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=_note_json,
+        help="The result, or the error, as JSON on the standard output.",
+    )
+]
+
+# %% ../../nbs/engine/cli.ipynb #json-3
+def _answer_in_json(command: Callable[[], Any]) -> int:
+    """Run a command, print what it returns, or its error, and return its exit code."""
+    try:
+        with redirect_stdout(sys.stderr):
+            answer = command()
+    except click.ClickException as error:
+        answer = {"error": error.format_message(), "exit_code": error.exit_code}
+    except click.Abort:
+        answer = {"error": "interrupted", "exit_code": 130}
+    except Exception as error:  # a bug; its traceback follows
+        said = f"{type(error).__name__}: {error}"
+        _print_json({"error": said, "exit_code": 1})
+        raise
+    if _is_another():  # the first process answers for all
+        return 0
+    if isinstance(answer, int):
+        answer = {"exit_code": answer}
+    return _print_json(answer)
+
+
+def _print_json(answer: Any) -> int:
+    """Print a value as JSON; return the exit code that belongs to it."""
+    text = json.dumps(answer, indent=1, default=_plain) + "\n"
+    try:
+        _print(text)
+    except BrokenPipeError:
+        _drop_output()
+        return 141
+    except OSError as error:
+        say(f"Error: {error}")
+        return 1
+    return answer.get("exit_code", 0) if isinstance(answer, dict) else 0
+
+
+def _plain(value: Any) -> Any:
+    """What JSON has for a value that it does not know: a number of NumPy, a path."""
+    return value.item() if hasattr(value, "item") else str(value)
 
 # %% ../../nbs/engine/cli.ipynb #cell-9
 def _sentence(error: Exception) -> str | None:
@@ -149,6 +299,7 @@ class _Echo(logging.Handler):
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
 )
 @click.option("--quiet", is_flag=True, help="Say nothing but results and errors.")
+@JSON[0]
 @click.version_option(package_name="clipadapt")
 def main(quiet: bool) -> None:
     """Adapt CLIP to your own images, without a single label.
@@ -168,7 +319,7 @@ def main(quiet: bool) -> None:
         --model ViT-B-32 --pretrained openai --out compared
 
     Exit codes: 0 done, 1 something was wrong with the input, 2 wrong options, 130
-    interrupted, 141 the pipe was closed.
+    interrupted, 141 the pipe was closed. Every command takes --json.
     """
     if (quiet or not _is_terminal(sys.stderr)) and "tqdm" not in sys.modules:
         os.environ.setdefault("TQDM_DISABLE", "1")
@@ -228,15 +379,61 @@ class _UserPath(click.ParamType):
     def convert(self, value: str, param, ctx) -> str:
         if not value:
             self.fail("it is empty")
-        if value != "~" and not value.startswith("~/"):
-            return value
-        path = os.path.expanduser(value)
-        if path == value:
-            self.fail(f"{value}: there is no home directory here; give the whole path")
-        return path
+        try:
+            return at_home(value)
+        except ValueError as error:
+            self.fail(str(error))
+
+    def shell_complete(self, ctx, param, incomplete: str) -> list[CompletionItem]:
+        return [CompletionItem(incomplete, type="file")]
 
 
 PATH, SEED = _UserPath(), click.IntRange(0, 2**32 - 1)
+
+# %% ../../nbs/engine/cli.ipynb #complete-2
+class _ModelName(click.ParamType):
+    """The name of a model; any text, but OpenCLIP's architectures are completed."""
+
+    name = "text"
+
+    def shell_complete(self, ctx, param, incomplete: str) -> list[CompletionItem]:
+        found = find_spec("open_clip")
+        places = found.submodule_search_locations if found else None
+        folders = [Path(place) for place in places or ()]
+        files = [one for place in folders for one in place.glob("*_configs/*.json")]
+        names = sorted({"hf-hub:", "local-dir:", *(one.stem for one in files)})
+        return _beginning(names, incomplete)
+
+
+class _MethodNames(click.ParamType):
+    """Names of methods, separated by commas."""
+
+    name = "text"
+
+    def shell_complete(self, ctx, param, incomplete: str) -> list[CompletionItem]:
+        before, comma, _ = incomplete.rpartition(",")
+        there = before.split(",")
+        left = [f"{before}{comma}{name}" for name in METHODS if name not in there]
+        return _beginning(left if comma else ["all", *left], incomplete)
+
+
+class _SavedPath(_UserPath):
+    """A folder with a saved method; those that are there are completed."""
+
+    def shell_complete(self, ctx, param, incomplete: str) -> list[CompletionItem]:
+        above, name = os.path.split(incomplete)
+        root = Path(os.path.expanduser(above) or ".")
+        ends = ("adapter.safetensors", "model/adapter.safetensors")
+        found = {
+            one for end in ends for one in root.glob(f"{glob_escape(name)}*/{end}")
+        }
+        folders = {one.relative_to(root).parts[0] for one in found}
+        names = sorted(os.path.join(above, folder) for folder in folders)
+        return _beginning(names, incomplete) or [CompletionItem(incomplete, type="dir")]
+
+
+def _beginning(names: Sequence[str], incomplete: str) -> list[CompletionItem]:
+    return [CompletionItem(name) for name in names if name.startswith(incomplete)]
 
 # %% ../../nbs/engine/cli.ipynb #cell-17
 def _use_config(context: click.Context, _, path: str | None) -> None:
@@ -322,6 +519,7 @@ DEVICE = [
 MODEL = [
     click.option(
         "--model",
+        type=_ModelName(),
         metavar="NAME",
         help="Any OpenCLIP model, such as ViT-B-32.  [default: the small built-in one]",
     ),
@@ -331,13 +529,14 @@ MODEL = [
     *DEVICE,
 ]
 QUIET = [
+    *JSON,
     click.option(
         "--quiet",
         is_flag=True,
         expose_value=False,
         callback=_hush,
         help="Say nothing but results and errors.",
-    )
+    ),
 ]
 
 # %% ../../nbs/engine/cli.ipynb #cell-20
@@ -467,19 +666,11 @@ def _engine(given: dict[str, Any]) -> RayEngine | None:
 
 # %% ../../nbs/engine/cli.ipynb #cell-23
 def _run_options(context: click.Context) -> dict[str, Any]:
-    """The options of a run as its config.json keeps them, with absolute paths."""
+    """The options of a run as its config.json keeps them, with paths in full."""
     options = {
         name: value for name, value in context.params.items() if name not in _NOT_KEPT
     }
-    there = {"images": os.path.isdir, "test": os.path.isdir, "classes": os.path.isfile}
-    if options["captioner"] != "attributes":
-        there["captioner"] = os.path.isdir
-    paths = {
-        name: os.path.abspath(options[name])
-        for name, test in there.items()
-        if options.get(name) and test(options[name])
-    }
-    return {"command": context.info_name, **options, **paths}
+    return {"command": context.info_name, **lasting_options(options)}
 
 # %% ../../nbs/engine/cli.ipynb #pool-1
 #| code-fold: true
@@ -621,13 +812,20 @@ def _target(out: str | None, overwrite: bool) -> Path | None:
     return None if out is None else check_file(out, overwrite, ".csv", ".json")
 
 
-def _write_result(target: Path | None, table: pd.DataFrame) -> None:
+def _write_result(target: Path | None, table: pd.DataFrame) -> dict[str, Any]:
     """What a command ends with: a table, and a word about the file it went to."""
     if target is None:
-        _print(csv_text(table))
-        return
+        if not _in_json():
+            _print(csv_text(table))
+        return {"count": len(table), "rows": table_rows(table) if _in_json() else None}
     write_table(target, table)
     logger.info("wrote %d rows to %s", len(table), target)
+    return {"count": len(table), "out": _in_full(target)}
+
+
+def _in_full(path: str | Path) -> str:
+    """An absolute path, for whoever reads the answer elsewhere."""
+    return os.path.abspath(path)
 
 
 def _if_interrupted(context: click.Context, words: str) -> None:
@@ -678,7 +876,7 @@ _ADAPT = [
 @_options(IMAGES, CLASSES, MODEL, ENGINE, RUN, PRESET, CAPTIONER)
 @_options(PROBABILITIES, QUIET, _ADAPT)
 @click.pass_context
-def adapt(context, out, overwrite, resume, method, **given) -> None:
+def adapt(context, out, overwrite, resume, method, **given) -> dict[str, Any]:
     """Adapt CLIP to a folder of images; write the classifier and its predictions.
 
     \b
@@ -707,23 +905,25 @@ def adapt(context, out, overwrite, resume, method, **given) -> None:
         _if_interrupted(context, _kept("What is done is kept", folder, out))
         pool = _sound(clip, pool, [chosen])
         labels = pool.labels if given["use_labels"] else None
-        adapt_in(folder, out, chosen, pool, labels, given["probabilities"])
+        done = adapt_in(folder, out, chosen, pool, labels, given["probabilities"])
+    return {"out": _in_full(out), "method": method, **done}
 
 # %% ../../nbs/engine/cli.ipynb #cell-35
 _PREDICT = [
     click.option(
         "--saved",
-        type=PATH,
-        metavar="DIR",
+        type=_SavedPath(),
+        metavar="DIR|hf-hub:NAME",
         required=True,
-        help="A run folder, or the model folder in it.",
+        help="A run folder, the model folder in it, or hf-hub:OWNER/NAME.",
     ),
     click.option(
         "--model",
+        type=_ModelName(),
         metavar="NAME",
         help=(
-            "The model it was fitted with.  [default: the one it names, if that is a"
-            " known one]"
+            "The model it was fitted with, wherever it lies now.  [default: the one it"
+            " names, if that is a known one]"
         ),
     ),
     click.option("--pretrained", metavar="TAG", help="Its weights."),
@@ -733,7 +933,7 @@ _PREDICT = [
 # %% ../../nbs/engine/cli.ipynb #predict-command
 @main.command()
 @_options(IMAGES, TABLE, PROBABILITIES, QUIET, _PREDICT, ENGINE)
-def predict(images, max_pixels, saved, out, overwrite, probabilities, **given) -> None:
+def predict(images, max_pixels, saved, out, overwrite, probabilities, **given):
     """Ask a saved classifier about new images.
 
     \b
@@ -753,8 +953,8 @@ def predict(images, max_pixels, saved, out, overwrite, probabilities, **given) -
             what = "%s reads the images itself, here and without the workers"
             logger.info(what, type(method).__name__)
         answers, pool = ask_readable(method, pool)
-    _write_result(target, predictions(method, pool, answers, probabilities))
-    report_accuracy(method, pool, answers)
+    done = _write_result(target, predictions(method, pool, answers, probabilities))
+    return {**done, "accuracy": report_accuracy(method, pool, answers)}
 
 # %% ../../nbs/engine/cli.ipynb #cell-36
 def _load_saved(saved: str, given: dict[str, Any]):
@@ -768,6 +968,7 @@ def _load_saved(saved: str, given: dict[str, Any]):
         check_known(record.clip, folder)
         wanted = record.clip
         clip = _load_model(wanted.name, wanted.pretrained, given)
+    check_fitting(clip, record.clip, folder)
     return getattr(clipadapt, record.method).load(folder, clip)
 
 # %% ../../nbs/engine/cli.ipynb #cell-37
@@ -782,7 +983,7 @@ def _load_saved(saved: str, given: dict[str, Any]):
         " templates or of prompts for each class."
     ),
 )
-def zero_shot(templates, out, overwrite, probabilities, **given) -> None:
+def zero_shot(templates, out, overwrite, probabilities, **given):
     """Let CLIP guess, without adapting anything.
 
     \b
@@ -796,8 +997,8 @@ def zero_shot(templates, out, overwrite, probabilities, **given) -> None:
     pool = _sound(clip, pool)
     method = ZeroShot(clip, pool.classnames, templates=templates).fit(pool)
     answers = method.predict_proba(pool)
-    _write_result(target, predictions(method, pool, answers, probabilities))
-    report_accuracy(method, pool, answers)
+    done = _write_result(target, predictions(method, pool, answers, probabilities))
+    return {**done, "accuracy": report_accuracy(method, pool, answers)}
 
 # %% ../../nbs/engine/cli.ipynb #export-2
 _EXPORT = [
@@ -856,8 +1057,43 @@ def export_command(saved, out, format, no_resize, int8, images, overwrite, **giv
 
         shown = read_images(images, method.classnames_, MAX_PIXELS, "test", "pixels")
     method.export(target, format, resize=not no_resize, int8=int8, images=shown)
-    size = target.stat().st_size / 1e6
-    logger.info("wrote %s (%.3g MB) and %s.json", target, size, target)
+    size = target.stat().st_size
+    logger.info("wrote %s (%.3g MB) and %s.json", target, size / 1e6, target)
+    return {"out": _in_full(target), "bytes": size}
+
+# %% ../../nbs/engine/cli.ipynb #push-2
+_PUSH = [
+    click.option("--public", is_flag=True, help="Everybody can see it."),
+    click.option(
+        "--test",
+        type=PATH,
+        metavar="DIR",
+        help=(
+            "Labelled images that nothing was chosen on, a sub-folder a class: how good"
+            " the method is on them stands in the card."
+        ),
+    ),
+]
+
+
+@main.command("push")
+@click.argument("name", metavar="OWNER/NAME")
+@_options(_PUSH, _PREDICT, QUIET)
+def push_command(name, public, test, saved, **given):
+    """Share a saved classifier on the Hugging Face Hub. Log in with `hf auth login`.
+
+    \b
+    clipadapt push me/pets --saved run/model --test labelled
+    clipadapt push me/pets --saved run/model --public
+    """
+    method, shown = _load_saved(saved, given), None
+    if test:
+        from clipadapt.images.pictures import MAX_PIXELS
+
+        shown = read_images(test, method.classnames_, MAX_PIXELS, "test", "pixels")
+    address = method.push_to_hub(name, private=not public, test=shown)
+    logger.info("it is at %s", address)
+    return {"name": name, "public": public, "address": address}
 
 # %% ../../nbs/engine/cli.ipynb #cell-41
 _COMPARE = [
@@ -880,6 +1116,7 @@ _COMPARE = [
     ),
     click.option(
         "--methods",
+        type=_MethodNames(),
         default="all",
         show_default=True,
         help=f"Names separated by commas: {', '.join(METHODS)}.",
@@ -898,7 +1135,7 @@ _COMPARE = [
 @_options(IMAGES, CLASSES, MODEL, ENGINE, RUN, PRESET, CAPTIONER)
 @_options(QUIET, _COMPARE)
 @click.pass_context
-def compare(context, out, overwrite, resume, methods, seeds, **given) -> None:
+def compare(context, out, overwrite, resume, methods, seeds, **given):
     """Run several methods on the same images; write a table and a report.
 
     \b
@@ -918,7 +1155,8 @@ def compare(context, out, overwrite, resume, methods, seeds, **given) -> None:
         _if_interrupted(context, _kept("The runs that are done are kept", folder, out))
         pool = _sound(clip, pool, [*chosen.values()])
         asked = pool if is_same else _sound(clip, asked)
-        _print(compare_in(folder, chosen, pool, asked, seeds))
+        table, advice = compare_in(folder, chosen, pool, asked, seeds)
+        _print_table(table, advice)
         described = captioner_name(chosen.get("latteclip"))
         record = run_record(clip, images=pool, test=asked, captioner=described)
         record["templates"] = {
@@ -926,8 +1164,16 @@ def compare(context, out, overwrite, resume, methods, seeds, **given) -> None:
         }
         write_json(folder / "record.json", record)
         logger.info("wrote %s", out)
+    return {"out": _in_full(out), "table": table_rows(table), "advice": advice}
 
 # %% ../../nbs/engine/cli.ipynb #cell-42b
+def _print_table(table: pd.DataFrame, advice: str) -> None:
+    """A comparison for people."""
+    if not _in_json():
+        rounded = table.to_string(index=False, float_format="{:.3f}".format)
+        _print(f"{rounded}\n\n{advice}\n")
+
+
 def _asked(options: dict[str, Any], pool: ImageSet) -> ImageSet:
     """The images to score on: those of --test, else the other half, else the pool."""
     if not options["test"] and options["images"]:
@@ -937,21 +1183,26 @@ def _asked(options: dict[str, Any], pool: ImageSet) -> ImageSet:
     return read_images(options["test"], names, most, "test", check, engine)
 
 # %% ../../nbs/engine/cli.ipynb #cell-46
-@main.command()
-@_options(IMAGES, MODEL, QUIET, ENGINE)
-@click.option(
-    "--out",
-    type=PATH,
-    metavar="FILE",
-    required=True,
-    help=(
-        "A .safetensors or .npy file, beside which a .json file with the names of the"
-        " images is written; or a .parquet file, which has the names in it."
+_FEATURES = (".safetensors", ".npy", ".parquet")
+_ENCODE = [
+    click.option(
+        "--out",
+        type=PATH,
+        metavar="FILE",
+        required=True,
+        help=(
+            "A .safetensors or .npy file, beside which a .json file with the names of"
+            " the images is written; or a .parquet file, which has the names in it."
+        ),
     ),
-)
-@click.option("--overwrite", is_flag=True, help="Replace what is there.")
+    click.option("--overwrite", is_flag=True, help="Replace what is there."),
+]
+
+# %% ../../nbs/engine/cli.ipynb #encode-2
+@main.command()
+@_options(IMAGES, MODEL, QUIET, ENGINE, _ENCODE)
 @click.pass_context
-def encode(context, images, max_pixels, out, overwrite, **given) -> None:
+def encode(context, images, max_pixels, out, overwrite, **given):
     """Image features of a folder, unit rows, float32. What was encoded before is not
     encoded again.
 
@@ -960,8 +1211,7 @@ def encode(context, images, max_pixels, out, overwrite, **given) -> None:
       --model ViT-B-32 --pretrained laion2b_s34b_b79k --out features.safetensors
     """
     beside = None if str(out).endswith(".parquet") else ".json"
-    kinds = (".safetensors", ".npy", ".parquet")
-    target = check_file(out, overwrite, *kinds, beside=beside)
+    target = check_file(out, overwrite, *_FEATURES, beside=beside)
     words = "What was encoded is kept; the same command goes on from there."
     _if_interrupted(context, "Nothing was written." if given["no_store"] else words)
     pool = image_set(images, max_pixels, "train", _check(given), _engine(given))
@@ -975,10 +1225,12 @@ def encode(context, images, max_pixels, out, overwrite, **given) -> None:
         write_features(target, features)
         record = {**run_record(clip, images=pool), "names": names}
         write_json(target.with_suffix(beside), record)
-    logger.info("wrote %d features of %d numbers to %s", *features.shape, target)
+    count, dim = features.shape
+    logger.info("wrote %d features of %d numbers to %s", count, dim, target)
+    return {"out": _in_full(target), "count": count, "dim": dim}
 
 # %% ../../nbs/engine/cli.ipynb #store-2
-@main.group("store")
+@main.group("store", cls=_Group)
 def store_group() -> None:
     """The features that all commands keep, each image's once.
 
@@ -997,14 +1249,15 @@ def _store():
 
 @store_group.command("list")
 @_options(TABLE, QUIET)
-def store_list(out, overwrite) -> None:
+def store_list(out, overwrite):
     """A line for each model: how many features there are, and their size."""
     store, target = _store(), _target(out, overwrite)
     columns = "key model rows dim dtype precision megabytes".split()
-    _write_result(target, pd.DataFrame(store.entries(), columns=columns))
+    done = _write_result(target, pd.DataFrame(store.entries(), columns=columns))
     logger.info("in %s, %.1f MB", store.location, store.size() / 1e6)
     if earlier := store.earlier():
         logger.info("%d folders of clipadapt 0.1 are not used", len(earlier))
+    return {**done, "store": str(store.location), "bytes": store.size()}
 
 # %% ../../nbs/engine/cli.ipynb #n48
 @store_group.command("export")
@@ -1018,7 +1271,7 @@ def store_list(out, overwrite) -> None:
 )
 @click.option("--overwrite", is_flag=True, help="Replace what is there.")
 @_options(QUIET)
-def store_export(key, out, overwrite) -> None:
+def store_export(key, out, overwrite):
     """All features of the model with this KEY (see list), and the keys of their rows.
 
     A row's key is the hash of its image; `clipadapt encode` writes features with the
@@ -1028,30 +1281,35 @@ def store_export(key, out, overwrite) -> None:
     target = check_file(out, overwrite, ".parquet", ".npy", beside=beside)
     count = export_features(stored_table(key), target)
     logger.info("wrote %d features to %s", count, target)
+    return {"out": _in_full(target), "count": count}
 
 # %% ../../nbs/engine/cli.ipynb #store-3
 @store_group.command("verify")
 @_options(QUIET)
-def store_verify() -> None:
+def store_verify():
     """Read every feature; those that are damaged are removed, and made again later."""
-    for key, (sound, damaged) in _store().verify().items():
+    found = _store().verify()
+    for key, (sound, damaged) in found.items() if not _in_json() else ():
         _print(f"{key}: {sound} features are whole, {damaged} were damaged\n")
+    parts = ("whole", "damaged")
+    return {"tables": {key: dict(zip(parts, counts)) for key, counts in found.items()}}
 
 
 @store_group.command("compact")
 @_options(QUIET)
-def store_compact() -> None:
+def store_compact():
     """Put the many files of a store together in few."""
     store = _store()
     before = store.size()
     store.compact()
     logger.info("%.1f MB, before %.1f MB", store.size() / 1e6, before / 1e6)
+    return {"bytes_before": before, "bytes": store.size()}
 
 
 @store_group.command("clear")
 @click.option("--earlier", is_flag=True, help="Only what clipadapt 0.1 kept.")
 @_options(QUIET)
-def store_clear(earlier) -> None:
+def store_clear(earlier):
     """Delete all features, but those that another command is just making."""
     store = _store()
     if not earlier:
@@ -1059,6 +1317,7 @@ def store_clear(earlier) -> None:
     else:
         store.clear_earlier()
     logger.info("%.1f MB are left in %s", store.size() / 1e6, store.location)
+    return {"store": str(store.location), "bytes": store.size()}
 
 # %% ../../nbs/engine/cli.ipynb #cell-47
 _CAPTION = [
@@ -1085,7 +1344,7 @@ _CAPTION = [
 @click.pass_context
 def caption_command(
     context, images, max_pixels, captioner, prompt, out, overwrite, **given
-) -> None:
+):
     """A sentence for each image. What was described before is not described again.
 
     \b
@@ -1119,13 +1378,13 @@ def caption_command(
     texts = [text for index, text in enumerate(said.texts) if index not in damaged]
     names = image_names(leave_out(pool, damaged))
     columns = {"image": names, "caption": texts}
-    _write_result(target, pd.DataFrame(columns, dtype=object))
+    return _write_result(target, pd.DataFrame(columns, dtype=object))
 
 # %% ../../nbs/engine/cli.ipynb #cell-49
 @main.command("demo")
 @_options(QUIET)
 @click.option("--out", type=PATH, metavar="DIR", default="runs/demo", show_default=True)
-def demo_command(out) -> None:
+def demo_command(out):
     """Every method on real handwriting with the built-in CLIP: a table and a report.
     Takes a few minutes.
 
@@ -1134,10 +1393,89 @@ def demo_command(out) -> None:
     """
     from clipadapt.app.demo import demo
 
-    check_place(Path(out, "report.html"))
-    demo(out)
+    page = Path(out, "report.html")
+    check_place(page)
+    return {"report": _in_full(page), "table": table_rows(demo(out))}
 
 
 # python -m clipadapt.app.cli; not in a notebook
 if __name__ == "__main__" and "__file__" in globals():
     main(prog_name="clipadapt")
+
+# %% ../../nbs/engine/cli.ipynb #doctor-2
+@main.command("doctor")
+@click.argument("configs", nargs=-1, type=PATH, metavar="[CONFIG]...")
+@_options(QUIET)
+@click.pass_context
+def doctor_command(context, configs):
+    """What is installed, and how to repair what is broken. Takes some seconds.
+
+    Also looks at the config.json files that are named. Exit code 1: something is
+    broken.
+
+    \b
+    clipadapt doctor
+    clipadapt doctor --json | jq .broken
+    """
+    from clipadapt.app.doctor import as_record, as_text, examine
+
+    found = examine(configs)
+    record = as_record(found)
+    if _in_json():
+        return record
+    _print(as_text(found))
+    context.exit(record["exit_code"])
+
+# %% ../../nbs/engine/cli.ipynb #course-2
+@main.command("course")
+@click.argument("folder", type=PATH, default="clipadapt-course")
+@click.option("--overwrite", is_flag=True, help="Replace notebooks that you changed.")
+@click.option("--no-open", is_flag=True, help="Write only, do not open JupyterLab.")
+@_options(QUIET)
+def course_command(folder, overwrite, no_open):
+    """Write the notebooks of the course into FOLDER and open them in JupyterLab.
+
+    What you changed there is kept, and named.
+
+    \b
+    clipadapt course my-course
+    clipadapt course my-course --no-open
+    """
+    from clipadapt.app.course import missing_to_open, open_course, write_course
+
+    done, absent = write_course(folder, overwrite), missing_to_open()
+    logger.info("wrote %d files of the course into %s", len(done.written), folder)
+    for name in done.kept:
+        logger.info("kept %s, which you changed (--overwrite replaces it)", name)
+    if absent:
+        logger.info("to open it: %s", absent)
+    elif not no_open and not _in_json():
+        open_course(folder)
+    answer = {"written": done.written, "kept": done.kept}
+    return {"folder": _in_full(folder), **answer, "repair": absent or None}
+
+# %% ../../nbs/engine/cli.ipynb #complete-4
+_INSTALL = {
+    "bash": "~/.local/share/bash-completion/completions/clipadapt",
+    "zsh": "~/.zfunc/_clipadapt, where fpath in ~/.zshrc has ~/.zfunc before compinit",
+    "fish": "~/.config/fish/completions/clipadapt.fish",
+}
+
+
+@main.command("completion")
+@click.argument("shell", type=click.Choice([*_INSTALL]))
+@_options(QUIET)
+def completion_command(shell):
+    """Print a script that completes commands, options, methods, models and folders.
+
+    \b
+    clipadapt completion bash > ~/.local/share/bash-completion/completions/clipadapt
+    clipadapt completion fish > ~/.config/fish/completions/clipadapt.fish
+    """
+    kind = get_completion_class(shell)
+    assert kind is not None
+    script = kind(main, {}, "clipadapt", "_CLIPADAPT_COMPLETE").source().strip()
+    script += f"\n\n# To install it, write this output to {_INSTALL[shell]}\n"
+    if not _in_json():
+        _print(script)
+    return {"shell": shell, "script": script}

@@ -42,6 +42,7 @@ from pydantic import PlainValidator, TypeAdapter, ValidationError, create_model
 
 from clipadapt.images.files import (
     Record,
+    at_home,
     csv_text,
     draft_target,
     explained,
@@ -62,9 +63,10 @@ if TYPE_CHECKING:  # they import torch, which takes seconds
 # %% auto #0
 __all__ = ['logger', 'METHODS', 'WRITTEN', 'shown', 'say', 'read_classes', 'image_set', 'image_names', 'read_images',
            'check_scorable', 'method_names', 'make_methods', 'captioner_name', 'templates_name', 'in_words',
-           'check_value', 'configure', 'write_json', 'write_table', 'check_file', 'check_place', 'ask_readable',
-           'predictions', 'report_accuracy', 'write_features', 'write_parquet', 'stored_table', 'export_features',
-           'read_config', 'run_folder', 'run_record', 'adapt_in', 'compare_in', 'saved_method', 'check_known']
+           'check_value', 'configure', 'write_json', 'write_table', 'table_rows', 'check_file', 'check_place',
+           'ask_readable', 'predictions', 'report_accuracy', 'write_features', 'write_parquet', 'stored_table',
+           'export_features', 'read_config', 'lasting_options', 'run_folder', 'run_record', 'adapt_in', 'compare_in',
+           'saved_method', 'check_known', 'check_fitting']
 
 # %% ../../nbs/engine/runs.ipynb #cell-6
 logger = logging.getLogger("clipadapt")
@@ -491,14 +493,17 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
     Raises OSError as `whole_file` does.
     """
     if path.suffix.lower() == ".json":
-        write_json(path, _rows(table))
+        write_json(path, table_rows(table))
         return
     with whole_file(path) as draft:
         draft.write_bytes(csv_text(table).encode("utf-8", "surrogateescape"))
 
 
-def _rows(table: pd.DataFrame) -> list[dict]:
-    """A table as dicts for JSON, NaN as null."""
+def table_rows(table: pd.DataFrame) -> list[dict]:
+    """A table as dicts for JSON, NaN as null.
+
+    table: any table; a dict a row is returned.
+    """
     plain = table.astype(object).where(table.notna(), None)
     rows = plain.itertuples(index=False, name=None)
     return [dict(zip(plain.columns, row)) for row in rows]
@@ -614,18 +619,24 @@ def predictions(
         columns[name] = column.astype(float).round(4)
     return pd.DataFrame(columns)
 
-
-def report_accuracy(method: Adapter, images: ImageSet, answers: np.ndarray) -> None:
-    """Log how many of the labelled images are answered right, if there are any.
+# %% ../../nbs/engine/runs.ipynb #accuracy-1
+def report_accuracy(
+    method: Adapter, images: ImageSet, answers: np.ndarray
+) -> float | None:
+    """Log which share of the labelled images is answered right, and return it.
 
     method, images, answers: as for `predictions`.
+
+    Returns None, and logs nothing, where no image has a label.
     """
     labels = method.true_labels(images)
     known = labels >= 0
-    if known.any():
-        right = (answers.argmax(1) == labels)[known].mean()
-        what = "%.1f %% of the %d labelled images are answered right"
-        logger.info(what, 100 * right, known.sum())
+    if not known.any():
+        return None
+    right = (answers.argmax(1) == labels)[known].mean()
+    what = "%.1f %% of the %d labelled images are answered right"
+    logger.info(what, 100 * right, known.sum())
+    return float(right)
 
 # %% ../../nbs/engine/runs.ipynb #cell-38
 def write_features(target: Path, features: np.ndarray) -> None:
@@ -850,6 +861,39 @@ def _config_schema(command: str) -> type[Record]:
     fields |= {"max_pixels": int, "exact": bool, "no_store": bool, "command": text}
     allowed: dict[str, Any] = {name: (kind, None) for name, kind in fields.items()}
     return create_model("Config", __base__=Record, **allowed)
+
+# %% ../../nbs/engine/runs.ipynb #lasting-1
+def lasting_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Options of a command whose paths lead to the same place from any folder.
+
+    options: values by name. A path that is there is made absolute: of images, of
+        classes, of a captioner, of the folder or the weights of a model, and of a file
+        of templates.
+
+    Raises ValueError as `load_clip` does for weights without a model.
+    """
+    from clipadapt.clip.model import _expanded, _lasting
+
+    named = _lasting(*_expanded(options.get("model"), options.get("pretrained")))
+    lasting = {**options, **dict(zip(("model", "pretrained"), named, strict=True))}
+    there = {"images": os.path.isdir, "test": os.path.isdir, "classes": os.path.isfile}
+    if options.get("captioner") != "attributes":
+        there["captioner"] = os.path.isdir
+    for name, is_there in there.items():
+        if options.get(name) and is_there(options[name]):
+            lasting[name] = os.path.abspath(options[name])
+    if "settings" in options:
+        lasting["settings"] = [_lasting_setting(one) for one in options["settings"]]
+    return lasting
+
+
+def _lasting_setting(setting: str) -> str:
+    """A --set, with the path of a file of templates in full."""
+    name, _, value = setting.partition("=")
+    path = at_home(value.strip('"')) if name == "templates" else ""
+    if path.lower().endswith(".json") and os.path.isfile(path):
+        return f"{name}={os.path.abspath(path)}"
+    return setting
 
 # %% ../../nbs/engine/runs.ipynb #cell-51
 def _beside(target: Path) -> Path:
@@ -1087,7 +1131,7 @@ def adapt_in(
     pool: ImageSet,
     labels: np.ndarray | None,
     probabilities: bool,
-) -> None:
+) -> dict[str, Any]:
     """Fit a method, and write all that the folder of its run holds.
 
     folder: where to write, from `run_folder`.
@@ -1097,7 +1141,9 @@ def adapt_in(
     labels: int [N], those that it may know, -1 for the others; None for none.
     probabilities: as for `predictions`.
 
-    All processes of a launcher fit together; the first one writes and answers.
+    All processes of a launcher fit together; the first one writes and answers. It
+    returns the number of images, the seconds of the fit and the accuracy, which is None
+    without labels.
     """
     from clipadapt.learning.processes import together
     from clipadapt.learning.training import Checkpoint
@@ -1111,7 +1157,7 @@ def adapt_in(
     with together() as processes:
         method.fit(pool, labels)
     if not processes.first:
-        return
+        return {}
     seconds = time.perf_counter() - start
     method.save(folder / "model")
     answers = method.predict_proba(pool)
@@ -1122,7 +1168,8 @@ def adapt_in(
     write_json(folder / "record.json", run_record(method.clip, images=pool, **more))
     Checkpoint(checkpoint, {}).delete()
     logger.info("fitted in %.1f s; wrote %s", seconds, out)
-    report_accuracy(method, pool, answers)
+    accuracy = report_accuracy(method, pool, answers)
+    return {"images": len(pool), "seconds": round(seconds, 3), "accuracy": accuracy}
 
 # %% ../../nbs/engine/runs.ipynb #cell-67
 def compare_in(
@@ -1131,8 +1178,8 @@ def compare_in(
     pool: ImageSet,
     asked: ImageSet,
     seeds: int,
-) -> str:
-    """Run methods, write their table and report, and return what to print.
+) -> tuple[pd.DataFrame, str]:
+    """Run methods, write their table and report; return the table and some advice.
 
     folder: where to write, from `run_folder`. Runs that are there already are kept.
     methods: Adapters by name, not fitted.
@@ -1140,7 +1187,7 @@ def compare_in(
     asked: the images that they are scored on, all labelled or none.
     seeds: how many seeds.
 
-    Returns the table and a recommendation. Without labels both rest on label-free
+    The advice is a recommendation in words. Without labels both rest on label-free
     scores, and there is no report.
     """
     from clipadapt.judge.compare import recommend, run_all, tabulate
@@ -1158,22 +1205,25 @@ def compare_in(
         advice = recommend(runs, asked)
     else:
         advice = recommend_without_labels(runs, asked, table)
-    rounded = table.to_string(index=False, float_format="{:.3f}".format)
-    return f"{rounded}\n\n{advice}\n"
+    return table, advice
 
 # %% ../../nbs/engine/runs.ipynb #cell-71
 def saved_method(saved: str) -> tuple[Path, SavedMethod]:
     """The folder and the record of a method that was saved.
 
-    saved: a folder that `save` wrote to, or the folder of a run.
+    saved: a folder that `save` wrote to, the folder of a run, or "hf-hub:owner/name".
 
-    Raises FileNotFoundError and ValueError as `read_saved` does, and ValueError for a
-    class that is no method of clipadapt.
+    Raises FileNotFoundError and ValueError as `read_saved` does, ValueError for a class
+    that is no method of clipadapt, and for a name of the Hub what `fetch` raises.
     """
     import clipadapt
     from clipadapt.learning.adapter import read_saved
 
     folder = Path(saved)
+    if saved.startswith("hf-hub:"):
+        from clipadapt.learning.hub import fetch
+
+        folder = fetch(saved)
     if (folder / "model" / "adapter.safetensors").is_file():
         folder = folder / "model"
     record, _ = read_saved(folder)
@@ -1198,8 +1248,31 @@ def check_known(wanted: SavedClip, saved: Path) -> None:
     words = f"--model {shlex.quote(wanted.name or '')}"
     if wanted.pretrained:
         words += f" --pretrained {shlex.quote(wanted.pretrained)}"
+    if "/" in f"{wanted.name}{wanted.pretrained}":
+        words += ", or with the place where it lies now"
     raise ValueError(
         f"{saved} asks for the model {wanted.name}, which is none of those that"
         " OpenCLIP lists. A model can come from anywhere; if you trust this one,"
         f" repeat the command with {words}"
     )
+
+# %% ../../nbs/engine/runs.ipynb #fitting-1
+def check_fitting(clip: CLIP, wanted: SavedClip, saved: Path) -> None:
+    """Raise ValueError unless a CLIP is the one that a saved method was fitted with.
+
+    clip: the CLIP that was loaded, wherever it lies.
+    wanted: the one that the saved method names.
+    saved: the folder of the method, for the message.
+    """
+    if clip.fingerprint != wanted.fingerprint:
+        raise ValueError(
+            f"{saved} was fitted with {_model_name(wanted)} of the fingerprint"
+            f" {wanted.fingerprint[:12]:.12}, and {_model_name(clip)} has"
+            f" {clip.fingerprint[:12]}: other weights. Name the model of the fit with"
+            " --model and --pretrained"
+        )
+
+
+def _model_name(clip: CLIP | SavedClip) -> str:
+    names = filter(None, (clip.name, clip.pretrained))
+    return f"{', '.join(names) or 'the built-in model':.200}"

@@ -34,6 +34,7 @@ from .model import CLIP, _ahead, _batches, _name, cache_directory
 from .tables import KEY, FeatureTable, _folder, _is_damage
 from .templates import without_files
 from clipadapt.images.files import (
+    at_home,
     draft_target,
     explained,
     hash_parts,
@@ -820,8 +821,8 @@ class FeatureStore(_Tables):
             raise ValueError(
                 f"features are stored as 'float32' or 'float16', not {dtype!r}"
             )
-        place = cache_directory() / "features" if location is None else Path(location)
-        self.location = place.expanduser().absolute()
+        place = cache_directory() / "features" if location is None else location
+        self.location = Path(at_home(place)).absolute()
         self.dtype = str(dtype)
         self.block_size = check_count(block_size, "block_size")
         self.batch_size = check_count(batch_size, "batch_size")

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 
 from .model import CLIP, _nearest
 from ..images.datasets import dataset_facts
-from ..images.files import hash_parts, read_bounded
+from ..images.files import at_home, hash_parts, read_bounded
 from ..images.sets import check_classnames
 
 # %% auto #0
@@ -189,7 +189,7 @@ def read_templates(path: str | Path) -> list[str] | dict[str, list[str]]:
     one that is too large, is not such JSON, or has a class twice; otherwise as
     `check_templates` does.
     """
-    path = Path(path).expanduser()
+    path = Path(at_home(path))
     content = read_bounded(path, "file of templates", LARGEST_FILE)
     try:
         choice = json.loads(content, object_pairs_hook=_distinct)

@@ -22,7 +22,12 @@ import torch
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from .files import _first_complaint, hash_parts, read_bounded
+from clipadapt.images.files import (
+    _first_complaint,
+    at_home,
+    hash_parts,
+    read_bounded,
+)
 from .pictures import MAX_PIXELS, _naming, read_image, torchvision
 
 # %% auto #0
@@ -282,7 +287,7 @@ def read_split_file(
     if name is not None and name not in SPLIT_PLACES:
         known = ", ".join(SPLIT_PLACES)
         raise ValueError(f"there is no split file for {name!r:.100}; there are {known}")
-    path = Path(path).expanduser()
+    path = Path(at_home(path))
     content = read_bounded(path, "split file", LARGEST_SPLIT)
     try:
         listed = _listed(path, content, split)
@@ -291,7 +296,7 @@ def read_split_file(
         names = [label.replace("_", " ") for label in listed.classnames]
     except ValueError as error:
         raise ValueError(f"split file {path.name!r:.200}: {error}") from error
-    images = _located(listed.files, Path(root).expanduser(), name)
+    images = _located(listed.files, Path(at_home(root)), name)
     which = "" if split is None else f"{split} split of "
     source = f"{which}{path.name} (hash {hash_parts(content).hex()[:8]})"
     return Published(images, names, np.array(listed.labels, np.int64), source)

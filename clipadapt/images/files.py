@@ -34,7 +34,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 # %% auto #0
-__all__ = ['AnyRecord', 'REMEDY', 'explained', 'draft_target', 'remove_drafts', 'whole_file', 'recover_directory',
+__all__ = ['AnyRecord', 'REMEDY', 'explained', 'at_home', 'draft_target', 'remove_drafts', 'whole_file', 'recover_directory',
            'whole_directory', 'replace_directory', 'Record', 'parse_record', 'read_record', 'write_record', 'Array',
            'check_arrays', 'hash_parts', 'write_arrays', 'save_arrays', 'read_arrays', 'own_file', 'read_own_file',
            'blaming', 'read_bounded', 'safe_for_spreadsheets', 'csv_text']
@@ -88,6 +88,26 @@ def _error_number(error: BaseException) -> int | None:
     number = getattr(error, "errno", None)
     found = re.search(r"os error (\d+)", str(error))
     return int(found[1]) if number is None and found else number
+
+# %% ../../nbs/engine/files.ipynb #home-2
+def at_home(path: str | Path) -> str:
+    """A path in which `~` is the home directory, as a shell has it.
+
+    path: "~/photos", "~anna/photos", or any other path, which stays as it is.
+
+    Raises ValueError where there is no home directory, or no such user.
+    """
+    text = os.path.expanduser(os.fspath(path))
+    user, slash, _ = text.partition("/")
+    if user == "~":
+        raise ValueError(
+            f"{text}: there is no home directory here; give the whole path"
+        )
+    if user.startswith("~") and slash and not os.path.lexists(text):
+        raise ValueError(
+            f"{text}: there is no user {user[1:]!r} here; give the whole path"
+        )
+    return text
 
 # %% ../../nbs/engine/files.ipynb #cell-10
 _DRAFT = re.compile(

@@ -50,6 +50,7 @@ from clipadapt.images.sets import (
     number_labels,
 )
 from .export import Exporting
+from .hub import SAVED_FILE, Sharing
 from .processes import current
 from .threads import encoding_work, threads_for
 
@@ -60,7 +61,7 @@ __all__ = ['KEPT', 'SavedClip', 'SavedMethod', 'Declared', 'Saved', 'check_decla
 # %% ../../nbs/engine/adapter.ipynb #cell-10
 #| code-fold: true
 #| code-summary: "What a saved method says of itself"
-_FILE = "adapter.safetensors"
+_FILE = SAVED_FILE
 
 
 class SavedClip(Record):
@@ -152,10 +153,15 @@ class Saved(Declared):
         """
         self._check_fitted()
         path = own_file(Path(directory), _FILE, [_EARLIER], "saved method")
+        write_arrays(path, *self._saveable())
+        path.with_name(_EARLIER).unlink(missing_ok=True)
+
+    def _saveable(self) -> tuple[dict[str, np.ndarray], SavedMethod]:
+        """What `save` writes: ValueError for what `load` would not accept."""
+        self._check_fitted()
         arrays, record = self._record()
         _check_saveable(self, arrays, record)
-        write_arrays(path, arrays, record)
-        path.with_name(_EARLIER).unlink(missing_ok=True)
+        return arrays, record
 
     @classmethod
     def load(
@@ -576,6 +582,58 @@ class _Answering(Saved, Exporting):
             answers[rows] = answers[rows].softmax(1)
         return answers
 
+# %% ../../nbs/engine/adapter.ipynb #share-1
+#| code-fold: true
+#| code-summary: "What the Hub asks of a method: how good it is, and which class"
+class _Shareable(_Answering, Sharing):
+    """The part of `Adapter` that is asked when a method is shared, or fetched."""
+
+    def _labelled_answers(self, X) -> tuple[np.ndarray, np.ndarray, str]:
+        """Labels [N] and answers [N, C] of images with a label, and their source."""
+        images = as_samples(X, self.clip)
+        labels = translate_labels(images, None, self.classnames_)
+        known = np.flatnonzero(labels >= 0)
+        if not len(known):
+            raise ValueError(
+                "none of these images has a label, so there is nothing to measure"
+            )
+        return labels[known], self.predict_proba(images.subset(known)), images.source
+
+    @classmethod
+    def _class_named(cls, name: str, place: str) -> type[_Shareable]:
+        """This class, or the one of that name if this is only a base of methods.
+
+        name: of the class of a saved method.
+        place: where that is, for the message.
+        """
+        if name == cls.__name__:
+            return cls
+        hooks = "_predict_logits", "_predict_proba"
+        if any(getattr(cls, hook) is not getattr(_Answering, hook) for hook in hooks):
+            raise ValueError(
+                f"{place} holds a {name!r:.80}, not a {cls.__name__}: read it with its"
+                " own class, or with Adapter.from_pretrained"
+            )
+        found = _known_method(name)
+        if not (isinstance(found, type) and issubclass(found, cls)):
+            raise ValueError(
+                f"{place} holds a {name!r:.80}, which is no method that is known here:"
+                " import the class that wrote it first"
+            )
+        return found
+
+
+def _known_method(name: str) -> object:
+    """What has that name among the methods of clipadapt, and those defined since."""
+    import clipadapt
+
+    if name in clipadapt.__all__:
+        return getattr(clipadapt, name)
+    waiting: list[type] = [_Answering]
+    for kind in waiting:  # grows
+        waiting += kind.__subclasses__()
+    return next((kind for kind in reversed(waiting) if kind.__name__ == name), None)
+
 # %% ../../nbs/engine/adapter.ipynb #classifier-1
 #| code-fold: true
 #| code-summary: "What scikit-learn asks of a classifier"
@@ -620,7 +678,7 @@ class _Classifier(ClassifierMixin):
 KEPT = 50_000_000  # numbers of a table of assignments that is kept after a fit
 
 
-class Adapter(_Classifier, _Answering):
+class Adapter(_Classifier, _Shareable):
     """The base of all methods: `fit`, `predict`, `score`, `save`, `load`.
 
     clip: the CLIP that is adapted.
