@@ -14,6 +14,8 @@ settings = parser["DEFAULT"]
 
 EXTRAS = (
     "hub",
+    "tools",
+    "fiftyone",
     "captions",
     "server",
     "ray",

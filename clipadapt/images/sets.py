@@ -1180,8 +1180,8 @@ def read_frame(
         classnames = _classes_of(labels, label)
     classnames = check_classnames(classnames)
     _check_digits(labels, classnames, label)
-    known = None if labels is None or labels.isna().all() else labels.to_numpy()
-    images = ImageSet(files, classnames, known, max_pixels=max_pixels)
+    numbers = None if labels is None else _with_gaps(labels)
+    images = ImageSet(files, classnames, numbers, max_pixels=max_pixels)
     return _without_damaged(images, on_error, check)
 
 # %% ../../nbs/engine/sets.ipynb #frame-3
@@ -1246,6 +1246,14 @@ def _label_column(column: pd.Series) -> pd.Series:
     return column.astype("Int64") if (known % 1 == 0).all() else column
 
 
+def _with_gaps(labels: pd.Series) -> np.ndarray | None:
+    """A column as `number_labels` takes it; None where nothing is labelled."""
+    gaps = labels.isna()
+    if gaps.all():
+        return None
+    return labels.to_numpy(object) if gaps.any() else labels.to_numpy()
+
+
 def _classes_of(labels: pd.Series | None, name: str | None) -> list[str]:
     """The categories of a column, or the names in it, sorted."""
     if labels is None:
@@ -1253,10 +1261,10 @@ def _classes_of(labels: pd.Series | None, name: str | None) -> list[str]:
     categories = getattr(labels.dtype, "categories", None)
     found = labels.dropna().unique() if categories is None else categories
     names = [each for each in found if each != ""]
-    if not all(isinstance(each, str) for each in names):
+    if odd := [each for each in names if not isinstance(each, str)]:
         raise ValueError(
-            f"column {name!r} holds no names of classes, for example"
-            f" {reprlib.repr(names[0]):.80}; numbers need classnames= to count"
+            f"column {name!r} holds what is no name of a class, for example"
+            f" {reprlib.repr(odd[0]):.80}; numbers need classnames= to count"
         )
     names = [*dict.fromkeys(map(_as_written, names))]
     return sorted(names) if categories is None else names
