@@ -68,7 +68,7 @@ cluster: .venv/ready-dev   ## Ray on two nodes and training on two processes: no
 	$(alone) $(BIN)/python -m pytest -q $(temporary) tests/cluster
 
 integrations: .venv/ready-dev   ## packages that we hand things to; INTEGRATIONS= says which extras to install
-	@$(BIN)/python -m pip install --quiet --editable '.[$(INTEGRATIONS)]'
+	@$(BIN)/python -m pip install --quiet --editable '.[$(INTEGRATIONS)]' mongomock
 	$(alone) $(BIN)/python -m pytest -q -rs $(temporary) tests/integrations
 
 test-browser: .venv/ready-dev   ## drive the widgets in JupyterLab with a Chromium (CHROMIUM=/path/to/it)

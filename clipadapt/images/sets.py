@@ -1186,7 +1186,7 @@ def read_frame(
 
 # %% ../../nbs/engine/sets.ipynb #frame-3
 #| code-fold: true
-#| code-summary: "The columns: files that are there, once"
+#| code-summary: "A column of a table"
 def _column(frame: pd.DataFrame, name: str) -> pd.Series:
     import pandas as pd
 
@@ -1201,7 +1201,9 @@ def _column(frame: pd.DataFrame, name: str) -> pd.Series:
         raise ValueError(f"this table has {how_many} {name!r}; it has: {columns}")
     return frame[name]
 
-
+# %% ../../nbs/engine/sets.ipynb #frame-3b
+#| code-fold: true
+#| code-summary: "Files that are there, once"
 def _files_of(column: pd.Series, root: str | Path | None) -> list[Path]:
     """The files of a column; they are there, and each of them once."""
     entries = column.tolist()
@@ -1235,7 +1237,7 @@ def _some(files: list) -> str:
 
 # %% ../../nbs/engine/sets.ipynb #frame-4
 #| code-fold: true
-#| code-summary: "The classes: names, categories, and numbers with gaps"
+#| code-summary: "Labels with gaps"
 def _label_column(column: pd.Series) -> pd.Series:
     """A column of labels; pandas makes floats of whole numbers with gaps."""
     import pandas as pd
@@ -1253,7 +1255,9 @@ def _with_gaps(labels: pd.Series) -> np.ndarray | None:
         return None
     return labels.to_numpy(object) if gaps.any() else labels.to_numpy()
 
-
+# %% ../../nbs/engine/sets.ipynb #frame-4b
+#| code-fold: true
+#| code-summary: "The classes of a column, and numbers that could be names"
 def _classes_of(labels: pd.Series | None, name: str | None) -> list[str]:
     """The categories of a column, or the names in it, sorted."""
     if labels is None:

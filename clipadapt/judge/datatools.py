@@ -105,7 +105,9 @@ class _Once(Sequence):
         """The file of image `index`, so that it is treated as any other file."""
         return file_of(self.images.images, index)
 
-
+# %% ../../nbs/engine/datatools.ipynb #dt-9
+#| code-fold: true
+#| code-summary: "What of a block cannot be read"
 def _damage(block: _Once, method: Adapter) -> dict[int, str]:
     """The images of a block that cannot be read, and why; the others are decoded."""
     clip = method.clip
@@ -121,7 +123,7 @@ def _damage(block: _Once, method: Adapter) -> dict[int, str]:
         reasons = enumerate(pool.map(look, range(len(block))))
         return {index: reason for index, reason in reasons if reason}
 
-# %% ../../nbs/engine/datatools.ipynb #dt-9
+# %% ../../nbs/engine/datatools.ipynb #dt-10
 #| code-fold: true
 #| code-summary: "The pictures, block by block"
 def _ask_pictures(
@@ -147,10 +149,7 @@ def _ask_pictures(
     features = torch.cat(features).numpy() if with_features else None
     return np.concatenate(answers), features
 
-# %% ../../nbs/engine/datatools.ipynb #dt-11
-WHAT = ("predictions", "pseudolabels")
-
-
+# %% ../../nbs/engine/datatools.ipynb #dt-12
 def to_pandas(
     method: Adapter,
     images,
@@ -184,13 +183,18 @@ def to_pandas(
         return _pseudolabel_table(method, samples)
     return _prediction_table(method, _ask(method, samples), probabilities)
 
+# %% ../../nbs/engine/datatools.ipynb #dt-13
+#| code-fold: true
+#| code-summary: "What can be asked for"
+WHAT = ("predictions", "pseudolabels")
+
 
 def _check_what(what: str, choices: Sequence[str]) -> None:
     if what not in choices:
         known = " or ".join(map(repr, choices))
         raise ValueError(f"what must be {known}, not {what!r:.80}")
 
-# %% ../../nbs/engine/datatools.ipynb #dt-12
+# %% ../../nbs/engine/datatools.ipynb #dt-14
 #| code-fold: true
 #| code-summary: "The columns of predictions"
 def _prediction_table(
@@ -230,7 +234,7 @@ def _label_column(images: ImageSet, names: list[str]) -> pd.Categorical:
     codes = np.array([*(numbers[name] for name in images.classnames), -1])
     return pd.Categorical.from_codes(codes[images.labels], names)
 
-# %% ../../nbs/engine/datatools.ipynb #dt-18
+# %% ../../nbs/engine/datatools.ipynb #dt-20
 #| code-fold: true
 #| code-summary: "The pseudolabels of every method in one form"
 class _Guesses(NamedTuple):
@@ -265,7 +269,9 @@ def _guesses(method: Adapter, count: int) -> _Guesses:
         weights = image_weights(confidences, method.weighted, method.threshold).numpy()
     return _Guesses(places, found[places], weights[places].astype(float))
 
-
+# %% ../../nbs/engine/datatools.ipynb #dt-21
+#| code-fold: true
+#| code-summary: "Whether these are the images of the fit"
 def _check_count(kind: str, fits: bool, known: int | str, count: int) -> None:
     if not fits:
         raise ValueError(
@@ -273,7 +279,7 @@ def _check_count(kind: str, fits: bool, known: int | str, count: int) -> None:
             " images of fit, in their order"
         )
 
-# %% ../../nbs/engine/datatools.ipynb #dt-19
+# %% ../../nbs/engine/datatools.ipynb #dt-22
 #| code-fold: true
 #| code-summary: "The columns of pseudolabels"
 def _pseudolabel_table(method: Adapter, images: ImageSet) -> pd.DataFrame:
@@ -299,7 +305,7 @@ def _pseudolabel_table(method: Adapter, images: ImageSet) -> pd.DataFrame:
     table.attrs["skipped"] = list(images.skipped)
     return table
 
-# %% ../../nbs/engine/datatools.ipynb #dt-26
+# %% ../../nbs/engine/datatools.ipynb #dt-29
 def _needed(package: str, extra: str):
     """A package that is not installed with clipadapt; ImportError names the extra."""
     try:
@@ -309,7 +315,7 @@ def _needed(package: str, extra: str):
             f"this needs the package {package}: pip install 'clipadapt[{extra}]'"
         ) from error
 
-# %% ../../nbs/engine/datatools.ipynb #dt-27
+# %% ../../nbs/engine/datatools.ipynb #dt-30
 def to_dataset(
     method: Adapter,
     images,
@@ -343,7 +349,7 @@ def to_dataset(
         columns[name], kinds[name] = _typed(table[name], hub)
     return hub.Dataset.from_dict(columns, features=hub.Features(kinds))
 
-# %% ../../nbs/engine/datatools.ipynb #dt-28
+# %% ../../nbs/engine/datatools.ipynb #dt-31
 #| code-fold: true
 #| code-summary: "Pictures and columns as the data set stores them"
 def _stored(images: ImageSet, place: int, file: str | os.PathLike | None) -> dict:
@@ -366,7 +372,7 @@ def _typed(column: pd.Series, hub) -> tuple[list, Any]:
         return codes, hub.ClassLabel(names=list(column.cat.categories))
     return column.tolist(), hub.Value("bool" if column.dtype == bool else "float32")
 
-# %% ../../nbs/engine/datatools.ipynb #dt-32
+# %% ../../nbs/engine/datatools.ipynb #dt-35
 def to_cleanlab(
     method: Adapter,
     images,
@@ -405,7 +411,9 @@ def to_cleanlab(
     made.find_issues(**found, **options)
     return made
 
-
+# %% ../../nbs/engine/datatools.ipynb #dt-36
+#| code-fold: true
+#| code-summary: "Labels, probabilities and features of the images that have a label"
 def _for_cleanlab(
     method: Adapter, answers: _Answers, labels: np.ndarray
 ) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -424,7 +432,7 @@ def _for_cleanlab(
         found["pred_probs"] = _by_name(shown, classes, np.unique(data["label"]))
     return data, found
 
-# %% ../../nbs/engine/datatools.ipynb #dt-33
+# %% ../../nbs/engine/datatools.ipynb #dt-37
 #| code-fold: true
 #| code-summary: "The labels, and probabilities in the order of cleanlab"
 def _judged(
@@ -462,7 +470,7 @@ def _by_name(
         chosen = chosen + np.clip(1 - chosen.sum(1, keepdims=True), 0, 1) / len(names)
     return chosen / chosen.sum(1, keepdims=True)
 
-# %% ../../nbs/engine/datatools.ipynb #dt-40
+# %% ../../nbs/engine/datatools.ipynb #dt-44
 def to_fiftyone(
     method: Adapter,
     images,
@@ -480,12 +488,10 @@ def to_fiftyone(
 
     Fields of a sample: filepath, index (its number), ground_truth if its label is
     known. Predictions: prediction (with its confidence) and embedding, the feature of
-    the frozen CLIP. Pseudolabels: pseudolabel (a list where an image has several),
-    used and weight.
-
-    Raises ImportError without the package; ValueError for features (there are no
-    pictures), for images without a file and no `folder`, for a name that is taken, and
-    as `to_pandas` does; OSError when FiftyOne cannot start its database.
+    the frozen CLIP. Pseudolabels: pseudolabel (all of them where an image has several),
+    used and weight. Raises ImportError without the package; ValueError for features,
+    for images without a file and no `folder`, for a name that is taken, and as
+    `to_pandas` does; OSError when FiftyOne cannot open its database.
     """
     voxel = _needed("fiftyone", "fiftyone")
     _check_what(what, WHAT)
@@ -505,7 +511,7 @@ def to_fiftyone(
         raise
     return dataset
 
-# %% ../../nbs/engine/datatools.ipynb #dt-41
+# %% ../../nbs/engine/datatools.ipynb #dt-45
 #| code-fold: true
 #| code-summary: "Samples of FiftyOne"
 def _samples(
@@ -545,7 +551,7 @@ def _learned(voxel, table: pd.DataFrame) -> dict[int, Any]:
         return {place: voxel.Classifications(**some) for place, some in lists.items()}
     return {place: some for place, (some,) in found.items()}
 
-# %% ../../nbs/engine/datatools.ipynb #dt-42
+# %% ../../nbs/engine/datatools.ipynb #dt-46
 #| code-fold: true
 #| code-summary: "A new dataset of FiftyOne"
 def _new_dataset(voxel, name: str | None):
@@ -562,7 +568,7 @@ def _new_dataset(voxel, name: str | None):
     except Exception as error:  # of its own kinds
         raise OSError(f"FiftyOne cannot open its database: {error}") from error
 
-# %% ../../nbs/engine/datatools.ipynb #dt-43
+# %% ../../nbs/engine/datatools.ipynb #dt-47
 #| code-fold: true
 #| code-summary: "Files for images that have none"
 def _check_files(images: ImageSet, folder: str | Path | None) -> None:
