@@ -7,6 +7,7 @@ WORKERS ?= 2
 INPUTS ?= 20000
 KILLS ?= 90
 SEED ?= 0
+INTEGRATIONS ?= tools,fiftyone
 LIMIT ?= 120
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Tests run beside each other, a thread for each; `make threads` is without it, as users are.
@@ -17,7 +18,7 @@ temporary := -o tmp_path_retention_policy=failed
 checksums = find clipadapt nbs solutions -name .ipynb_checkpoints -prune -o \( -name '*.py' -o -name '*.ipynb' \) -print | sort | xargs cksum
 
 .NOTPARALLEL:
-.PHONY: demo test lint test-browser sync notebooks solutions unit threads coverage fuzz soak cluster devices slow bench bench-scale export readme lab docs docs-width clean help
+.PHONY: demo test lint test-browser sync notebooks solutions unit threads coverage fuzz soak cluster devices slow bench bench-scale export readme lab docs docs-width clean help integrations
 
 help:           ## list the targets
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -47,7 +48,7 @@ solutions: .venv/ready-dev   ## run the solutions of every chapter and of the en
 	$(alone) $(BIN)/nbdev_test --path solutions --n_workers $(WORKERS) --do_print
 
 unit: .venv/ready-dev   ## the tests that a notebook cannot hold, all but those of threads
-	$(alone) $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(temporary) --ignore tests/cluster --ignore tests/devices $(if $(COVER),--cov,--ignore tests/test_thread_numbers.py) tests
+	$(alone) $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(temporary) --ignore tests/cluster --ignore tests/integrations --ignore tests/devices $(if $(COVER),--cov,--ignore tests/test_thread_numbers.py) tests
 
 threads: .venv/ready-dev   ## some fits and a notebook as `pip install` leaves them, with all threads there are
 	env -u OMP_NUM_THREADS $(BIN)/python -m pytest -q $(temporary) tests/test_thread_numbers.py
@@ -68,6 +69,10 @@ cluster: .venv/ready-dev   ## Ray on two nodes and training on two processes: no
 
 devices: .venv/ready-dev   ## every method on a GPU, or on a pretended one that computes on the CPU
 	$(alone) $(BIN)/python -m pytest -q -n $(WORKERS) $(temporary) tests/devices
+
+integrations: .venv/ready-dev   ## packages that we hand things to; INTEGRATIONS= says which extras to install
+	@$(BIN)/python -m pip install --quiet --editable '.[$(INTEGRATIONS)]' mongomock
+	$(alone) $(BIN)/python -m pytest -q -rs $(temporary) tests/integrations
 
 test-browser: .venv/ready-dev   ## drive the widgets in JupyterLab with a Chromium (CHROMIUM=/path/to/it)
 	@$(BIN)/python -m pip install --quiet --editable '.[browser]'

@@ -17,6 +17,8 @@ settings = parser["DEFAULT"]
 
 EXTRAS = (
     "hub",
+    "tools",
+    "fiftyone",
     "captions",
     "server",
     "ray",

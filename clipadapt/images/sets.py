@@ -26,7 +26,7 @@ from contextlib import AbstractContextManager, contextmanager
 from functools import cache, partial
 from numbers import Real
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import torch
@@ -49,10 +49,13 @@ from clipadapt.images.pictures import (
 )
 from .views import to_spare
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 # %% auto #0
 __all__ = ['Integers', 'Labels', 'Images', 'DIGIT_NAMES', 'check_classnames', 'check_labels', 'number_labels', 'are_names',
-           'check_count', 'check_number', 'seeded', 'track', 'draw_of', 'file_of', 'ImageSet', 'as_imageset',
-           'read_folder', 'workers', 'share_processors', 'digits', 'show_images']
+           'check_count', 'check_number', 'seeded', 'track', 'draw_of', 'file_of', 'image_names', 'ImageSet',
+           'as_imageset', 'read_folder', 'workers', 'share_processors', 'read_frame', 'digits', 'show_images']
 
 # %% ../../nbs/engine/sets.ipynb #cell-7
 def check_classnames(classnames: Iterable[str] | str | Path) -> list[str]:
@@ -570,6 +573,15 @@ def file_of(items: Sequence, index: int) -> str | os.PathLike | None:
     item = below[place] if isinstance(below, (list, tuple, np.ndarray)) else None
     return item if isinstance(item, (str, os.PathLike)) else None
 
+# %% ../../nbs/engine/sets.ipynb #image-names
+def image_names(images: ImageSet) -> list[str]:
+    """What to call each image in a table: its path, or its number, as "image 3".
+
+    images: N images; N names are returned.
+    """
+    files = (file_of(images.images, number) for number in range(len(images)))
+    return [str(file or f"image {number}") for number, file in enumerate(files)]
+
 # %% ../../nbs/engine/sets.ipynb #cell-26
 def _read_nth(
     items: Sequence, index: int, max_pixels: int, *needed: Any
@@ -720,6 +732,30 @@ class _Sources:
         found = read_hub(name, split, max_pixels=max_pixels, **options)
         return _published(found, max_pixels=max_pixels)
 
+# %% ../../nbs/engine/sets.ipynb #frame-0
+#| code-fold: true
+#| code-summary: "A table as the source"
+class _AllSources(_Sources):
+    """The other sources, and tables."""
+
+    @classmethod
+    def from_dataframe(
+        cls,
+        frame: pd.DataFrame,
+        path: str = "image",
+        label: str | None = None,
+        classnames: Sequence[str] | str | Path | None = None,
+        root: str | Path | None = None,
+        on_error: str = "raise",
+        max_pixels: int = MAX_PIXELS,
+        check: str = "header",
+    ) -> ImageSet:
+        """Images of a table of pandas, a row an image: see `read_frame`."""
+        options = {"on_error": on_error, "max_pixels": max_pixels, "check": check}
+        images = read_frame(frame, path, label, classnames, root, **options)
+        images.source = f"a table of {len(frame)} images"
+        return images
+
 # %% ../../nbs/engine/sets.ipynb #cell-28b
 #| code-fold: true
 #| code-summary: "A published data set says where it is from"
@@ -730,7 +766,7 @@ def _published(found: Published, **options) -> ImageSet:
     return images
 
 # %% ../../nbs/engine/sets.ipynb #cell-29
-class ImageSet(_Indexed, _Sources, torch.utils.data.Dataset):
+class ImageSet(_Indexed, _AllSources, torch.utils.data.Dataset):
     """Images with class names and labels, decoded one at a time when asked for.
 
     images: a sequence of N of anything `read_image` reads.
@@ -959,11 +995,7 @@ def read_folder(
     in it, ValueError for a sub-folder outside `classnames`, and when no image can be
     read.
     """
-    if on_error not in ("skip", "raise"):
-        raise ValueError(f"on_error must be 'skip' or 'raise', not {on_error!r}")
-    if check not in _CHECKS:
-        raise ValueError(f"check must be 'names', 'header' or 'pixels', not {check!r}")
-    check_count(max_pixels, "max_pixels")
+    _check_reading(on_error, max_pixels, check)
     walk = _Walk(Path(root))
     sub_folders = sorted(set(_folders_of(walk)) - {""})
     names = {folder: _as_name(folder) for folder in sub_folders}
@@ -978,8 +1010,19 @@ def read_folder(
     images = ImageSet(walk.paths, classnames, labels, max_pixels=max_pixels, **left_out)
     return _without_damaged(images, on_error, check)
 
-
+# %% ../../nbs/engine/sets.ipynb #check-reading
+#| code-fold: true
+#| code-summary: "How files may be looked at"
 _CHECKS = {"names": None, "header": check_image, "pixels": read_image}
+
+
+def _check_reading(on_error: str, max_pixels: int, check: str) -> None:
+    """ValueError for options of `read_folder` and `read_frame` that do not exist."""
+    if on_error not in ("skip", "raise"):
+        raise ValueError(f"on_error must be 'skip' or 'raise', not {on_error!r}")
+    if check not in _CHECKS:
+        raise ValueError(f"check must be 'names', 'header' or 'pixels', not {check!r}")
+    check_count(max_pixels, "max_pixels")
 
 # %% ../../nbs/engine/sets.ipynb #cell-42
 def _folder_labels(
@@ -1109,6 +1152,149 @@ def _damage(path: Path, check: Callable, max_pixels: int) -> str | None:
     except (ValueError, FileNotFoundError) as error:
         return str(error)
     return None
+
+# %% ../../nbs/engine/sets.ipynb #frame-2
+def read_frame(
+    frame: pd.DataFrame,
+    path: str = "image",
+    label: str | None = None,
+    classnames: Sequence[str] | str | Path | None = None,
+    root: str | Path | None = None,
+    on_error: str = "raise",
+    max_pixels: int = MAX_PIXELS,
+    check: str = "header",
+) -> ImageSet:
+    """Images of a table, in the order of its rows.
+
+    frame: a DataFrame of pandas, a row an image.
+    path: the column with the files.
+    label: the column with their classes: names, categories, or whole numbers that count
+        `classnames`; what is missing is unlabelled. None: nothing is labelled.
+    classnames: sets the classes and their order (a list, or a file). Without it they
+        are the categories of the column, or else its names, sorted.
+    root: the folder that relative paths start from; None: the working directory.
+    on_error: "raise" raises ValueError for damaged files; "skip" leaves them out, with
+        a warning, and lists them in `.skipped`.
+    max_pixels, check: as for `read_folder`.
+
+    Raises FileNotFoundError, naming them, for files that are not there, and ValueError
+    for columns that are not there, for files that are listed twice, and as
+    `check_classnames` and `number_labels` do.
+    """
+    _check_reading(on_error, max_pixels, check)
+    files = _files_of(_column(frame, path), root)
+    labels = None if label is None else _label_column(_column(frame, label))
+    if classnames is None:
+        classnames = _classes_of(labels, label)
+    classnames = check_classnames(classnames)
+    _check_digits(labels, classnames, label)
+    numbers = None if labels is None else _with_gaps(labels)
+    images = ImageSet(files, classnames, numbers, max_pixels=max_pixels)
+    return _without_damaged(images, on_error, check)
+
+# %% ../../nbs/engine/sets.ipynb #frame-3
+#| code-fold: true
+#| code-summary: "A column of a table"
+def _column(frame: pd.DataFrame, name: str) -> pd.Series:
+    import pandas as pd
+
+    if not isinstance(frame, pd.DataFrame):
+        raise ValueError(
+            f"a table is a DataFrame of pandas, not {type(frame).__name__}; a file is"
+            " read by pandas.read_csv"
+        )
+    if list(frame.columns).count(name) != 1:
+        columns = ", ".join(printable(each)[:40] for each in frame.columns[:10])
+        how_many = "several columns" if name in frame.columns else "no column"
+        raise ValueError(f"this table has {how_many} {name!r}; it has: {columns}")
+    return frame[name]
+
+# %% ../../nbs/engine/sets.ipynb #frame-3b
+#| code-fold: true
+#| code-summary: "Files that are there, once"
+def _files_of(column: pd.Series, root: str | Path | None) -> list[Path]:
+    """The files of a column; they are there, and each of them once."""
+    entries = column.tolist()
+    odd = [each for each in entries if not isinstance(each, (str, os.PathLike))]
+    if odd or "" in entries:
+        raise ValueError(
+            f"column {column.name!r} must hold a path in every row, not"
+            f" {reprlib.repr(odd[0] if odd else ''):.80}"
+        )
+    files = [Path(root or "", entry) for entry in entries]
+    if missing := [file for file in files if not os.path.isfile(file)]:
+        hint = "relative paths start from root="
+        if re.fullmatch(r"image \d+", missing[0].name):
+            hint = "images without a file are found by their number, images.subset(...)"
+        raise FileNotFoundError(
+            f"{len(missing)} of {len(files)} files are not there: {_some(missing)};"
+            f" {hint}"
+        )
+    times = Counter(os.path.abspath(file) for file in files)
+    if twice := [file for file, count in times.items() if count > 1]:
+        raise ValueError(
+            f"{len(twice)} files are listed more than once: {_some(twice)}; leave one"
+            f" row of each, as frame.drop_duplicates({column.name!r}) does"
+        )
+    return files
+
+
+def _some(files: list) -> str:
+    shown = ", ".join(printable(file)[-80:] for file in files[:5])
+    return shown + (", ..." if len(files) > 5 else "")
+
+# %% ../../nbs/engine/sets.ipynb #frame-4
+#| code-fold: true
+#| code-summary: "Labels with gaps"
+def _label_column(column: pd.Series) -> pd.Series:
+    """A column of labels; pandas makes floats of whole numbers with gaps."""
+    import pandas as pd
+
+    if not pd.api.types.is_float_dtype(column.dtype):
+        return column
+    known = column.dropna()
+    return column.astype("Int64") if (known % 1 == 0).all() else column
+
+
+def _with_gaps(labels: pd.Series) -> np.ndarray | None:
+    """A column as `number_labels` takes it; None where nothing is labelled."""
+    gaps = labels.isna()
+    if gaps.all():
+        return None
+    return labels.to_numpy(object) if gaps.any() else labels.to_numpy()
+
+# %% ../../nbs/engine/sets.ipynb #frame-4b
+#| code-fold: true
+#| code-summary: "The classes of a column, and numbers that could be names"
+def _classes_of(labels: pd.Series | None, name: str | None) -> list[str]:
+    """The categories of a column, or the names in it, sorted."""
+    if labels is None:
+        return []
+    categories = getattr(labels.dtype, "categories", None)
+    found = labels.dropna().unique() if categories is None else categories
+    names = [each for each in found if each != ""]
+    if odd := [each for each in names if not isinstance(each, str)]:
+        raise ValueError(
+            f"column {name!r} holds what is no name of a class, for example"
+            f" {reprlib.repr(odd[0]):.80}; numbers need classnames= to count"
+        )
+    names = [*dict.fromkeys(map(_as_written, names))]
+    return sorted(names) if categories is None else names
+
+
+def _check_digits(
+    labels: pd.Series | None, classnames: list[str], column: str | None
+) -> None:
+    """ValueError for numbers that could be names: is 3 the name "3", or the fourth?"""
+    if labels is None or are_names(labels.to_numpy()) or labels.isna().all():
+        return
+    digits = [name for name in classnames if name.isdecimal()]
+    if digits and classnames != [str(number) for number in range(len(classnames))]:
+        raise ValueError(
+            f"column {column!r} holds numbers, and classes have numbers for names"
+            f" ({digits[0]}): read that column as text, as"
+            f" pandas.read_csv(..., dtype={{{column!r}: str}}) does"
+        )
 
 # %% ../../nbs/engine/sets.ipynb #cell-52
 DIGIT_NAMES = "zero one two three four five six seven eight nine".split()
