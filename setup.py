@@ -20,6 +20,7 @@ EXTRAS = (
     "accelerate",
     "export",
     "widgets",
+    "watch",
     "browser",
     "dev",
 )

@@ -75,12 +75,6 @@ class Callback:
     def on_fit_error(self, method: Any, error: BaseException) -> None:
         """Called when the fit has ended in an error or was interrupted."""
 
-    def _look(self, method: Any, record: dict, pseudolabels: Any) -> dict | None:
-        return self.on_step(method, record)
-
-    def __str__(self) -> str:
-        return f"the callback {type(self).__name__}"
-
 # %% ../../nbs/engine/watch.ipynb #watch-12
 #| code-fold: true
 #| code-summary: "A function as a callback, and whatever may be given as callbacks"
@@ -88,16 +82,13 @@ class _Function(Callback):
     """A function `f(method)` or `f(method, pseudolabels)`, called after steps."""
 
     def __init__(self, function: Callable, name: str = "", both: bool | None = None):
-        called = getattr(function, "__name__", type(function).__name__)
-        self.function, self.name = function, name or f"the callback {called}"
+        self.function = function
+        self.name = name or getattr(function, "__name__", type(function).__name__)
         self.both = _takes_two(function) if both is None else both
 
-    def _look(self, method: Any, record: dict, pseudolabels: Any) -> dict | None:
+    def look(self, method: Any, pseudolabels: Any) -> dict | None:
         given = (method, pseudolabels) if self.both else (method,)
         return self.function(*given)
-
-    def __str__(self) -> str:
-        return self.name
 
 
 def _takes_two(function: Callable) -> bool:
@@ -114,25 +105,35 @@ def _takes_two(function: Callable) -> bool:
 
 
 Callbacks = Callback | Callable[..., Any] | Sequence[Callback | Callable[..., Any]]
+_EVENTS = ("on_fit_begin", "on_step", "on_fit_end", "on_fit_error")
 
 
-def as_callbacks(given: Callbacks | None) -> list[Callback]:
+def as_callbacks(given: Callbacks | None) -> list[Any]:
     """One callback or several, as a list; functions are wrapped.
 
-    given: a `Callback`, a function, a list of them, or None for nobody.
+    given: a `Callback` (or what has all four methods of one), a function, a list of
+        them, or None for nobody.
 
     Raises ValueError for anything else.
     """
     if given is None:
         return []
     several: Any = given if isinstance(given, (list, tuple)) else [given]
-    for each in several:
-        if isinstance(each, type) or not (isinstance(each, Callback) or callable(each)):
-            raise ValueError(
-                "callbacks must be functions of the method, or objects of a subclass "
-                f"of Callback, not {each!r:.80}"
-            )
-    return [each if isinstance(each, Callback) else _Function(each) for each in several]
+    return [each if _is_callback(each) else _as_function(each) for each in several]
+
+
+def _is_callback(given: Any) -> bool:
+    has_all = all(hasattr(given, event) for event in _EVENTS)
+    return has_all and not isinstance(given, type)
+
+
+def _as_function(given: Any) -> _Function:
+    if isinstance(given, type) or not callable(given):
+        raise ValueError(
+            "callbacks must be functions of the method, or objects of a subclass of "
+            f"Callback, not {given!r:.80}"
+        )
+    return _Function(given)
 
 # %% ../../nbs/engine/watch.ipynb #watch-14
 #| code-fold: true
@@ -196,7 +197,7 @@ class Watching:
         if verbose:
             self.callbacks.append(Progress(verbose))
         self.images, self.begun = images, []
-        self.predicts = any(each.predicts for each in self.callbacks)
+        self.predicts = any(getattr(each, "predicts", 1) for each in self.callbacks)
 
     def begin(self, method: Any, steps: int, done: int) -> None:
         """Tell that a fit of at most `steps` steps begins, `done` of them before."""
@@ -212,7 +213,11 @@ class Watching:
         """Tell of a step; its record gets what the callbacks return."""
         with _first_only() as first:
             for each in self.callbacks if first else ():
-                note(record, each._look(method, record, pseudolabels), str(each))
+                if isinstance(each, _Function):
+                    said = each.look(method, pseudolabels)
+                else:
+                    said = each.on_step(method, record)
+                note(record, said, _called(each))
 
     def end(self, method: Any) -> None:
         """Tell that the method is fitted."""
@@ -227,7 +232,14 @@ class Watching:
                 try:
                     each.on_fit_error(method, error)
                 except Exception as another:
-                    warnings.warn(f"{each} failed, too: {another!r}", stacklevel=2)
+                    warnings.warn(
+                        f"{_called(each)} failed, too: {another!r}", stacklevel=2
+                    )
+
+
+def _called(callback: Any) -> str:
+    name = getattr(callback, "name", None) if isinstance(callback, _Function) else None
+    return f"the callback {name or type(callback).__name__}"
 
 
 @contextmanager
@@ -316,9 +328,9 @@ def formerly(name: str) -> Callable[[_Fit], _Fit]:
                     stacklevel=2,
                 )
                 options["callbacks"] = as_callbacks(others)
-                if function is not None:
-                    both = name == "on_round"
-                    options["callbacks"].append(_Function(function, name, both))
+                if function is not None and not _is_callback(function):
+                    function = _Function(function, name, name == "on_round")
+                options["callbacks"] += as_callbacks(function)
             return fit(self, *given, **options)
 
         return renamed  # ty: ignore[invalid-explicit-return]
