@@ -612,7 +612,7 @@ def test_bad_parameters(clip, images, kind, params, message):
 def test_callback_is_checked(clip, images, kind):
     taken = "agreement" if kind is ReCLIP else "loss"
     for answer, message in (
-        ({taken: 1}, "on_epoch must return a dict without"),
+        ({taken: 1}, "must return a dict without"),
         ({"x": object()}, "plain values"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -977,7 +977,7 @@ def test_bad_parameters(clip, images, params, message):
 
 def test_callback_is_checked(clip, images):
     for answer, message in (
-        ({"loss": 1}, "on_epoch must return a dict without"),
+        ({"loss": 1}, "must return a dict without"),
         ({"x": object()}, "plain values"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -8,7 +8,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from numbers import Real
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, cast, get_type_hints
@@ -707,20 +708,19 @@ class Adapter(_Classifier, Watched, _Answering):
         self.classnames_ = classnames
         with_features = isinstance(images, FeatureSet)
         self._num_features = images.shape[1] if with_features else None
-        self._fit_watched(images.unlabelled(), labels, watching)
+        with self._being_fitted(watching), threads_for(encoding_work(self.clip)):
+            self._fit(images.unlabelled(), labels)
         watching.end(self)
         return self
 
-    def _fit_watched(
-        self, images: ImageSet, labels: np.ndarray, watching: Watching
-    ) -> None:
-        """`_fit`, with somebody who watches; interrupted, the method is not fitted."""
+    @contextmanager
+    def _being_fitted(self, watching: Watching) -> Iterator[None]:
+        """Within it somebody watches; after an error the method is not fitted."""
         self._watching = watching
         try:
-            with threads_for(encoding_work(self.clip)):
-                if not self.step_unit:
-                    watching.begin(self, 0, 0)
-                self._fit(images, labels)
+            if not self.step_unit:
+                watching.begin(self, 0, 0)
+            yield
         except BaseException as error:
             del self.classnames_
             watching.fail(self, error)

@@ -365,7 +365,7 @@ def _is_number(value: Any) -> bool:
 
 def _duration(seconds: float) -> str:
     if seconds < 60:
-        return f"{seconds:.1f} s"
+        return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.1f} s"
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"
@@ -422,14 +422,15 @@ class Progress(Callback):
         plan, start = self._fits.pop(id(method))
         past = _duration(time.perf_counter() - start)
         done = len(getattr(method, "history_", ())) if plan.unit else 0
-        after = f" after {done} {plan.unit}s," if plan.unit else ""
+        after = f" after {done} {plan.unit}{'s' * (done != 1)}," if plan.unit else ""
         self._print(method, f"stopped by {type(error).__name__},{after} {past}")
 
     def _print(self, method: Any, line: str) -> None:
         """A line above whatever bar is shown now."""
         file = sys.stdout if self.file is None else self.file
         tqdm.write(f"[{type(method).__name__}] {line}", file=file)
-        if hasattr(file, "flush"):
+        in_notebook = "ipykernel.zmqshell" in sys.modules  # where lines are gathered
+        if hasattr(file, "flush") and not in_notebook:
             file.flush()
 
 # %% ../../nbs/engine/watch.ipynb #watch-25
