@@ -26,6 +26,7 @@ EXTRAS = (
     "export",
     "widgets",
     "course",
+    "watch",
     "browser",
     "dev",
 )

@@ -235,7 +235,7 @@ def profile_epoch(epochs):
             train.classnames,
             **{**coreg.SMALL, "epochs": epochs, "warmup_epochs": 1, "delay": 0},
         )
-        method.fit(train, on_epoch=mark)
+        method.fit(train, callbacks=mark)
     finally:
         torch.Tensor.backward, students.Student.forward = backward, forward
     parts = [

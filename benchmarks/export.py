@@ -6,12 +6,14 @@ python benchmarks/export.py [--kind "ViT-B/32" ...] [--case FLYP ...] [--threads
 The models are random (`tests/conformance`): a whole ViT-B/32 and narrow ones of other
 kinds. They are shown photographs of every size and shape in 47 classes, one at a time,
 and the same at the size that the model reads, in one batch. The exit code is 1 when a
-probability is off by more than 0.0001, or a case fails. What random models have learned
+probability is off by more than 0.0001, or a case fails. Each case has a process of its
+own, so that the memory of a writer is given back. What random models have learned
 does not last eight bits, so that column says how often the same class is named, and no
 more; a trained one loses less.
 """
 
 import argparse
+import multiprocessing
 import os
 import sys
 import tempfile
@@ -83,26 +85,28 @@ def main() -> None:
     parser.add_argument("--unlabelled", type=int, default=8)
     parser.add_argument("--threads", type=int, default=2)
     given, wrong = parser.parse_args(), 0
-    torch.set_num_threads(given.threads)
-    torch.set_flush_denormal(True)  # random models have gradients of 1e-40: slow
-    warnings.simplefilter("ignore")
+    context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        photographs = choose(
-            write_photographs(folder / "photographs"), given.unlabelled, test=6
-        )
+        write_photographs(folder / "photographs")
         for number, kind in enumerate(given.kind or reversed(KINDS)):
             model = write_model(kind, folder / f"model {number}")
-            clip = load_clip(model, device="cpu", precision="float32")
-            for name in given.case or CASES:
-                if (kind, name) not in REFUSED:
-                    wrong += not said(kind, name, clip, photographs, folder, given)
+            names = [n for n in given.case or CASES if (kind, n) not in REFUSED]
+            for name in names:
+                with context.Pool(1) as pool:
+                    case = kind, name, str(model), folder, given
+                    wrong += not pool.apply(said, case)
     sys.exit(bool(wrong))
 
 
-def said(kind, name, clip, photographs, folder, given) -> bool:
+def said(kind, name, model, folder, given) -> bool:
     """Print the line of a case; whether it is as it should be."""
+    torch.set_num_threads(given.threads)
+    torch.set_flush_denormal(True)  # random models have gradients of 1e-40: slow
+    warnings.simplefilter("ignore")
     try:
+        photographs = choose(folder / "photographs", given.unlabelled, test=6)
+        clip = load_clip(model, device="cpu", precision="float32")
         row = measure(clip, name, photographs, folder, given.unlabelled)
         right = max(row["photographs"], row["same size"]) < 1e-4
         text = "  ".join(f"{key} {value:.2g}" for key, value in row.items())

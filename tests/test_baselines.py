@@ -476,7 +476,7 @@ images = digits("train").subset(range(48))
 model = method(
     load_clip(device="cpu"), images.classnames, checkpoint=sys.argv[1], **%r
 )
-model.fit(images, on_epoch=lambda method: time.sleep(0.3) or {})
+model.fit(images, callbacks=lambda method: time.sleep(0.3) or {})
 """
 
 
@@ -490,7 +490,7 @@ def test_a_killed_fit_goes_on_bit_for_bit(clip, images, test_images, tmp_path, k
     trained = []
     method = kind(
         clip, images.classnames, checkpoint=str(tmp_path / "run"), **params
-    ).fit(images, on_epoch=lambda method: trained.append(1))
+    ).fit(images, callbacks=lambda method: trained.append(1))
     whole = kind(clip, images.classnames, **params).fit(images)
     assert 0 < len(trained) < 7 and arrays(method) == arrays(whole)
     assert np.array_equal(
@@ -516,7 +516,7 @@ def test_stopped_after_any_epoch(clip, images, tmp_path, kind, stop):
     path = str(tmp_path / "run")
     with pytest.raises(KeyboardInterrupt):
         kind(clip, images.classnames, checkpoint=path, **params).fit(
-            images, on_epoch=pull_the_plug
+            images, callbacks=pull_the_plug
         )
     assert arrays(
         kind(clip, images.classnames, checkpoint=path, **params).fit(images)
@@ -612,12 +612,12 @@ def test_bad_parameters(clip, images, kind, params, message):
 def test_callback_is_checked(clip, images, kind):
     taken = "agreement" if kind is ReCLIP else "loss"
     for answer, message in (
-        ({taken: 1}, "on_epoch must return a dict without"),
+        ({taken: 1}, "must return a dict without"),
         ({"x": object()}, "plain values"),
     ):
         with pytest.raises(ValueError, match=message):
             kind(clip, images.classnames, **SHORT[kind]).fit(
-                images, on_epoch=lambda method: answer
+                images, callbacks=lambda method: answer
             )
 
 

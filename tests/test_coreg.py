@@ -977,12 +977,12 @@ def test_bad_parameters(clip, images, params, message):
 
 def test_callback_is_checked(clip, images):
     for answer, message in (
-        ({"loss": 1}, "on_epoch must return a dict without"),
+        ({"loss": 1}, "must return a dict without"),
         ({"x": object()}, "plain values"),
     ):
         with pytest.raises(ValueError, match=message):
             CoReg(clip, images.classnames, **SHORT).fit(
-                images, on_epoch=lambda method: answer
+                images, callbacks=lambda method: answer
             )
 
 
@@ -1006,7 +1006,7 @@ images = digits("train").subset(range(48))
 method = CoReg(
     load_clip(device="cpu"), images.classnames, checkpoint=sys.argv[1], **%r
 )
-method.fit(images, on_epoch=lambda method: time.sleep(0.3) or {})
+method.fit(images, callbacks=lambda method: time.sleep(0.3) or {})
 """
 
 
@@ -1021,7 +1021,7 @@ def test_a_killed_fit_goes_on_bit_for_bit(clip, images, whole, test_images, tmp_
     trained = []
     method = CoReg(
         clip, images.classnames, checkpoint=str(tmp_path / "run"), **params
-    ).fit(images, on_epoch=lambda method: trained.append(1))
+    ).fit(images, callbacks=lambda method: trained.append(1))
     assert 0 < len(trained) < 6 and bits(method) == bits(whole)
     assert np.array_equal(
         method.predict_proba(test_images), whole.predict_proba(test_images)
@@ -1049,7 +1049,7 @@ def test_stopped_after_any_epoch(clip, images, whole, tmp_path, stop):
     path = str(tmp_path / "run")
     with pytest.raises(KeyboardInterrupt):
         CoReg(clip, images.classnames, checkpoint=path, **params).fit(
-            images, on_epoch=pull_the_plug
+            images, callbacks=pull_the_plug
         )
     resumed = CoReg(clip, images.classnames, checkpoint=path, **params).fit(images)
     assert bits(resumed) == bits(whole)

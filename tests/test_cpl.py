@@ -222,7 +222,7 @@ def test_rounds_are_those_of_the_formulas(clip, images):
     def keep(method, chosen):
         seen.append((method.predict_proba(images), chosen, method.history_[-1]))
 
-    method = CPL(clip, names, gamma=1.5, **SHORT).fit(images, on_round=keep)
+    method = CPL(clip, names, gamma=1.5, **SHORT).fit(images, callbacks=keep)
     table = ZeroShot(clip, names).fit(images).predict_proba(images)
     assert [record["k"] for record in method.history_] == [4, 8]
     for k, (after, chosen, record) in zip((4, 8), seen):
@@ -399,7 +399,7 @@ def test_an_interrupted_fit_goes_on_and_knows_its_rules(clip, images, tmp_path):
     checkpoint = str(tmp_path / "run")
     method = CPL(clip, names, checkpoint=checkpoint, **params)
     with pytest.raises(Lost):
-        method.fit(images, on_round=stop)
+        method.fit(images, callbacks=stop)
     for change in ({"gamma": 3.0}, {"percentile": 61}, {"soft_start": False}):
         other = clone(method).set_params(**change)
         with pytest.raises(ValueError, match=f"another run: {[*change][0]} changed"):

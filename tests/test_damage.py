@@ -36,6 +36,7 @@ from clipadapt.learning.training import (
     train_epochs,
     training_state,
 )
+from clipadapt.learning.watching import Watched
 
 FILE = "adapter.safetensors"
 
@@ -613,12 +614,9 @@ class Counter:
         del self.optimiser
 
 
-class Watched:
+class Method(Watched):
     def _show(self, run):
         pass
-
-    def _on_epoch(self, method):
-        return {}
 
 
 HISTORY = {"history": [{"epoch": 0}]}
@@ -649,9 +647,9 @@ def test_a_forged_checkpoint_with_a_valid_hash_is_refused(tmp_path, arrays, reco
     arrays = {} if arrays is None else {**run.state(), **arrays}
     write_arrays(tmp_path / "run", arrays, SavedRun(facts={}, record=record))
     with pytest.raises(ValueError, match=f"{tmp_path / 'run'}"):
-        train_epochs(Watched(), Counter(), 3, Checkpoint(tmp_path / "run", {}))
+        train_epochs(Method(), Counter(), 3, Checkpoint(tmp_path / "run", {}))
     write_arrays(tmp_path / "run", run.state(), SavedRun(facts={}, record=HISTORY))
-    method = Watched()
+    method = Method()
     train_epochs(method, Counter(), 3, Checkpoint(tmp_path / "run", {}))
     assert len(method.history_) == 3
 

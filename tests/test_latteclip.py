@@ -439,14 +439,14 @@ def test_what_the_callback_returns_is_kept_and_what_is_not_plain_is_refused(
     clip, images
 ):
     method = LatteCLIP(clip, images.classnames, **TINY).fit(
-        images, on_epoch=lambda method: {"accuracy": method.score(images)}
+        images, callbacks=lambda method: {"accuracy": method.score(images)}
     )
     assert [set(record) for record in method.history_] == [
         {"loss", "agreement", "weights", "accuracy"}
     ] * 2
-    with pytest.raises(ValueError, match="on_epoch"):
+    with pytest.raises(ValueError, match="must return a dict without"):
         LatteCLIP(clip, images.classnames, **TINY).fit(
-            images, on_epoch=lambda method: {"loss": 1}
+            images, callbacks=lambda method: {"loss": 1}
         )
 
 
@@ -479,7 +479,7 @@ def test_an_interrupted_fit_goes_on_bit_for_bit(
             clip, images.classnames, checkpoint=str(tmp_path / "run"), **params
         )
         with pytest.raises(Lost):
-            method.fit(images, captions=captions, on_epoch=interrupt)
+            method.fit(images, captions=captions, callbacks=interrupt)
         assert not hasattr(method, "classnames_"), "an interrupted fit is not fitted"
     resumed = LatteCLIP(
         clip, images.classnames, checkpoint=str(tmp_path / "run"), **params
@@ -664,7 +664,7 @@ def test_a_killed_process_leaves_a_whole_checkpoint(clip, images, tmp_path, own_
             images.classnames,
             checkpoint=str(tmp_path / "run"),
             **{**SMALL, "epochs": 50, "batch_size": 16},
-        ).fit(images, on_epoch=stop)
+        ).fit(images, callbacks=stop)
     assert epochs[0] >= 2
 
 

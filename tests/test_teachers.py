@@ -176,7 +176,7 @@ def test_a_killed_fit_goes_on_with_its_own_annotator_alone(
     params = {**QUICK[student], "checkpoint": str(tmp_path / "run.safetensors")}
     method = student(clip, few.classnames, annotator=told_few, **params)
     with pytest.raises(KeyboardInterrupt):
-        method.fit(few, on_epoch=pull_the_plug)
+        method.fit(few, callbacks=pull_the_plug)
     other = Told(clip, few.classnames, says=np.roll(told_few.says, 1, 1))
     for annotator in (other, None):
         method.set_params(annotator=annotator)
@@ -192,7 +192,7 @@ def test_a_checkpoint_without_an_annotator_is_not_taken_up_with_one(
     params = {**QUICK[FLYP], "checkpoint": str(tmp_path / "run.safetensors")}
     method = FLYP(clip, few.classnames, **params)
     with pytest.raises(KeyboardInterrupt):
-        method.fit(few, on_epoch=pull_the_plug)
+        method.fit(few, callbacks=pull_the_plug)
     with pytest.raises(ValueError, match="another run: annotator changed"):
         method.set_params(annotator=told_few).fit(few)
 

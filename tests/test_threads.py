@@ -218,7 +218,7 @@ def test_fits_from_several_threads_may_each_watch(clip, images):
             **{**flyp.SMALL, "epochs": 2, "batch_size": 20},
             seed=seed,
         )
-        method.fit(images, on_epoch=lambda method: seen.append(method.seed))
+        method.fit(images, callbacks=lambda method: seen.append(method.seed))
         return seen
 
     with ThreadPoolExecutor(3) as pool:

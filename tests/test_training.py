@@ -26,6 +26,7 @@ from clipadapt.learning.training import (
     train_epoch,
     train_epochs,
 )
+from clipadapt.learning.watching import Watched, Watching
 
 
 @pytest.mark.parametrize(
@@ -541,11 +542,11 @@ def test_activations_are_counted_for_each_example_and_weights_are_not():
     )
 
 
-class Recorded:
+class Recorded(Watched):
     """A run and a method in one, which note what is asked of them."""
 
-    def __init__(self, on_epoch=None):
-        self.asked, self._on_epoch = [], on_epoch
+    def __init__(self, *callbacks):
+        self.asked, self._watching = [], Watching(callbacks)
 
     def epoch(self, number):
         self.asked.append(f"epoch {number}")

@@ -336,8 +336,8 @@ def test_curves_are_throttled_and_complete(monkeypatch):
         method.history_.append(
             {"loss": 1.0 / (epoch + 1), "phase": "a", "nothing": None}
         )
-        assert watch(method) == {"accuracy": epoch + 1}
-        method.history_[-1]["accuracy"] = epoch + 1  # what `training.note` does
+        assert watch.on_step(method, method.history_[-1]) == {"accuracy": epoch + 1}
+        method.history_[-1]["accuracy"] = epoch + 1  # what `note` does
     assert 3 <= watch.drawn <= 6 and watch.history == method.history_
     table = curves(watch.history)
     assert table.columns.tolist() == ["loss", "accuracy"] and table[
@@ -353,9 +353,9 @@ def test_curves_show_the_last_epochs_after_an_error():
     with pytest.raises(RuntimeError, match="out of paper"), watch:
         for epoch in range(3):
             method.history_.append({"loss": float(epoch)})
-            watch(method)
+            watch.on_step(method, method.history_[-1])
         raise RuntimeError("out of paper")
-    assert "3 epochs" in watch.line.value
+    assert "3 steps" in watch.line.value
 
 
 def test_a_thumbnail_keeps_proportions():

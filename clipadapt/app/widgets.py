@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from html import escape
 from pathlib import Path
@@ -35,6 +35,7 @@ from clipadapt.images.sets import (
 from ..judge.plots import label_text, label_texts, one_line
 from ..learning.metrics import check_probabilities
 from ..learning.pseudolabels import Pseudolabels, purity, quality, top_k
+from ..learning.watching import Callback, Plan, numbers
 
 # %% auto #0
 __all__ = ['GREY', 'RIGHT', 'WRONG', 'SUSPICION', 'Panel', 'thumbnail', 'contact_sheet', 'select', 'describe', 'plot_selection',
@@ -1022,9 +1023,9 @@ def compare_on_image(
 
 # %% ../../nbs/engine/widgets.ipynb #cell-67
 def curves(history: Sequence[Mapping]) -> pd.DataFrame:
-    """The values in a history, float64: a row for each epoch, a column for each value.
+    """The values in a history, float64: a row for each step, a column for each value.
 
-    history: a record for each epoch. The values of a dict or a short list inside become
+    history: a record for each step. The values of a dict or a short list inside become
         "name key", None is nan, and what is no number is left out.
 
     Raises ValueError for anything but a list of dicts.
@@ -1032,32 +1033,21 @@ def curves(history: Sequence[Mapping]) -> pd.DataFrame:
     if not isinstance(history, Sequence) or not all(
         isinstance(record, Mapping) for record in history
     ):
-        raise ValueError("a history is a list with a dict for every epoch")
-    rows = [dict(_flat(record)) for record in history]
-    epochs = pd.RangeIndex(1, len(history) + 1, name="epoch")
-    table = pd.DataFrame(rows, index=epochs, dtype=float)
+        raise ValueError("a history is a list with a dict for every step")
+    rows = [dict(numbers(record)) for record in history]
+    steps = pd.RangeIndex(1, len(history) + 1, name="step")
+    table = pd.DataFrame(rows, index=steps, dtype=float)
     return table.dropna(axis=1, how="all")
 
-
-def _flat(record: Mapping, prefix: str = "") -> Iterator[tuple[str, float]]:
-    """The numbers of a record and of what is inside, by name."""
-    for key, value in record.items():
-        is_number = isinstance(value, (int, float, np.number))
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key} ")
-        elif isinstance(value, (list, tuple)) and len(value) <= 8:
-            yield from _flat(dict(enumerate(value)), f"{prefix}{key} ")
-        elif value is None:
-            yield f"{prefix}{key}", np.nan
-        elif is_number and not isinstance(value, bool):
-            yield f"{prefix}{key}", float(value)
-
 # %% ../../nbs/engine/widgets.ipynb #cell-68
-def plot_curves(history: Sequence[Mapping], columns: int = 5) -> Figure:
-    """One small picture for each value in a history, over the epochs.
+def plot_curves(
+    history: Sequence[Mapping], columns: int = 5, unit: str = "epoch"
+) -> Figure:
+    """One small picture for each value in a history, over its steps.
 
-    history: a record for each epoch.
+    history: a record for each step.
     columns: at most so many pictures in a row; the rows are about equally full.
+    unit: what a step is.
 
     Raises ValueError as `curves` does, and for less than one column.
     """
@@ -1073,7 +1063,7 @@ def plot_curves(history: Sequence[Mapping], columns: int = 5) -> Figure:
         values = table[name].dropna()
         marker = "o" if len(values) < 3 else ""
         axis.plot(values.index, values, color=RIGHT, linewidth=1.5, marker=marker)
-        axis.set_xlabel("epoch")
+        axis.set_xlabel(unit)
         axis.xaxis.get_major_locator().set_params(integer=True)
         _style(axis, f"{label_text(name)}: {values.iloc[-1]:.3g}")
     return figure
@@ -1083,6 +1073,7 @@ class _CurvesOfHistory(Panel):
     """A panel without controls that shows a history, and is displayed by `with`."""
 
     history: list[Mapping]
+    unit: str
     _handle = None
 
     def __enter__(self):
@@ -1092,20 +1083,22 @@ class _CurvesOfHistory(Panel):
         return self
 
     def __exit__(self, *error) -> None:
-        """Draw the last epochs, even when the training ended in an error."""
+        """Draw the last steps, even when the training ended in an error."""
         self.redraw()
         if self._handle is not None:
             self._handle.update(self)
 
     def text(self) -> str:
         count = len(self.history)
-        return f"{count} epochs" if count else "waiting for the first epoch"
+        return (
+            f"{count} {self.unit}s" if count else f"waiting for the first {self.unit}"
+        )
 
     def figure(self) -> Figure:
-        return plot_curves(self.history)
+        return plot_curves(self.history, unit=self.unit)
 
 # %% ../../nbs/engine/widgets.ipynb #cell-72
-class LiveCurves(_CurvesOfHistory, Panel):
+class LiveCurves(_CurvesOfHistory, Panel, Callback):
     """What `live_curves` returns, with its parameters.
 
     `history` is what was seen so far, `drawn` how many pictures were made of it.
@@ -1118,21 +1111,26 @@ class LiveCurves(_CurvesOfHistory, Panel):
             )
         self.measure = measure
         self.every = every
-        self.history = []
+        self.predicts = measure is not None
+        self.history, self.unit = [], "step"
         self.drawn = 0
         self._last = -np.inf
         super().__init__()
 
-    def __call__(self, method) -> dict | None:
+    def on_fit_begin(self, method, plan: Plan) -> None:
+        """Begin anew, or with what a checkpoint had."""
+        self.history, self.unit = [*getattr(method, "history_", [])], plan.unit
+
+    def on_step(self, method, record: dict) -> dict | None:
         """Take note of a method's history, and draw it if it is time.
 
-        method: the method in training; its `fit(..., on_epoch=)` calls this.
+        method: the method in training.
+        record: of its last step.
 
         Returns what `measure` returns.
         """
         extra = self.measure(method) if self.measure else None
-        last = method.history_[-1] if method.history_ else {}
-        self.history = [*method.history_[:-1], {**last, **(extra or {})}]
+        self.history = [*method.history_[:-1], {**record, **(extra or {})}]
         if time.monotonic() - self._last >= self.every:
             self.redraw()
             self._last = time.monotonic()
@@ -1143,12 +1141,11 @@ class LiveCurves(_CurvesOfHistory, Panel):
 def live_curves(measure: Callable | None = None, every: float = 0.5) -> LiveCurves:
     """Training curves that grow during `fit`.
 
-    measure: called with the method after each epoch; the dict that it returns joins the
+    measure: called with the method after each step; the dict that it returns joins the
         history. None: nothing more is measured.
     every: at most one picture in so many seconds, and one at the end of the `with`.
 
-    `with live_curves() as watch: method.fit(images, on_epoch=watch)`, for every method
-    that has `on_epoch` (CoReg, LatteCLIP, FLYP, ReCLIP, ...). Raises ValueError for
-    negative seconds.
+    `with live_curves() as watch: method.fit(images, callbacks=watch)`, for every method
+    that has steps. Raises ValueError for negative seconds.
     """
     return LiveCurves(measure, every)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import io
+import textwrap
 import time
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -18,6 +19,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -37,6 +39,7 @@ from clipadapt.judge.compare import (
     tabulate,
 )
 from clipadapt.judge.plots import (
+    _set_title,
     label_text,
     plot_confidence,
     plot_confusion,
@@ -46,7 +49,7 @@ from clipadapt.judge.plots import (
 )
 
 # %% auto #0
-__all__ = ['KNOWN_COLUMNS', 'report']
+__all__ = ['KNOWN_COLUMNS', 'report', 'plot_training']
 
 # %% ../../nbs/engine/report.ipynb #cell-6
 def report(
@@ -161,10 +164,12 @@ def _overview(runs: Sequence[Run], test: ImageSet) -> list[tuple[str, str]]:
 
 
 def _section(run: Run, test: ImageSet) -> dict:
-    """What the template shows of one run: parameters, classes, and four plots."""
+    """What the template shows of one run: parameters, classes, and its plots."""
     labels, predictions = run.method.true_labels(test), run.answers()
     names = check_classnames(run.method.classnames)
-    plots = {
+    curve = plot_training(getattr(run.method, "history_", []), run.method.step_unit)
+    plots = {} if curve is None else {"training": curve}
+    plots |= {
         "per class": plot_per_class(labels, predictions, names),
         "confusion matrix": plot_confusion(labels, predictions, names),
         "reliability": plot_reliability(labels, run.answered()),
@@ -208,3 +213,95 @@ def _picture(figure) -> str:
     figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
     plt.close(figure)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+# %% ../../nbs/engine/report.ipynb #curve-2
+#| code-fold: true
+#| code-summary: "Which numbers of a history are drawn, and their units"
+_GOALS = {
+    "loss": "loss (nats)",
+    "text_loss": "loss of the text tower (nats)",
+    "objective": "objective (nats an image)",
+    "log_likelihood": "log likelihood (nats an image)",
+    "changed": "change of class shares (0-1)",
+}
+_BESIDE = {
+    "accuracy": "accuracy (%)",
+    "pseudolabels": "pseudolabels (number)",
+    "agreement": "agreement (%)",
+    "clean": "judged clean (%)",
+    "changed": "labels changed (%)",
+    "moved": "fastest mean moved (distance)",
+    "change": "largest change of an assignment (0-1)",
+    "effective_classes": "effective classes (number)",
+    "empty": "classes without an image (number)",
+}
+
+
+def _chosen_curve(history: Sequence[dict], labels: dict[str, str]) -> tuple | None:
+    """Steps, values and label of the first number that at least two records have."""
+    for name, label in labels.items():
+        found = {n: record.get(name) for n, record in enumerate(history, 1)}
+        kept = {n: v for n, v in found.items() if isinstance(v, (int, float))}
+        if len(kept) < 2:
+            continue
+        values = np.array(list(kept.values()), float)
+        if name == "changed" and isinstance(kept[max(kept)], int):
+            label = "images that changed class (number)"
+        return np.array(list(kept)), values * (100 if "(%)" in label else 1), label
+    return None
+
+# %% ../../nbs/engine/report.ipynb #curve-3
+#| code-fold: true
+#| code-summary: "The sentence over a curve"
+def _curve_title(steps: np.ndarray, values: np.ndarray, label: str, unit: str) -> str:
+    """Whether it settled, or was still on its way when the fit ended."""
+    what, last = label.split(" (")[0], values[-1]
+    what = what[0].upper() + what[1:]
+    if what.startswith("Images"):
+        return f"{last:.0f} images changed class in the last {unit} of {steps[-1]}"
+    way, tail = last - values[0], last - values[-1 - max(1, len(values) // 5)]
+    ends = f"{what} from {values[0]:.3g} to {last:.3g} in {steps[-1]} {unit}s"
+    if abs(tail) < 0.05 * np.ptp(values) or not np.ptp(values):
+        return f"{ends}: it has settled"
+    if tail * way < 0:
+        return f"{ends}, and it turned round before the end"
+    going = "rising" if tail > 0 else "falling"
+    return f"{ends}, and still {going} at the end"
+
+# %% ../../nbs/engine/report.ipynb #curve-4
+def plot_training(history: Sequence[dict], unit: str = "step") -> Axes | None:
+    """The curve of a fit: what it minimised, and a second number below.
+
+    history: a record for each step, `history_` of a method.
+    unit: what a step is, `step_unit` of the method.
+
+    The title says whether the curve has settled. Returns the upper Axes; None where
+    there are no two records with a number that is known here.
+    """
+    goal = _chosen_curve(history, _GOALS) or _chosen_curve(history, _BESIDE)
+    if goal is None:
+        return None
+    below = _chosen_curve(
+        history, {k: v for k, v in _BESIDE.items() if v != goal[2] and k != "changed"}
+    )
+    drawn = [goal] if below is None or below[2] == goal[2] else [goal, below]
+    with sns.axes_style("whitegrid"):
+        figure, rows = plt.subplots(
+            len(drawn),
+            figsize=(7, 3.6),
+            layout="constrained",
+            sharex=True,
+            squeeze=False,
+            height_ratios=[3, 2][: len(drawn)],
+        )
+    for axes, colour, (steps, values, label) in zip(
+        rows[:, 0], ("#4c72b0", "#55a868"), drawn
+    ):
+        marker = "o" if len(values) <= 20 else ""
+        axes.plot(steps, values, color=colour, marker=marker, markersize=4)
+        axes.set_ylabel(textwrap.fill(label.replace(" (", "\n("), 26))
+    axes.set_xlabel(unit)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    figure.align_ylabels()
+    _set_title(rows[0, 0], _curve_title(*goal, unit))
+    return rows[0, 0]

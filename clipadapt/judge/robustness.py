@@ -763,7 +763,7 @@ class Restricted(Adapter):
         self.method, self.classnames_ = method, asked
         self.columns = [known.index(name) for name in asked]
 
-    def fit(self, X, y: Labels | None = None) -> Restricted:
+    def fit(self, X, y=None, callbacks=(), verbose=0) -> Restricted:
         """Raises ValueError: there is nothing to fit."""
         raise ValueError(
             "a restricted method is fitted already: fit the method in it, and restrict "

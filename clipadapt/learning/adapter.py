@@ -8,7 +8,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from numbers import Real
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, cast, get_type_hints
@@ -53,6 +54,7 @@ from .export import Exporting
 from .hub import SAVED_FILE, Sharing
 from .processes import current
 from .threads import encoding_work, threads_for
+from .watching import Callbacks, Watched, Watching
 
 # %% auto #0
 __all__ = ['KEPT', 'SavedClip', 'SavedMethod', 'Declared', 'Saved', 'check_declared', 'read_saved', 'translate_labels',
@@ -678,7 +680,7 @@ class _Classifier(ClassifierMixin):
 KEPT = 50_000_000  # numbers of a table of assignments that is kept after a fit
 
 
-class Adapter(_Classifier, _Shareable):
+class Adapter(_Classifier, Watched, _Shareable):
     """The base of all methods: `fit`, `predict`, `score`, `save`, `load`.
 
     clip: the CLIP that is adapted.
@@ -691,7 +693,8 @@ class Adapter(_Classifier, _Shareable):
     tensor [N, C], which becomes the probabilities), or `_predict_proba` where there are
     no logits. Everything it learns goes into attributes that end in an underscore,
     arrays and plain JSON values, which `fitted` declares. One that knows more of the
-    images that it was fitted on than of new ones hands that to `_keep_assignments`.
+    images that it was fitted on than of new ones hands that to `_keep_assignments`. One
+    that has steps says in `step_unit` what they are, and tells of them (`Watched`).
 
     Random numbers drawn in `_fit` come from `np.random.default_rng(self.seed)` or from
     `torch.Generator().manual_seed(self.seed)`. What takes no generator, such as the
@@ -722,18 +725,36 @@ class Adapter(_Classifier, _Shareable):
             f"{type(self).__name__} has to define _fit(images, labels)"
         )
 
-    def fit(self, X, y: Labels | None = None) -> Adapter:
+    def _check_fit(self) -> None:
+        """Raise ValueError for what forbids a fit of any images: a hook."""
+
+    def fit(
+        self,
+        X,
+        y: Labels | None = None,
+        callbacks: Callbacks = (),
+        verbose: int = 0,
+    ) -> Adapter:
         """Adapt to images and return self.
 
         X: an ImageSet, a list of paths or Pillow images, a tensor [N, 3, H, W], or
             features (`as_samples`); labels that an ImageSet holds are not read.
         y: labels, int [N], -1 = unlabelled, or names of classes (`number_labels`); None
             means that nothing is labelled.
+        callbacks: who watches: functions of the method that are called after every
+            step (a round, an epoch or an iteration), when it can predict already, or
+            objects of a subclass of `Callback`; one or a list of them. The dict of
+            plain values that one returns joins the record of the step in `history_`. It
+            may know labels: nothing that it returns is used.
+        verbose: 0 is silent, 1 prints a line for each step, 2 all its numbers.
 
-        Raises ValueError for an empty set, bad class names, or labels of the wrong
-        length or range, or counted by other classes.
+        Raises ValueError for an empty set, bad class names, labels of the wrong length
+        or range, or counted by other classes, parameters out of range, and a checkpoint
+        of another run.
         """
+        self._check_fit()
         images = as_samples(X, self.clip)
+        watching = Watching(callbacks, verbose, len(images))
         classnames = check_classnames(self.classnames)
         if not classnames:
             raise ValueError("a classifier needs at least one class name")
@@ -745,13 +766,30 @@ class Adapter(_Classifier, _Shareable):
         self.classnames_ = classnames
         with_features = isinstance(images, FeatureSet)
         self._num_features = images.shape[1] if with_features else None
-        try:
-            with threads_for(encoding_work(self.clip)):
-                self._fit(images.unlabelled(), labels)
-        except BaseException:  # interrupted: not fitted
-            del self.classnames_
-            raise
+        with self._being_fitted(watching), threads_for(encoding_work(self.clip)):
+            self._fit(images.unlabelled(), labels)
+        watching.end(self)
         return self
+
+    @contextmanager
+    def _being_fitted(self, watching: Watching) -> Iterator[None]:
+        """Within it somebody watches; after an error the method is not fitted."""
+        self._watching = watching
+        try:
+            if not self.step_unit:
+                watching.begin(self, 0, 0)
+            yield
+        except BaseException as error:
+            del self.classnames_
+            watching.fail(self, error)
+            raise
+        finally:
+            del self._watching
+
+    def __getstate__(self):
+        """Without those who watch a fit that is not over yet."""
+        state = super().__getstate__()
+        return {name: value for name, value in state.items() if name != "_watching"}
 
     def fit_predict_proba(self, X, y: Labels | None = None) -> np.ndarray:
         """Adapt to images; return the class probabilities of these, float32 [N, C].
@@ -907,14 +945,12 @@ class Taught(Adapter):
             copy.annotator = self.annotator
         return copy
 
-    def fit(self, X, y: Labels | None = None) -> Taught:
-        """As `Adapter.fit`; raises ValueError as `annotations` does, too."""
+    def _check_fit(self) -> None:
+        """Refuse an annotator as `annotations` does, and remember who it is."""
         if self.annotator is not None:
             _check_annotator(self.annotator, check_classnames(self.classnames))
         name = "" if self.annotator is None else type(self.annotator).__name__
         self.annotator_ = name
-        super().fit(X, y)
-        return self
 
     def _ask_annotator(
         self, images: ImageSet, labels: np.ndarray

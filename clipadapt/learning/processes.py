@@ -31,8 +31,8 @@ from torch.utils.checkpoint import checkpoint
 from ..images.sets import ImageSet
 
 # %% auto #0
-__all__ = ['PATIENCE', 'BUCKET', 'ALONE', 'Processes', 'current', 'shared_statistics', 'launched', 'join', 'together', 'in_parts',
-           'spread', 'spread_images', 'pixel_parts', 'share']
+__all__ = ['PATIENCE', 'BUCKET', 'ALONE', 'Processes', 'current', 'by_itself', 'shared_statistics', 'launched', 'join',
+           'together', 'in_parts', 'spread', 'spread_images', 'pixel_parts', 'share']
 
 # %% ../../nbs/engine/processes.ipynb #p-class
 #| code-fold: show
@@ -230,6 +230,16 @@ _here: ContextVar[Processes] = ContextVar("processes", default=ALONE)
 def current() -> Processes:
     """The processes that work together here: those of `together`, or this one alone."""
     return _here.get()
+
+
+@contextmanager
+def by_itself() -> Iterator[None]:
+    """Within it, this process works by itself, and the others need not do the same."""
+    token = _here.set(ALONE)
+    try:
+        yield
+    finally:
+        _here.reset(token)
 
 # %% ../../nbs/engine/processes.ipynb #p-norm
 #| code-fold: show

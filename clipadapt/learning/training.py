@@ -38,11 +38,12 @@ from ..images.sets import check_count, track
 from .adapter import check_declared
 from .processes import Processes, current, share
 from .threads import Products, threads_for
+from .watching import Watch, plain, unwatched
 
 # %% auto #0
-__all__ = ['GRADIENTS', 'ACTIVATIONS', 'Recipe', 'minimise', 'train_epoch', 'progress_bar', 'note', 'early_steps',
-           'activations_fit', 'recomputed', 'return_memory', 'module_numbers', 'set_module_numbers', 'training_state',
-           'restore_training', 'state_part', 'SavedRun', 'Checkpoint', 'train_epochs']
+__all__ = ['GRADIENTS', 'ACTIVATIONS', 'Recipe', 'minimise', 'train_epoch', 'progress_bar', 'early_steps', 'activations_fit',
+           'recomputed', 'return_memory', 'module_numbers', 'set_module_numbers', 'training_state', 'restore_training',
+           'state_part', 'SavedRun', 'Checkpoint', 'train_epochs']
 
 # %% ../../nbs/engine/training.ipynb #cell-7
 #| code-fold: true
@@ -169,6 +170,7 @@ def minimise(
     recipe: Recipe,
     seed: int | tuple = 0,
     description: str = "training",
+    watch: Watch = unwatched,
 ) -> list[float]:
     """Minimise a loss over batches; return the mean loss of every epoch.
 
@@ -178,6 +180,7 @@ def minimise(
     recipe: the numbers of the run.
     seed: decides the order of the examples; one number or several.
     description: of the progress bar, which shows when it takes long.
+    watch: is called after every epoch with a record of its loss, see `unwatched`.
 
     Raises ValueError when there is no example or no parameter, and when the loss or a
     parameter is not finite any more.
@@ -200,6 +203,7 @@ def minimise(
                 )
             )
             progress.set_postfix(loss=f"{history[-1]:.3f}", refresh=False)
+            watch({"loss": history[-1]}, lambda: history)
     return history
 
 # %% ../../nbs/engine/training.ipynb #cell-14
@@ -301,7 +305,7 @@ def _finite(parameter: torch.nn.Parameter) -> bool:
 
 # %% ../../nbs/engine/training.ipynb #cell-18
 #| code-fold: true
-#| code-summary: "The progress bar, and records of plain values"
+#| code-summary: "The progress bar"
 @contextmanager
 def progress_bar(epochs: Iterable[int], description: str) -> Iterator[tqdm]:
     """A bar over epochs that shows when they take long, and leaves nothing behind.
@@ -316,36 +320,6 @@ def progress_bar(epochs: Iterable[int], description: str) -> Iterator[tqdm]:
         except BaseException:
             progress.disable = True  # a bar that is shown stays where it is
             raise
-
-
-def note(record: dict, extra: dict | None, callback: str) -> None:
-    """Add to a record of a history what the callback that watches a fit returned.
-
-    record: of a round or an epoch.
-    extra: what the callback returned.
-    callback: its name, for the message.
-
-    Raises ValueError for names that are taken and values that are not plain (numbers,
-    strings, lists, None).
-    """
-    extra = _plain(extra or {}, f"what {callback} returns")
-    if not isinstance(extra, dict) or set(extra) & set(record):
-        raise ValueError(
-            f"{callback} must return a dict without {', '.join(record)}, or None; it "
-            f"returned {extra!r:.80}"
-        )
-    record.update(extra)
-
-
-def _plain(values: Any, what: str) -> Any:
-    """Values as plain JSON, arrays made lists; ValueError, calling them `what`."""
-    try:
-        return json.loads(json.dumps(values, default=lambda value: value.tolist()))
-    except (TypeError, AttributeError, ValueError, RecursionError) as error:
-        raise ValueError(
-            f"{what} must be plain values (numbers, strings, lists, None, and dicts of "
-            f"them): {error}"
-        ) from error
 
 # %% ../../nbs/engine/training.ipynb #cell-25
 class _Waiting:
@@ -729,7 +703,7 @@ class Checkpoint:
         if path is not None and Path(path).is_dir():
             raise ValueError(f"the checkpoint {path} must be a file, not a folder")
         self.path = None if path is None else Path(path)
-        self.facts = _plain(facts, "the facts of a checkpoint")
+        self.facts = plain(facts, "the facts of a checkpoint")
         self._files = None if path is None else _Generations(path)
 
     @property
@@ -743,7 +717,7 @@ class Checkpoint:
         Raises ValueError for other values, OSError for a disk that is full or refuses.
         """
         if self._files is not None and current().first:
-            record = _plain(record, "the record of a checkpoint")
+            record = plain(record, "the record of a checkpoint")
             self._files.write(arrays, SavedRun(facts=self.facts, record=record))
 
     def load(
@@ -803,17 +777,16 @@ class Checkpoint:
 def train_epochs(method, run, epochs: int, checkpoint: Checkpoint) -> None:
     """Take `run` through `epochs` epochs, from where the checkpoint left off.
 
-    method: its `history_` gathers a record of each epoch. `method._show(run)` puts what
-        was learned where `predict` finds it: at the end, and after every epoch if there
-        is a `method._on_epoch`. That is None or a callback, and what
-        `method._on_epoch(method)` returns is added to the record.
+    method: a `Watched`, whose `history_` gathers a record of each epoch.
+        `method._show(run)` puts what was learned where `predict` finds it: at the end,
+        and after every epoch in which somebody who watches asks the method.
     run: `run.epoch(number)` trains for an epoch and returns the record, plain values;
         `run.state()` gives the arrays that the next one depends on,
         `run.restore(arrays)` takes them over, or raises ValueError for arrays that are
         not its own. `run.finish()` drops what only a further epoch would need, such as
         the optimiser: it is called ahead of the last `_show`, to make room.
     epochs: how many there are in all.
-    checkpoint: is written after every epoch.
+    checkpoint: is written after every epoch, whatever those who watch do.
 
     Raises ValueError for a checkpoint of another run, or one that does not fit.
     """
@@ -827,18 +800,16 @@ def train_epochs(method, run, epochs: int, checkpoint: Checkpoint) -> None:
                 f"the checkpoint {checkpoint.path} does not fit: {error}"
             ) from error
     del arrays
-    shown = False
+    shown, keep = False, None
+    if checkpoint.is_written:
+        keep = lambda: checkpoint.save(run.state(), {"history": method.history_})
+    method._begin(epochs, len(method.history_))
     with progress_bar(
         range(len(method.history_), epochs), type(method).__name__
     ) as progress:
         for number in progress:
-            method.history_.append(run.epoch(number))
-            shown = method._on_epoch is not None
-            if shown:
-                method._show(run)
-                note(method.history_[-1], method._on_epoch(method), "on_epoch")
-            if checkpoint.is_written:
-                checkpoint.save(run.state(), {"history": method.history_})
+            record = run.epoch(number)
+            shown = method._step(record, lambda: method._show(run), keep=keep)
     if not shown:
         run.finish()
         return_memory()

@@ -72,6 +72,7 @@ from clipadapt.learning.training import (
     train_epochs,
     training_state,
 )
+from ..learning.watching import Callbacks, formerly
 from .prototypes import iterate_prototypes
 
 # %% auto #0
@@ -1379,6 +1380,8 @@ class CoReg(_Fit):
         "history_": list[dict],
     }
 
+    step_unit = "epoch"
+
     def __init__(
         self,
         clip: CLIP,
@@ -1464,23 +1467,22 @@ class CoReg(_Fit):
         self.delay = delay
         self.checkpoint = checkpoint
 
+    @formerly("on_epoch")
     def fit(
         self,
         X,
         y: Labels | None = None,
+        callbacks: Callbacks = (),
+        verbose: int = 0,
         *,
         candidates: np.ndarray | None = None,
-        on_epoch: Callable[[CoReg], dict] | None = None,
     ):
         """Learn from the images `X` and return self.
 
-        X: see `Adapter.fit`.
+        X, callbacks, verbose: see `Adapter.fit`.
         y: labels that are known, int [N], -1 = unlabelled.
         candidates: bool [N, C], your own instead of the CLIP's annotation. An image
             without any is treated as if all classes were.
-        on_epoch: is called with the method after every epoch, when it can predict
-            already; the dict of plain values that it returns is added to `history_`. It
-            may know labels: nothing that it returns is used.
 
         Raises ValueError as `Adapter.fit` does, for parameters out of range, when no
         image has candidates that say anything, for an annotator of other classes or
@@ -1492,11 +1494,11 @@ class CoReg(_Fit):
                 "there are both an annotator and candidates of your own, and either"
                 " would annotate all images: leave one of them away"
             )
-        self._candidates, self._on_epoch = candidates, on_epoch
+        self._candidates = candidates
         try:
-            return super().fit(X, y)
+            return super().fit(X, y, callbacks, verbose)
         finally:
-            del self._candidates, self._on_epoch
+            del self._candidates
 
 # %% ../../nbs/08_coreg.ipynb #c076
 #| code-fold: true

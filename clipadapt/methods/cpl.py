@@ -206,8 +206,8 @@ class CPL(GRIP):
 
     Fitted: `prompt_` float32 [P], all parameters of the prompt; `pseudolabels_` int64
     [M, 2], images and their candidates in the last round, one pair a row; `history_`,
-    for each round k, images, pseudolabels (pairs), loss, and what the callback of `fit`
-    returned; `annotator_`, as for `PromptSelfTraining`.
+    for each round k, images, pseudolabels (pairs), loss, and what the callbacks of
+    `fit` returned; `annotator_`, as for `PromptSelfTraining`.
     """
 
     fitted = GRIP.fitted
@@ -274,9 +274,10 @@ class CPL(GRIP):
     def _new_run(self, labels: np.ndarray) -> _CandidateRun:
         return _CandidateRun(self, labels)
 
-    def _remember(self, chosen: Pseudolabels, record: dict, loss: float) -> None:
+    def _noted(self, chosen: Pseudolabels, k: int, loss: float) -> dict:
         images = len(np.unique(chosen.images))
-        super()._remember(chosen, {**record, "images": images}, loss)
+        pairs = super()._noted(chosen, k, loss)
+        return {"k": k, "images": images, **pairs}
 
 
 PUBLISHED = {

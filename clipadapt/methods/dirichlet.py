@@ -24,6 +24,7 @@ from ..images.files import Array
 from ..images.sets import ImageSet, check_count, check_number
 from ..learning.export import Head
 from ..learning.threads import threads_for
+from ..learning.watching import Watch, unwatched
 from clipadapt.methods.discriminant import (
     _Classifier,
     features_and_text,
@@ -162,6 +163,7 @@ def fit_dirichlets(
     complexity_weight: float | None = None,
     iterations: int = 10,
     steps: int = 1000,
+    watch: Watch = unwatched,
 ) -> tuple[Clusters, list[dict]]:
     """EM for one Dirichlet a class, started from the answers.
 
@@ -173,6 +175,7 @@ def fit_dirichlets(
     complexity_weight: lambda; None: C // 5, as published.
     iterations: rounds.
     steps: the most steps of `fit_concentrations` in a round.
+    watch: is called after every round, see `unwatched`.
 
     Returns the clusters, and for each round the largest change of a class's share, and
     how many classes as large as each other there would be (the entropy's exponential).
@@ -191,6 +194,7 @@ def fit_dirichlets(
         before = mass
         mass, sums = cluster_sums(features, text, scale, assign, labels)
         history.append(_round(mass / count, before / count))
+        watch(history[-1], lambda now=clusters: (now, history))
     return clusters, history
 
 # %% ../../nbs/engine/dirichlet.ipynb #cell-13
@@ -310,6 +314,7 @@ class EMDirichlet(_Classifier):
     have the entropy of the shares.
     """
 
+    step_unit = "iteration"
     fitted = {
         "concentrations_": Array("float64", "C", "C", low=0),
         "offsets_": Array("float64", "C"),
@@ -347,8 +352,10 @@ class EMDirichlet(_Classifier):
             self.clip, images, self.classnames_, self.templates
         )
         known = torch.from_numpy(labels)
+        keep = lambda clusters: self._keep(clusters, features, text, known)
+        self._begin(self.iterations)
         with threads_for(min(len(features), _NUMBERS // len(text)) * len(text) ** 2):
-            clusters, self.history_ = fit_dirichlets(
+            clusters, _ = fit_dirichlets(
                 features,
                 text,
                 scale,
@@ -357,15 +364,25 @@ class EMDirichlet(_Classifier):
                 complexity_weight=self.complexity_weight,
                 iterations=self.iterations,
                 steps=self.steps,
+                watch=lambda record, found: self._step(
+                    record, lambda: keep(found()[0])
+                ),
             )
-            if self.match_classes:
-                clusters = named_clusters(
-                    clusters, features, text, scale, known, self.hard
-                )
-            self.concentrations_ = clusters.concentrations.numpy()
-            self.offsets_ = clusters.offsets.numpy()
-            self.text_features_ = text.numpy()
-            self._keep_answers(features, known)
+            keep(clusters)
+
+    def _keep(
+        self, clusters: Clusters, features: Tensor, text: Tensor, labels: Tensor
+    ) -> None:
+        """The clusters by the classes that they are matched with, and their answers."""
+        if self.match_classes:
+            scale = self._temperature()
+            clusters = named_clusters(
+                clusters, features, text, scale, labels, self.hard
+            )
+        self.concentrations_ = clusters.concentrations.numpy()
+        self.offsets_ = clusters.offsets.numpy()
+        self.text_features_ = text.numpy()
+        self._keep_answers(features, labels)
 
     def _temperature(self) -> float:
         return starting_scale(self.clip, self.scale, 0.3)

@@ -24,6 +24,7 @@ from ..images.sets import ImageSet, check_count, check_number
 from ..learning.adapter import KEPT, Adapter
 from ..learning.export import Head, LinearHead
 from ..learning.threads import threads_for
+from ..learning.watching import Watch, unwatched
 from .prototypes import text_prototypes
 
 # %% auto #0
@@ -151,6 +152,7 @@ def fit_gaussians(
     *,
     iterations: int = 50,
     ridge_factor: bool = False,
+    watch: Watch = unwatched,
 ) -> Gaussians:
     """EM for one Gaussian a class with one covariance, started from zero-shot.
 
@@ -159,6 +161,7 @@ def fit_gaussians(
     labels: int64 [N], -1 = unlabelled.
     iterations: the most rounds; fewer when the means stand still.
     ridge_factor: see `ridge_precision`.
+    watch: is called after every round, see `unwatched`.
 
     Classes are equally frequent beforehand, as published. Where nothing varies within
     classes the last classifier stays; at the beginning that is one of zeros.
@@ -169,6 +172,11 @@ def fit_gaussians(
     weights = means = torch.zeros_like(guess)
     biases, history = torch.zeros_like(guess[:, 0]), []
     noise = 1e-6 * scatter.trace().item() / len(features)  # of sums in float32
+
+    def found() -> Gaussians:
+        shares = moments.mass / len(features)
+        return Gaussians(weights, biases - weights @ centre, shares, history)
+
     for _ in range(iterations):
         before = means
         means, covariance = shared_gaussians(moments, scatter, before)
@@ -179,10 +187,10 @@ def fit_gaussians(
         biases = -(weights * means).sum(1) / 2
         moments = class_moments(features, weights, biases, labels, centre)
         history.append(_round(means - before, moments, precision, scatter))
+        watch(history[-1], found)
         if history[-1]["moved"] < _STILL:
             break
-    shares = moments.mass / len(features)
-    return Gaussians(weights, biases - weights @ centre, shares, history)
+    return found()
 
 # %% ../../nbs/engine/discriminant.ipynb #cell-15
 #| code-fold: true
@@ -289,6 +297,7 @@ class GaussianEM(_Classifier):
     mean `moved` and the mean `log_likelihood` of an image.
     """
 
+    step_unit = "iteration"
     fitted = {
         "weights_": Array("float32", "C", "D"),
         "biases_": Array("float32", "C"),
@@ -316,11 +325,13 @@ class GaussianEM(_Classifier):
 
     def _fit(self, images: ImageSet, labels: np.ndarray) -> None:
         iterations = check_count(self.iterations, "iterations")
-        weight = check_number(self.gaussian_weight, "gaussian_weight", 0)
+        check_number(self.gaussian_weight, "gaussian_weight", 0)
         scale, known = starting_scale(self.clip, self.scale), torch.from_numpy(labels)
         features, text = features_and_text(
             self.clip, images, self.classnames_, self.templates
         )
+        keep = lambda found: self._keep(found, scale * text, features, known)
+        self._begin(iterations)
         with threads_for(min(len(features), BLOCK) * text.numel()):
             found = fit_gaussians(
                 features,
@@ -329,12 +340,19 @@ class GaussianEM(_Classifier):
                 known,
                 iterations=iterations,
                 ridge_factor=self.ridge_factor,
+                watch=lambda record, found: self._step(record, lambda: keep(found())),
             )
-            self.weights_ = (scale * text + weight * found.weights).float().numpy()
-            self.biases_ = (weight * found.biases).float().numpy()
-            self.class_distribution_ = found.distribution.float().numpy()
-            self.history_ = found.history
-            self._keep_answers(features, known)
+            keep(found)
+
+    def _keep(
+        self, found: Gaussians, text_logits: Tensor, features: Tensor, labels: Tensor
+    ) -> None:
+        """The classifier that Gaussians make with the text, and its answers."""
+        weight = self.gaussian_weight
+        self.weights_ = (text_logits + weight * found.weights).float().numpy()
+        self.biases_ = (weight * found.biases).float().numpy()
+        self.class_distribution_ = found.distribution.float().numpy()
+        self._keep_answers(features, labels)
 
     def _logits(self, features: Tensor) -> Tensor:
         weights, biases = map(torch.from_numpy, (self.weights_, self.biases_))

@@ -7,7 +7,7 @@
 #| code-summary: "The imports of the module"
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from ..clip.features import fit_facts
 from ..clip.model import CLIP
 from ..clip.templates import Templates, check_templates, fill_templates
 from ..images.files import Array
-from ..images.sets import ImageSet, Labels, check_count
+from ..images.sets import ImageSet, check_count
 from ..images.views import View
 from ..learning.adapter import Adapter, Taught
 from ..learning.processes import current, spread_images
@@ -32,6 +32,7 @@ from clipadapt.learning.towers import (
     finetuning_view,
 )
 from ..learning.training import Checkpoint, Recipe, state_part, train_epochs
+from ..learning.watching import formerly
 
 # %% auto #0
 __all__ = ['REFRESH', 'VIEWS', 'SMALL', 'FLYP']
@@ -246,7 +247,7 @@ class FLYP(_Checked):
     Fitted: what `FineTuned` keeps; `pseudolabels_` int64 [N], what the images were
     trained on last; `annotator_`, the class of the annotator ("" for none); `history_`,
     for each epoch the loss, changed (share of images trained on another label than the
-    first one), classes (number of those trained on), and what the callback of `fit`
+    first one), classes (number of those trained on), and what the callbacks of `fit`
     returned.
     """
 
@@ -257,6 +258,8 @@ class FLYP(_Checked):
         "annotator_": str,
         "history_": list[dict],
     }
+
+    step_unit = "epoch"
 
     def __init__(
         self,
@@ -290,26 +293,7 @@ class FLYP(_Checked):
         self.warmup, self.checkpoint = warmup, checkpoint
         self.accumulate, self.checkpointing = accumulate, checkpointing
 
-    def fit(
-        self,
-        X,
-        y: Labels | None = None,
-        on_epoch: Callable[[FLYP], dict] | None = None,
-    ):
-        """Adapt to the images `X` and return self: see `Adapter.fit`.
-
-        on_epoch: called with the method after every epoch, when it can predict already;
-            the dict of plain values that it returns is added to `history_`. It may know
-            labels: nothing that it returns is used.
-
-        Raises ValueError as `Adapter.fit` does, for parameters out of range, for an
-        annotator of other classes, and for a checkpoint of another run.
-        """
-        self._on_epoch = on_epoch
-        try:
-            return super().fit(X, y)
-        finally:
-            del self._on_epoch
+    fit = formerly("on_epoch")(Taught.fit)
 
     def _fit(self, images: ImageSet, labels: np.ndarray) -> None:
         self._check_parameters()

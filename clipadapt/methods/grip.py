@@ -26,7 +26,7 @@ from clipadapt.clip.templates import (
     encode_prompts,
 )
 from ..images.files import Array
-from ..images.sets import ImageSet, Labels, check_count
+from ..images.sets import ImageSet, check_count
 from ..learning.adapter import Adapter, Taught
 from ..learning.export import Head, LinearHead
 from ..learning.processes import current, share, spread, spread_images
@@ -38,7 +38,8 @@ from clipadapt.learning.prompts import (
     VisualPrompt,
 )
 from ..learning.pseudolabels import POLICIES, Pseudolabels, top_k
-from ..learning.training import Checkpoint, Recipe, minimise, note
+from ..learning.training import Checkpoint, Recipe, minimise
+from ..learning.watching import formerly
 
 # %% auto #0
 __all__ = ['SETTINGS', 'READINGS', 'PROMPTS', 'LEARNING_RATES', 'SMALL', 'LARGE_ON_CPU', 'BLOCK', 'learning_setting',
@@ -554,11 +555,15 @@ class PromptSelfTraining(_Prompted):
 
     Fitted: `prompt_` float32 [P], all parameters of the prompt; `pseudolabels_` int64
     [M, 2], image and class of the last round; `history_`, for each round k,
-    pseudolabels, loss, and what the callback of `fit` returned; `annotator_`, who
+    pseudolabels, loss, and what the callbacks of `fit` returned; `annotator_`, who
     labelled first: the name of its class, "" for zero-shot CLIP.
+
+    A function with two arguments in `fit(callbacks=)` gets method and `Pseudolabels` of
+    a round. `fit` raises ValueError for no `pool` in transductive learning, too.
     """
 
     iterated: ClassVar[bool] = True  # whether there are several rounds
+    step_unit = "round"
     fitted = {
         "prompt_": Array("float32", "P"),
         "pseudolabels_": Array("int64", "M", 2, low=0),
@@ -574,26 +579,7 @@ class PromptSelfTraining(_Prompted):
         """
         raise NotImplementedError
 
-    def fit(
-        self,
-        X,
-        y: Labels | None = None,
-        on_round: Callable[[PromptSelfTraining, Pseudolabels], dict] | None = None,
-    ):
-        """Adapt to the images `X` and return self: see `Adapter.fit`.
-
-        X: the images.
-        y: labels, int [N], -1 = unlabelled; None means that nothing is labelled.
-        on_round: `on_round(method, pseudolabels)` is called after every round, when the
-            method can predict already; the dict of plain values that it returns is
-            added to `history_`. It may know labels: nothing that it returns is used.
-
-        Raises ValueError as `Adapter.fit` does, for parameters out of range, for no
-        `pool` in transductive learning, for an annotator that `annotations` refuses,
-        and for a checkpoint of another run.
-        """
-        self._on_round = on_round or _nothing
-        return super().fit(X, y)
+    fit = formerly("on_round")(Taught.fit)
 
     def _fit(self, images: ImageSet, labels: np.ndarray) -> None:
         self._check_parameters()
@@ -607,15 +593,15 @@ class PromptSelfTraining(_Prompted):
         if len(run.pool) and not self.history_:
             run.said = self._ask_annotator(images, labels)
         inputs = self._inputs(images)
+        self._begin(len(sizes), len(self.history_))
         for number in range(len(self.history_), len(sizes)):
             chosen = run.select(self._prompt, inputs, sizes[number], first=number == 0)
             run.said = None  # it was for the first round
             if self.reinit:
                 _set_numbers(self._prompt, untrained)
             loss = run.train(self._prompt, inputs, chosen, number)
-            self._remember(chosen, {"k": int(sizes[number])}, loss)
-            arrays = {"prompt": self.prompt_, "pseudolabels": self.pseudolabels_}
-            checkpoint.save(arrays, {"round": number + 1, "history": self.history_})
+            record = self._noted(chosen, int(sizes[number]), loss)
+            self._remember(chosen, record, checkpoint)
 
     def _inputs(self, images: ImageSet) -> torch.Tensor:
         """What the prompt reads of the images; processes share the encoding."""
@@ -626,12 +612,23 @@ class PromptSelfTraining(_Prompted):
     def _new_run(self, labels: np.ndarray) -> _Run:
         return _Run(self, labels)
 
-    def _remember(self, chosen: Pseudolabels, record: dict, loss: float) -> None:
-        """Put a round where `predict` finds it, and call whoever watches."""
+    def _noted(self, chosen: Pseudolabels, k: int, loss: float) -> dict:
+        """What the history says of a round."""
+        return {"k": k, "pseudolabels": len(chosen), "loss": loss}
+
+    def _remember(
+        self, chosen: Pseudolabels, record: dict, checkpoint: Checkpoint
+    ) -> None:
+        """Put a round where `predict` finds it, tell who watches, keep it."""
         self.prompt_ = _numbers(self._prompt)
         self.pseudolabels_ = np.stack([chosen.images, chosen.classes], 1)
-        self.history_.append({**record, "pseudolabels": len(chosen), "loss": loss})
-        note(self.history_[-1], self._on_round(self, chosen), "on_round")
+        arrays = {"prompt": self.prompt_, "pseudolabels": self.pseudolabels_}
+
+        def keep() -> None:
+            rounds = {"round": len(self.history_), "history": self.history_}
+            checkpoint.save(arrays, rounds)
+
+        self._step(record, pseudolabels=chosen, keep=keep)
 
     def _resume(self, checkpoint: Checkpoint, count: int, rounds: int) -> list[dict]:
         """Take over what a checkpoint holds, if there is one; return its history."""
@@ -654,11 +651,6 @@ class PromptSelfTraining(_Prompted):
         self.prompt_, self.pseudolabels_ = arrays["prompt"], arrays["pseudolabels"]
         _set_numbers(self._prompt, self.prompt_)
         return record["history"]
-
-
-def _nothing(method: PromptSelfTraining, pseudolabels: Pseudolabels) -> dict:
-    """The callback of those who do not watch."""
-    return {}
 
 # %% ../../nbs/07_grip.ipynb #cell-29
 class FPL(PromptSelfTraining):

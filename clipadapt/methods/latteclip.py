@@ -47,6 +47,7 @@ from clipadapt.learning.towers import (
     finetuning_view,
 )
 from ..learning.training import Checkpoint, Recipe, state_part, train_epochs
+from ..learning.watching import Callbacks, formerly
 
 # %% auto #0
 __all__ = ['TEXTS', 'LOSSES', 'MIXERS', 'TEMPLATES', 'PUBLISHED', 'SMALL', 'CHOICES', 'mixing_weights', 'mix_texts',
@@ -726,7 +727,7 @@ class LatteCLIP(_Keeping):
     weights before normalisation when the image was last trained on (under those
     pseudolabels, where they are used); `missing_`, how many images lack a caption of
     each kind; `history_`, for each epoch loss, agreement of both pseudolabels, mean
-    weight of each kind of text, and what the callback of `fit` returned.
+    weight of each kind of text, and what the callbacks of `fit` returned.
     """
 
     unsaved = (
@@ -745,6 +746,8 @@ class LatteCLIP(_Keeping):
         "missing_": dict[str, int],
         "history_": list[dict],
     }
+
+    step_unit = "epoch"
 
     def __init__(
         self,
@@ -799,28 +802,28 @@ class LatteCLIP(_Keeping):
         self.accumulate, self.checkpointing = accumulate, checkpointing
         self.checkpoint = checkpoint
 
+    @formerly("on_epoch")
     def fit(
         self,
         X,
         y: Labels | None = None,
+        callbacks: Callbacks = (),
+        verbose: int = 0,
         *,
         captions: Mapping[str, Sequence[str]] | None = None,
-        on_epoch: Callable[[LatteCLIP], dict] | None = None,
     ):
         """Learn from the images `X` and return self: see `Adapter.fit`.
 
-        X, y: as there.
+        X, y, callbacks, verbose: as there.
         captions: takes the place of the captioner: lists of N texts under "image",
             "group" or both; an empty text says that there is none.
-        on_epoch: called with this method after every epoch, when it can predict
-            already; the dict of plain values that it returns is added to `history_`.
 
         Raises ValueError as `Adapter.fit` does, for parameters out of range, captions
         that do not fit the images, a mixer with a single class, an annotator of other
         classes, and for a checkpoint of another run.
         """
-        self._given, self._on_epoch = captions, on_epoch
+        self._given = captions
         try:
-            return super().fit(X, y)
+            return super().fit(X, y, callbacks, verbose)
         finally:
-            del self._given, self._on_epoch
+            del self._given

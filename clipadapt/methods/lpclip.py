@@ -30,6 +30,7 @@ from ..learning.adapter import Adapter, Taught
 from ..learning.export import Head, LinearHead
 from ..learning.prompts import own_draws
 from ..learning.training import Recipe, minimise
+from ..learning.watching import Watch, unwatched
 
 # %% auto #0
 __all__ = ['INITS', 'Views', 'SMALL', 'teach', 'best_classes', 'image_weights', 'weighted_cross_entropy', 'linear_layer',
@@ -182,6 +183,7 @@ def train_linear(
     layer: nn.Linear,
     recipe: Recipe,
     seed: int | tuple = 0,
+    watch: Watch = unwatched,
 ) -> list[float]:
     """Train `layer` in place with `weighted_cross_entropy`.
 
@@ -193,6 +195,7 @@ def train_linear(
     layer: the student. Everything else may stay on the CPU.
     recipe: epochs, batches and learning rate.
     seed: of the order of the images and of the draws.
+    watch: is called after every epoch, see `unwatched`.
 
     Returns the mean loss of every epoch. Raises ValueError for shapes that do not fit,
     and as `minimise` does.
@@ -208,7 +211,8 @@ def train_linear(
         labels, counts = targets[batch].to(device), weights[batch].to(device)
         return weighted_cross_entropy(logits, labels, counts)
 
-    return minimise(layer.parameters(), batch_loss, count, recipe, seed, "LP-CLIP")
+    parameters, name = layer.parameters(), "LP-CLIP"
+    return minimise(parameters, batch_loss, count, recipe, seed, name, watch)
 
 # %% ../../nbs/11_lpclip.ipynb #cell-25
 #| code-fold: true
@@ -371,22 +375,26 @@ class _Student(_Teaching):
         layer = linear_layer(class_features, scale, self.init, self.seed)
         layer = layer.to(clip.device)
         views, targets, confidences = self._teach(images, labels, class_features)
-        self.history_ = self._train(views, targets, confidences, layer)
-        self.weight_ = layer.weight.detach().cpu().numpy()
-        self.bias_ = layer.bias.detach().cpu().numpy()
         self.pseudolabels_ = targets.numpy()
         self.confidences_ = confidences.numpy()
+        self._train(views, targets, confidences, layer)
+        self._keep(layer)
+
+    def _keep(self, layer: nn.Linear) -> None:
+        """What answers; a copy, for the layer may be in training."""
+        self.weight_ = layer.weight.detach().cpu().numpy().copy()
+        self.bias_ = layer.bias.detach().cpu().numpy().copy()
 
     def _train(
         self, views: Views, targets: Tensor, confidences: Tensor, layer: nn.Linear
-    ) -> list[dict[str, float]]:
-        """Train the layer on the student's views; return the loss of every epoch."""
+    ) -> None:
+        """Train the layer on the student's views, and tell of every epoch."""
         weights = image_weights(confidences, self.weighted, self.threshold)
-        if not self.epochs:
-            return []
-        recipe = self._recipe()
-        losses = train_linear(views, targets, weights, layer, recipe, self.seed)
-        return [{"loss": loss} for loss in losses]
+        self._begin(self.epochs)
+        if self.epochs:
+            watch = lambda record, _: self._step(record, lambda: self._keep(layer))
+            recipe = self._recipe()
+            train_linear(views, targets, weights, layer, recipe, self.seed, watch)
 
     def _predict_logits(self, images: ImageSet) -> Tensor:
         weight, bias = torch.from_numpy(self.weight_), torch.from_numpy(self.bias_)
@@ -440,8 +448,9 @@ class LPCLIP(_Student):
     Fitted: `weight_` float32 [C, D] and `bias_` float32 [C]; `pseudolabels_` int64 [N]
     and `confidences_` float32 [N], the teacher's (1 for a labelled image);
     `annotator_`, the class of the annotator ("" for none); `history_`, the loss of each
-    epoch. `fit` raises ValueError for parameters out of range, for an annotator of
-    other classes, and for a threshold that no image reaches.
+    epoch, and what the callbacks of `fit` returned. `fit` raises ValueError for
+    parameters out of range, for an annotator of other classes, and for a threshold that
+    no image reaches.
     """
 
     fitted = {
@@ -450,8 +459,9 @@ class LPCLIP(_Student):
         "pseudolabels_": Array("int64", "N", low=0, below="C"),
         "confidences_": Array("float32", "N"),
         "annotator_": str,
-        "history_": list[dict[str, float]],
+        "history_": list[dict],
     }
+    step_unit = "epoch"
 
     def __init__(
         self,

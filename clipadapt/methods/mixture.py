@@ -24,6 +24,7 @@ from ..images.sets import ImageSet, check_count, check_number
 from ..learning.adapter import Adapter
 from ..learning.export import Head, LinearHead
 from ..learning.threads import threads_for
+from ..learning.watching import Watch, unwatched
 from .discriminant import features_and_text, keep_labels
 from .prototypes import iterate_prototypes
 from .transduction import nearest_rows
@@ -231,7 +232,12 @@ class Mixture(NamedTuple):
 
 
 def fit_mixture(
-    pool: Pool, start: Tensor, pull: Pull, iterations: int = 80, stop: float = 1e-3
+    pool: Pool,
+    start: Tensor,
+    pull: Pull,
+    iterations: int = 80,
+    stop: float = 1e-3,
+    watch: Watch = unwatched,
 ) -> Mixture:
     """Steps 2 and 3 in turn, until nobody moves.
 
@@ -240,15 +246,18 @@ def fit_mixture(
     pull: how strongly each part pulls.
     iterations: the most rounds.
     stop: the largest change of an assignment at which the loop ends, after six rounds.
+    watch: is called after every round, see `unwatched`.
     """
     assignments, history = start, []
+    found = lambda: Mixture(assignments, classes, objective, history)
     for number in range(iterations):
         classes = estimate_classes(pool, assignments, pull)
         assignments, change, objective = assign_images(pool, classes, assignments, pull)
         history.append({"change": change, "objective": objective})
+        watch(history[-1], found)
         if number >= 5 and change < stop:
             break
-    return Mixture(assignments, classes, objective, history)
+    return found()
 
 # %% ../../nbs/05_mixture.ipynb #cell-31
 def coverage(assignments: Tensor) -> float:
@@ -395,8 +404,11 @@ class AnchoredMixture(_Linear):
     `coverage_`, the number of classes that these seem to show, as a share (a warning
     below 0.6); `stage_`: "zero-shot" (where the names do not order the images),
     "anchored" or "refined"; `history_`, for each round of each stage the largest
-    change of an assignment, and the objective.
+    change of an assignment, and the objective. The second stage tries two fits, so who
+    watches hears of its rounds when it is over.
     """
+
+    step_unit = "iteration"
 
     def __init__(
         self,
@@ -444,6 +456,7 @@ class AnchoredMixture(_Linear):
             self.clip, images, self.classnames_, self.templates
         )
         text = self.clip.logit_scale * prompts
+        self._begin(self.iterations * (1 if self.refine is False else 2))
         with threads_for(min(len(features), BLOCK) * text.numel()):
             guesses = in_blocks(lambda some: (some @ text.T).softmax(1), features)
             start = keep_labels(guesses, known)
@@ -470,14 +483,22 @@ class AnchoredMixture(_Linear):
 
     def _keep_names(self, text: Tensor, guesses: Tensor) -> None:
         """Zero-shot: the names do not order these images."""
-        self.stage_, self.history_ = "zero-shot", []
+        self.stage_ = "zero-shot"
         self._keep(text, torch.zeros(len(text)), guesses, coverage(guesses))
 
     def _keep_mixture(
         self, pool: Pool, text: Tensor, start: Tensor, pull: Pull
     ) -> None:
-        mixture = fit_mixture(pool, start, pull, self.iterations)
-        self.stage_, self.history_ = "anchored", mixture.history
+        self.stage_ = "anchored"
+        mixture = fit_mixture(
+            pool,
+            start,
+            pull,
+            self.iterations,
+            watch=lambda record, found: self._step(
+                record, lambda: self._keep_fit(found(), text)
+            ),
+        )
         covered = coverage(mixture.assignments)
         refine = self.refine
         if refine is None:
@@ -486,7 +507,16 @@ class AnchoredMixture(_Linear):
         if refine:
             mixture = refine_mixture(pool, mixture, pull, self.iterations)
             self.stage_ = "refined"
-            self.history_ = self.history_ + mixture.history
+            self._keep_fit(mixture, text, covered)
+            for record in mixture.history:
+                self._step(record)
+        self._keep_fit(mixture, text, covered)
+
+    def _keep_fit(
+        self, mixture: Mixture, text: Tensor, covered: float | None = None
+    ) -> None:
+        """The classifier that a mixture makes with the text; its coverage, if known."""
+        covered = coverage(mixture.assignments) if covered is None else covered
         trust = self.text_weight + self.caution * (1 - covered)
         weight = mixture.classes.weight + trust * text
         self._keep(weight, mixture.classes.bias, mixture.assignments, covered)

@@ -28,6 +28,7 @@ from ..learning.adapter import Adapter
 from ..learning.export import Head
 from ..learning.pseudolabels import top_k
 from ..learning.threads import threads_for
+from ..learning.watching import Watch, unwatched
 from .transduction import NeighbourLists, nearest_search
 
 # %% auto #0
@@ -207,6 +208,7 @@ def iterate_prototypes(
     momentum: float = 0.7,
     iterations: int = 50,
     image_weight: float = 1.0,
+    watch: Watch = unwatched,
 ) -> tuple[np.ndarray, np.ndarray, list[dict]]:
     """Spherical k-means, started from text (Dhillon and Modha 2001).
 
@@ -218,6 +220,7 @@ def iterate_prototypes(
         and no prototype moves by 0.001.
     image_weight: what assigns and classifies is `mix_prototypes` of the text and the
         moved prototypes with this weight.
+    watch: is called after every round, see `unwatched`.
 
     Returns prototypes float32 [C, D], the classes of the images int64 [N], and a
     history: for each round how many images changed (in the first: all without a
@@ -230,6 +233,11 @@ def iterate_prototypes(
     features = unit_rows(features, "features", text.shape[1])
     labels = check_labels(labels, len(features), len(text))
     prototypes, classes, history = text, labels, []
+
+    def found() -> tuple[np.ndarray, np.ndarray, list[dict]]:
+        mixed = mix_prototypes(text, prototypes, image_weight)
+        return mixed, _assigned(features, mixed, labels), history
+
     for _ in range(iterations):
         before = classes
         mixed = mix_prototypes(text, prototypes, image_weight)
@@ -240,10 +248,10 @@ def iterate_prototypes(
         changed = int((classes != before).sum())
         history.append({"changed": changed, "counts": counts.tolist(), "moved": step})
         prototypes = moved
+        watch(history[-1], found)
         if not changed and step < 1e-3:
             break
-    prototypes = mix_prototypes(text, prototypes, image_weight)
-    return prototypes, _assigned(features, prototypes, labels), history
+    return found()
 
 # %% ../../nbs/04_prototypes.ipynb #export-prototypes
 #| code-fold: true
@@ -298,11 +306,13 @@ class Prototypes(Adapter):
     they can lie too near to 0 and 1; `fit_temperature` mends that.
 
     Fitted: `prototypes_` float32 [M, D] and their classes `owners_` int64 [M];
-    `pseudolabels_` int64 [N], the class of each image; `history_`; `empty_classes_`,
+    `pseudolabels_` int64 [N], the class of each image; `history_`, see
+    `iterate_prototypes`; `empty_classes_`,
     the names of classes without an image in the end, whose prototypes stay where they
     were last (also a warning).
     """
 
+    step_unit = "iteration"
     fitted = {
         "prototypes_": Array("float32", "M", "D"),
         "owners_": Array("int64", "M", low=0, below="C"),
@@ -330,19 +340,28 @@ class Prototypes(Adapter):
     def _fit(self, images: ImageSet, labels: np.ndarray) -> None:
         features = self.clip.encode_image(images).numpy()
         text = text_prototypes(self.clip, self.classnames_, self.templates)
+        self.owners_ = np.arange(len(text))
+        self._begin(check_count(self.iterations, "iterations"))
         with threads_for(min(len(features), _BLOCK) * text.size):
-            self.prototypes_, self.pseudolabels_, self.history_ = iterate_prototypes(
+            found = iterate_prototypes(
                 features,
                 text,
                 labels,
                 momentum=self.momentum,
                 iterations=self.iterations,
                 image_weight=self.image_weight,
+                watch=lambda record, found: self._step(
+                    record, lambda: self._keep(found())
+                ),
             )
-        self.owners_ = np.arange(len(text))
+        self._keep(found)
         if self.per_class != 1:
             self._cluster(features, text)
         self.empty_classes_ = _report_empty(self.pseudolabels_, self.classnames_)
+
+    def _keep(self, found: tuple[np.ndarray, np.ndarray, list[dict]]) -> None:
+        """One prototype for each class, and where it puts the images."""
+        self.prototypes_, self.pseudolabels_, _ = found
 
     def _cluster(self, features: np.ndarray, text: np.ndarray) -> None:
         """Several prototypes for each class; an empty class keeps its own."""

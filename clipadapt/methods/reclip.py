@@ -7,7 +7,7 @@
 #| code-summary: "The imports of the module"
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from ..clip.features import fit_facts
 from ..clip.model import CLIP
 from ..clip.templates import Templates, check_templates, fill_templates
 from ..images.files import Array
-from ..images.sets import ImageSet, Labels, check_count
+from ..images.sets import ImageSet, check_count
 from ..learning.adapter import Adapter
 from ..learning.export import ImageFeatures, LinearHead
 from ..learning.processes import current, in_parts, pixel_parts, spread_images
@@ -40,6 +40,7 @@ from clipadapt.learning.training import (
     train_epochs,
     training_state,
 )
+from ..learning.watching import formerly
 from clipadapt.methods.transduction import (
     _check_alpha,
     _check_projection,
@@ -396,7 +397,7 @@ class ReCLIP(_Checked):
     and `image_classifier_` float32 [C, D]; `pseudolabels_` int64 [2, N], those of the
     first and the second tower; `history_`, before training and after each epoch the
     agreement of the two (share of images), the classes among the labels that they agree
-    on, text_loss, image_loss (as they were minimised), and what the callback of `fit`
+    on, text_loss, image_loss (as they were minimised), and what the callbacks of `fit`
     returned.
     """
 
@@ -408,6 +409,8 @@ class ReCLIP(_Checked):
         "pseudolabels_": Array("int64", 2, "N", low=0, below="C"),
         "history_": list[dict],
     }
+
+    step_unit = "epoch"
 
     def __init__(
         self,
@@ -441,26 +444,7 @@ class ReCLIP(_Checked):
         self.accumulate, self.checkpointing = accumulate, checkpointing
         self.checkpoint = checkpoint
 
-    def fit(
-        self,
-        X,
-        y: Labels | None = None,
-        on_epoch: Callable[[ReCLIP], dict] | None = None,
-    ):
-        """Adapt to the images `X` and return self: see `Adapter.fit`.
-
-        on_epoch: called with the method before training and after every epoch, when it
-            can predict already; the dict of plain values that it returns is added to
-            `history_`. It may know labels: nothing that it returns is used.
-
-        Raises ValueError as `Adapter.fit` does, for parameters out of range, for a CLIP
-        without normalisation layers, and for a checkpoint of another run.
-        """
-        self._on_epoch = on_epoch
-        try:
-            return super().fit(X, y)
-        finally:
-            del self._on_epoch
+    fit = formerly("on_epoch")(Adapter.fit)
 
     def _fit(self, images: ImageSet, labels: np.ndarray) -> None:
         self._check_parameters()

@@ -325,6 +325,7 @@ class _PolynomialHead(Head):
 class _GaussianMethod(Adapter):
     """The loop of TransCLIP and StatA; a subclass has `_start` and `_update`."""
 
+    step_unit = "round"
     templates: Templates
     scale: float | None
     k: int
@@ -352,17 +353,16 @@ class _GaussianMethod(Adapter):
         seen = torch.from_numpy(features)
         ties = self.neighbour_weight * neighbour_ties(seen, self.k)
         with threads_for(min(seen.numel() * len(text), BLOCK * seen.shape[1])):
-            assignments = self._alternate(seen, text, ties.astype(np.float32), labels)
-        self.pseudolabels_ = _largest(assignments)
-        self._keep_assignments(torch.from_numpy(assignments))
+            self._alternate(seen, text, ties.astype(np.float32), labels)
 
     def _alternate(
         self, features: Tensor, text: Tensor, ties: csr_array, labels: np.ndarray
-    ) -> np.ndarray:
-        """Assignments [N, C] after the last round."""
+    ) -> None:
+        """Both parts of a round in turn; keeps what the last one leaves."""
         scale = self.clip.logit_scale if self.scale is None else self.scale
         assignments = zero_shot_start(features, text, scale, labels)
-        logits, self.history_ = new_array(assignments.shape), []
+        logits = new_array(assignments.shape)
+        self._begin(self.rounds + 1)
         gaussians = self._start(assignments, features, text, labels)
         classes = _largest(assignments)
         for number in range(self.rounds + 1):
@@ -376,9 +376,15 @@ class _GaussianMethod(Adapter):
             assignments = mean_field(logits, ties, assignments, self.sweeps)
             before, classes = classes, _largest(assignments)
             changed, empty = (before != classes).sum(), len(text) - len(set(classes))
-            self.history_.append({"changed": int(changed), "empty": int(empty)})
+            keep = lambda: self._keep_round(classify, assignments)  # noqa: B023
+            self._step({"changed": int(changed), "empty": int(empty)}, keep)
+        self._keep_round(classify, assignments)
+
+    def _keep_round(self, classify: Polynomial, assignments: np.ndarray) -> None:
+        """What answers for the pool, and for new images."""
+        self.pseudolabels_ = _largest(assignments)
+        self._keep_assignments(torch.from_numpy(assignments))
         self._keep(classify)
-        return assignments
 
     def _keep(self, classify: Polynomial) -> None:
         """What answers for new images."""

@@ -24,6 +24,7 @@ from ..images.sets import ImageSet, check_count, check_number
 from ..learning.adapter import KEPT
 from ..learning.export import Head, LinearHead
 from ..learning.threads import threads_for
+from ..learning.watching import Watch, unwatched
 from clipadapt.methods.discriminant import (
     _Classifier,
     features_and_text,
@@ -439,6 +440,7 @@ def vision_proxies(
     wanted: Tensor,
     image_scale: float,
     steps: int = 2000,
+    watch: Watch = unwatched,
 ) -> tuple[Tensor, list[dict]]:
     """Class vectors learned from pseudolabels, unit rows float32 [C, D].
 
@@ -447,6 +449,7 @@ def vision_proxies(
     wanted: float32 [C, D], the features summed with the pseudolabels as weights, P' X.
     image_scale: what multiplies cosines between images and proxies, 1 / tau_i.
     steps: of gradient descent on the cross-entropy; it ends when nothing moves.
+    watch: is called at every hundredth step and the last, see `unwatched`.
 
     Also returns the mean cross-entropy at every hundredth step and the last. InMaP
     (arXiv 2310.19752), section 3.
@@ -462,6 +465,7 @@ def vision_proxies(
         is_last = step + 1 == steps or bool((proxies - last).abs().max() < 1e-8)
         if step % 100 == 0 or is_last:
             history.append({"step": step, "loss": loss})
+            watch(history[-1], lambda now=proxies: (now, history))
         if is_last:
             break
     return proxies, history
@@ -547,9 +551,11 @@ class InMaP(_Classifier):
     proxies learn it.
 
     Fitted: `proxies_` float32 [C, D]; `pseudolabels_` int64 [N], by the proxies;
-    `history_`, the `loss` at every hundredth step and the last.
+    `history_`, the `loss` at every hundredth step and the last; for who watches a fit
+    an iteration is a hundred steps.
     """
 
+    step_unit = "iteration"
     fitted = {
         "proxies_": Array("float32", "C", "D"),
         "pseudolabels_": Array("int64", "N", low=0, below="C"),
@@ -584,6 +590,9 @@ class InMaP(_Classifier):
         features, text = features_and_text(
             self.clip, images, self.classnames_, self.templates
         )
+
+        keep = lambda proxies: self._keep(proxies, features, known)
+        self._begin(1 + -(-(self.steps - 1) // 100))
         with threads_for(min(len(features), BLOCK) * text.numel()):
             wanted = balanced_sums(
                 features,
@@ -593,11 +602,19 @@ class InMaP(_Classifier):
                 threshold=self.threshold,
                 rounds=self.rounds,
             )
-            proxies, self.history_ = vision_proxies(
-                features, text, wanted, self._image_scale(), self.steps
+            proxies, _ = vision_proxies(
+                features,
+                text,
+                wanted,
+                self._image_scale(),
+                self.steps,
+                lambda record, found: self._step(record, lambda: keep(found()[0])),
             )
-            self.proxies_ = proxies.numpy()
-            self._keep_answers(features, known)
+            keep(proxies)
+
+    def _keep(self, proxies: Tensor, features: Tensor, labels: Tensor) -> None:
+        self.proxies_ = proxies.numpy()
+        self._keep_answers(features, labels)
 
     def _image_scale(self) -> float:
         if self.image_scale is None:
