@@ -25,9 +25,11 @@ from huggingface_hub import (
     ModelCard,
     ModelCardData,
     ModelHubMixin,
+    constants,
     get_token,
     hf_hub_download,
 )
+from huggingface_hub.utils import get_session, hf_raise_for_status
 from pydantic import ConfigDict
 from safetensors import safe_open
 
@@ -341,9 +343,9 @@ def card_text(card: Card) -> str:
         "## Parameters",
         _parameters(record.params) or "none",
         "## Files",
-        "`adapter.safetensors` is the classifier, numbers and JSON, checked when it is"
-        " read; nothing in it is run. The CLIP is not in it. `config.json` repeats this"
-        " page for programs.",
+        "`adapter.safetensors` is the classifier: numbers and JSON, checked when they"
+        " are read, and never run. Of the CLIP it holds what was trained, if anything;"
+        " the rest is loaded by its name. `config.json` is for programs.",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -443,7 +445,7 @@ def _is(error: BaseException, name: str) -> bool:
 def _said(error: Exception, place: str, token: str | bool | None, writing: bool):
     """The error to raise instead of one of huggingface_hub."""
     status, known = _status(error), token or (token is None and get_token())
-    reason = _hidden(short_reason(error), token)
+    reason = _hidden(short_reason(error.__cause__ or error), token)
     if _is(error, "LocalTokenNotFoundError") or (status == 401 and not known):
         hidden = "" if writing else f"{place} is private, or not there, and "
         return PermissionError(f"{hidden}the Hub does not know who you are: {LOGIN}")
@@ -456,7 +458,8 @@ def _said(error: Exception, place: str, token: str | bool | None, writing: bool)
         )
     if _is(error, "RevisionNotFoundError"):
         return FileNotFoundError(f"{place} on the Hub has no such revision")
-    if status == 404 and _is(error, "RemoteEntryNotFoundError"):
+    missing = _is(error, "EntryNotFoundError")  # a file, not the repository
+    if status == 404 and missing and not _is(error, "RepositoryNotFoundError"):
         return _no_method(f"{place} on the Hub")
     if status == 404:
         return FileNotFoundError(
@@ -466,12 +469,16 @@ def _said(error: Exception, place: str, token: str | bool | None, writing: bool)
         return ConnectionError(
             f"the Hub has trouble (status {status}); try again later"
         )
-    if _is(error, "OfflineModeIsEnabled") or _is(error, "LocalEntryNotFoundError"):
-        reason = "it is not in the cache" if status is None else reason
+    if _is(error, "LocalEntryNotFoundError") and error.__cause__ is None:
+        reason = "it is not in the cache"  # and nobody was asked
+    if writing:
+        return ConnectionError(
+            f"could not send {place} ({reason}). It is there as a whole or not at all;"
+            " try again when there is a network"
+        )
     return ConnectionError(
-        f"could not {'send' if writing else 'fetch'} {place} ({reason}). To work"
-        " offline: what was fetched once stays in the cache (local_files_only=True),"
-        " and from_pretrained takes a folder that you copied"
+        f"could not fetch {place} ({reason}). To work offline: what was fetched"
+        " once stays in the cache (local_files_only=True), and a folder will do as well"
     )
 
 
@@ -496,12 +503,14 @@ def _asking(
     try:
         with explained("the cache of the Hub" if not writing else "a copy to upload"):
             yield
-    except ValueError as error:
-        reason = _hidden(short_reason(error), token)
-        raise ValueError(f"{place} cannot be shared so: {reason}") from None
     except Exception as error:  # of whichever library carries the connection
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the disk
+        refused = error.__cause__ is None or _status(error) == 400
+        if refused and isinstance(error, ValueError) and not isinstance(error, OSError):
+            reason = _hidden(short_reason(error), token)
+            doing = "shared" if writing else "fetched"
+            raise ValueError(f"{place} cannot be {doing} so: {reason}") from None
         raise _said(error, place, token, writing) from None
 
 # %% ../../nbs/engine/hub.ipynb #hub-25
@@ -554,6 +563,12 @@ _PART = r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
 HUB = "hf-hub:"
 
 
+def _is_name(text: Any) -> bool:
+    """Whether it could be the name of a repository, "owner/name"."""
+    names = isinstance(text, str) and re.fullmatch(f"{_PART}/{_PART}", text)
+    return bool(names) and "--" not in text and ".." not in text
+
+
 def hub_name(name: str | Path) -> str | None:
     """The name of a repository on the Hub; None for a folder that is here.
 
@@ -566,7 +581,7 @@ def hub_name(name: str | Path) -> str | None:
     if text and not text.startswith(HUB) and Path(name).is_dir():
         return None
     place = text.removeprefix(HUB)
-    if re.fullmatch(f"{_PART}/{_PART}", place) and "--" not in place:
+    if _is_name(place):
         return place
     if text.startswith(HUB):
         raise ValueError(f"{text!r:.100} is no name on the Hub, such as 'me/pets'")
@@ -633,16 +648,27 @@ def _own_repository(name: str, private: bool, token: str | bool | None) -> str:
     return place
 
 
+def _check_card(text: str) -> None:
+    """ValueError unless the Hub takes the card; `ModelCard.validate` knows one Hub."""
+    asked = {"repoType": "model", "content": text}
+    url = f"{constants.ENDPOINT}/api/validate-yaml"
+    response = get_session().post(url, json=asked)
+    if response.status_code == 400:
+        raise ValueError("; ".join(e["message"] for e in response.json()["errors"]))
+    hf_raise_for_status(response)
+
+
 def _send(
     shared: Shared, name: str, private: bool, token: str | bool | None, message: str
 ) -> str:
     """Upload a method in one commit; its address."""
     with _asking(name, token, writing=True):
-        shared.generate_model_card().validate()  # by the Hub, before anything is made
+        _check_card(str(shared.generate_model_card()))  # before anything is made
     place = _own_repository(name, private, token)
     options: dict[str, Any] = {"private": private, "token": token}
     with _asking(place, token, writing=True):
-        return str(shared.push_to_hub(place, commit_message=message, **options))
+        sent = shared.push_to_hub(place, commit_message=message, **options)
+    return str(getattr(sent, "commit_url", sent))
 
 # %% ../../nbs/engine/hub.ipynb #hub-30
 def to_share(
@@ -708,12 +734,17 @@ class _Pushing:
         about: `split`, `scores`, `license`, `datasets`, for the card: see `to_share`.
 
         All files go up in one commit, or none. The CLIP is not uploaded. Raises
-        ValueError as `to_share` does, and for a repository that holds something else,
-        or is not as private as asked for; PermissionError without a token that may
-        write; ConnectionError when the Hub cannot be reached; OSError for a full disk.
+        ValueError as `to_share` does, for what is no name, and for a repository that
+        holds something else, or is not as private as asked for; PermissionError without
+        a token that may write; ConnectionError when the Hub cannot be reached; OSError
+        for a full disk.
         """
         if not isinstance(private, bool):
             raise ValueError(f"private must be True or False, not {private!r:.80}")
+        if not _is_name(repo_id):
+            raise ValueError(
+                f"{repo_id!r:.100} is no name on the Hub, such as 'me/pets'"
+            )
         shared = to_share(cast(Sharing, self), repo_id, test=test, **about)
         default = f"{type(self).__name__} by clipadapt {version('clipadapt')}"
         return _send(shared, repo_id, private, token, commit_message or default)
