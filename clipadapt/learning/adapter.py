@@ -585,7 +585,7 @@ class _Answering(Saved, Exporting):
 # %% ../../nbs/engine/adapter.ipynb #share-1
 #| code-fold: true
 #| code-summary: "What the Hub asks of a method: how good it is, and which class"
-class _Shareable(_Answering, Sharing):
+class _Asked(_Answering):
     """The part of `Adapter` that is asked when a method is shared, or fetched."""
 
     def _labelled_answers(self, X) -> tuple[np.ndarray, np.ndarray, str]:
@@ -600,7 +600,7 @@ class _Shareable(_Answering, Sharing):
         return labels[known], self.predict_proba(images.subset(known)), images.source
 
     @classmethod
-    def _class_named(cls, name: str, place: str) -> type[_Shareable]:
+    def _class_named(cls, name: str, place: str) -> type[_Asked]:
         """This class, or the one of that name if this is only a base of methods.
 
         name: of the class of a saved method.
@@ -678,7 +678,7 @@ class _Classifier(ClassifierMixin):
 KEPT = 50_000_000  # numbers of a table of assignments that is kept after a fit
 
 
-class Adapter(_Classifier, _Shareable):
+class Adapter(_Classifier, _Asked, Sharing):
     """The base of all methods: `fit`, `predict`, `score`, `save`, `load`.
 
     clip: the CLIP that is adapted.
