@@ -48,7 +48,7 @@ class HubServer:
         self.token, self.plan = token, plan
         self.repositories: dict[str, Repository] = {}
         self.asked: list[tuple[str, str]] = []
-        self.created: list[dict] = []
+        self.private: list[bool] = []  # what was asked for, each time
         self.messages: list[str] = []
         self.objects: dict[str, bytes] = {}
 
@@ -159,13 +159,13 @@ class _Handler(BaseHTTPRequestHandler):
         return False
 
     def create(self, asked: dict) -> None:
-        self.owner.created.append(asked)
         if self.user is None:
             self.send(401, X_Error_Message="Invalid username or password.")
             return
         whose = asked.get("organization") or self.user
         name = f"{whose}/{asked['name']}"
         private = asked.get("visibility") == "private" or asked.get("private") is True
+        self.owner.private.append(private)
         exists = name in self.owner.repositories
         if whose != self.user:
             self.send(403, X_Error_Message="you may not create here")

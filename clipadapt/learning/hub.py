@@ -25,9 +25,11 @@ from huggingface_hub import (
     ModelCard,
     ModelCardData,
     ModelHubMixin,
+    constants,
     get_token,
     hf_hub_download,
 )
+from huggingface_hub.utils import get_session, hf_raise_for_status
 from pydantic import ConfigDict
 from safetensors import safe_open
 
@@ -187,9 +189,6 @@ class Card(NamedTuple):
 # %% ../../nbs/engine/hub.ipynb #hub-13
 #| code-fold: true
 #| code-summary: "What the Hub searches by"
-_FROM_HUB = re.compile(r"the hub's (?P<name>[^ ]+), (?P<split>.+) split")
-
-
 def card_data(card: Card) -> ModelCardData:
     """The lines at the beginning of a card, which programs read."""
     said: dict[str, Any] = {
@@ -205,6 +204,11 @@ def card_data(card: Card) -> ModelCardData:
         said["model_name"] = card.place.rpartition("/")[2] or card.place
         said["eval_results"] = _results(card.measured)
     return ModelCardData(**said)
+
+# %% ../../nbs/engine/hub.ipynb #hub-13b
+#| code-fold: true
+#| code-summary: "What was measured, as the Hub wants it"
+_FROM_HUB = re.compile(r"the hub's (?P<name>[^ ]+), (?P<split>.+) split")
 
 
 def _results(found: Measured) -> list[EvalResult]:
@@ -303,47 +307,53 @@ def _table(rows: Mapping[str, str]) -> str:
 def _cell(text: str) -> str:
     return _code(text).replace("|", "\\|")
 
+# %% ../../nbs/engine/hub.ipynb #hub-16a
+#| code-fold: true
+#| code-summary: "The facts in a table"
+_WHOSE = "that of the CLIP", "as the author says", "see that of the CLIP"
+
+
+def _facts(card: Card) -> str:
+    whose = _WHOSE[0 if card.license == card.clip.license else 1]
+    whose = _WHOSE[2] if card.license == UNKNOWN else whose
+    params = card.record.params
+    rows = {
+        "method": _code(card.record.method),
+        "CLIP": _cell(card.clip.title),
+        "fingerprint of its weights": _code(card.record.clip.fingerprint),
+        "classes": f"{len(card.record.fitted['classnames_']):,}",
+        "templates": _cell(str(params.get("templates", "none"))[:200]),
+        "licence": f"{_cell(card.license)} ({whose})",
+        "clipadapt": version("clipadapt"),
+    }
+    return _table(rows)
+
 # %% ../../nbs/engine/hub.ipynb #hub-16
 #| code-fold: true
 #| code-summary: "The card"
+_HOME = "https://clipadapt.github.io/clipadapt"
+
+
 def card_text(card: Card) -> str:
     """A card, with the lines for programs at its beginning."""
-    record = card.record
-    classnames = record.fitted["classnames_"]
-    whose = (
-        "that of the CLIP"
-        if card.license == card.clip.license
-        else "as the author says"
-    )
-    if card.license == UNKNOWN:
-        whose = "see the terms under which the CLIP was published"
-    facts = {
-        "method": _code(record.method),
-        "CLIP": _cell(card.clip.title),
-        "fingerprint of its weights": _code(record.clip.fingerprint),
-        "classes": f"{len(classnames):,}",
-        "templates": _cell(str(record.params.get("templates", "none"))[:200]),
-        "licence": f"{card.license} ({whose})",
-        "clipadapt": version("clipadapt"),
-    }
-    home = "https://clipadapt.github.io/clipadapt"
+    record, names = card.record, card.record.fitted["classnames_"]
     parts = [
         f"---\n{card_data(card).to_yaml()}\n---",
         f"# {_code(card.place)}",
-        f"A CLIP adapted to {len(classnames):,} classes of images with"
-        f" [clipadapt]({home}), method {_code(record.method)}.",
+        f"A CLIP adapted to {len(names):,} classes of images with [clipadapt]({_HOME}),"
+        f" method {_code(record.method)}.",
         _example(card),
-        _table(facts),
+        _facts(card),
         "## How good it is",
         _goodness(card),
         "## Classes",
-        _classes(classnames),
+        _classes(names),
         "## Parameters",
         _parameters(record.params) or "none",
         "## Files",
-        "`adapter.safetensors` is the classifier, numbers and JSON, checked when it is"
-        " read; nothing in it is run. The CLIP is not in it. `config.json` repeats this"
-        " page for programs.",
+        "`adapter.safetensors` is the classifier: numbers and JSON, checked when they"
+        " are read, and never run. Of the CLIP it holds what was trained, if anything;"
+        " the rest is loaded by its name. `config.json` is for programs.",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -439,11 +449,12 @@ def _is(error: BaseException, name: str) -> bool:
 
 # %% ../../nbs/engine/hub.ipynb #hub-22
 #| code-fold: true
-#| code-summary: "Which sentence"
-def _said(error: Exception, place: str, token: str | bool | None, writing: bool):
-    """The error to raise instead of one of huggingface_hub."""
+#| code-summary: "What the Hub refuses, and why"
+def _refusal(
+    error: Exception, place: str, token: str | bool | None, writing: bool
+) -> OSError | None:
+    """What to say if the Hub has answered, and does not want; else None."""
     status, known = _status(error), token or (token is None and get_token())
-    reason = _hidden(short_reason(error), token)
     if _is(error, "LocalTokenNotFoundError") or (status == 401 and not known):
         hidden = "" if writing else f"{place} is private, or not there, and "
         return PermissionError(f"{hidden}the Hub does not know who you are: {LOGIN}")
@@ -456,28 +467,44 @@ def _said(error: Exception, place: str, token: str | bool | None, writing: bool)
         )
     if _is(error, "RevisionNotFoundError"):
         return FileNotFoundError(f"{place} on the Hub has no such revision")
-    if status == 404 and _is(error, "RemoteEntryNotFoundError"):
+    missing = _is(error, "EntryNotFoundError")  # a file, not the repository
+    if status == 404 and missing and not _is(error, "RepositoryNotFoundError"):
         return _no_method(f"{place} on the Hub")
     if status == 404:
         return FileNotFoundError(
             f"there is no {place} on the Hub, or it is private and not yours"
         )
-    if status is not None and (status >= 500 or status == 429):
-        return ConnectionError(
-            f"the Hub has trouble (status {status}); try again later"
-        )
-    if _is(error, "OfflineModeIsEnabled") or _is(error, "LocalEntryNotFoundError"):
-        reason = "it is not in the cache" if status is None else reason
-    return ConnectionError(
-        f"could not {'send' if writing else 'fetch'} {place} ({reason}). To work"
-        " offline: what was fetched once stays in the cache (local_files_only=True),"
-        " and from_pretrained takes a folder that you copied"
-    )
+    return None
 
 
 def _no_method(place: str) -> FileNotFoundError:
     return FileNotFoundError(
         f"{place} holds no saved method (there is no {SAVED_FILE} in it)"
+    )
+
+# %% ../../nbs/engine/hub.ipynb #hub-22b
+#| code-fold: true
+#| code-summary: "What went wrong on the way"
+def _trouble(
+    error: Exception, place: str, token: str | bool | None, writing: bool
+) -> ConnectionError:
+    """What to say if nobody answered, or somebody who has trouble."""
+    status = _status(error)
+    if status is not None and (status >= 500 or status == 429):
+        return ConnectionError(
+            f"the Hub has trouble (status {status}); try again later"
+        )
+    reason = _hidden(short_reason(error.__cause__ or error), token)
+    if _is(error, "LocalEntryNotFoundError") and error.__cause__ is None:
+        reason = "it is not in the cache"  # and nobody was asked
+    if writing:
+        return ConnectionError(
+            f"could not send {place} ({reason}). It is there as a whole or not at all;"
+            " try again when there is a network"
+        )
+    return ConnectionError(
+        f"could not fetch {place} ({reason}). To work offline: what was fetched once"
+        " stays in the cache (local_files_only=True), and a folder will do as well"
     )
 
 # %% ../../nbs/engine/hub.ipynb #hub-23
@@ -496,13 +523,16 @@ def _asking(
     try:
         with explained("the cache of the Hub" if not writing else "a copy to upload"):
             yield
-    except ValueError as error:
-        reason = _hidden(short_reason(error), token)
-        raise ValueError(f"{place} cannot be shared so: {reason}") from None
     except Exception as error:  # of whichever library carries the connection
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the disk
-        raise _said(error, place, token, writing) from None
+        refused = error.__cause__ is None or _status(error) == 400
+        if refused and isinstance(error, ValueError) and not isinstance(error, OSError):
+            reason = _hidden(short_reason(error), token)
+            doing = "shared" if writing else "fetched"
+            raise ValueError(f"{place} cannot be {doing} so: {reason}") from None
+        said = _refusal(error, place, token, writing)
+        raise said or _trouble(error, place, token, writing) from None
 
 # %% ../../nbs/engine/hub.ipynb #hub-25
 def fetch(
@@ -525,33 +555,39 @@ def fetch(
     local_files_only: take what was fetched before, and ask nobody.
     force_download: fetch it again.
 
-    One file is fetched, and its first lines must say that it is a saved method; `load`
-    checks the rest. Raises ValueError for something that is neither a folder nor a
-    name; FileNotFoundError when there is no such repository, revision or method;
-    PermissionError without a token that may read it; ConnectionError when the Hub
-    cannot be reached; OSError when the disk is full.
+    One file is fetched, whose first lines must say that it is a saved method; `load`
+    checks the rest. Raises ValueError for what is no name, or damaged;
+    FileNotFoundError for what is not there; PermissionError without a token that may
+    read it; ConnectionError when the Hub cannot be reached; OSError for a full disk.
     """
-    place = hub_name(name)
-    if place is None:
-        folder = Path(name)
-    else:
-        options: dict[str, Any] = {
-            "revision": revision,
-            "token": token,
-            "cache_dir": cache_dir,
-            "local_files_only": local_files_only,
-            "force_download": force_download,
-        }
+    place, folder = hub_name(name), Path(name)
+    how: dict[str, Any] = {"token": token, "cache_dir": cache_dir, "revision": revision}
+    how |= {"local_files_only": local_files_only, "force_download": force_download}
+    if place is not None:
         with _asking(place, token):
-            folder = Path(hf_hub_download(place, SAVED_FILE, **options)).parent
+            folder = Path(hf_hub_download(place, SAVED_FILE, **how)).parent
     method_in(folder)
     return folder
 
 # %% ../../nbs/engine/hub.ipynb #hub-26
 #| code-fold: true
-#| code-summary: "Is it a folder or a name? And which method is in it?"
+#| code-summary: "Is it a folder or a name?"
 _PART = r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
 HUB = "hf-hub:"
+
+
+def _check_push(name: Any, private: Any) -> None:
+    """ValueError unless a method can go by that name, and be private or not."""
+    if not isinstance(private, bool):
+        raise ValueError(f"private must be True or False, not {private!r:.80}")
+    if not _is_name(name):
+        raise ValueError(f"{name!r:.100} is no name on the Hub, such as 'me/pets'")
+
+
+def _is_name(text: Any) -> bool:
+    """Whether it could be the name of a repository, "owner/name"."""
+    names = isinstance(text, str) and re.fullmatch(f"{_PART}/{_PART}", text)
+    return bool(names) and "--" not in text and ".." not in text
 
 
 def hub_name(name: str | Path) -> str | None:
@@ -566,7 +602,7 @@ def hub_name(name: str | Path) -> str | None:
     if text and not text.startswith(HUB) and Path(name).is_dir():
         return None
     place = text.removeprefix(HUB)
-    if re.fullmatch(f"{_PART}/{_PART}", place) and "--" not in place:
+    if _is_name(place):
         return place
     if text.startswith(HUB):
         raise ValueError(f"{text!r:.100} is no name on the Hub, such as 'me/pets'")
@@ -574,7 +610,9 @@ def hub_name(name: str | Path) -> str | None:
         f"{text!r:.100} is neither a folder nor a name on the Hub, such as 'me/pets'"
     )
 
-
+# %% ../../nbs/engine/hub.ipynb #hub-26b
+#| code-fold: true
+#| code-summary: "Which method is in a folder"
 class _Named(Record):
     model_config = ConfigDict(extra="ignore")
 
@@ -632,17 +670,30 @@ def _own_repository(name: str, private: bool, token: str | bool | None) -> str:
         )
     return place
 
+# %% ../../nbs/engine/hub.ipynb #hub-28b
+#| code-fold: true
+#| code-summary: "The card checked by the Hub, and one commit"
+def _check_card(text: str) -> None:
+    """ValueError unless the Hub takes the card; `ModelCard.validate` knows one Hub."""
+    asked = {"repoType": "model", "content": text}
+    url = f"{constants.ENDPOINT}/api/validate-yaml"
+    response = get_session().post(url, json=asked)
+    if response.status_code == 400:
+        raise ValueError("; ".join(e["message"] for e in response.json()["errors"]))
+    hf_raise_for_status(response)
+
 
 def _send(
     shared: Shared, name: str, private: bool, token: str | bool | None, message: str
 ) -> str:
     """Upload a method in one commit; its address."""
     with _asking(name, token, writing=True):
-        shared.generate_model_card().validate()  # by the Hub, before anything is made
+        _check_card(str(shared.generate_model_card()))  # before anything is made
     place = _own_repository(name, private, token)
     options: dict[str, Any] = {"private": private, "token": token}
     with _asking(place, token, writing=True):
-        return str(shared.push_to_hub(place, commit_message=message, **options))
+        sent = shared.push_to_hub(place, commit_message=message, **options)
+    return str(getattr(sent, "commit_url", sent))
 
 # %% ../../nbs/engine/hub.ipynb #hub-30
 def to_share(
@@ -684,7 +735,7 @@ class _Pushing:
 
     clip: CLIP
     _saveable: Callable[[], tuple[dict[str, np.ndarray], Any]]
-    _labelled_answers: Callable[[Any], tuple[np.ndarray, np.ndarray, str]]
+    _labelled_answers: Callable[..., Any]
 
     def push_to_hub(
         self,
@@ -701,22 +752,20 @@ class _Pushing:
         repo_id: "owner/name" on the Hub; is made if need be. A method that is there is
             replaced (the Hub keeps earlier versions).
         private: only you see it; False makes it public.
-        test: labelled images that nothing was chosen on; how good the method is on
-            them is measured, and stands in the card.
-        token: may write; None takes the one of `hf auth login` or HF_TOKEN.
+        test: labelled images that nothing was chosen on, to be measured on.
+        token: may write; None takes that of `hf auth login` or HF_TOKEN.
         commit_message: None: which method, by which clipadapt.
-        about: `split`, `scores`, `license`, `datasets`, for the card: see `to_share`.
+        about: `split`, `scores`, `license`, `datasets`: see `to_share`.
 
-        All files go up in one commit, or none. The CLIP is not uploaded. Raises
-        ValueError as `to_share` does, and for a repository that holds something else,
-        or is not as private as asked for; PermissionError without a token that may
-        write; ConnectionError when the Hub cannot be reached; OSError for a full disk.
+        All files go up in one commit, or none; the CLIP does not. Raises ValueError as
+        `to_share`, for what is no name, and for a repository of something else, or not
+        as private as asked for; PermissionError without a token that may write;
+        ConnectionError when the Hub cannot be reached; OSError for a full disk.
         """
-        if not isinstance(private, bool):
-            raise ValueError(f"private must be True or False, not {private!r:.80}")
+        _check_push(repo_id, private)
         shared = to_share(cast(Sharing, self), repo_id, test=test, **about)
-        default = f"{type(self).__name__} by clipadapt {version('clipadapt')}"
-        return _send(shared, repo_id, private, token, commit_message or default)
+        message = f"{type(self).__name__} by clipadapt {version('clipadapt')}"
+        return _send(shared, repo_id, private, token, commit_message or message)
 
 # %% ../../nbs/engine/hub.ipynb #hub-32
 _Loaded = TypeVar("_Loaded", bound="Sharing")
