@@ -416,7 +416,7 @@ class _MethodNames(click.ParamType):
         left = [f"{before}{comma}{name}" for name in METHODS if name not in there]
         return _beginning(left if comma else ["all", *left], incomplete)
 
-
+# %% ../../nbs/engine/cli.ipynb #complete-2b
 class _SavedPath(_UserPath):
     """A folder with a saved method; those that are there are completed."""
 
