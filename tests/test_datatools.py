@@ -302,6 +302,7 @@ def files(tmp_path):
     "labels, options, expected",
     [
         (["x", "", "y"], {}, [0, -1, 1]),
+        (["x", " ", None], {}, [0, -1, -1]),
         ([" x  y", "x y", np.nan], {}, [0, 0, -1]),
         ([np.nan, 1.0, 0.0], {"classnames": ["y", "x"]}, [-1, 1, 0]),
         (pd.array([1, None, 0], "Int64"), {"classnames": ["y", "x"]}, [1, -1, 0]),
@@ -327,10 +328,12 @@ def test_labels_of_a_table(files, labels, options, expected):
     [
         ([True, False, True], {"classnames": ["x", "y"]}, "labels must be integers"),
         ([0.5, 1, 0], {"classnames": ["x", "y"]}, "labels must be integers"),
+        ([1e30, 1, 0], {"classnames": ["x", "y"]}, "labels must be integers"),
         ([0, 1, 2], {"classnames": ["x", "y"]}, "found [2]"),
         (["x", "z", "y"], {"classnames": ["x", "y"]}, "classes that there are not: z"),
         ([0, 1, 0], {}, "numbers need classnames="),
         (["x", 3, "y"], {}, "for example 3"),
+        (["x", ["y"], "y"], {}, "for example ['y']"),
         ([3, 7, 3], {"classnames": ["3", "7"]}, "read that column as text"),
     ],
     ids=str,

@@ -1253,7 +1253,8 @@ def _label_column(column: pd.Series) -> pd.Series:
     if not pd.api.types.is_float_dtype(column.dtype):
         return column
     known = column.dropna()
-    return column.astype("Int64") if (known % 1 == 0).all() else column
+    whole = (known % 1 == 0) & (known.abs() < 2**53)
+    return column.astype("Int64") if whole.all() else column
 
 
 def _with_gaps(labels: pd.Series) -> np.ndarray | None:
@@ -1271,14 +1272,13 @@ def _classes_of(labels: pd.Series | None, name: str | None) -> list[str]:
     if labels is None:
         return []
     categories = getattr(labels.dtype, "categories", None)
-    found = labels.dropna().unique() if categories is None else categories
-    names = [each for each in found if each != ""]
-    if odd := [each for each in names if not isinstance(each, str)]:
+    found = (labels.dropna() if categories is None else categories).tolist()
+    if odd := [each for each in found if not isinstance(each, str)]:
         raise ValueError(
             f"column {name!r} holds what is no name of a class, for example"
             f" {reprlib.repr(odd[0]):.80}; numbers need classnames= to count"
         )
-    names = [*dict.fromkeys(map(_as_written, names))]
+    names = [*dict.fromkeys(_as_written(each) for each in found if each.strip())]
     return sorted(names) if categories is None else names
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import io
-import textwrap
 import time
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -22,6 +21,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from ..clip.templates import describe_templates
 from ..images.files import whole_file
@@ -229,12 +229,13 @@ _BESIDE = {
     "pseudolabels": "pseudolabels (number)",
     "agreement": "agreement (%)",
     "clean": "judged clean (%)",
-    "changed": "labels changed (%)",
-    "moved": "fastest mean moved (distance)",
-    "change": "largest change of an assignment (0-1)",
+    "moved": "fastest mean (distance moved)",
+    "change": "largest change (0-1)",
     "effective_classes": "effective classes (number)",
-    "empty": "classes without an image (number)",
+    "empty": "empty classes (number)",
+    "changed": "labels changed (%)",
 }
+_MOVED = "images that changed class (number)"
 
 
 def _chosen_curve(history: Sequence[dict], labels: dict[str, str]) -> tuple | None:
@@ -246,7 +247,7 @@ def _chosen_curve(history: Sequence[dict], labels: dict[str, str]) -> tuple | No
             continue
         values = np.array(list(kept.values()), float)
         if name == "changed" and isinstance(kept[max(kept)], int):
-            label = "images that changed class (number)"
+            label = _MOVED
         return np.array(list(kept)), values * (100 if "(%)" in label else 1), label
     return None
 
@@ -257,7 +258,7 @@ def _curve_title(steps: np.ndarray, values: np.ndarray, label: str, unit: str) -
     """Whether it settled, or was still on its way when the fit ended."""
     what, last = label.split(" (")[0], values[-1]
     what = what[0].upper() + what[1:]
-    if what.startswith("Images"):
+    if label == _MOVED:
         return f"{last:.0f} images changed class in the last {unit} of {steps[-1]}"
     way, tail = last - values[0], last - values[-1 - max(1, len(values) // 5)]
     ends = f"{what} from {values[0]:.3g} to {last:.3g} in {steps[-1]} {unit}s"
@@ -281,27 +282,38 @@ def plot_training(history: Sequence[dict], unit: str = "step") -> Axes | None:
     goal = _chosen_curve(history, _GOALS) or _chosen_curve(history, _BESIDE)
     if goal is None:
         return None
-    below = _chosen_curve(
-        history, {k: v for k, v in _BESIDE.items() if v != goal[2] and k != "changed"}
-    )
-    drawn = [goal] if below is None or below[2] == goal[2] else [goal, below]
+    beside = {name: label for name, label in _BESIDE.items() if label != goal[2]}
+    if goal[2] in (_MOVED, _GOALS["changed"]):
+        del beside["changed"]
+    below = _chosen_curve(history, beside)
+    drawn = [goal] if below is None else [goal, below]
     with sns.axes_style("whitegrid"):
         figure, rows = plt.subplots(
             len(drawn),
-            figsize=(7, 3.6),
+            figsize=(7, 4.2),
             layout="constrained",
             sharex=True,
             squeeze=False,
-            height_ratios=[3, 2][: len(drawn)],
         )
-    for axes, colour, (steps, values, label) in zip(
-        rows[:, 0], ("#4c72b0", "#55a868"), drawn
-    ):
-        marker = "o" if len(values) <= 20 else ""
-        axes.plot(steps, values, color=colour, marker=marker, markersize=4)
-        axes.set_ylabel(textwrap.fill(label.replace(" (", "\n("), 26))
-    axes.set_xlabel(unit)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    for axes, colour, curve in zip(rows[:, 0], ("#4c72b0", "#55a868"), drawn):
+        _draw_curve(axes, *curve, colour)
+    rows[-1, 0].set_xlabel(unit)
     figure.align_ylabels()
-    _set_title(rows[0, 0], _curve_title(*goal, unit))
+    title = _curve_title(*goal, unit)
+    grown = below is not None and below[2] == _BESIDE["pseudolabels"]
+    if grown and np.ptp(below[1]):
+        ends = ["from {:.3g} to {:.3g}".format(*y[[0, -1]]) for _, y, _ in drawn]
+        title = f"Loss {ends[0]}, while the pseudolabels went {ends[1]}"
+    _set_title(rows[0, 0], title)
     return rows[0, 0]
+
+
+def _draw_curve(
+    axes: Axes, steps: np.ndarray, values: np.ndarray, label: str, colour: str
+) -> None:
+    marker = "o" if len(values) <= 20 else ""
+    axes.plot(steps, values, color=colour, marker=marker, markersize=4)
+    axes.set_ylabel(label.replace(" (", "\n(").replace("that ", "that\n"))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if "(number)" in label or "(%)" in label:
+        axes.set_ylim(0, 1.08 * max(1, values.max()))

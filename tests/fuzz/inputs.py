@@ -4,10 +4,12 @@ import json
 import os
 import random
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
+import pandas as pd
 import torch
 from click.testing import CliRunner
 
@@ -189,6 +191,44 @@ class Splits(Target):
             if inside not in Path(file).resolve().parents:
                 raise Wrong(f"{file} is not in the folder")
         check_names(images.classnames)
+
+
+class Frames(Target):
+    """Tables of images with odd columns, as people read them from spreadsheets."""
+
+    name = "frames"
+
+    def prepare(self, folder: Path) -> None:
+        for name in ("a.png", "b.png", "c.png"):
+            digits("test")[0][0].save(folder / name)
+        self.root = folder
+
+    def attempt(self, dice: random.Random, folder: Path) -> None:
+        rows = dice.choice([0, 1, 3, 3, 3])
+        sound = ["a.png", "b.png", "c.png"][:rows]
+        paths = [
+            path if dice.random() < 0.95 else dice.choice([*ODD_TEXTS, odd_value(dice)])
+            for path in sound
+        ]
+        known = [["x", "y", None], [0, 1, None], [0.0, 1.5, np.nan], ["0", 1, ""]]
+        values = [*dice.choice(known), *dice.choices(ODD_TEXTS, k=2), odd_value(dice)]
+        labels = [dice.choice(values) for _ in range(rows)]
+        names = dice.choice([None, ["x", "y"], ["0", "1"], ["1", "0"], odd_value(dice)])
+        frame = pd.DataFrame({"image": pd.Series(paths, dtype=object)})
+        frame["label"] = pd.Series(labels, dtype=object)
+        # not all that people have is a column of every kind
+        with suppress(TypeError, ValueError, OverflowError):
+            kind = dice.choice(["object", "category", "Int64", "float", "str"])
+            frame["label"] = frame["label"].astype(kind)
+        frame.index = dice.choices(range(3), k=rows)
+        options = {"label": dice.choice(["label", "label", None, "other"])}
+        if names is not None:
+            options["classnames"] = names
+        images = ImageSet.from_dataframe(frame, root=self.root, **options)
+        if len(images) != rows:
+            raise Wrong(f"{len(images)} images of {rows} rows")
+        check_names(images.classnames)
+        check_labels(images.labels, rows, len(images.classnames))
 
 
 class Labels(Target):

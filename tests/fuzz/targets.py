@@ -2,7 +2,15 @@
 
 from .features import Features
 from .images import Images
-from .inputs import ClassLists, CommandLine, Config, Labels, Splits, Templates
+from .inputs import (
+    ClassLists,
+    CommandLine,
+    Config,
+    Frames,
+    Labels,
+    Splits,
+    Templates,
+)
 from .state import Checkpoints, ModelFolders, Rows, SavedIndexes, SavedMethods
 
 KINDS = (
@@ -15,6 +23,7 @@ KINDS = (
     Rows,
     ClassLists,
     Labels,
+    Frames,
     Templates,
     Splits,
     CommandLine,
