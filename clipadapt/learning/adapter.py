@@ -680,7 +680,7 @@ class _Classifier(ClassifierMixin):
 KEPT = 50_000_000  # numbers of a table of assignments that is kept after a fit
 
 
-class Adapter(_Classifier, Watched, _Shareable):
+class Adapter(_Classifier, Watched, _Asked, Sharing):
     """The base of all methods: `fit`, `predict`, `score`, `save`, `load`.
 
     clip: the CLIP that is adapted.
