@@ -290,6 +290,21 @@ def test_a_data_set_is_read_by_others(fitted, photos, tmp_path):
     assert np.allclose(saved["confidence"], table["confidence"])
 
 
+def test_a_picture_that_lies_elsewhere_is_stored(fitted):
+    datasets = pytest.importorskip("datasets")
+
+    class Elsewhere(list):
+        def file_of(self, index):
+            return f"s3://bucket/{index}.png"
+
+    images = ImageSet(Elsewhere(digits("test").images[:2]), NAMES)
+    made = to_dataset(fitted["ZeroShot"], images)
+    raw = made.cast_column("image", datasets.Image(decode=False))
+    assert made["path"] == [None, None] and raw[1]["image"]["bytes"][1:4] == b"PNG"
+    table = to_pandas(fitted["ZeroShot"], images)
+    assert table["image"].tolist() == ["s3://bucket/0.png", "s3://bucket/1.png"]
+
+
 @pytest.fixture
 def files(tmp_path):
     scan = digits("test")[0][0]

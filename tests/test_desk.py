@@ -17,13 +17,13 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 import clipadapt.__main__
-from clipadapt import Adapter, FeatureStore, digits
+from clipadapt import Adapter, FeatureSet, FeatureStore, digits
 from clipadapt.app import course, doctor
 from clipadapt.app.cli import main
 from clipadapt.app.runs import read_config
 from clipadapt.clip.model import builtin_directory
 from clipadapt.clip.templates import read_templates
-from clipadapt.images.datasets import read_split_file
+from clipadapt.images.datasets import read_split_file, read_torchvision
 from clipadapt.learning import hub
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -207,6 +207,11 @@ def _others(command, option):
         read_templates,
         FeatureStore,
         lambda path: read_split_file(path, "."),
+        lambda path: read_torchvision("CIFAR10", path),
+        FeatureSet.from_npy,
+        FeatureSet.from_parquet,
+        FeatureSet.from_lance,
+        FeatureSet.from_clip_retrieval,
     ],
 )
 def test_nobodys_home_is_one_sentence_in_python(read):

@@ -15,6 +15,7 @@ import pandas as pd
 
 from ..clip.captions import AttributeCaptioner
 from ..clip.model import CLIP, load_clip
+from ..images.files import at_home
 from ..images.sets import ImageSet, digits
 from ..judge.compare import Run, corruption_accuracies, run_all, tabulate
 from ..judge.report import report
@@ -96,7 +97,7 @@ def demo(folder: str | Path = "runs/demo") -> pd.DataFrame:
     )
     print(table.to_string(index=False, float_format="{:.4f}".format))
     print(f"\nAccuracy per class:\n{_by_class(runs, test)}")
-    written = report(runs, train, test, Path(folder) / "report.html", table)
+    written = report(runs, train, test, Path(at_home(folder)) / "report.html", table)
     print(
         "\nThe report, with confusion matrix and calibration: "
         f"{written} (open it in a browser)"

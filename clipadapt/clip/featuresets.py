@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from .tables import _folder, _is_damage
-from ..images.files import explained, hash_parts
+from ..images.files import at_home, explained, hash_parts
 from ..images.pictures import printable
 from clipadapt.images.sets import (
     ImageSet,
@@ -411,7 +411,7 @@ class _FromArrays(_Encoded):
 
         Raises FileNotFoundError, and ValueError for a file of another kind.
         """
-        return FeatureSet(_open_npy(Path(path)), classnames, labels)
+        return FeatureSet(_open_npy(Path(at_home(path))), classnames, labels)
 
     @classmethod
     def from_clip_retrieval(
@@ -430,7 +430,7 @@ class _FromArrays(_Encoded):
         large). Raises FileNotFoundError for a folder without them, and ValueError for
         files of another kind, or with other numbers of rows.
         """
-        features, metadata = _open_clip_retrieval(Path(folder))
+        features, metadata = _open_clip_retrieval(Path(at_home(folder)))
         return _labelled(features, classnames, labels, metadata)
 
 # %% ../../nbs/engine/featuresets.ipynb #cell-29
@@ -457,7 +457,7 @@ class _FromTables(_FromArrays):
 
         Raises FileNotFoundError, and ValueError for another file or column.
         """
-        table = _open_parquet(Path(path))
+        table = _open_parquet(Path(at_home(path)))
         return _labelled(_read_features(table, column), classnames, labels, [table])
 
     @classmethod
@@ -473,7 +473,7 @@ class _FromTables(_FromArrays):
         path: its folder.
         classnames, labels, column: as for `from_parquet`. Raises the same errors.
         """
-        table = _open_lance(Path(path))
+        table = _open_lance(Path(at_home(path)))
         return _labelled(_read_features(table, column), classnames, labels, [table])
 
 # %% ../../nbs/engine/featuresets.ipynb #cell-30

@@ -135,11 +135,11 @@ def _torchvision_source(name: str, split: str) -> str:
 
 # %% ../../nbs/engine/datasets.ipynb #cell-10
 def _open_torchvision(name: str, root: str | Path, options: dict, download: bool):
-    constructor = getattr(torchvision.datasets, name)
+    constructor, root = getattr(torchvision.datasets, name), at_home(root)
     if name not in ("FER2013", "StanfordCars"):  # these two can only be fetched by hand
         options = {**options, "download": download}
     try:
-        return constructor(str(root), **options)
+        return constructor(root, **options)
     except (OSError, RuntimeError, ValueError) as error:
         if _is_about_the_network(error):
             raise ConnectionError(

@@ -338,11 +338,11 @@ def to_dataset(
     samples = as_samples(images, method.clip)
     need_images(samples)
     table = to_pandas(method, samples, what, probabilities)
-    files = [file_of(samples.images, place) for place in table.index]
+    files = [_local_file(samples, place) for place in table.index]
     pictures = zip(table.index, files)
     columns: dict[str, list] = {
         "image": [_stored(samples, place, file) for place, file in pictures],
-        "path": [None if file is None else os.fspath(file) for file in files],
+        "path": files,
     }
     kinds = {"image": hub.Image(), "path": hub.Value("string")}
     for name in table.columns.drop(["image", "class_index"]):
@@ -352,7 +352,15 @@ def to_dataset(
 # %% ../../nbs/engine/datatools.ipynb #dt-31
 #| code-fold: true
 #| code-summary: "Pictures and columns as the data set stores them"
-def _stored(images: ImageSet, place: int, file: str | os.PathLike | None) -> dict:
+def _local_file(images: ImageSet, place: int) -> str | None:
+    """The file of an image; None for one that has none, or has it elsewhere."""
+    file = file_of(images.images, int(place))
+    if file is None or not os.path.isfile(file):
+        return None
+    return os.fspath(file)
+
+
+def _stored(images: ImageSet, place: int, file: str | None) -> dict:
     """A picture as `datasets.Image` stores it: a path, or the content of a PNG."""
     if file is not None:
         return {"path": os.path.abspath(file), "bytes": None}
@@ -577,7 +585,7 @@ def _check_files(images: ImageSet, folder: str | Path | None) -> None:
         Path(folder).mkdir(parents=True, exist_ok=True)
         return
     for place in range(len(images)):
-        if file_of(images.images, place) is None:
+        if _local_file(images, place) is None:
             raise ValueError(
                 f"FiftyOne shows files, and image {place} has none: name a folder to"
                 " write such images to, folder='pictures'"
@@ -586,7 +594,7 @@ def _check_files(images: ImageSet, folder: str | Path | None) -> None:
 
 def _as_file(images: ImageSet, place: int, folder: str | Path | None) -> str:
     """The file of an image; one without is written, unless it is there already."""
-    file = file_of(images.images, place)
+    file = _local_file(images, place)
     if file is not None:
         return os.path.abspath(file)
     target = Path(folder or "", f"image-{place:06}.png")

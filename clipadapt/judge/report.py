@@ -270,6 +270,8 @@ def _curve_title(steps: np.ndarray, values: np.ndarray, label: str, unit: str) -
     return f"{ends}, and still {going} at the end"
 
 # %% ../../nbs/engine/report.ipynb #curve-4
+#| code-fold: true
+#| code-summary: "The picture"
 def plot_training(history: Sequence[dict], unit: str = "step") -> Axes | None:
     """The curve of a fit: what it minimised, and a second number below.
 

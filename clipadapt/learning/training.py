@@ -163,6 +163,8 @@ def _fused(parameters: Sequence[torch.nn.Parameter]) -> bool | None:
     return True if on_cpu and _bytes(parameters) > GRADIENTS else None
 
 # %% ../../nbs/engine/training.ipynb #cell-13
+#| code-fold: show
+#| code-summary: "The loop"
 def minimise(
     parameters: Iterable[torch.nn.Parameter],
     batch_loss: Callable[[torch.Tensor], torch.Tensor],

@@ -30,7 +30,7 @@ from .processes import by_itself, current
 __all__ = ['Callbacks', 'Watch', 'Plan', 'Callback', 'as_callbacks', 'note', 'plain', 'Watching', 'Watched', 'unwatched',
            'formerly', 'numbers', 'Progress', 'TensorBoard', 'Trackio']
 
-# %% ../../nbs/engine/watch.ipynb #watch-10
+# %% ../../nbs/engine/watch.ipynb #watch-10-plan
 class Plan(NamedTuple):
     """What a fit is about to do.
 
@@ -45,7 +45,7 @@ class Plan(NamedTuple):
     done: int
     images: int
 
-
+# %% ../../nbs/engine/watch.ipynb #watch-10
 class Callback:
     """Somebody who watches a fit; a subclass overrides what it wants to hear of.
 
@@ -250,6 +250,8 @@ def _first_only() -> Iterator[bool]:
         yield first
 
 # %% ../../nbs/engine/watch.ipynb #watch-18
+#| code-fold: show
+#| code-summary: "Watched: what a method tells"
 class Watched:
     """The part of a method that tells who watches how far it is.
 
@@ -294,7 +296,7 @@ class Watched:
                 keep()
         return shows
 
-
+# %% ../../nbs/engine/watch.ipynb #watch-18-loops
 Watch = Callable[[dict, Callable[[], Any]], object]
 
 

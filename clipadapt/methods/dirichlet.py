@@ -153,6 +153,8 @@ def assignments(scores: Tensor, hard: bool) -> Tensor:
     return torch.nn.functional.one_hot(scores.argmax(1), scores.shape[1]).double()
 
 # %% ../../nbs/engine/dirichlet.ipynb #cell-12
+#| code-fold: show
+#| code-summary: "EM for one Dirichlet a class"
 def fit_dirichlets(
     features: Tensor,
     text: Tensor,

@@ -144,6 +144,8 @@ class Gaussians(NamedTuple):
     history: list[dict]  # of each round: how far the fastest mean moved, log likelihood
 
 # %% ../../nbs/engine/discriminant.ipynb #cell-14
+#| code-fold: show
+#| code-summary: "EM for one Gaussian a class"
 def fit_gaussians(
     features: Tensor,
     text: Tensor,

@@ -215,7 +215,9 @@ def assign_images(
     objective = (likelihood - classes.penalty) / float(pool.counts.sum())
     return after, change, objective
 
-# %% ../../nbs/05_mixture.ipynb #cell-27
+# %% ../../nbs/05_mixture.ipynb #cell-27-mixture
+#| code-fold: true
+#| code-summary: "Mixture: what a fit gives"
 class Mixture(NamedTuple):
     """A fitted mixture.
 
@@ -230,7 +232,7 @@ class Mixture(NamedTuple):
     objective: float
     history: list[dict]
 
-
+# %% ../../nbs/05_mixture.ipynb #cell-27
 def fit_mixture(
     pool: Pool,
     start: Tensor,

@@ -222,6 +222,7 @@ class Frames(Target):
             frame["label"] = frame["label"].astype(kind)
         frame.index = dice.choices(range(3), k=rows)
         options = {"label": dice.choice(["label", "label", None, "other"])}
+        options["check"] = dice.choice(["names", "names", "names", "header"])
         if names is not None:
             options["classnames"] = names
         images = ImageSet.from_dataframe(frame, root=self.root, **options)
