@@ -272,6 +272,16 @@ def test_nothing_is_lost_when_a_folder_cannot_be_renamed(
     assert [path.name for path in tmp_path.rglob("*")] == ["model", "old"]
 
 
+def test_a_device_is_not_replaced_by_a_file(tmp_path):
+    """An administrator could: `--out /dev/null` would end /dev/null."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    refused = pytest.raises(OSError, match="is a device or a pipe, not a file")
+    with refused, whole_file(pipe) as draft:
+        draft.write_text("a,b")
+    assert pipe.is_fifo() and [*tmp_path.iterdir()] == [pipe]
+
+
 def test_files_have_the_permissions_of_new_files(saved, tmp_path):
     (tmp_path / "ordinary").touch()
     with whole_file(tmp_path / "weights.safetensors") as draft:

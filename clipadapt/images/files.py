@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import socket
+import stat
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -169,9 +170,11 @@ def whole_file(target: str | Path) -> Iterator[Path]:
     """Yield a draft's path that becomes the file `target` when the block ends well.
 
     When the block does not, the draft vanishes, and a file that was there stays.
-    Raises OSError, naming `target`, when the disk is full or refuses (see `explained`).
+    Raises OSError, naming `target`, when the disk is full or refuses (see `explained`),
+    and when it is a device or a pipe, which a file would replace.
     """
     target = Path(target)
+    _check_no_device(target)
     with explained(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         remove_drafts(target.parent)
@@ -184,6 +187,14 @@ def whole_file(target: str | Path) -> Iterator[Path]:
             draft.replace(target)
         finally:
             draft.unlink(missing_ok=True)
+
+
+def _check_no_device(target: Path) -> None:
+    """OSError for /dev/null and its like: the administrator may replace it, once."""
+    if os.path.lexists(target):
+        kind = stat.S_IFMT(target.lstat().st_mode)
+        if kind not in (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK):
+            raise OSError(f"{target} is a device or a pipe, not a file; name a file")
 
 
 def _finish(path: Path, mode: int) -> None:
