@@ -242,7 +242,7 @@ def _chosen_curve(history: Sequence[dict], labels: dict[str, str]) -> tuple | No
     """Steps, values and label of the first number that at least two records have."""
     for name, label in labels.items():
         found = {n: record.get(name) for n, record in enumerate(history, 1)}
-        kept = {n: v for n, v in found.items() if isinstance(v, (int, float))}
+        kept = {n: v for n, v in found.items() if _is_drawn(v)}
         if len(kept) < 2:
             continue
         values = np.array(list(kept.values()), float)
@@ -250,6 +250,11 @@ def _chosen_curve(history: Sequence[dict], labels: dict[str, str]) -> tuple | No
             label = _MOVED
         return np.array(list(kept)), values * (100 if "(%)" in label else 1), label
     return None
+
+
+def _is_drawn(value: object) -> bool:
+    """Whether it is a number that an axis can show."""
+    return isinstance(value, (int, float)) and -1e300 < value < 1e300
 
 # %% ../../nbs/engine/report.ipynb #curve-3
 #| code-fold: true
