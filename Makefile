@@ -7,7 +7,7 @@ WORKERS ?= 2
 INPUTS ?= 20000
 KILLS ?= 90
 SEED ?= 0
-INTEGRATIONS ?= tools,fiftyone
+INTEGRATIONS ?= tools,fiftyone,watch
 LIMIT ?= 120
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Tests run beside each other, a thread for each; `make threads` is without it, as users are.

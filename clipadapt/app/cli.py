@@ -39,7 +39,6 @@ from clipadapt.app.runs import (
     compare_in,
     configure,
     export_features,
-    image_names,
     image_set,
     lasting_options,
     logger,
@@ -1210,6 +1209,8 @@ def encode(context, images, max_pixels, out, overwrite, **given):
     clipadapt encode --images photos \\
       --model ViT-B-32 --pretrained laion2b_s34b_b79k --out features.safetensors
     """
+    from clipadapt.images.sets import image_names
+
     beside = None if str(out).endswith(".parquet") else ".json"
     target = check_file(out, overwrite, *_FEATURES, beside=beside)
     words = "What was encoded is kept; the same command goes on from there."
@@ -1355,6 +1356,7 @@ def caption_command(
     """
     from clipadapt.clip.captions import caption
     from clipadapt.clip.features import leave_out
+    from clipadapt.images.sets import image_names
 
     if images and not captioner:
         raise click.UsageError(
@@ -1376,9 +1378,8 @@ def caption_command(
         reason = said.failures[0][1]
         raise ValueError(f"there is no caption, and nothing is written: {reason}")
     texts = [text for index, text in enumerate(said.texts) if index not in damaged]
-    names = image_names(leave_out(pool, damaged))
-    columns = {"image": names, "caption": texts}
-    return _write_result(target, pd.DataFrame(columns, dtype=object))
+    table = {"image": image_names(leave_out(pool, damaged)), "caption": texts}
+    return _write_result(target, pd.DataFrame(table, dtype=object))
 
 # %% ../../nbs/engine/cli.ipynb #cell-49
 @main.command("demo")

@@ -425,6 +425,9 @@ def _size(folder: Path) -> int:
 # %% ../../nbs/engine/doctor.ipynb #doc-29
 EXTRAS = {
     "hub": "data sets from the Hugging Face hub",
+    "tools": "answers as a data set, and labels that are probably wrong",
+    "fiftyone": "answers in a browser",
+    "watch": "curves of fits in TensorBoard and Trackio",
     "captions": "captioners of seven billion weights, in 4 or 8 bits, on a GPU",
     "server": "captions from a server that speaks OpenAI's protocol",
     "ray": "--engine ray: one machine or a cluster",

@@ -61,12 +61,12 @@ if TYPE_CHECKING:  # they import torch, which takes seconds
     from clipadapt.learning.adapter import Adapter, SavedClip, SavedMethod
 
 # %% auto #0
-__all__ = ['logger', 'METHODS', 'WRITTEN', 'shown', 'say', 'read_classes', 'image_set', 'image_names', 'read_images',
-           'check_scorable', 'method_names', 'make_methods', 'captioner_name', 'templates_name', 'in_words',
-           'check_value', 'configure', 'write_json', 'write_table', 'table_rows', 'check_file', 'check_place',
-           'ask_readable', 'predictions', 'report_accuracy', 'write_features', 'write_parquet', 'stored_table',
-           'export_features', 'read_config', 'lasting_options', 'run_folder', 'run_record', 'adapt_in', 'compare_in',
-           'saved_method', 'check_known', 'check_fitting']
+__all__ = ['logger', 'METHODS', 'WRITTEN', 'shown', 'say', 'read_classes', 'image_set', 'read_images', 'check_scorable',
+           'method_names', 'make_methods', 'captioner_name', 'templates_name', 'in_words', 'check_value', 'configure',
+           'write_json', 'write_table', 'table_rows', 'check_file', 'check_place', 'ask_readable', 'predictions',
+           'report_accuracy', 'write_features', 'write_parquet', 'stored_table', 'export_features', 'read_config',
+           'lasting_options', 'run_folder', 'run_record', 'adapt_in', 'compare_in', 'saved_method', 'check_known',
+           'check_fitting']
 
 # %% ../../nbs/engine/runs.ipynb #cell-6
 logger = logging.getLogger("clipadapt")
@@ -157,17 +157,6 @@ def image_set(
     if folder:
         return ImageSet.from_folder(folder, max_pixels=max_pixels, check=check)
     return digits(split)
-
-
-def image_names(images: ImageSet) -> list[str]:
-    """What to call each image in a table: its path, or its number.
-
-    images: N images; N names are returned.
-    """
-    from clipadapt.images.sets import file_of
-
-    files = (file_of(images.images, number) for number in range(len(images)))
-    return [str(file or f"image {number}") for number, file in enumerate(files)]
 
 
 def _say_images(images: ImageSet) -> None:
@@ -607,6 +596,8 @@ def predictions(
     probabilities: whether to add the probability of every class. The column of a class
         is called "NAME (class)" where its name is taken.
     """
+    from clipadapt.images.sets import image_names
+
     names = np.array(method.classnames_, dtype=object)
     columns = {
         "image": pd.Series(image_names(images), dtype=object),

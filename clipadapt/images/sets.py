@@ -39,6 +39,7 @@ from clipadapt.images.datasets import (
     read_split_file,
     read_torchvision,
 )
+from .files import at_home
 from clipadapt.images.pictures import (
     IMAGE_KINDS,
     MAX_PIXELS,
@@ -691,6 +692,7 @@ class _Sources:
         check: str = "header",
     ) -> ImageSet:
         """Images of a folder: see `read_folder`."""
+        root = at_home(root)
         images = read_folder(root, classnames, on_error, max_pixels, check)
         images.source = f"folder {Path(root).resolve().name}"
         return images

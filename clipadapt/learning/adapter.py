@@ -35,6 +35,7 @@ from clipadapt.images.files import (
     Array,
     Record,
     _first_complaint,
+    at_home,
     blaming,
     check_arrays,
     own_file,
@@ -154,7 +155,8 @@ class Saved(Declared):
         refuses.
         """
         self._check_fitted()
-        path = own_file(Path(directory), _FILE, [_EARLIER], "saved method")
+        folder = Path(at_home(directory))
+        path = own_file(folder, _FILE, [_EARLIER], "saved method")
         write_arrays(path, *self._saveable())
         path.with_name(_EARLIER).unlink(missing_ok=True)
 
@@ -179,8 +181,8 @@ class Saved(Declared):
         damaged, another class's, or written by another generation of clipadapt, when
         `clip` has other weights, and when only the file vouches for its model.
         """
-        path = Path(directory) / _FILE
-        record, arrays = read_saved(Path(directory))
+        path = Path(at_home(directory)) / _FILE
+        record, arrays = read_saved(directory)
         _check_method(cls, record, path)
         clip = _fitting_clip(clip, record.clip, path)
         make = cast(Callable[..., _Loaded], cls)  # a subclass has the parameters
@@ -344,7 +346,7 @@ def read_saved(directory: str | Path) -> tuple[SavedMethod, dict[str, np.ndarray
     Raises FileNotFoundError when there is no saved method in it, and ValueError when it
     is damaged, has no class names, or was written by another generation of clipadapt.
     """
-    path = Path(directory) / _FILE
+    path = Path(at_home(directory)) / _FILE
     arrays, record = read_own_file(path, SavedMethod, _EARLIER, "saved method")
     with blaming(path, REMEDY):
         _check_names(record.fitted.get("classnames_"))
