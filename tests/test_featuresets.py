@@ -138,6 +138,17 @@ def test_methods_that_need_pixels_say_so(name, clip, features):
     assert "\n" not in str(refusal.value) and "Prototypes" in str(refusal.value)
 
 
+@pytest.mark.parametrize("name", ("LatteCLIP", "FLYP", "ReCLIP"))
+def test_a_tuned_tower_is_not_asked_for_features_of_the_frozen_one(
+    name, clip, features, images
+):
+    method = REFUSED[name](clip, features.classnames).fit(images)
+    assert len(method.predict(images)) == len(images)
+    for ask in (method.predict, method.predict_proba, method.score):
+        with pytest.raises(ValueError, match=SENTENCE):
+            ask(features)
+
+
 def test_whatever_needs_pixels_says_so(clip, features):
     method = ZeroShot(clip, features.classnames).fit(features)
     teller = CallableCaptioner(lambda images, prompts: [""] * len(images), "none")

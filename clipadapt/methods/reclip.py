@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..clip.features import fit_facts
+from ..clip.featuresets import need_images
 from ..clip.model import CLIP
 from ..clip.templates import Templates, check_templates, fill_templates
 from ..images.files import Array
@@ -462,6 +463,7 @@ class ReCLIP(_Checked):
 
     def _predict_logits(self, images: ImageSet) -> Tensor:
         """The mean of both towers' logits."""
+        need_images(images)  # the second tower has to look at them
         by_text, by_image = map(
             torch.from_numpy, (self.text_classifier_, self.image_classifier_)
         )
