@@ -648,6 +648,7 @@ def test_the_snippet_of_the_page_runs_with_onnxruntime_alone(
     for file in (files["onnx"], beside_of(files["onnx"])):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     image, exif = noise(70, 45, seed=9), Image.Exif()
+    image.putalpha(Image.linear_gradient("L").resize(image.size))
     exif[0x0112] = 6  # turn it by 90 degrees
     image.save(tmp_path / "photo.png", exif=exif)
     code = ALONE + snippet("python") + "\nassert 'torch' not in sys.modules\n"
@@ -684,6 +685,12 @@ def saved(tmp_path_factory):
     method = ZeroShot(load_clip(device="cpu"), images.classnames).fit(images)
     method.save(folder / "model")
     return folder, method, images
+
+
+def test_a_file_at_home(zero_shot, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    written = zero_shot.export("~/birds.pt2")
+    assert written == tmp_path / "birds.pt2" and written.is_file()
 
 
 def test_the_command_with_eight_bits_says_what_they_cost(saved, tmp_path):

@@ -28,7 +28,7 @@ from clipadapt import (
     digits,
 )
 from clipadapt.images.files import write_arrays
-from clipadapt.learning.hub import SAVED_FILE, fetch, to_share
+from clipadapt.learning.hub import SAVED_FILE, card_text, fetch, to_share
 from clipadapt.methods.grip import SMALL
 
 FILES = {SAVED_FILE, "README.md", "config.json"}
@@ -90,6 +90,23 @@ def test_there_and_back(hub, clip, train, test_images, kind):
     assert type(again) is type(model)
     expected = model.predict_proba(test_images)
     assert np.array_equal(again.predict_proba(test_images), expected)
+
+
+def test_a_card_says_of_how_many_classes_it_has_seen_images(method, test_images):
+    rare = test_images.subset(test_images.labels == test_images.labels[0])
+    some = to_share(method, "me/pets", test=rare).card
+    assert some.measured.classes == 1
+    assert "which show 1 of the 10 classes:" in card_text(some)
+    every = to_share(method, "me/pets", test=digits("test").subset(range(100))).card
+    assert every.measured.classes == 10 and "which show" not in card_text(every)
+
+
+def test_a_shared_folder_at_home(method, clip, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    to_share(method).save_pretrained("~/look")
+    assert {path.name for path in (tmp_path / "look").iterdir()} == FILES
+    method.save("~/pets")
+    assert type(Adapter.from_pretrained("~/pets", clip)) is Prototypes
 
 
 METHODS = [getattr(clipadapt, name) for name in clipadapt.__all__]

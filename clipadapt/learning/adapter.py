@@ -386,7 +386,7 @@ def _check_method(kind: type[Saved], record: SavedMethod, path: Path) -> None:
     if record.method != kind.__name__:
         raise ValueError(
             f"{path} holds a {record.method!r:.80}, not a {kind.__name__}: load it with"
-            " its own class"
+            " its own class, or with Adapter.from_pretrained"
         )
     _check_params(kind, record.params, path, REMEDY)
 

@@ -31,7 +31,7 @@ from torchvision.transforms import CenterCrop, InterpolationMode, Resize
 
 from ..clip.featuresets import need_images
 from ..clip.model import CLIP, _split_preprocess, is_known
-from ..images.files import whole_file
+from ..images.files import at_home, whole_file
 from ..images.sets import ImageSet, as_imageset
 
 # %% auto #0
@@ -905,4 +905,4 @@ class Exporting(_WritingFiles):
         """
         self._check_fitted()
         options = {"resize": resize, "int8": int8, "images": images}
-        return self._export(self._network, Path(path), format, **options)
+        return self._export(self._network, Path(at_home(path)), format, **options)

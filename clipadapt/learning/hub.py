@@ -38,6 +38,7 @@ from clipadapt.images.files import (
     REMEDY,
     Record,
     _read_header,
+    at_home,
     explained,
     parse_record,
     write_arrays,
@@ -115,11 +116,13 @@ class Measured(Record):
 
     split: what these are called.
     images: how many there are.
+    classes: how many classes have one at least.
     accuracy, mean_class_accuracy, ece: 0-1.
     """
 
     split: str
     images: int
+    classes: int
     accuracy: float
     mean_class_accuracy: float
     ece: float
@@ -136,6 +139,7 @@ def measured(labels: np.ndarray, probabilities: np.ndarray, split: str) -> Measu
     return Measured(
         split=split,
         images=len(labels),
+        classes=len(np.unique(labels)),
         accuracy=float(accuracy(labels, found)),
         mean_class_accuracy=float(mean_class_accuracy(labels, found, count)),
         ece=float(expected_calibration_error(labels, probabilities)),
@@ -283,7 +287,7 @@ def _goodness(card: Card) -> str:
         found = card.measured
         parts.append(
             f"Measured by clipadapt {version('clipadapt')} when it was shared, on"
-            f" {found.images:,} labelled images ({_code(found.split)}):"
+            f" {found.images:,} labelled images ({_code(found.split)}){_gap(card)}:"
         )
         rows = {
             "accuracy": f"{found.accuracy:.1%}",
@@ -297,6 +301,13 @@ def _goodness(card: Card) -> str:
     if not parts:
         parts.append("Nothing was measured when it was shared.")
     return "\n\n".join(parts)
+
+
+def _gap(card: Card) -> str:
+    """What the images do not show; nothing when there are some of every class."""
+    among = card.measured.classes if card.measured is not None else 0
+    total = len(card.record.fitted["classnames_"])
+    return "" if among == total else f", which show {among:,} of the {total:,} classes"
 
 
 def _table(rows: Mapping[str, str]) -> str:
@@ -375,6 +386,10 @@ class Shared(
 
     def __init__(self, arrays: dict[str, np.ndarray], card: Card):
         self.arrays, self.card = arrays, card
+
+    def save_pretrained(self, save_directory: str | Path, **options) -> str | None:
+        """Write all files to a folder of yours, and upload nothing."""
+        return super().save_pretrained(at_home(save_directory), **options)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         write_arrays(save_directory / SAVED_FILE, self.arrays, self.card.record)
@@ -555,12 +570,13 @@ def fetch(
     local_files_only: take what was fetched before, and ask nobody.
     force_download: fetch it again.
 
+    What was fetched before is taken when the Hub does not answer, or refuses.
     One file is fetched, whose first lines must say that it is a saved method; `load`
     checks the rest. Raises ValueError for what is no name, or damaged;
     FileNotFoundError for what is not there; PermissionError without a token that may
     read it; ConnectionError when the Hub cannot be reached; OSError for a full disk.
     """
-    place, folder = hub_name(name), Path(name)
+    place, folder = hub_name(name), Path(at_home(name))
     how: dict[str, Any] = {"token": token, "cache_dir": cache_dir, "revision": revision}
     how |= {"local_files_only": local_files_only, "force_download": force_download}
     if place is not None:
@@ -599,7 +615,7 @@ def hub_name(name: str | Path) -> str | None:
     for anything else.
     """
     text = str(name)
-    if text and not text.startswith(HUB) and Path(name).is_dir():
+    if text and not text.startswith(HUB) and Path(at_home(name)).is_dir():
         return None
     place = text.removeprefix(HUB)
     if _is_name(place):
@@ -757,7 +773,8 @@ class _Pushing:
         commit_message: None: which method, by which clipadapt.
         about: `split`, `scores`, `license`, `datasets`: see `to_share`.
 
-        All files go up in one commit, or none; the CLIP does not. Raises ValueError as
+        All files go up in one commit, or none; the CLIP does not. A repository that was
+        made for them stays when an upload breaks off, empty. Raises ValueError as
         `to_share`, for what is no name, and for a repository of something else, or not
         as private as asked for; PermissionError without a token that may write;
         ConnectionError when the Hub cannot be reached; OSError for a full disk.
