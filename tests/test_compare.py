@@ -16,6 +16,7 @@ from clipadapt import (
     CLIP,
     FLYP,
     LPCLIP,
+    AnchoredMixture,
     LatteCLIP,
     Prototypes,
     ReCLIP,
@@ -167,6 +168,10 @@ NAN = np.where(np.arange(10) == 3, np.nan, GOOD).astype(np.float32)
             for value in (-1.0, "1", None, True, float("nan"))
         ),
         ({"probabilities": GOOD}, {}, "seconds"),
+        *(
+            ({"probabilities": GOOD}, {"seconds": 1.0, "history": value}, "history")
+            for value in (None, "x", {"loss": 1.0}, [1.0])
+        ),
     ],
 )
 def test_what_is_kept_is_checked(
@@ -549,8 +554,30 @@ def test_pictures_state_findings(clip):
     )
     assert (
         plot_cost(runs, test).get_title()
-        == "Nothing is both quicker and better than base, other"
+        == "base is the quickest, other the most accurate"
     )
+    best = made_up(clip, "best", [0, 0, 1, 2], seconds=5.0, kind=Prototypes)
+    assert (
+        plot_cost([best, *runs], test).get_title()
+        == "base is the quickest, best the most accurate; good compromises: other"
+    )
+    assert (
+        plot_cost([runs[0], runs[2]], test).get_title()
+        == "base is the quickest, and no other is more accurate"
+    )
+
+
+def test_the_names_of_methods_lie_beside_their_rows(clip):
+    """With four methods the rows are lower than the names are long."""
+    test = ImageSet(np.zeros((4, 8, 8), np.uint8), ["a", "b", "c"], [0, 0, 1, 2])
+    names = ["zero-shot", "mixture", "prototypes", "nearest neighbours"]
+    axes = plot_classes([made_up(clip, name, [0, 1, 1, 0]) for name in names], test)
+    axes.figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in axes.get_yticklabels()]
+    assert [text.get_text() for text in axes.get_yticklabels()] == names
+    assert all(box.width > box.height for box in boxes)
+    for one, other in itertools.combinations(boxes, 2):
+        assert Bbox.intersection(one, other) is None
 
 
 def test_the_best_that_is_also_the_quickest_is_named_once_as_the_best(clip):
@@ -659,6 +686,46 @@ def test_fitted_methods_are_let_go(clip, train, folder, tmp_path):
     assert np.array_equal(light.probabilities, held.probabilities)
     assert hasattr(held.method, "history_") and not hasattr(light.method, "history_")
     assert report([light], train, test, tmp_path / "report.html").exists()
+
+
+def test_a_run_keeps_the_history_of_its_fit(clip, train, test_images, tmp_path):
+    """Made now or read from the folder, its method fitted or let go."""
+    method = AnchoredMixture(clip, train.classnames)
+    where, asked = tmp_path / "runs", ({"mixture": method}, train, test_images)
+    (held,) = run_all(*asked)
+    others = [
+        run_all(*asked, folder=folder, fitted=fitted)[0]
+        for folder, fitted in ((None, False), (where, False), (where, True))
+    ]
+    assert len(held.history) > 1 and held.history == held.method.history_
+    for run in others:
+        assert run.history == held.history and not hasattr(run.method, "history_")
+    page = report(others[1:2], train, test_images, tmp_path / "report.html").read_text()
+    assert "how its fit went" in page and 'alt="mixture, training: ' in page
+
+
+def test_a_kept_run_without_a_history_is_read(
+    tmp_path, methods, train, test_images, monkeypatch
+):
+    """As older files are; the report then does not speak of curves."""
+    kept = forged({"probabilities": GOOD}, {"seconds": 1.0})
+    monkeypatch.setattr("clipadapt.judge.compare.Checkpoint", kept)
+    only = {"LP-CLIP": methods["LP-CLIP"]}
+    runs = run_all(only, train, test_images, folder=tmp_path)
+    assert [run.history for run in runs] == [[]]
+    page = report(runs, train, test_images, tmp_path / "report.html").read_text()
+    assert "Open a line for the accuracy of each class" in page
+    assert "how its fit went" not in page and ", training: " not in page
+
+
+def test_a_history_that_no_file_can_hold_fails_no_run(clip, train, test_images):
+    class Odd(ZeroShot):
+        def _fit(self, images, labels):
+            super()._fit(images, labels)
+            self.history_ = [object()]
+
+    (run,) = run_all([Odd(clip, train.classnames)], train, test_images)
+    assert run.error is None and run.history == []
 
 
 def test_corrupted_photographs_are_not_held_all_at_once(clip, monkeypatch):

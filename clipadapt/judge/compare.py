@@ -14,7 +14,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -39,8 +39,8 @@ from clipadapt.images.sets import (
 )
 from . import plots
 from .plots import label_text, label_texts
-from ..learning import metrics
-from ..learning.adapter import Adapter
+from ..learning import metrics, watching
+from ..learning.adapter import Adapter, check_declared
 from ..learning.training import Checkpoint
 from ..methods.zeroshot import ZeroShot
 
@@ -59,6 +59,8 @@ class Run:
     seconds: that `fit` took.
     seed: of the run.
     error: why it failed; None when it did not.
+    history: a record for each step of the fit; by default that of `method`. It stays
+        when the fitted method is let go, and when the run is read from a folder.
     """
 
     name: str
@@ -67,6 +69,10 @@ class Run:
     seconds: float
     seed: int = 0
     error: str | None = None
+    history: list[dict] = field(default_factory=list)
+
+    def __post_init__(self):
+        self.history = self.history or _records(self.method)
 
     def answered(self) -> np.ndarray:
         """The probabilities [N, C]. Raises ValueError for a run that failed."""
@@ -77,6 +83,21 @@ class Run:
     def answers(self) -> np.ndarray:
         """The class of each image, int64 [N]. Raises ValueError as `answered` does."""
         return self.answered().argmax(1)
+
+
+def _records(method: Adapter) -> list[dict]:
+    """A copy of `history_`, plain; empty where there is none that a file can hold."""
+    try:
+        history = watching.plain(getattr(method, "history_", []), "a history")
+        _check_history(history, "history_", "")
+    except ValueError:
+        return []
+    return history
+
+
+def _check_history(history: Any, path: str | Path, remedy: str) -> None:
+    """ValueError, naming the file, unless it is a list of records."""
+    check_declared({}, {"history": history}, {"history": list[dict]}, {}, path, remedy)
 
 # %% ../../nbs/15_compare.ipynb #cell-9
 def run_method(
@@ -130,8 +151,9 @@ def run_all(
     folder: keeps each run, and gives back those it has; a method that can go on from
         a checkpoint has it there, too, until its run is done.
     fitted: False lets go of a fitted method as soon as it has predicted; its run holds
-        an unfitted one. A method that trains a tower holds a CLIP of its own (600 MB
-        for ViT-B-32), so many runs of it may not fit into memory.
+        an unfitted one and the history of the fit. A method that trains a tower holds
+        a CLIP of its own (600 MB for ViT-B-32), so many runs of it may not fit into
+        memory.
 
     Returns the runs method by method and seed by seed. A method that fails is reported
     and does not stop the others. Raises ValueError when there is no method, when every
@@ -236,13 +258,16 @@ def _kept_run(
     if kept:
         size = len(test), len(check_classnames(method.classnames))
         _check_kept(*kept, path, size)
-        run = Run(name, method, kept[0]["probabilities"], kept[1]["seconds"], seed)
+        record, history = kept[1], kept[1].get("history", [])
+        answered, seconds = kept[0]["probabilities"], record["seconds"]
+        run = Run(name, method, answered, seconds, seed, history=history)
     else:
         resumable = _with_checkpoint(method, folder / stem, facts)
         run = run_method(name, resumable, train, test, seed)
         if run.error:
             return run
-        file.save({"probabilities": run.answered()}, {"seconds": run.seconds})
+        record = {"seconds": run.seconds, "history": run.history}
+        file.save({"probabilities": run.answered()}, record)
         run.method.set_params(**method.get_params(deep=False))
     for path in folder.glob(f"{stem}-*.checkpoint*"):
         path.unlink(missing_ok=True)
@@ -273,10 +298,11 @@ def _check_kept(
     path: Path,
     size: tuple[int, int],
 ) -> None:
-    """ValueError, naming the file, unless it holds the probabilities of a run."""
+    """ValueError, naming the file, unless it holds what is kept of a run."""
     remedy = "delete it to make the run again"
     declared = {"probabilities": Array("float32", *size, low=0)}
     check_arrays(arrays, declared, {}, path, remedy)
+    _check_history(record.get("history", []), path, remedy)  # older files have none
     with blaming(path, remedy):
         check_number(cast(float, record.get("seconds")), "seconds", 0)
         metrics.check_probabilities(arrays["probabilities"], dtype=None)
@@ -484,8 +510,9 @@ def plot_classes(runs: Sequence[Run], test: ImageSet, axes: Axes | None = None) 
     method, name = label_text(shares.index[row]), label_text(shares.columns[column])
     rows, columns = label_texts(list(shares.index)), label_texts(list(shares.columns))
     upright = 0.08 * max(0, max(map(len, columns)) - 8)  # long names stand
-    size = max(5, 0.62 * cells.shape[1] + 2.5), 0.36 * len(cells) + 1.6 + upright
-    axes = plots._axes(axes, size)
+    beside = 0.08 * max(0, max(map(len, rows)) - 8)
+    width = max(5, 0.62 * cells.shape[1] + 2.5) + beside
+    axes = plots._axes(axes, (width, 0.36 * len(cells) + 1.6 + upright))
     sns.heatmap(
         pd.DataFrame(cells, rows, columns),
         annot=cells.shape[1] <= 20,
@@ -497,6 +524,7 @@ def plot_classes(runs: Sequence[Run], test: ImageSet, axes: Axes | None = None) 
         ax=axes,
     )
     axes.set(xlabel=f"class{which}", ylabel="")
+    axes.tick_params(axis="y", rotation=0)
     right = f"{cells[row, column]:.0f} %"
     plots._set_title(axes, f"Lowest: {method} is right in {right} of “{name}”")
     return axes
@@ -658,9 +686,17 @@ def plot_cost(runs: Sequence[Run], test: ImageSet, axes: Axes | None = None) -> 
         xlabel="seconds to fit (logarithmic)",
         ylabel=f"accuracy on {len(test)} test images (%)",
     )
-    names = ", ".join(label_texts(front["method"].tolist()))
-    plots._set_title(axes, f"Nothing is both quicker and better than {names}")
+    plots._set_title(axes, _cost_title(label_texts(front["method"].tolist())))
     return axes
+
+
+def _cost_title(front: Sequence[str]) -> str:
+    """The finding; `front` begins with the quickest, each next one is better."""
+    if len(front) == 1:
+        return f"{front[0]} is the quickest, and no other is more accurate"
+    between = ", ".join(front[1:-1])
+    ends = f"{front[0]} is the quickest, {front[-1]} the most accurate"
+    return f"{ends}; good compromises: {between}" if between else ends
 
 # %% ../../nbs/15_compare.ipynb #cell-47
 def redraw(

@@ -99,13 +99,15 @@ KNOWN_COLUMNS = (
 def _results(runs: Sequence[Run], test: ImageSet, table: pd.DataFrame) -> dict:
     """What the template shows of the comparison; of each method its first run."""
     first = {run.name: run for run in reversed(_succeeded(runs, test))}
+    sections = [_section(run, test) for run in reversed(list(first.values()))]
     return {
         "rows": table.to_dict("records"),
         "best": table["accuracy"].max(),
         "recommendation": recommend(runs, test),
         "overview": _overview(runs, test),
         "extra": [name for name in table.columns if name not in KNOWN_COLUMNS],
-        "sections": [_section(run, test) for run in reversed(list(first.values()))],
+        "curves": any("training" in section["plots"] for section in sections),
+        "sections": sections,
     }
 
 # %% ../../nbs/engine/report.ipynb #cell-8
@@ -167,7 +169,7 @@ def _section(run: Run, test: ImageSet) -> dict:
     """What the template shows of one run: parameters, classes, and its plots."""
     labels, predictions = run.method.true_labels(test), run.answers()
     names = check_classnames(run.method.classnames)
-    curve = plot_training(getattr(run.method, "history_", []), run.method.step_unit)
+    curve = plot_training(run.history, run.method.step_unit)
     plots = {} if curve is None else {"training": curve}
     plots |= {
         "per class": plot_per_class(labels, predictions, names),

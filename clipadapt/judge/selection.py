@@ -346,7 +346,7 @@ def _scores_of_run(run: Run, folder: _Folder) -> dict[str, float]:
         ),
         "coverage": coverage(torch.from_numpy(run.answered())),
         "likelihood": _likelihood(answers, folder),
-        "objective": _objective(run.method),
+        "objective": _objective(run),
     }
 
 
@@ -382,12 +382,12 @@ def _names(answers: np.ndarray, folder: _Folder) -> float:
     return float(np.log(np.maximum(said, 1e-30)).mean())
 
 
-def _objective(method: Adapter) -> float:
+def _objective(run: Run) -> float:
     """Where the fit of a mixture ended; NaN for every other method."""
-    history = getattr(method, "history_", None)
-    if not isinstance(method, AnchoredMixture) or not history:
+    if not isinstance(run.method, AnchoredMixture) or not run.history:
         return np.nan
-    return float(history[-1]["objective"])
+    objective = run.history[-1].get("objective")
+    return float(objective) if isinstance(objective, (int, float)) else np.nan
 
 # %% ../../nbs/16_selection.ipynb #n20-e
 def half_agreement(method: Adapter, images: ImageSet, seed: int = 0) -> float:
