@@ -84,6 +84,24 @@ def saved(folders, tmp_path_factory):
     return out
 
 
+def test_a_run_says_which_preset_it_took_and_keeps_its_name(saved, folders, tmp_path):
+    """Also when nobody chose one; what was asked for stays as it was asked."""
+    said = "settings: preset small, made for the built-in CLIP; --preset default"
+    assert said in (saved / "log.txt").read_text()
+    assert json.loads((saved / "record.json").read_text())["preset"] == "small"
+    assert json.loads((saved / "config.json").read_text())["preset"] is None
+    same = ("--config", saved / "config.json", "--out", tmp_path / "own")
+    done = run("adapt", *same, "--preset", "default")
+    assert done.exit_code == 0 and "settings: preset default\n" in done.stderr
+    record = json.loads((tmp_path / "own" / "record.json").read_text())
+    assert record["preset"] == "default"
+    both = ("--methods", "zero-shot", "--out", tmp_path / "both")
+    done = run("compare", "--images", folders / "flat", "--classes", CLASSES, *both)
+    assert done.exit_code == 0 and said in done.stderr
+    record = json.loads((tmp_path / "both" / "record.json").read_text())
+    assert record["preset"] == "small"
+
+
 @pytest.fixture
 def cache(tmp_path_factory, monkeypatch):
     """Features and captions of a test go to a folder of its own."""

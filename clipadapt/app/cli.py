@@ -53,6 +53,7 @@ from clipadapt.app.runs import (
     run_record,
     saved_method,
     say,
+    say_preset,
     shown,
     stored_table,
     table_rows,
@@ -904,7 +905,8 @@ def adapt(context, out, overwrite, resume, method, **given) -> dict[str, Any]:
         _if_interrupted(context, _kept("What is done is kept", folder, out))
         pool = _sound(clip, pool, [chosen])
         labels = pool.labels if given["use_labels"] else None
-        done = adapt_in(folder, out, chosen, pool, labels, given["probabilities"])
+        more = (given["probabilities"], given["preset"])
+        done = adapt_in(folder, out, chosen, pool, labels, *more)
     return {"out": _in_full(out), "method": method, **done}
 
 # %% ../../nbs/engine/cli.ipynb #cell-35
@@ -1154,10 +1156,12 @@ def compare(context, out, overwrite, resume, methods, seeds, **given):
         _if_interrupted(context, _kept("The runs that are done are kept", folder, out))
         pool = _sound(clip, pool, [*chosen.values()])
         asked = pool if is_same else _sound(clip, asked)
+        preset = say_preset(clip, given["preset"])
         table, advice = compare_in(folder, chosen, pool, asked, seeds)
         _print_table(table, advice)
         described = captioner_name(chosen.get("latteclip"))
-        record = run_record(clip, images=pool, test=asked, captioner=described)
+        more = {"captioner": described, "preset": preset}
+        record = run_record(clip, images=pool, test=asked, **more)
         record["templates"] = {
             name: templates_name(method) for name, method in chosen.items()
         }

@@ -62,11 +62,11 @@ if TYPE_CHECKING:  # they import torch, which takes seconds
 
 # %% auto #0
 __all__ = ['logger', 'METHODS', 'WRITTEN', 'shown', 'say', 'read_classes', 'image_set', 'read_images', 'check_scorable',
-           'method_names', 'make_methods', 'captioner_name', 'templates_name', 'in_words', 'check_value', 'configure',
-           'write_json', 'write_table', 'table_rows', 'check_file', 'check_place', 'ask_readable', 'predictions',
-           'report_accuracy', 'write_features', 'write_parquet', 'stored_table', 'export_features', 'read_config',
-           'lasting_options', 'run_folder', 'run_record', 'adapt_in', 'compare_in', 'saved_method', 'check_known',
-           'check_fitting']
+           'method_names', 'make_methods', 'say_preset', 'captioner_name', 'templates_name', 'in_words', 'check_value',
+           'configure', 'write_json', 'write_table', 'table_rows', 'check_file', 'check_place', 'ask_readable',
+           'predictions', 'report_accuracy', 'write_features', 'write_parquet', 'stored_table', 'export_features',
+           'read_config', 'lasting_options', 'run_folder', 'run_record', 'adapt_in', 'compare_in', 'saved_method',
+           'check_known', 'check_fitting']
 
 # %% ../../nbs/engine/runs.ipynb #cell-6
 logger = logging.getLogger("clipadapt")
@@ -318,10 +318,29 @@ def make_methods(
             " and photographs --preset default is the better start",
             clip.name,
         )
-    if (preset or ("small" if clip.name is None else "default")) == "default":
+    if _preset_for(clip, preset) == "default":
         made = {name: type(method)(clip, classnames) for name, method in made.items()}
     made["latteclip"].set_params(captioner=captioner)
     return made
+
+
+def _preset_for(clip: CLIP, preset: str | None) -> str:
+    return preset or ("small" if clip.name is None else "default")
+
+# %% ../../nbs/engine/runs.ipynb #say-preset
+def say_preset(clip: CLIP, preset: str | None) -> str:
+    """Log which preset the methods of `make_methods` start from, and return its name.
+
+    clip, preset: as for `make_methods`.
+    """
+    found = _preset_for(clip, preset)
+    why = {
+        "small": "made for the built-in CLIP; --preset default chooses each method's own",
+        "default": "each method's own",
+    }
+    more = "" if preset else f", {why[found]}"
+    logger.info("settings: preset %s%s", found, more)
+    return found
 
 # %% ../../nbs/engine/runs.ipynb #cell-20
 def captioner_name(method: Adapter | None) -> str | None:
@@ -1122,6 +1141,7 @@ def adapt_in(
     pool: ImageSet,
     labels: np.ndarray | None,
     probabilities: bool,
+    preset: str | None = None,
 ) -> dict[str, Any]:
     """Fit a method, and write all that the folder of its run holds.
 
@@ -1131,6 +1151,7 @@ def adapt_in(
     pool: the images that it learns from, and answers.
     labels: int [N], those that it may know, -1 for the others; None for none.
     probabilities: as for `predictions`.
+    preset: as for `make_methods`, for the log and the record.
 
     All processes of a launcher fit together; the first one writes and answers. It
     returns the number of images, the seconds of the fit and the accuracy, which is None
@@ -1142,6 +1163,7 @@ def adapt_in(
     checkpoint = folder / "checkpoint.safetensors"
     if "checkpoint" in method.get_params():
         method.set_params(checkpoint=str(checkpoint))
+    preset = say_preset(method.clip, preset)
     _say_captions([method])
     logger.info("fitting %s", type(method).__name__)
     start = time.perf_counter()
@@ -1155,7 +1177,7 @@ def adapt_in(
     table = predictions(method, pool, answers, probabilities)
     write_table(folder / "predictions.csv", table)
     more = {"seconds": round(seconds, 3), "captioner": captioner_name(method)}
-    more |= {"templates": templates_name(method)}
+    more |= {"templates": templates_name(method), "preset": preset}
     write_json(folder / "record.json", run_record(method.clip, images=pool, **more))
     Checkpoint(checkpoint, {}).delete()
     logger.info("fitted in %.1f s; wrote %s", seconds, out)
