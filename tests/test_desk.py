@@ -457,6 +457,33 @@ def test_links_of_the_written_course_lead_somewhere(written):
             assert cell["cell_type"] != "code" or cell["outputs"] == []
 
 
+def test_only_cells_that_are_begun_may_fail_in_the_written_course(written):
+    """Jupyter's "Run all" goes on behind them, and stops at any other error."""
+    nbformat = pytest.importorskip("nbformat")
+    begun = 0
+    for path in written.rglob("*.ipynb"):
+        notebook = nbformat.read(path, as_version=4)
+        nbformat.validate(notebook)
+        for cell in notebook.cells:
+            first = cell.source.split("\n")[0]
+            is_begun = cell.cell_type == "code" and first == "#| eval: false"
+            tagged = "raises-exception" in cell.metadata.get("tags", [])
+            assert tagged == is_begun, (path, cell.id)
+            begun += is_begun
+    assert begun > 50
+
+
+def test_a_cell_that_is_begun_keeps_its_other_tags():
+    cells = [
+        {"cell_type": kind, "metadata": {"tags": ["mine"]}, "source": [source]}
+        for kind in ("code", "markdown")
+        for source in ("#| code-fold: true\n#| eval: false\n...", "x\n#| eval: false")
+    ]
+    text = course.for_student(json.dumps({"cells": cells}), "nbs/a.ipynb", [])
+    tags = [cell["metadata"]["tags"] for cell in json.loads(text)["cells"]]
+    assert tags == [["mine", "raises-exception"], *[["mine"]] * 3]
+
+
 def test_the_written_course_holds_what_its_notebooks_read(written):
     """Modules of folders beside the notebooks, and files that are read by name."""
     found = set()
