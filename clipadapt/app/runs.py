@@ -61,7 +61,7 @@ if TYPE_CHECKING:  # they import torch, which takes seconds
     from clipadapt.learning.adapter import Adapter, SavedClip, SavedMethod
 
 # %% auto #0
-__all__ = ['logger', 'METHODS', 'WRITTEN', 'shown', 'say', 'read_classes', 'image_set', 'read_images', 'check_scorable',
+__all__ = ['logger', 'METHODS', 'WRITTEN', 'shown', 'say', 'read_classes', 'image_set', 'read_images', 'check_scorable', 'meant',
            'method_names', 'make_methods', 'say_preset', 'captioner_name', 'templates_name', 'in_words', 'check_value',
            'configure', 'write_json', 'write_table', 'table_rows', 'check_file', 'check_place', 'ask_readable',
            'predictions', 'report_accuracy', 'write_features', 'write_parquet', 'stored_table', 'export_features',
@@ -143,8 +143,8 @@ def image_set(
     check: how the files are looked at, as for `ImageSet.from_folder`.
     engine: who reads what is no folder here, such as s3://bucket/photos.
 
-    Raises what `ImageSet.from_folder` does, and ValueError for an address without
-    engine.
+    Raises what `ImageSet.from_folder` does, and ValueError for a file, or an address,
+    without engine.
     """
     from clipadapt.images.sets import ImageSet, digits
 
@@ -154,6 +154,8 @@ def image_set(
         return engine_images(engine, folder, max_pixels)
     if folder and "://" in folder:
         raise ValueError(f"{folder} is no folder; --engine ray reads from there")
+    if folder and os.path.isfile(folder):
+        raise ValueError(f"{folder} is a file; --images and --test take a folder")
     if folder:
         return ImageSet.from_folder(folder, max_pixels=max_pixels, check=check)
     return digits(split)
@@ -275,6 +277,16 @@ METHODS = (
 )
 
 # %% ../../nbs/engine/runs.ipynb #method-names
+def meant(name: str, known: Iterable[str]) -> str:
+    """The question whether the nearest known name was meant; "" where none is near.
+
+    name: what was typed.
+    known: the names that there are.
+    """
+    near = difflib.get_close_matches(name, [*known], 1)
+    return f"did you mean {near[0]!r}?" if near else ""
+
+
 def method_names(methods: str) -> list[str]:
     """The names in "a,b,c", or all.
 
@@ -288,7 +300,8 @@ def method_names(methods: str) -> list[str]:
     wanted = [name.strip() for name in methods.split(",") if name.strip()]
     for name in wanted:
         if name not in METHODS:
-            raise ValueError(f"unknown method {name!r}; there are {known}")
+            near = ", ".join(filter(None, (repr(name), meant(name, METHODS))))
+            raise ValueError(f"unknown method {near}; there are {known}")
         if wanted.count(name) > 1:
             raise ValueError(f"--methods names {name} more than once")
     if not wanted:
@@ -334,11 +347,9 @@ def say_preset(clip: CLIP, preset: str | None) -> str:
     clip, preset: as for `make_methods`.
     """
     found = _preset_for(clip, preset)
-    why = {
-        "small": "made for the built-in CLIP; --preset default chooses each method's own",
-        "default": "each method's own",
-    }
-    more = "" if preset else f", {why[found]}"
+    own = "each method's own"
+    why = f"made for the built-in CLIP; --preset default chooses {own}"
+    more = "" if preset else f", {why if found == 'small' else own}"
     logger.info("settings: preset %s%s", found, more)
     return found
 
@@ -467,11 +478,10 @@ def configure(method: Adapter, settings: Sequence[str]) -> Adapter:
                 f" Python, as {type(method).__name__}(..., annotator=Prototypes(...))"
             )
         if not equals or name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            meant = f", did you mean {near[0]!r}?" if near else ""
+            near = ", ".join(filter(None, (repr(name), meant(name, known))))
             raise ValueError(
-                f"--set {setting}: {type(method).__name__} has no parameter {name!r}"
-                f"{meant}; it has {', '.join(known)}"
+                f"--set {setting}: {type(method).__name__} has no parameter {near};"
+                f" it has {', '.join(known)}"
             )
         parsed = _parse_value(setting, value)
         check_value(method, name, parsed)
