@@ -84,6 +84,24 @@ def saved(folders, tmp_path_factory):
     return out
 
 
+def test_a_run_says_which_preset_it_took_and_keeps_its_name(saved, folders, tmp_path):
+    """Also when nobody chose one; what was asked for stays as it was asked."""
+    said = "settings: preset small, made for the built-in CLIP; --preset default"
+    assert said in (saved / "log.txt").read_text()
+    assert json.loads((saved / "record.json").read_text())["preset"] == "small"
+    assert json.loads((saved / "config.json").read_text())["preset"] is None
+    same = ("--config", saved / "config.json", "--out", tmp_path / "own")
+    done = run("adapt", *same, "--preset", "default")
+    assert done.exit_code == 0 and "settings: preset default\n" in done.stderr
+    record = json.loads((tmp_path / "own" / "record.json").read_text())
+    assert record["preset"] == "default"
+    both = ("--methods", "zero-shot", "--out", tmp_path / "both")
+    done = run("compare", "--images", folders / "flat", "--classes", CLASSES, *both)
+    assert done.exit_code == 0 and said in done.stderr
+    record = json.loads((tmp_path / "both" / "record.json").read_text())
+    assert record["preset"] == "small"
+
+
 @pytest.fixture
 def cache(tmp_path_factory, monkeypatch):
     """Features and captions of a test go to a folder of its own."""
@@ -359,6 +377,14 @@ def test_labels_of_sub_folders_are_read_only_when_asked(folders, tmp_path):
         for name in ("blind", "seen")
     )
     assert blind != seen
+
+
+def test_labels_that_are_asked_for_and_are_nowhere_are_an_error(folders, tmp_path):
+    same = ("--classes", CLASSES, "--use-labels", "--out", tmp_path / "x")
+    done = run("adapt", "--images", folders / "flat", *same)
+    said = f"no image of {folders / 'flat'} has a label; put those whose class"
+    assert done.exit_code == 1 and said in done.stderr
+    assert not (tmp_path / "x").exists()
 
 
 def test_formats_and_columns(saved, folders, tmp_path):
@@ -1282,7 +1308,11 @@ def test_a_run_is_not_replaced_when_something_else_came_into_it(
         (["--images", ""], 2, "empty"),
         (["--out", "file/x"], 1, "a part of this path is a file"),
         (["--out", "file"], 1, "is a file"),
-        (["--images", "file"], 1, "no such folder"),
+        (["--images", "file"], 1, "file is a file; --images and --test take a folder"),
+        (["--method", "fpll"], 2, "; did you mean 'fpl'?"),
+        (["--method", "nothing"], 2, "'reclip'.\n"),
+        (["--preset", "smal"], 2, "did you mean 'small'?"),
+        (["--use-labels", "--classes", "cat,dog"], 1, "no image of the handwriting"),
         (["--set", "shrink=NaN"], 1, "must be finite"),
         (["--set", "shrink=1e999"], 1, "must be finite"),
         (["--set", "iterations=" + "9" * 30], 1, "below 2^31"),

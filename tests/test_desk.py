@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 import clipadapt.__main__
 from clipadapt import Adapter, FeatureSet, FeatureStore, ImageSet, ZeroShot, digits
 from clipadapt.app import course, doctor
-from clipadapt.app.cli import main
+from clipadapt.app.cli import _tags_in, main
 from clipadapt.app.runs import read_config
 from clipadapt.clip.model import builtin_directory
 from clipadapt.clip.templates import read_templates
@@ -383,7 +383,9 @@ def test_a_method_is_pushed_and_used_by_its_name(desk, monkeypatch):
     same = ("--saved", root / "run", "--model", f"local-dir:{root / 'model'}")
     code, answer = in_json("push", "me/pets", *same, "--test", root / "photos")
     assert (code, answer["address"]) == (0, "https://hub/me/pets")
-    assert run("push", "me/pets", *same, "--public").exit_code == 0
+    done = run("push", "me/pets", *same, "--public")
+    said = [f"uploading {root / 'run'} to me/pets", "it is at https://hub/me/pets"]
+    assert done.exit_code == 0 and done.stderr.splitlines()[-2:] == said
     accuracy = pytest.approx(adapted["accuracy"])
     assert pushed == [("me/pets", True, accuracy), ("me/pets", False, None)]
 
@@ -457,6 +459,33 @@ def test_links_of_the_written_course_lead_somewhere(written):
             assert cell["cell_type"] != "code" or cell["outputs"] == []
 
 
+def test_only_cells_that_are_begun_may_fail_in_the_written_course(written):
+    """Jupyter's "Run all" goes on behind them, and stops at any other error."""
+    nbformat = pytest.importorskip("nbformat")
+    begun = 0
+    for path in written.rglob("*.ipynb"):
+        notebook = nbformat.read(path, as_version=4)
+        nbformat.validate(notebook)
+        for cell in notebook.cells:
+            first = cell.source.split("\n")[0]
+            is_begun = cell.cell_type == "code" and first == "#| eval: false"
+            tagged = "raises-exception" in cell.metadata.get("tags", [])
+            assert tagged == is_begun, (path, cell.id)
+            begun += is_begun
+    assert begun > 50
+
+
+def test_a_cell_that_is_begun_keeps_its_other_tags():
+    cells = [
+        {"cell_type": kind, "metadata": {"tags": ["mine"]}, "source": [source]}
+        for kind in ("code", "markdown")
+        for source in ("#| code-fold: true\n#| eval: false\n...", "x\n#| eval: false")
+    ]
+    text = course.for_student(json.dumps({"cells": cells}), "nbs/a.ipynb", [])
+    tags = [cell["metadata"]["tags"] for cell in json.loads(text)["cells"]]
+    assert tags == [["mine", "raises-exception"], *[["mine"]] * 3]
+
+
 def test_the_written_course_holds_what_its_notebooks_read(written):
     """Modules of folders beside the notebooks, and files that are read by name."""
     found = set()
@@ -511,8 +540,34 @@ def test_tab_offers_commands_methods_models_and_saved_folders(desk, monkeypatch)
     assert completed("export --saved", f"{root}/r") == [f"{root}/run"]
     (other,) = SHELL.get_completions(["predict", "--saved"], "pho")
     assert (other.type, other.value) == ("dir", "pho")
-    (other,) = SHELL.get_completions(["predict", "--images"], "pho")
+    folders = [
+        (path, option.opts[0])
+        for path, command in commands()
+        for option in command.params
+        if option.metavar == "DIR"
+    ]
+    assert (("predict",), "--images") in folders and len(folders) > 10
+    for path, option in folders:
+        (other,) = SHELL.get_completions([*path, option], "pho")
+        assert (other.type, other.value) == ("dir", "pho")
+    (other,) = SHELL.get_completions(["adapt", "--classes"], "pho")
     assert (other.type, other.value) == ("file", "pho")
+
+
+def test_tab_offers_the_weights_that_openclip_has_for_a_model():
+    from open_clip import list_pretrained_tags_by_model
+
+    for model in ("ViT-B-32", "EVA02-B-16", "convnext_base"):
+        tags = sorted(list_pretrained_tags_by_model(model))
+        assert tags and completed(f"adapt --model {model} --pretrained") == tags
+    assert completed("predict --model ViT-B-32 --pretrained", "opena") == ["openai"]
+    assert completed("adapt --model nothing --pretrained") == []
+    assert completed("adapt --pretrained") == []
+
+
+@pytest.mark.parametrize("code", ["", "_PRETRAINED = {}", "_PRETRAINED = dict(a=b)"])
+def test_another_openclip_completes_no_weights(code):
+    assert _tags_in(code, "ViT-B-32") == []
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
@@ -521,6 +576,7 @@ def test_a_script_completes_in_each_shell(shell):
     script = run("completion", shell).stdout
     assert code == 0 and answer["script"] == script
     assert "_CLIPADAPT_COMPLETE" in script and "# To install it" in script
+    assert "mkdir -p" in script.splitlines()[-1]
     if shell == "zsh":
         assert script.startswith("#compdef clipadapt")  # zsh reads it there only
 

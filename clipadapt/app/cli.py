@@ -7,6 +7,7 @@
 #| code-summary: "The module's imports"
 from __future__ import annotations
 
+import ast
 import json
 import logging
 import os
@@ -43,6 +44,7 @@ from clipadapt.app.runs import (
     lasting_options,
     logger,
     make_methods,
+    meant,
     method_names,
     predictions,
     read_classes,
@@ -53,6 +55,7 @@ from clipadapt.app.runs import (
     run_record,
     saved_method,
     say,
+    say_preset,
     shown,
     stored_table,
     table_rows,
@@ -70,10 +73,10 @@ if TYPE_CHECKING:  # they import torch, which takes seconds
     from clipadapt.images.sets import ImageSet
 
 # %% auto #0
-__all__ = ['JSON', 'PATH', 'SEED', 'IMAGES', 'CLASSES', 'DEVICE', 'MODEL', 'QUIET', 'RUN', 'TABLE', 'PROBABILITIES', 'PRESET',
-           'CAPTIONER', 'ENGINE', 'main', 'adapt', 'predict', 'zero_shot', 'export_command', 'push_command', 'compare',
-           'encode', 'store_group', 'store_list', 'store_export', 'store_verify', 'store_compact', 'store_clear',
-           'caption_command', 'demo_command', 'doctor_command', 'course_command', 'completion_command']
+__all__ = ['JSON', 'PATH', 'FOLDER', 'SEED', 'IMAGES', 'CLASSES', 'DEVICE', 'MODEL', 'QUIET', 'RUN', 'TABLE', 'PROBABILITIES',
+           'PRESET', 'CAPTIONER', 'ENGINE', 'main', 'adapt', 'predict', 'zero_shot', 'export_command', 'push_command',
+           'compare', 'encode', 'store_group', 'store_list', 'store_export', 'store_verify', 'store_compact',
+           'store_clear', 'caption_command', 'demo_command', 'doctor_command', 'course_command', 'completion_command']
 
 # %% ../../nbs/engine/cli.ipynb #help-2
 _SECTIONS = {
@@ -387,7 +390,27 @@ class _UserPath(click.ParamType):
         return [CompletionItem(incomplete, type="file")]
 
 
-PATH, SEED = _UserPath(), click.IntRange(0, 2**32 - 1)
+class _FolderPath(_UserPath):
+    """The path of a folder; only folders are completed."""
+
+    def shell_complete(self, ctx, param, incomplete: str) -> list[CompletionItem]:
+        return [CompletionItem(incomplete, type="dir")]
+
+
+class _Choice(click.Choice):
+    """One of several words; an error names the nearest one, as it does for options."""
+
+    def convert(self, value: Any, param, ctx):
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter as error:
+            near = meant(str(value), self.choices)
+            if near:
+                self.fail(f"{error.message.rstrip('.')}; {near}", param, ctx)
+            raise
+
+
+PATH, FOLDER, SEED = _UserPath(), _FolderPath(), click.IntRange(0, 2**32 - 1)
 
 # %% ../../nbs/engine/cli.ipynb #complete-2
 class _ModelName(click.ParamType):
@@ -396,12 +419,21 @@ class _ModelName(click.ParamType):
     name = "text"
 
     def shell_complete(self, ctx, param, incomplete: str) -> list[CompletionItem]:
-        found = find_spec("open_clip")
-        places = found.submodule_search_locations if found else None
-        folders = [Path(place) for place in places or ()]
-        files = [one for place in folders for one in place.glob("*_configs/*.json")]
+        files = [one for at in _openclip() for one in at.glob("*_configs/*.json")]
         names = sorted({"hf-hub:", "local-dir:", *(one.stem for one in files)})
         return _beginning(names, incomplete)
+
+
+class _WeightsName(click.ParamType):
+    """The name of weights; any text, but OpenCLIP's for this model are completed."""
+
+    name = "text"
+
+    def shell_complete(self, ctx, param, incomplete: str) -> list[CompletionItem]:
+        codes = [one.read_text("utf-8") for one in _openclip("pretrained.py")]
+        model = ctx.params.get("model")
+        tags = [tag for code in codes for tag in _tags_in(code, model)]
+        return _beginning(sorted(tags), incomplete)
 
 
 class _MethodNames(click.ParamType):
@@ -415,8 +447,40 @@ class _MethodNames(click.ParamType):
         left = [f"{before}{comma}{name}" for name in METHODS if name not in there]
         return _beginning(left if comma else ["all", *left], incomplete)
 
+# %% ../../nbs/engine/cli.ipynb #complete-2a
+def _openclip(name: str = "") -> list[Path]:
+    """Where OpenCLIP's folder is, or a file in it; nothing is imported for it."""
+    found = find_spec("open_clip")
+    places = found.submodule_search_locations if found else None
+    paths = [Path(place, name) for place in places or ()]
+    return [path for path in paths if path.exists()]
+
+
+def _tags_in(code: str, model: str | None) -> list[str]:
+    """The names of weights that OpenCLIP's table has for a model.
+
+    code: of its module `pretrained`, where a table of tables, `_PRETRAINED`, has those
+        of a model as they are, or by the name of another table.
+    """
+    tables = {
+        getattr(line.targets[0], "id", ""): line.value
+        for line in ast.parse(code).body
+        if isinstance(line, ast.Assign)
+    }
+    known = tables.get("_PRETRAINED")
+    if not isinstance(known, ast.Dict):
+        return []
+    found = [
+        table
+        for key, table in zip(known.keys, known.values, strict=True)
+        if isinstance(key, ast.Constant) and key.value == model
+    ]
+    named = [tables.get(getattr(table, "id", ""), table) for table in found]
+    calls = [table for table in named if isinstance(table, ast.Call)]
+    return [word.arg for call in calls for word in call.keywords if word.arg]
+
 # %% ../../nbs/engine/cli.ipynb #complete-2b
-class _SavedPath(_UserPath):
+class _SavedPath(_FolderPath):
     """A folder with a saved method; those that are there are completed."""
 
     def shell_complete(self, ctx, param, incomplete: str) -> list[CompletionItem]:
@@ -428,7 +492,9 @@ class _SavedPath(_UserPath):
         }
         folders = {one.relative_to(root).parts[0] for one in found}
         names = sorted(os.path.join(above, folder) for folder in folders)
-        return _beginning(names, incomplete) or [CompletionItem(incomplete, type="dir")]
+        return _beginning(names, incomplete) or super().shell_complete(
+            ctx, param, incomplete
+        )
 
 
 def _beginning(names: Sequence[str], incomplete: str) -> list[CompletionItem]:
@@ -472,7 +538,7 @@ def _options(*groups: list[Callable]) -> Callable:
 IMAGES = [
     click.option(
         "--images",
-        type=PATH,
+        type=FOLDER,
         metavar="DIR",
         help=(
             "Folder of images: flat, or a sub-folder a class.  [default: the"
@@ -523,10 +589,15 @@ MODEL = [
         help="Any OpenCLIP model, such as ViT-B-32.  [default: the small built-in one]",
     ),
     click.option(
-        "--pretrained", metavar="TAG", help="Its weights, such as laion2b_s34b_b79k."
+        "--pretrained",
+        type=_WeightsName(),
+        metavar="TAG",
+        help="Its weights, such as laion2b_s34b_b79k.",
     ),
     *DEVICE,
 ]
+
+# %% ../../nbs/engine/cli.ipynb #quiet-1
 QUIET = [
     *JSON,
     click.option(
@@ -585,7 +656,7 @@ PROBABILITIES = [
 PRESET = [
     click.option(
         "--preset",
-        type=click.Choice(["small", "default"]),
+        type=_Choice(["small", "default"]),
         help=(
             "Settings for the built-in model and a thousand small images of handwriting"
             " (small), or each method's own, for photographs (default).  [default:"
@@ -621,7 +692,7 @@ CAPTIONER = [
 ENGINE = [
     click.option(
         "--engine",
-        type=click.Choice(["ray"]),
+        type=_Choice(["ray"]),
         help=(
             "Workers of Ray encode and describe; --images may be an address such as"
             " s3://bucket/photos, or .tar or .parquet files.  [default: this process]"
@@ -789,6 +860,22 @@ def _methods(
     return {name: made[name] for name in wanted}
 
 
+def _known_labels(pool: ImageSet, given: dict[str, Any]):
+    """The labels that a method may know; None where nobody asks for them.
+
+    Raises ValueError when somebody asks, and no image has one.
+    """
+    if not given["use_labels"]:
+        return None
+    if not (pool.labels >= 0).any():
+        where = given["images"] or "the handwriting"
+        raise ValueError(
+            f"--use-labels: no image of {where} has a label; put those whose"
+            " class you know into sub-folders named as the classes"
+        )
+    return pool.labels
+
+
 def _captioner_for(wanted: Sequence[str], clip: CLIP, given: dict[str, Any]):
     """The captioner that was asked for, if one of the methods `wanted` takes it.
 
@@ -840,14 +927,14 @@ def _kept(what: str, folder: Path, out: str) -> str:
 _ADAPT = [
     click.option(
         "--out",
-        type=PATH,
+        type=FOLDER,
         metavar="DIR",
         required=True,
         help="Folder for the results; must be new or empty.",
     ),
     click.option(
         "--method",
-        type=click.Choice(METHODS),
+        type=_Choice(METHODS),
         default="mixture",
         show_default=True,
         help="The mixture answers all images at once, in seconds and with care.",
@@ -897,14 +984,16 @@ def adapt(context, out, overwrite, resume, method, **given) -> dict[str, Any]:
     _engine(given)  # what is wrong with it is said before processes wait for each other
     processes = join(given["device"] == "cpu")
     pool, clip = _pool({**given, **options}), _clip(given)
+    _known_labels(pool, given)  # that there are some is looked at before any work
     made = _methods([method], clip, pool, given)[method]
     chosen = configure(made, given["settings"]).set_params(seed=given["seed"])
     place = run_folder(out, options, overwrite, resume)
     with place if processes.first else nullcontext(Path(out)) as folder:
         _if_interrupted(context, _kept("What is done is kept", folder, out))
         pool = _sound(clip, pool, [chosen])
-        labels = pool.labels if given["use_labels"] else None
-        done = adapt_in(folder, out, chosen, pool, labels, given["probabilities"])
+        labels = _known_labels(pool, given)
+        more = (given["probabilities"], given["preset"])
+        done = adapt_in(folder, out, chosen, pool, labels, *more)
     return {"out": _in_full(out), "method": method, **done}
 
 # %% ../../nbs/engine/cli.ipynb #cell-35
@@ -925,7 +1014,9 @@ _PREDICT = [
             " names, if that is a known one]"
         ),
     ),
-    click.option("--pretrained", metavar="TAG", help="Its weights."),
+    click.option(
+        "--pretrained", type=_WeightsName(), metavar="TAG", help="Its weights."
+    ),
     *DEVICE,
 ]
 
@@ -1010,7 +1101,7 @@ _EXPORT = [
     ),
     click.option(
         "--format",
-        type=click.Choice(["onnx", "torch"]),
+        type=_Choice(["onnx", "torch"]),
         help=(
             "onnx for any ONNX runtime, torch for torch.export.load.  [default: as the"
             " name of the file ends]"
@@ -1026,7 +1117,7 @@ _EXPORT = [
     ),
     click.option(
         "--images",
-        type=PATH,
+        type=FOLDER,
         metavar="DIR",
         help=(
             "Folder of images to see what --int8 costs: accuracy where sub-folders give"
@@ -1065,7 +1156,7 @@ _PUSH = [
     click.option("--public", is_flag=True, help="Everybody can see it."),
     click.option(
         "--test",
-        type=PATH,
+        type=FOLDER,
         metavar="DIR",
         help=(
             "Labelled images that nothing was chosen on, a sub-folder a class: how good"
@@ -1090,6 +1181,7 @@ def push_command(name, public, test, saved, **given):
         from clipadapt.images.pictures import MAX_PIXELS
 
         shown = read_images(test, method.classnames_, MAX_PIXELS, "test", "pixels")
+    logger.info("uploading %s to %s", saved, name)
     address = method.push_to_hub(name, private=not public, test=shown)
     logger.info("it is at %s", address)
     return {"name": name, "public": public, "address": address}
@@ -1098,7 +1190,7 @@ def push_command(name, public, test, saved, **given):
 _COMPARE = [
     click.option(
         "--out",
-        type=PATH,
+        type=FOLDER,
         metavar="DIR",
         default="runs/compared",
         show_default=True,
@@ -1106,7 +1198,7 @@ _COMPARE = [
     ),
     click.option(
         "--test",
-        type=PATH,
+        type=FOLDER,
         metavar="DIR",
         help=(
             "Labelled images to score on, a sub-folder a class.  [default: the other"
@@ -1154,10 +1246,12 @@ def compare(context, out, overwrite, resume, methods, seeds, **given):
         _if_interrupted(context, _kept("The runs that are done are kept", folder, out))
         pool = _sound(clip, pool, [*chosen.values()])
         asked = pool if is_same else _sound(clip, asked)
+        preset = say_preset(clip, given["preset"])
         table, advice = compare_in(folder, chosen, pool, asked, seeds)
         _print_table(table, advice)
         described = captioner_name(chosen.get("latteclip"))
-        record = run_record(clip, images=pool, test=asked, captioner=described)
+        more = {"captioner": described, "preset": preset}
+        record = run_record(clip, images=pool, test=asked, **more)
         record["templates"] = {
             name: templates_name(method) for name, method in chosen.items()
         }
@@ -1384,7 +1478,9 @@ def caption_command(
 # %% ../../nbs/engine/cli.ipynb #cell-49
 @main.command("demo")
 @_options(QUIET)
-@click.option("--out", type=PATH, metavar="DIR", default="runs/demo", show_default=True)
+@click.option(
+    "--out", type=FOLDER, metavar="DIR", default="runs/demo", show_default=True
+)
 def demo_command(out):
     """Every method on real handwriting with the built-in CLIP: a table and a report.
     Takes a few minutes.
@@ -1429,7 +1525,7 @@ def doctor_command(context, configs):
 
 # %% ../../nbs/engine/cli.ipynb #course-2
 @main.command("course")
-@click.argument("folder", type=PATH, default="clipadapt-course")
+@click.argument("folder", type=FOLDER, default="clipadapt-course")
 @click.option("--overwrite", is_flag=True, help="Replace notebooks that you changed.")
 @click.option("--no-open", is_flag=True, help="Write only, do not open JupyterLab.")
 @_options(QUIET)
@@ -1464,19 +1560,21 @@ _INSTALL = {
 
 
 @main.command("completion")
-@click.argument("shell", type=click.Choice([*_INSTALL]))
+@click.argument("shell", type=_Choice([*_INSTALL]))
 @_options(QUIET)
 def completion_command(shell):
     """Print a script that completes commands, options, methods, models and folders.
 
     \b
+    mkdir -p ~/.local/share/bash-completion/completions ~/.config/fish/completions
     clipadapt completion bash > ~/.local/share/bash-completion/completions/clipadapt
     clipadapt completion fish > ~/.config/fish/completions/clipadapt.fish
     """
     kind = get_completion_class(shell)
     assert kind is not None
     script = kind(main, {}, "clipadapt", "_CLIPADAPT_COMPLETE").source().strip()
-    script += f"\n\n# To install it, write this output to {_INSTALL[shell]}\n"
+    script += "\n\n# To install it, make its folder with mkdir -p, and"
+    script += f" write this output to {_INSTALL[shell]}\n"
     if not _in_json():
         _print(script)
     return {"shell": shell, "script": script}

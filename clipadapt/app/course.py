@@ -100,12 +100,20 @@ def for_student(text: str, name: str, files: Iterable[str]) -> str:
     cells = [cell for cell in notebook["cells"] if cell.get("id") not in _FOR_THE_WEB]
     notebook["cells"] = cells
     for cell in cells:
+        if cell["cell_type"] == "code" and _is_begun(cell):
+            tags = cell["metadata"].get("tags", [])
+            cell["metadata"]["tags"] = [*dict.fromkeys([*tags, "raises-exception"])]
         if cell["cell_type"] == "markdown":
             linked = _with_links("".join(cell["source"]), name, known)
             cell["source"] = linked.splitlines(keepends=True)
     return json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
 
 
+def _is_begun(cell: dict) -> bool:
+    """Whether a student shall finish this cell, which may fail until then."""
+    return re.match(r"(#\|.*\n)*#\| *eval: *false", "".join(cell["source"])) is not None
+
+# %% ../../nbs/engine/course.ipynb #course-9c
 def _with_links(text: str, name: str, known: set[str]) -> str:
     linked = lambda found: f"]({_link(found[1], name, known)})"
     return re.sub(r"\]\(([^)\s]+)\)", linked, text)

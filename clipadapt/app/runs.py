@@ -61,12 +61,12 @@ if TYPE_CHECKING:  # they import torch, which takes seconds
     from clipadapt.learning.adapter import Adapter, SavedClip, SavedMethod
 
 # %% auto #0
-__all__ = ['logger', 'METHODS', 'WRITTEN', 'shown', 'say', 'read_classes', 'image_set', 'read_images', 'check_scorable',
-           'method_names', 'make_methods', 'captioner_name', 'templates_name', 'in_words', 'check_value', 'configure',
-           'write_json', 'write_table', 'table_rows', 'check_file', 'check_place', 'ask_readable', 'predictions',
-           'report_accuracy', 'write_features', 'write_parquet', 'stored_table', 'export_features', 'read_config',
-           'lasting_options', 'run_folder', 'run_record', 'adapt_in', 'compare_in', 'saved_method', 'check_known',
-           'check_fitting']
+__all__ = ['logger', 'METHODS', 'WRITTEN', 'shown', 'say', 'read_classes', 'image_set', 'read_images', 'check_scorable', 'meant',
+           'method_names', 'make_methods', 'say_preset', 'captioner_name', 'templates_name', 'in_words', 'check_value',
+           'configure', 'write_json', 'write_table', 'table_rows', 'check_file', 'check_place', 'ask_readable',
+           'predictions', 'report_accuracy', 'write_features', 'write_parquet', 'stored_table', 'export_features',
+           'read_config', 'lasting_options', 'run_folder', 'run_record', 'adapt_in', 'compare_in', 'saved_method',
+           'check_known', 'check_fitting']
 
 # %% ../../nbs/engine/runs.ipynb #cell-6
 logger = logging.getLogger("clipadapt")
@@ -143,8 +143,8 @@ def image_set(
     check: how the files are looked at, as for `ImageSet.from_folder`.
     engine: who reads what is no folder here, such as s3://bucket/photos.
 
-    Raises what `ImageSet.from_folder` does, and ValueError for an address without
-    engine.
+    Raises what `ImageSet.from_folder` does, and ValueError for a file, or an address,
+    without engine.
     """
     from clipadapt.images.sets import ImageSet, digits
 
@@ -154,6 +154,8 @@ def image_set(
         return engine_images(engine, folder, max_pixels)
     if folder and "://" in folder:
         raise ValueError(f"{folder} is no folder; --engine ray reads from there")
+    if folder and os.path.isfile(folder):
+        raise ValueError(f"{folder} is a file; --images and --test take a folder")
     if folder:
         return ImageSet.from_folder(folder, max_pixels=max_pixels, check=check)
     return digits(split)
@@ -275,6 +277,16 @@ METHODS = (
 )
 
 # %% ../../nbs/engine/runs.ipynb #method-names
+def meant(name: str, known: Iterable[str]) -> str:
+    """The question whether the nearest known name was meant; "" where none is near.
+
+    name: what was typed.
+    known: the names that there are.
+    """
+    near = difflib.get_close_matches(name, [*known], 1)
+    return f"did you mean {near[0]!r}?" if near else ""
+
+
 def method_names(methods: str) -> list[str]:
     """The names in "a,b,c", or all.
 
@@ -288,7 +300,8 @@ def method_names(methods: str) -> list[str]:
     wanted = [name.strip() for name in methods.split(",") if name.strip()]
     for name in wanted:
         if name not in METHODS:
-            raise ValueError(f"unknown method {name!r}; there are {known}")
+            near = ", ".join(filter(None, (repr(name), meant(name, METHODS))))
+            raise ValueError(f"unknown method {near}; there are {known}")
         if wanted.count(name) > 1:
             raise ValueError(f"--methods names {name} more than once")
     if not wanted:
@@ -318,10 +331,27 @@ def make_methods(
             " and photographs --preset default is the better start",
             clip.name,
         )
-    if (preset or ("small" if clip.name is None else "default")) == "default":
+    if _preset_for(clip, preset) == "default":
         made = {name: type(method)(clip, classnames) for name, method in made.items()}
     made["latteclip"].set_params(captioner=captioner)
     return made
+
+
+def _preset_for(clip: CLIP, preset: str | None) -> str:
+    return preset or ("small" if clip.name is None else "default")
+
+# %% ../../nbs/engine/runs.ipynb #say-preset
+def say_preset(clip: CLIP, preset: str | None) -> str:
+    """Log which preset the methods of `make_methods` start from, and return its name.
+
+    clip, preset: as for `make_methods`.
+    """
+    found = _preset_for(clip, preset)
+    own = "each method's own"
+    why = f"made for the built-in CLIP; --preset default chooses {own}"
+    more = "" if preset else f", {why if found == 'small' else own}"
+    logger.info("settings: preset %s%s", found, more)
+    return found
 
 # %% ../../nbs/engine/runs.ipynb #cell-20
 def captioner_name(method: Adapter | None) -> str | None:
@@ -448,11 +478,10 @@ def configure(method: Adapter, settings: Sequence[str]) -> Adapter:
                 f" Python, as {type(method).__name__}(..., annotator=Prototypes(...))"
             )
         if not equals or name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            meant = f", did you mean {near[0]!r}?" if near else ""
+            near = ", ".join(filter(None, (repr(name), meant(name, known))))
             raise ValueError(
-                f"--set {setting}: {type(method).__name__} has no parameter {name!r}"
-                f"{meant}; it has {', '.join(known)}"
+                f"--set {setting}: {type(method).__name__} has no parameter {near};"
+                f" it has {', '.join(known)}"
             )
         parsed = _parse_value(setting, value)
         check_value(method, name, parsed)
@@ -1122,6 +1151,7 @@ def adapt_in(
     pool: ImageSet,
     labels: np.ndarray | None,
     probabilities: bool,
+    preset: str | None = None,
 ) -> dict[str, Any]:
     """Fit a method, and write all that the folder of its run holds.
 
@@ -1131,6 +1161,7 @@ def adapt_in(
     pool: the images that it learns from, and answers.
     labels: int [N], those that it may know, -1 for the others; None for none.
     probabilities: as for `predictions`.
+    preset: as for `make_methods`, for the log and the record.
 
     All processes of a launcher fit together; the first one writes and answers. It
     returns the number of images, the seconds of the fit and the accuracy, which is None
@@ -1142,6 +1173,7 @@ def adapt_in(
     checkpoint = folder / "checkpoint.safetensors"
     if "checkpoint" in method.get_params():
         method.set_params(checkpoint=str(checkpoint))
+    preset = say_preset(method.clip, preset)
     _say_captions([method])
     logger.info("fitting %s", type(method).__name__)
     start = time.perf_counter()
@@ -1155,7 +1187,7 @@ def adapt_in(
     table = predictions(method, pool, answers, probabilities)
     write_table(folder / "predictions.csv", table)
     more = {"seconds": round(seconds, 3), "captioner": captioner_name(method)}
-    more |= {"templates": templates_name(method)}
+    more |= {"templates": templates_name(method), "preset": preset}
     write_json(folder / "record.json", run_record(method.clip, images=pool, **more))
     Checkpoint(checkpoint, {}).delete()
     logger.info("fitted in %.1f s; wrote %s", seconds, out)
