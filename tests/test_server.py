@@ -12,6 +12,7 @@ import threading
 import time
 import traceback
 import warnings
+from concurrent.futures import Future, wait
 from pathlib import Path
 
 import openai._base_client
@@ -239,6 +240,22 @@ def test_an_interrupt_stops_at_once_and_keeps_what_is_there(some, tmp_path):
     with LoopbackServer() as server:
         assert ask(server, some, tmp_path / "c").texts == expected(some)
         assert sum(server.attempts.values()) == COUNT - 10
+
+
+def test_no_wait_is_endless(monkeypatch):
+    """A Ctrl-C that comes just before a wait is noticed when the wait is over."""
+    future, waits = Future(), []
+
+    def waited(running, seconds, until):
+        waits.append(seconds)
+        if len(waits) == 3:
+            future.set_result("there")
+        return wait(running, 0, until)
+
+    monkeypatch.setattr(clipadapt.clip.server, "wait", waited)
+    found = clipadapt.clip.server._finished({future: "picture"})
+    assert found == {"picture": "there"}
+    assert len(waits) == 3 and 0 < max(waits) <= 1
 
 
 def test_it_works_where_an_event_loop_runs_already(some):

@@ -450,12 +450,18 @@ def _as_they_come(
             future.cancel()
 
 
+_TURN = 0.5  # seconds
+
+
 def _finished(
     running: dict[Future, Hashable], seconds: float | None = None
 ) -> dict[Hashable, Any]:
     """What is done first, or in so many seconds, is taken out of what is running."""
-    until = FIRST_COMPLETED if seconds is None else ALL_COMPLETED
-    done = wait(running, seconds, until).done
+    if seconds is not None:
+        done = wait(running, seconds, ALL_COMPLETED).done
+    else:  # in turns: a Ctrl-C just before a wait is noticed after it only
+        while not (done := wait(running, _TURN, FIRST_COMPLETED).done):
+            continue
     return {running.pop(future): future.result() for future in done}
 
 # %% ../../nbs/engine/server.ipynb #cell-28
