@@ -559,7 +559,7 @@ def test_pictures_state_findings(clip):
     best = made_up(clip, "best", [0, 0, 1, 2], seconds=5.0, kind=Prototypes)
     assert (
         plot_cost([best, *runs], test).get_title()
-        == "base is the quickest, best the most accurate; good compromises: other"
+        == "base is the quickest, best the most accurate"
     )
     assert (
         plot_cost([runs[0], runs[2]], test).get_title()

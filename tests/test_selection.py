@@ -1,11 +1,13 @@
 """Label-free scores: by hand, without labels, and on runs that are lame."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.base import clone
 
 from clipadapt import AnchoredMixture, FeatureSet, Prototypes, ZeroShot, digits
 from clipadapt.images.sets import ImageSet
@@ -193,6 +195,8 @@ def test_scores_of_a_pool_do_not_read_labels(clip, pool):
     ]
     objective = runs[2].method.history_[-1]["objective"]
     assert told["objective"].dropna().to_dict() == {"mixture": objective}
+    light = [replace(run, method=clone(run.method)) for run in runs]
+    assert pool_scores(light, pool)["objective"].dropna().tolist() == [objective]
     assert pool_scores(runs, pool)["half_agreement"].isna().all()
 
 

@@ -670,8 +670,9 @@ def plot_cost(runs: Sequence[Run], test: ImageSet, axes: Axes | None = None) -> 
     test: the labelled images that they were asked about.
     axes: where to draw; None makes a new figure.
 
-    The methods that no other beats in both are joined, and named in the title. Returns
-    the matplotlib Axes, seconds logarithmic. Raises ValueError as `tabulate` does.
+    The methods that no other beats in both are joined, from the quickest to the most
+    accurate; the title names these two. Returns the matplotlib Axes, seconds
+    logarithmic. Raises ValueError as `tabulate` does.
     """
     table = tabulate(runs, test).dropna(subset="accuracy").sort_values("seconds")
     front = table[table["accuracy"] > table["accuracy"].cummax().shift(fill_value=-1)]
@@ -694,9 +695,7 @@ def _cost_title(front: Sequence[str]) -> str:
     """The finding; `front` begins with the quickest, each next one is better."""
     if len(front) == 1:
         return f"{front[0]} is the quickest, and no other is more accurate"
-    between = ", ".join(front[1:-1])
-    ends = f"{front[0]} is the quickest, {front[-1]} the most accurate"
-    return f"{ends}; good compromises: {between}" if between else ends
+    return f"{front[0]} is the quickest, {front[-1]} the most accurate"
 
 # %% ../../nbs/15_compare.ipynb #cell-47
 def redraw(
