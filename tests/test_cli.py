@@ -384,6 +384,8 @@ def test_labels_that_are_asked_for_and_are_nowhere_are_an_error(folders, tmp_pat
     done = run("adapt", "--images", folders / "flat", *same)
     said = f"no image of {folders / 'flat'} has a label; put those whose class"
     assert done.exit_code == 1 and said in done.stderr
+    done = run("adapt", *same, "--classes", "cat,dog")
+    assert done.exit_code == 1 and "no image of the handwriting has" in done.stderr
     assert not (tmp_path / "x").exists()
 
 
@@ -659,7 +661,12 @@ def test_quiet_says_nothing_and_logs_all_the_same(folders, tmp_path):
             "ViT-B-3",
         ),
         (["predict", "--saved", "nowhere"], 1, "no saved method"),
-        (["compare", "--methods", "magic", "--out", "x"], 1, "unknown method 'magic'"),
+        (["compare", "--methods", "magic", "--out", "x"], 1, "unknown method 'magic';"),
+        (
+            ["compare", "--methods", "fpll", "--out", "x"],
+            1,
+            "'fpll', did you mean 'fpl'",
+        ),
         (
             ["adapt", "--captioner", "attributes", "--out", "x"],
             2,
@@ -1312,7 +1319,7 @@ def test_a_run_is_not_replaced_when_something_else_came_into_it(
         (["--method", "fpll"], 2, "; did you mean 'fpl'?"),
         (["--method", "nothing"], 2, "'reclip'.\n"),
         (["--preset", "smal"], 2, "did you mean 'small'?"),
-        (["--use-labels", "--classes", "cat,dog"], 1, "no image of the handwriting"),
+        (["--use-labels", "--classes", "cat,dog"], 1, "has a label; put those"),
         (["--set", "shrink=NaN"], 1, "must be finite"),
         (["--set", "shrink=1e999"], 1, "must be finite"),
         (["--set", "iterations=" + "9" * 30], 1, "below 2^31"),
