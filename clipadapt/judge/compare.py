@@ -84,7 +84,9 @@ class Run:
         """The class of each image, int64 [N]. Raises ValueError as `answered` does."""
         return self.answered().argmax(1)
 
-
+# %% ../../nbs/15_compare.ipynb #run-history
+#| code-fold: true
+#| code-summary: "The history of a fit, as a file can hold it"
 def _records(method: Adapter) -> list[dict]:
     """A copy of `history_`, plain; empty where there is none that a file can hold."""
     try:
