@@ -16,6 +16,7 @@ from clipadapt.clip import model as model_module
 from clipadapt.clip.features import FeatureStore, StoredCLIP, view_named
 from clipadapt.clip.index import exact_search
 from clipadapt.clip.model import encode_all_views
+from clipadapt.images import sets
 from clipadapt.learning import metrics, prompts
 from clipadapt.learning.adapter import Adapter
 from clipadapt.learning.prompts import ImageTower
@@ -310,7 +311,7 @@ def test_a_table_of_predictions_is_made_from_rows(clip, answers, monkeypatch):
     _, table = answers
     model = Linear(clip, [f"class {c}" for c in range(20)])
     model.classnames_ = model.classnames
-    monkeypatch.setattr(runs, "image_names", lambda images: ["a"] * len(table))
+    monkeypatch.setattr(sets, "image_names", lambda images: ["a"] * len(table))
     tracemalloc.start()
     found = runs.predictions(model, None, table)
     _, peak = tracemalloc.get_traced_memory()
@@ -318,7 +319,7 @@ def test_a_table_of_predictions_is_made_from_rows(clip, answers, monkeypatch):
     assert peak < table.nbytes
     whole = table.astype(float)
     assert np.array_equal(found["confidence"], whole.max(1).round(4))
-    monkeypatch.setattr(runs, "image_names", lambda images: ["a"] * 50)
+    monkeypatch.setattr(sets, "image_names", lambda images: ["a"] * 50)
     few = runs.predictions(model, None, table[:50], probabilities=True)
     assert np.array_equal(few.iloc[:, 3:], whole[:50].round(4))
 
