@@ -223,7 +223,17 @@ def test_where_nobody_listens_and_what_has_no_list_of_models(some):
         assert served_models(f"{server.url}/deeper") == [MODEL]
 
 
-def test_an_interrupt_stops_at_once_and_keeps_what_is_there(some, tmp_path):
+@pytest.fixture
+def interruptible():
+    """Ctrl-C is heard, also where a shell has put the tests into the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupt_stops_at_once_and_keeps_what_is_there(
+    some, tmp_path, interruptible
+):
     """Ctrl-C does not wait for a server that hangs."""
     with LoopbackServer() as server:
         asked = itertools.count()  # whoever asks at the same time
