@@ -20,11 +20,12 @@ _NUMBERS = itertools.count()
 
 
 class Repository:
-    """One repository: `commits` are folders, {name: content}, the newest last."""
+    """One repository: `commits` are folders, {name: content}, the newest last; `tags`
+    are numbers of commits by name."""
 
     def __init__(self, private: bool):
         self.private, self.commits = private, [{".gitattributes": b""}]
-        self.number = next(_NUMBERS)
+        self.number, self.tags = next(_NUMBERS), {}
 
     def oid(self, number: int) -> str:
         return hashlib.sha1(f"{self.number} {number}".encode()).hexdigest()
@@ -32,6 +33,8 @@ class Repository:
     def find(self, revision: str) -> int | None:
         if revision == "main":
             return len(self.commits) - 1
+        if revision in self.tags:
+            return self.tags[revision]
         oids = [self.oid(number) for number in range(len(self.commits))]
         return oids.index(revision) if revision in oids else None
 
@@ -137,7 +140,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.batch(json.loads(body))
         elif "/resolve/" in path:
             name, _, rest = path.lstrip("/").partition("/resolve/")
-            self.resolve(name, *rest.split("/", 1), half)
+            self.resolve(name, *rest.rsplit("/", 1), half)
         else:
             self.send(404)
 

@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 import traceback
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -26,9 +27,12 @@ from clipadapt import (
     Prototypes,
     ZeroShot,
     digits,
+    load_clip,
 )
+from clipadapt.app.runs import saved_method
+from clipadapt.clip.model import builtin_directory
 from clipadapt.images.files import write_arrays
-from clipadapt.learning.hub import SAVED_FILE, card_text, fetch, to_share
+from clipadapt.learning.hub import SAVED_FILE, card_text, clip_facts, fetch, to_share
 from clipadapt.methods.grip import SMALL
 
 FILES = {SAVED_FILE, "README.md", "config.json"}
@@ -199,8 +203,30 @@ def test_earlier_versions_are_there_by_revision(hub, clip, method, train):
     ZeroShot(clip, train.classnames).fit(train).push_to_hub("me/pets")
     assert type(Adapter.from_pretrained("me/pets")) is ZeroShot
     assert type(Adapter.from_pretrained("me/pets", revision=first)) is Prototypes
-    with pytest.raises(FileNotFoundError, match="has no such revision"):
-        Adapter.from_pretrained("me/pets", revision="v9")
+    hub.repositories["me/pets"].tags |= {"v1": 1, "refs/pr/7": 1}
+    for name in ("hf-hub:me/pets@v1", "me/pets@refs/pr/7", f"me/pets@{first}"):
+        folder, record = saved_method(f"hf-hub:{name.removeprefix('hf-hub:')}")
+        assert fetch(name) == folder
+        assert (folder.name, record.method) == (first, "Prototypes")
+    for name, revision in (("me/pets", "v9"), ("me/pets@v9", None)):
+        with pytest.raises(FileNotFoundError, match="me/pets on .* no revision 'v9'"):
+            Adapter.from_pretrained(name, revision=revision)
+    with pytest.raises(ValueError, match="another revision than 'v1'"):
+        fetch("me/pets@main", revision="v1")
+
+
+WRONG = ["", "../../x", "/etc", "a b", "a\0", "x" * 300, "-f", "v1/", "a..b", "a@{1}"]
+
+
+@pytest.mark.parametrize("revision", WRONG)
+def test_what_is_no_revision_is_not_looked_for(hub, revision):
+    """It becomes a part of a path in the cache."""
+    for how in ((f"hf-hub:me/pets@{revision}", None), ("me/pets", revision)):
+        with pytest.raises(ValueError, match="is no revision"):
+            fetch(how[0], revision=how[1])
+    with pytest.raises(ValueError, match="is no revision"):
+        load_clip(f"hf-hub:me/pets@{revision}")
+    assert not hub.asked
 
 
 def test_what_was_fetched_once_is_there_offline(hub, method, monkeypatch):
@@ -213,6 +239,68 @@ def test_what_was_fetched_once_is_there_offline(hub, method, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     Adapter.from_pretrained("me/pets")
     assert not hub.asked
+
+
+STALE = {  # how the Hub answers, and what the warning says
+    "401": (r"the Hub does not take your token for me/pets: run `hf auth login`"),
+    "403": (r"your token may not read me/pets"),
+    "404": (r"there is no me/pets on the Hub"),
+    "503": (r"the Hub has trouble \(status 503\)"),
+    "gone": (r"the Hub cannot be reached \(.*refused"),
+    "another": (r"the Hub cannot be reached \(what answers at .* is not the hub"),
+}
+
+
+@pytest.mark.parametrize("case", STALE)
+def test_what_comes_from_the_cache_instead_says_so(hub, method, monkeypatch, case):
+    commit = method.push_to_hub("me/pets").rpartition("/")[2]
+    hub.repositories["me/pets"].tags["v1"] = 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # fetched, and asked again with an answer
+        for name in ("me/pets", "me/pets", "me/pets@v1"):
+            fetch(name)
+    hub.plan = lambda verb, path: int(case) if case.isdigit() else None
+    if case == "another":
+        hub.plan = lambda verb, path: 200
+    if case == "gone":
+        leave(hub, monkeypatch)
+    for name in ("me/pets", "hf-hub:me/pets@v1"):
+        hub.asked.clear()
+        with pytest.warns(UserWarning, match=STALE[case]) as said:
+            fetch(name)
+        (text,) = [str(one.message) for one in said]
+        assert f"me/pets is taken from the cache, at revision {commit}," in text
+        assert "\n" not in text and TOKEN not in text and len(hub.asked) < 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fetch(f"me/pets@{commit}")  # which never changes
+        fetch("me/pets", local_files_only=True)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        fetch("me/pets")
+
+
+def test_a_clip_from_the_cache_says_so_too(hub, monkeypatch, clip):
+    files = {one.name: one.read_bytes() for one in builtin_directory().iterdir()}
+    hub.repositories["me/clip"] = Repository(False)
+    hub.repositories["me/clip"].commits.append(files)
+    hub.repositories["me/clip"].tags["v1"] = 1
+    commit = hub.repositories["me/clip"].oid(1)
+    with pytest.raises(FileNotFoundError, match="me/clip .* has no revision 'v2'"):
+        load_clip("hf-hub:me/clip@v2")
+    found = load_clip("hf-hub:me/clip@v1", device="cpu")
+    assert found.fingerprint == clip.fingerprint
+    assert clip_facts(found).repository == "me/clip"
+    leave(hub, monkeypatch)
+    with pytest.warns(UserWarning, match=f"at revision {commit}, .* cannot be reached"):
+        load_clip("hf-hub:me/clip@v1", device="cpu")
+
+
+def leave(hub, monkeypatch):
+    """From now on nobody answers where the Hub was."""
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE
+    nowhere = template.replace(hub.url, "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", nowhere)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
 
 
 NOBODY = "does not know who you are: run `hf auth login`, or set HF_TOKEN"
@@ -262,10 +350,7 @@ def test_a_download_that_fails_says_why(hub, method, monkeypatch, tmp_path, case
     monkeypatch.delenv("HF_TOKEN")
     hub.plan = lambda verb, path: int(case) if case.isdigit() else case
     if case == "gone":
-        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(hub.url, "{}")
-        nowhere = template.replace("{}", "http://127.0.0.1:9")
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", nowhere)
-        monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+        leave(hub, monkeypatch)
     name = "me/other" if case == "not there" else "me/pets"
     for force in (False, True):
         with pytest.raises(kind, match=message) as caught:

@@ -11,6 +11,7 @@ import copy
 import json
 import os
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,18 +22,30 @@ from typing import Annotated, Any, Literal
 import open_clip
 import timm
 import torch
+from huggingface_hub import (
+    get_hf_file_metadata,
+    get_token,
+    hf_hub_url,
+    try_to_load_from_cache,
+)
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    OfflineModeIsEnabled,
+    RevisionNotFoundError,
+)
 from open_clip.hf_configs import arch_dict
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
 from pydantic import AfterValidator, ConfigDict, Field, ValidationError
 
-from ..images.files import Record
+from ..images.files import Record, at_home
 from ..images.pictures import short_reason
 
 # %% auto #0
 __all__ = ['TowerSettings', 'VisionSettings', 'TokenizerOptions', 'TextSettings', 'DecoderSettings', 'ModelSettings',
            'ImageSettings', 'SettingsFile', 'read_settings', 'Refused', 'named_code', 'read_json', 'build_tokenizer',
-           'build_model', 'ModelFiles', 'local_files', 'unreachable', 'hub_files', 'open_model']
+           'build_model', 'check_revision', 'named_revision', 'no_revision', 'without_token', 'kept_commit',
+           'ModelFiles', 'local_files', 'unreachable', 'hub_files', 'open_model']
 
 # %% ../../nbs/engine/modelfiles.ipynb #cell-8
 def _hub_name(name: str) -> str:
@@ -471,6 +484,114 @@ def _explained(complaint: str) -> Iterator[None]:
         reason = short_reason(error)
         raise ValueError(f"{complaint} ({reason}); get it again") from error
 
+# %% ../../nbs/engine/modelfiles.ipynb #hub-revision-2
+_IN_NO_REVISION = re.compile(r"[\s~^:?*\[\\]|\.\.|//|@\{|^[-/.]|[/.]$")
+
+
+def check_revision(revision: str | None) -> str | None:
+    """Return the name of a revision, or None for the newest one.
+
+    revision: a branch, a tag or a commit; None: the newest.
+
+    Raises ValueError for what git would take for none of them.
+    """
+    if revision is None:
+        return None
+    is_name = isinstance(revision, str) and 0 < len(revision) <= 200
+    if not is_name or not revision.isprintable() or _IN_NO_REVISION.search(revision):
+        raise ValueError(
+            f"{revision!r:.80} is no revision: give a branch, a tag or a commit, as in"
+            " 'me/pets@v1'"
+        )
+    return revision
+
+
+def named_revision(name: str) -> tuple[str, str | None]:
+    """A name on the hub and the revision that it ends in, None for none.
+
+    name: "owner/name" or "owner/name@revision".
+
+    Raises ValueError as `check_revision` does.
+    """
+    place, at, revision = name.partition("@")
+    return place, check_revision(revision) if at else None
+
+
+def no_revision(place: str, revision: str | None) -> FileNotFoundError:
+    """What to say when a repository has no such revision."""
+    return FileNotFoundError(
+        f"{place} on the hub has no revision {revision or 'main'!r}: neither a branch,"
+        " a tag nor a commit is called so"
+    )
+
+# %% ../../nbs/engine/modelfiles.ipynb #hub-kept-2
+def without_token(text: str, token: str | bool | None = None) -> str:
+    """A text without any token.
+
+    text: what a server, or a library, says.
+    token: one that was used, beside that of the user's account.
+    """
+    for secret in (token, get_token()):
+        if isinstance(secret, str) and secret:
+            text = text.replace(secret, "***")
+    return re.sub(r"\bhf_\w{8,}", "***", text)
+
+
+def _no_answer(error: Exception) -> str:
+    """Why the hub did not say what is newest."""
+    reason = without_token(short_reason(error))
+    answered = getattr(error, "response", None) is not None
+    return f"the hub {'refused' if answered else 'cannot be reached'} ({reason})"
+
+
+def _ask(place: str, file: str, revision: str | None, token: str | bool | None) -> None:
+    """Ask the hub about a file; whatever is wrong is raised."""
+    url = hf_hub_url(place, file, revision=revision)
+    found = get_hf_file_metadata(url, token=token)
+    if found.commit_hash is None or found.etag is None:
+        raise ConnectionError(f"what answers at {url} is not the hub")
+
+# %% ../../nbs/engine/modelfiles.ipynb #hub-kept-3
+def kept_commit(
+    place: str,
+    file: str,
+    why: Callable[[Exception], str] = _no_answer,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+) -> str | None:
+    """The commit to take from the cache where the hub gives nothing; else None.
+
+    place: "owner/name" on the hub.
+    file: the name of a file at the top of it.
+    why: says in words what is wrong.
+    revision: a branch, a tag or a commit; None: the newest.
+    token: as `huggingface_hub` takes it.
+    cache_dir: where files are kept; None: where huggingface_hub keeps them.
+
+    A warning (UserWarning) names the repository, the reason and the commit. None also
+    where there is nothing in the cache, where the user works offline (HF_HUB_OFFLINE),
+    for a commit, which is what it was, and where the hub answers that there is no such
+    revision or file: whoever fetches it hears the same.
+    """
+    kept = try_to_load_from_cache(place, file, cache_dir=cache_dir, revision=revision)
+    if not isinstance(kept, str) or re.fullmatch("[0-9a-f]{40}", revision or ""):
+        return None
+    try:
+        _ask(place, file, revision, token)
+        return None
+    except (RevisionNotFoundError, EntryNotFoundError, OfflineModeIsEnabled):
+        return None
+    except Exception as error:  # of whichever library carries the connection
+        commit = Path(kept).parent.name
+        warnings.warn(
+            f"{place} is taken from the cache, at revision {commit}, and may be older"
+            f" than what is on the hub: {why(error)}",
+            stacklevel=4,
+        )
+        return commit
+
 # %% ../../nbs/engine/modelfiles.ipynb #cell-35
 _WEIGHTS = (
     "open_clip_model.safetensors",
@@ -498,8 +619,8 @@ def local_files(folder: str | Path) -> ModelFiles:
 
     Raises FileNotFoundError, naming what is missing.
     """
-    place = Path(folder)
-    if not os.path.isdir(folder):
+    place = Path(at_home(folder))
+    if not place.is_dir():
         raise FileNotFoundError(f"there is no folder {str(folder)!r:.300}")
     weights = [place / name for name in _WEIGHTS if (place / name).is_file()]
     weights += sorted(path for path in place.glob("*.safetensors") if path.is_file())
@@ -525,27 +646,33 @@ def unreachable(name: str, error: Exception) -> ConnectionError:
 def hub_files(name: str) -> ModelFiles:
     """Fetch the files of a model on the Hugging Face hub, or find them in the cache.
 
-    name: "organisation/model".
+    name: "organisation/model", or with a revision, "organisation/model@v1".
 
-    Raises ValueError for something that is no such name, ConnectionError when the files
+    Warns as `kept_commit` does. Raises ValueError for something that is no such name,
+    FileNotFoundError for a revision that is not there, ConnectionError when the files
     cannot be had.
     """
+    place, revision = named_revision(name)
     try:
-        _hub_name(name)
+        _hub_name(place)
     except ValueError as error:
         raise ValueError(f"'hf-hub:{name}' names no model: {error}") from error
     download = open_clip.pretrained.download_pretrained_from_hf
+    how = {"revision": kept_commit(place, _SETTINGS, revision=revision) or revision}
     try:
-        settings = Path(download(name, filename=_SETTINGS))
-        return ModelFiles(settings, Path(download(name)), None)
+        settings = Path(download(place, filename=_SETTINGS, **how))
+        return ModelFiles(settings, Path(download(place, **how)), None)
     except Exception as error:  # of whichever library carries the connection
+        if isinstance(error.__context__, RevisionNotFoundError):
+            raise no_revision(place, revision) from error
         raise unreachable(f"hf-hub:{name}", error) from error
 
 # %% ../../nbs/engine/modelfiles.ipynb #cell-37
 def open_model(location: str):
     """Model, preprocessing and tokenizer of a model folder, or of a model on the hub.
 
-    location: "local-dir:FOLDER" or "hf-hub:organisation/model".
+    location: "local-dir:FOLDER", "hf-hub:organisation/model", or with a revision,
+        "hf-hub:organisation/model@v1".
 
     Raises FileNotFoundError for a folder that is missing or lacks a file,
     ConnectionError for what cannot be fetched, and ValueError for a model that is

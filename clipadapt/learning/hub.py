@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
@@ -34,6 +34,13 @@ from pydantic import ConfigDict
 from safetensors import safe_open
 
 from ..clip.model import CLIP, is_known, load_clip
+from clipadapt.clip.modelfiles import (
+    check_revision,
+    kept_commit,
+    named_revision,
+    no_revision,
+    without_token,
+)
 from clipadapt.images.files import (
     REMEDY,
     Record,
@@ -98,7 +105,7 @@ def clip_facts(clip: CLIP) -> ClipFacts:
         title = "the small CLIP that comes with clipadapt"
         return ClipFacts(None, None, title, license="apache-2.0", known=True)
     if name.startswith("hf-hub:"):
-        place = name.removeprefix("hf-hub:")
+        place, _ = named_revision(name.removeprefix("hf-hub:"))
         return ClipFacts(name, tag, place, place)
     if not is_known(name, tag):
         name = "your own" if name.startswith("local-dir:") else name
@@ -449,14 +456,6 @@ def _status(error: BaseException) -> int | None:
     return None
 
 
-def _hidden(text: str, token: str | bool | None) -> str:
-    """A text without any token."""
-    for secret in (token, get_token()):
-        if isinstance(secret, str) and secret:
-            text = text.replace(secret, "***")
-    return re.sub(r"\bhf_\w{8,}", "***", text)
-
-
 def _is(error: BaseException, name: str) -> bool:
     """Whether an error, or one that it was raised for, is of a class of that name."""
     kinds = (kind for each in _chain(error) for kind in type(each).__mro__)
@@ -470,6 +469,7 @@ def _refusal(
 ) -> OSError | None:
     """What to say if the Hub has answered, and does not want; else None."""
     status, known = _status(error), token or (token is None and get_token())
+    place, revision = named_revision(place)
     if _is(error, "LocalTokenNotFoundError") or (status == 401 and not known):
         hidden = "" if writing else f"{place} is private, or not there, and "
         return PermissionError(f"{hidden}the Hub does not know who you are: {LOGIN}")
@@ -481,7 +481,7 @@ def _refusal(
             f"your token may not {may} {place}: take one that may, or another name"
         )
     if _is(error, "RevisionNotFoundError"):
-        return FileNotFoundError(f"{place} on the Hub has no such revision")
+        return no_revision(place, revision)
     missing = _is(error, "EntryNotFoundError")  # a file, not the repository
     if status == 404 and missing and not _is(error, "RepositoryNotFoundError"):
         return _no_method(f"{place} on the Hub")
@@ -500,16 +500,30 @@ def _no_method(place: str) -> FileNotFoundError:
 # %% ../../nbs/engine/hub.ipynb #hub-22b
 #| code-fold: true
 #| code-summary: "What went wrong on the way"
+def _ailing(error: Exception) -> str:
+    """What to say of a server that answers, and cannot; "" of any other."""
+    status = _status(error)
+    ailing = status is not None and (status >= 500 or status == 429)
+    return f"the Hub has trouble (status {status})" if ailing else ""
+
+
+def _short(error: Exception, token: str | bool | None) -> str:
+    return without_token(short_reason(error.__cause__ or error), token)
+
+
+def _why(place: str, token: str | bool | None, error: Exception) -> str:
+    """Why the Hub did not say what is newest, for a warning."""
+    said = _ailing(error) or _refusal(error, place, token, writing=False)
+    return str(said or f"the Hub cannot be reached ({_short(error, token)})")
+
+
 def _trouble(
     error: Exception, place: str, token: str | bool | None, writing: bool
 ) -> ConnectionError:
     """What to say if nobody answered, or somebody who has trouble."""
-    status = _status(error)
-    if status is not None and (status >= 500 or status == 429):
-        return ConnectionError(
-            f"the Hub has trouble (status {status}); try again later"
-        )
-    reason = _hidden(short_reason(error.__cause__ or error), token)
+    ailing, reason = _ailing(error), _short(error, token)
+    if ailing:
+        return ConnectionError(f"{ailing}; try again later")
     if _is(error, "LocalEntryNotFoundError") and error.__cause__ is None:
         reason = "it is not in the cache"  # and nobody was asked
     if writing:
@@ -531,7 +545,7 @@ def _asking(
 ) -> Iterator[None]:
     """Say in one sentence what huggingface_hub raises in the block.
 
-    place: the repository, for the message.
+    place: the repository, for the message; with its revision, if one was named.
     token: is shown to nobody.
     writing: whether something is uploaded.
     """
@@ -543,7 +557,7 @@ def _asking(
             raise  # the disk
         refused = error.__cause__ is None or _status(error) == 400
         if refused and isinstance(error, ValueError) and not isinstance(error, OSError):
-            reason = _hidden(short_reason(error), token)
+            reason = without_token(short_reason(error), token)
             doing = "shared" if writing else "fetched"
             raise ValueError(f"{place} cannot be {doing} so: {reason}") from None
         said = _refusal(error, place, token, writing)
@@ -562,7 +576,7 @@ def fetch(
     """The folder of a saved method: one that is here, or one of the Hub, fetched.
 
     name: a folder, or "owner/name" on the Hub; "hf-hub:owner/name" is one of the Hub
-        in any case.
+        in any case. A revision may stand behind it, "hf-hub:owner/name@v1".
     revision: a branch, tag or commit; None: the newest.
     token: of your account; None takes the one of `hf auth login` or HF_TOKEN, False
         none.
@@ -570,17 +584,27 @@ def fetch(
     local_files_only: take what was fetched before, and ask nobody.
     force_download: fetch it again.
 
-    What was fetched before is taken when the Hub does not answer, or refuses.
+    What was fetched before is taken when the Hub does not answer, or refuses, with a
+    warning that says why, and which commit it is (`kept_commit`).
     One file is fetched, whose first lines must say that it is a saved method; `load`
     checks the rest. Raises ValueError for what is no name, or damaged;
     FileNotFoundError for what is not there; PermissionError without a token that may
     read it; ConnectionError when the Hub cannot be reached; OSError for a full disk.
     """
-    place, folder = hub_name(name), Path(at_home(name))
-    how: dict[str, Any] = {"token": token, "cache_dir": cache_dir, "revision": revision}
-    how |= {"local_files_only": local_files_only, "force_download": force_download}
-    if place is not None:
-        with _asking(place, token):
+    found = hub_name(name, revision)
+    folder = Path(at_home(name))
+    if found is not None:
+        place, revision = found
+        where = None if cache_dir is None else at_home(cache_dir)
+        how: dict[str, Any] = {"token": token, "cache_dir": where, "revision": revision}
+        said = place if revision is None else f"{place}@{revision}"
+        with _asking(said, token):
+            if not local_files_only and not force_download:
+                why = partial(_why, said, token)
+                commit = kept_commit(place, SAVED_FILE, why, **how)
+                how["revision"] = commit or revision
+            how |= {"local_files_only": local_files_only}
+            how |= {"force_download": force_download}
             folder = Path(hf_hub_download(place, SAVED_FILE, **how)).parent
     method_in(folder)
     return folder
@@ -606,20 +630,26 @@ def _is_name(text: Any) -> bool:
     return bool(names) and "--" not in text and ".." not in text
 
 
-def hub_name(name: str | Path) -> str | None:
-    """The name of a repository on the Hub; None for a folder that is here.
+def hub_name(
+    name: str | Path, revision: str | None = None
+) -> tuple[str, str | None] | None:
+    """Name and revision of a repository on the Hub; None for a folder that is here.
 
-    name: as for `fetch`.
+    name, revision: as for `fetch`.
 
-    Raises FileNotFoundError, or ValueError for one that begins as a name of the Hub,
-    for anything else.
+    Raises ValueError for a revision that cannot be one, or another one than the name
+    has; FileNotFoundError, or ValueError for what begins as a name of the Hub, for
+    anything else.
     """
     text = str(name)
     if text and not text.startswith(HUB) and Path(at_home(name)).is_dir():
         return None
-    place = text.removeprefix(HUB)
+    place, at, _ = text.removeprefix(HUB).partition("@")
     if _is_name(place):
-        return place
+        _, named = named_revision(text)
+        if at and revision not in (None, named):
+            raise ValueError(f"{text:.100} names another revision than {revision!r}")
+        return place, named if at else check_revision(revision)
     if text.startswith(HUB):
         raise ValueError(f"{text!r:.100} is no name on the Hub, such as 'me/pets'")
     raise FileNotFoundError(
@@ -807,7 +837,8 @@ class Sharing(_Pushing):
     ) -> _Loaded:
         """Read a method from the Hub, or from a folder.
 
-        name: "owner/name" on the Hub, or a folder that `save` wrote to.
+        name: "owner/name" on the Hub, or "owner/name@revision", or a folder that
+            `save` wrote to.
         clip: the model it was fitted with; None: see `load`.
         revision: a branch, tag or commit; None: the newest.
         token: may read; None takes the one of `hf auth login` or HF_TOKEN.
