@@ -319,9 +319,16 @@ def test_a_run_can_be_repeated_from_another_directory(folders, tmp_path, monkeyp
         ).exit_code
         == 0
     )
-    assert (tmp_path / "here" / "predictions.csv").read_bytes() == (
-        tmp_path / "there" / "predictions.csv"
-    ).read_bytes()
+    here, there = (
+        pd.read_csv(tmp_path / name / "predictions.csv") for name in ("here", "there")
+    )
+    assert here.image[0] == os.path.join(
+        os.path.relpath(folders / "flat", tmp_path), "00.png"
+    )
+    assert there.image[0] == str(folders / "flat" / "00.png")  # as the config names it
+    pd.testing.assert_frame_equal(
+        here.drop(columns="image"), there.drop(columns="image")
+    )
     assert list(pd.read_csv(tmp_path / "there" / "predictions.csv").columns) == [
         "image",
         "prediction",

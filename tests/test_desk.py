@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import click
+import pandas as pd
 import pytest
 import torch
 from click.shell_completion import ShellComplete
@@ -157,10 +158,50 @@ def test_a_run_goes_on_from_another_folder(desk, tmp_path, monkeypatch):
     assert options["classes"] == str(root / "classes.txt")
     monkeypatch.chdir(tmp_path)
     again = ("adapt", "--config", root / "run" / "config.json", "--resume")
-    before = (root / "run" / "predictions.csv").read_bytes()
+    before = pd.read_csv(root / "run" / "predictions.csv")
     done = run(*again, "--out", root / "run")
     assert done.exit_code == 0, done.output
-    assert (root / "run" / "predictions.csv").read_bytes() == before
+    again = pd.read_csv(root / "run" / "predictions.csv")
+    assert [*again.image] == [str(root / name) for name in before.image]
+    pd.testing.assert_frame_equal(again, before.assign(image=again.image))
+
+
+WRITES = {
+    "run": ("adapt", "--method", "zero-shot"),
+    "answers.csv": ("predict",),
+    "answers.json": ("predict",),
+    "guesses.csv": ("zero-shot",),
+    "captions.csv": ("caption", "--captioner", "attributes"),
+    "f.npy": ("encode",),
+}
+
+
+@pytest.mark.parametrize(
+    "given, written", [("photos", WRITES), ("{root}/photos", ["run", "answers.csv"])]
+)
+def test_every_table_calls_an_image_as_it_was_given(
+    desk, tmp_path, monkeypatch, given, written
+):
+    root, _ = desk
+    monkeypatch.chdir(root)
+    given = given.format(root=root)
+    names = sorted(map(str, Path(given).rglob("*.png")))
+    tables = []
+    for name in written:
+        command = [*WRITES[name], "--images", given, "--out", tmp_path / name]
+        if command[0] != "caption":
+            command += ["--model", "local-dir:model"]
+        if command[0] == "predict":
+            command += ["--saved", tmp_path / "run"]
+        code, answer = in_json(*command)
+        assert code == 0 and answer["out"] == str(tmp_path / name), answer
+    tables = [pd.read_csv(one) for one in tmp_path.rglob("*.csv")]
+    tables += [pd.read_json(one) for one in tmp_path.rglob("answers.json")]
+    found = [sorted(table.image) for table in tables]
+    found += [json.loads(one.read_text())["names"] for one in tmp_path.rglob("f.json")]
+    assert len(found) == len(written) and found == [names] * len(found)
+    kept = read_config(tmp_path / "run" / "config.json")
+    assert kept["images"] == str(root / "photos")
 
 
 def test_paths_in_a_config_begin_at_home(desk, tmp_path, monkeypatch):

@@ -541,8 +541,8 @@ IMAGES = [
         type=FOLDER,
         metavar="DIR",
         help=(
-            "Folder of images: flat, or a sub-folder a class.  [default: the"
-            " handwriting]"
+            "Folder of images: flat, or a sub-folder a class. Tables call an image by"
+            " its path as it is given here.  [default: the handwriting]"
         ),
     ),
     click.option(
@@ -586,7 +586,10 @@ MODEL = [
         "--model",
         type=_ModelName(),
         metavar="NAME",
-        help="Any OpenCLIP model, such as ViT-B-32.  [default: the small built-in one]",
+        help=(
+            "Any OpenCLIP model, such as ViT-B-32, hf-hub:OWNER/NAME[@REVISION] or"
+            " local-dir:FOLDER.  [default: the small built-in one]"
+        ),
     ),
     click.option(
         "--pretrained",
@@ -983,7 +986,7 @@ def adapt(context, out, overwrite, resume, method, **given) -> dict[str, Any]:
     options = _run_options(context)
     _engine(given)  # what is wrong with it is said before processes wait for each other
     processes = join(given["device"] == "cpu")
-    pool, clip = _pool({**given, **options}), _clip(given)
+    pool, clip = _pool(given), _clip(given)
     _known_labels(pool, given)  # that there are some is looked at before any work
     made = _methods([method], clip, pool, given)[method]
     chosen = configure(made, given["settings"]).set_params(seed=given["seed"])
@@ -1003,7 +1006,10 @@ _PREDICT = [
         type=_SavedPath(),
         metavar="DIR|hf-hub:NAME",
         required=True,
-        help="A run folder, the model folder in it, or hf-hub:OWNER/NAME.",
+        help=(
+            "A run folder, the model folder in it, or hf-hub:OWNER/NAME of the Hub,"
+            " hf-hub:OWNER/NAME@REVISION for one branch, tag or commit."
+        ),
     ),
     click.option(
         "--model",
@@ -1236,9 +1242,8 @@ def compare(context, out, overwrite, resume, methods, seeds, **given):
       --methods zero-shot,mixture,reclip --out compared
     """
     options, wanted = _run_options(context), method_names(methods)
-    both = {**given, **options}
-    pool = _pool(both)
-    asked = _asked(both, pool)
+    pool = _pool(given)
+    asked = _asked(given, pool)
     check_scorable(asked, given["test"] or given["images"])
     clip, is_same = _clip(given), asked is pool
     chosen = _methods(wanted, clip, pool, given)

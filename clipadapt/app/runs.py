@@ -620,7 +620,8 @@ def predictions(
     """A row an image: image, prediction, confidence, or also a column a class.
 
     method: fitted.
-    images: the N images that it was asked about.
+    images: the N images that it was asked about. Each is called by its path, as it
+        was given, or by its number.
     answers: float [N, C], what its `predict_proba` said.
     probabilities: whether to add the probability of every class. The column of a class
         is called "NAME (class)" where its name is taken.
@@ -1234,7 +1235,8 @@ def compare_in(
 def saved_method(saved: str) -> tuple[Path, SavedMethod]:
     """The folder and the record of a method that was saved.
 
-    saved: a folder that `save` wrote to, the folder of a run, or "hf-hub:owner/name".
+    saved: a folder that `save` wrote to, the folder of a run, or "hf-hub:owner/name",
+        perhaps with "@revision" behind it.
 
     Raises FileNotFoundError and ValueError as `read_saved` does, ValueError for a class
     that is no method of clipadapt, and for a name of the Hub what `fetch` raises.

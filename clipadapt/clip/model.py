@@ -1121,7 +1121,8 @@ def load_clip(
     """Load a CLIP model: the built-in one, or any that OpenCLIP can load.
 
     name: None (built-in, needs no network), an architecture of OpenCLIP ("ViT-B-32"),
-        "hf-hub:organisation/model", or "local-dir:FOLDER".
+        "hf-hub:organisation/model" (or "...model@v1", a revision), or
+        "local-dir:FOLDER".
     pretrained: the weights for an architecture: a tag ("laion2b_s34b_b79k"), which
         brings quick-GELU where they were trained with it, or a file; for a file, name
         an architecture that has it ("ViT-B-32-quickgelu").
@@ -1134,8 +1135,9 @@ def load_clip(
 
     Raises ValueError for an unknown architecture, tag (the nearest are named) or
     device, when no weights are asked for, and for a model that is damaged or refused;
-    FileNotFoundError for a folder that is missing or lacks a file; ConnectionError when
-    something cannot be fetched.
+    FileNotFoundError for a folder that is missing or lacks a file, or a revision that
+    is not there; ConnectionError when something cannot be fetched. Warns where a model
+    of the hub is taken from the cache because the hub does not answer.
     """
     device = _check_device(device)
     name, pretrained = _expanded(name, pretrained)
