@@ -183,9 +183,9 @@ def write_course(folder: str | Path, overwrite: bool = False) -> Course:
     Raises ValueError when the folder is a file, OSError when it cannot be written, and
     FileNotFoundError when this installation has no course.
     """
-    from clipadapt.images.files import explained, whole_file
+    from clipadapt.images.files import at_home, explained, whole_file
 
-    source, folder = course_source(), Path(folder)
+    source, folder = course_source(), Path(at_home(folder))
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; name a folder for the course")
     files, before = course_files(source), _written_before(folder)

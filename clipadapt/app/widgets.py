@@ -21,7 +21,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ..images.files import csv_text, whole_file
+from ..images.files import at_home, csv_text, whole_file
 from clipadapt.images.sets import (
     Images,
     ImageSet,
@@ -621,7 +621,7 @@ class _Decisions:
 
         Raises ValueError for another ending, OSError when the disk is full.
         """
-        path = Path(path)
+        path = Path(at_home(path))
         if path.suffix.lower() not in (".csv", ".json"):
             raise ValueError(f"{path} must end in .csv or .json")
         text, odd = _decisions_text(self.decisions, self.classnames, path.suffix)

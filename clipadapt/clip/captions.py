@@ -43,7 +43,7 @@ from clipadapt.clip.glyphs import (
 )
 from .model import _ahead, _batches, _check_device, _name, cache_directory
 from .modelfiles import named_code, read_json
-from ..images.files import hash_parts
+from ..images.files import at_home, hash_parts
 from ..images.pictures import short_reason
 from clipadapt.images.sets import (
     ImageSet,
@@ -432,9 +432,7 @@ def _is_of_the_disk(error: Exception) -> bool:
 
 def _cache_file(location: str | Path | None) -> Path:
     chosen = (
-        Path(os.path.expanduser(location))
-        if location
-        else cache_directory() / "captions.sqlite"
+        Path(at_home(location)) if location else cache_directory() / "captions.sqlite"
     )
     return chosen.absolute()
 
@@ -1361,14 +1359,14 @@ class TransformersCaptioner(Captioner):
         device: str | torch.device | None = None,
     ):
         _check_quantization(quantization)
-        self.model_name, self.quantization = str(model), quantization
+        self.model_name, self.quantization = at_home(model), quantization
         self.device = _check_device(device)
         self.batch_size = check_count(batch_size, "batch_size")
         self.max_new_tokens = check_count(max_new_tokens, "max_new_tokens")
         self.dtype = "auto" if self.device.type == "cuda" else torch.float32
         self.processor = _open_processor(self.model_name)
         with _explained(self.model_name):
-            identity = _identify_model(self.model_name, Path(model))
+            identity = _identify_model(self.model_name, Path(self.model_name))
         self.name = json.dumps(
             {
                 "model": identity,

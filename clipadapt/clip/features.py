@@ -40,7 +40,12 @@ from clipadapt.images.files import (
     hash_parts,
     remove_drafts,
 )
-from ..images.pictures import MAX_PIXELS, _in_messages, read_image
+from clipadapt.images.pictures import (
+    MAX_PIXELS,
+    _in_messages,
+    place_of,
+    read_image,
+)
 from clipadapt.images.sets import (
     ImageSet,
     _Selection,
@@ -70,7 +75,7 @@ def _hash_item(item, max_pixels: int = MAX_PIXELS) -> bytes:
     """
     if isinstance(item, (str, Path)):
         try:
-            return hash_parts("file", Path(item).read_bytes())
+            return hash_parts("file", Path(place_of(item)).read_bytes())
         except OSError:
             read_image(item, max_pixels)
             raise
@@ -133,6 +138,7 @@ def file_table(location: str | Path) -> FeatureTable:
 def _state(path: str | Path) -> tuple[bytes, int] | None:
     """A hash of path, size and time of change, and that time; None without a file."""
     try:
+        path = place_of(path)
         facts = os.stat(path)
     except (OSError, ValueError):  # reading it will say why
         return None

@@ -22,6 +22,7 @@ from clipadapt.images.files import (
     REMEDY,
     Array,
     Record,
+    at_home,
     blaming,
     check_arrays,
     own_file,
@@ -551,7 +552,7 @@ class _Saving(_Searching):
         Raises ValueError when `directory` holds anything else, OSError for a disk that
         is full or refuses.
         """
-        path = own_file(Path(directory), _FILE, _EARLIER, "saved index")
+        path = own_file(Path(at_home(directory)), _FILE, _EARLIER, "saved index")
         arrays, facts = _taken_apart(self._index, self.kind)
         effort = int(self.effort)
         record = SavedIndex(
@@ -653,7 +654,7 @@ class PrototypeIndex(_Saving):
         FileNotFoundError when there is no index, ValueError when it is damaged,
         foreign, written by another generation of clipadapt, or of another dimension.
         """
-        arrays, record = _read_index(Path(directory))
+        arrays, record = _read_index(Path(at_home(directory)))
         if dim not in (None, record.dim):
             raise ValueError(
                 f"the index in {directory} has {record.dim} dimensions, not {dim}: it"

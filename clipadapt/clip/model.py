@@ -49,6 +49,7 @@ from .featuresets import FeatureSet, need_images, new_views
 from .modelfiles import open_model, unreachable
 from clipadapt.images.files import (
     Record,
+    at_home,
     hash_parts,
     read_record,
     whole_directory,
@@ -1062,8 +1063,8 @@ def _expanded(
     if name is not None:
         name = str(name)
         if name.startswith("local-dir:"):
-            name = "local-dir:" + os.path.expanduser(name.removeprefix("local-dir:"))
-    return name, pretrained and os.path.expanduser(pretrained)
+            name = f"local-dir:{at_home(name.removeprefix('local-dir:'))}"
+    return name, pretrained and at_home(pretrained)
 
 
 def _lasting(name: str | None, pretrained: str | None) -> tuple[str | None, str | None]:

@@ -220,7 +220,7 @@ def read_settings(path: str | Path) -> SettingsFile:
     Raises FileNotFoundError when there is none, and ValueError, naming file and option,
     for one that is damaged, out of range, or sets an option that is not on our list.
     """
-    path = Path(path)
+    path = Path(at_home(path))
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     if path.stat().st_size > _LONGEST:

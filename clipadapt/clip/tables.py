@@ -22,6 +22,7 @@ import numpy as np
 from clipadapt.images.files import (
     _error_number,
     _remove,
+    at_home,
     explained,
     whole_directory,
 )
@@ -321,7 +322,7 @@ class FeatureTable(_Reading):
         dtype: str = "float32",
         facts: dict[str, str] | None = None,
     ):
-        self.path, self.dim, self.dtype = Path(path), dim, np.dtype(dtype)
+        self.path, self.dim, self.dtype = Path(at_home(path)), dim, np.dtype(dtype)
         self.schema = _schema(dim, self.dtype, facts or {})
         self.damaged = False
 

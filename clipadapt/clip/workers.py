@@ -37,6 +37,7 @@ from clipadapt.images.pictures import (
     _decode,
     _in_messages,
     _opened,
+    place_of,
     short_reason,
 )
 from clipadapt.images.sets import (
@@ -81,7 +82,8 @@ def _as_row(images: ImageSet, number: int, side: int | None) -> Row:
     file = file_of(images.images, number)
     name = None if file is None else os.fspath(file)
     if name is not None and _is_plain(images):
-        return Row(number, os.path.abspath(name), name)  # workers have other folders
+        there = os.path.abspath(place_of(name))  # workers have other folders
+        return Row(number, there, name)
     try:
         return Row(number, np.asarray(images.read(number, side)), name)
     except (ValueError, OSError) as error:

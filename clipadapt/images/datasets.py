@@ -506,6 +506,7 @@ def read_hub(
     cannot be fetched. An image that cannot be read is named by its row when it is asked
     for.
     """
+    name = at_home(name)
     table = _load_table(name, split, options)
     column = _image_column(name, table, image_column)
     label_column = _label_column(name, table, label_column)

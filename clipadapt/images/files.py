@@ -173,7 +173,7 @@ def whole_file(target: str | Path) -> Iterator[Path]:
     Raises OSError, naming `target`, when the disk is full or refuses (see `explained`),
     and when it is a device or a pipe, which a file would replace.
     """
-    target = Path(target)
+    target = Path(at_home(target))
     _check_no_device(target)
     with explained(target):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -240,7 +240,7 @@ def _take_place(draft: Path, target: Path) -> None:
 # %% ../../nbs/engine/files.ipynb #cell-18
 def recover_directory(target: str | Path) -> None:
     """Tidy up after a process that died while it replaced the folder `target`."""
-    target = Path(target).absolute()
+    target = Path(at_home(target)).absolute()
     if target.exists():
         _remove(_aside(target))
     elif _aside(target).exists():
@@ -258,7 +258,7 @@ def whole_directory(target: str | Path, replace: bool = False) -> Iterator[Path]
     When the block does not end well the draft vanishes, and what was there stays.
     Raises OSError, naming `target`, when the disk is full or refuses (see `explained`).
     """
-    target = Path(target).absolute()
+    target = Path(at_home(target)).absolute()
     with explained(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         remove_drafts(target.parent)
@@ -295,7 +295,7 @@ def replace_directory(target: str | Path, finished: str | Path) -> None:
 
     Raises OSError, naming `target`, when the disk refuses (see `explained`).
     """
-    target, finished = Path(target).absolute(), Path(finished).absolute()
+    target, finished = (Path(at_home(each)).absolute() for each in (target, finished))
     with explained(target):
         for path in finished.rglob("*"):
             if path.is_file():
@@ -346,7 +346,7 @@ def read_record(
     Raises FileNotFoundError when there is no such file, ValueError for a damaged one.
     """
     try:
-        text = Path(path).read_bytes()
+        text = Path(at_home(path)).read_bytes()
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise FileNotFoundError(f"{path}: no such file") from None
     return parse_record(text, schema, path, remedy)
@@ -535,7 +535,7 @@ def read_arrays(
     passes holds, bit for bit, what was written; what its arrays must be is for
     `check_arrays`.
     """
-    path = Path(path)
+    path = Path(at_home(path))
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
@@ -647,7 +647,7 @@ def read_bounded(path: str | Path, what: str, largest: int) -> bytes:
 
     Raises FileNotFoundError when there is no such file, ValueError when it is larger.
     """
-    name, path = f"{what} {str(path)!r:.200}", Path(path)
+    name, path = f"{what} {str(path)!r:.200}", Path(at_home(path))
     try:
         there = path.is_file()
     except (OSError, ValueError):  # a name that no file can have

@@ -27,9 +27,11 @@ import torch
 import torch.nn.functional as F
 from PIL import ExifTags, Image, ImageFile
 
+from .files import at_home
+
 # %% auto #0
 __all__ = ['torchvision', 'IMAGE_KINDS', 'MAX_PIXELS', 'to_rgb', 'shared', 'gpu_decodes', 'printable', 'short_reason',
-           'read_image', 'check_image']
+           'read_image', 'place_of', 'check_image']
 
 # %% ../../nbs/engine/pictures.ipynb #cell-6
 def _import_torchvision():
@@ -462,9 +464,22 @@ def _in_messages(path: str | os.PathLike) -> str:
     return name if len(name) <= 500 else name[:200] + "..."
 
 
+def place_of(path: str | os.PathLike) -> str | os.PathLike:
+    """Where the file of an image lies: `~` is the home directory, as in a shell.
+
+    path: as it was given, which is what messages and tables call the image. It stays
+        as it is where there is such a file: a folder may be called `~`.
+
+    Raises ValueError as `at_home` does.
+    """
+    begins = str(path).startswith("~") and not os.path.lexists(path)
+    return at_home(path) if begins else path
+
+
 def _opened(path: str | os.PathLike, name: str) -> BinaryIO:
     """The file at `path`, open for reading; an error calls it `name`."""
     try:
+        path = place_of(path)
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise ValueError(
                 "it is a folder or a device, not a file; folders are for "

@@ -29,7 +29,7 @@ from sklearn.base import clone
 
 from ..clip.features import FeatureStore, StoredCLIP, fit_facts, hash_images
 from ..images.corruptions import CORRUPTIONS, Corrupted
-from ..images.files import Array, blaming, check_arrays, hash_parts
+from ..images.files import Array, at_home, blaming, check_arrays, hash_parts
 from clipadapt.images.sets import (
     ImageSet,
     check_classnames,
@@ -164,8 +164,8 @@ def run_all(
     """
     todo, make, runs = _todo(methods, seeds, test), run_method, []
     if folder is not None:
-        hashed = hash_images(test)
-        make = partial(_kept_run, folder=Path(folder), test_hash=hashed)
+        place, hashed = Path(at_home(folder)), hash_images(test)
+        make = partial(_kept_run, folder=place, test_hash=hashed)
     for name, method, seed in track(todo, "comparing", "fits", leave=False):
         run = make(name, method, train, test, seed)
         runs.append(run if fitted else replace(run, method=clone(run.method)))

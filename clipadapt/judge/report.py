@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ..clip.templates import describe_templates
-from ..images.files import whole_file
+from ..images.files import at_home, whole_file
 from ..images.sets import ImageSet, check_classnames, show_images
 from clipadapt.judge.compare import (
     Run,
@@ -79,7 +79,7 @@ def report(
     )
     with whole_file(path) as draft:
         draft.write_text(page, encoding="utf-8", errors="backslashreplace")
-    return Path(path)
+    return Path(at_home(path))
 
 # %% ../../nbs/engine/report.ipynb #cell-7
 KNOWN_COLUMNS = (

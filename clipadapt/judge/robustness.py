@@ -30,6 +30,7 @@ from clipadapt.images.corruptions import (
     Corrupted,
     check_corruption,
 )
+from ..images.files import at_home
 from clipadapt.images.sets import (
     ImageSet,
     Labels,
@@ -687,7 +688,8 @@ def _class_numbers(
     if wnids is None:
         wnids = folders
     elif isinstance(wnids, (str, Path)):
-        wnids = [path.name for path in Path(wnids).iterdir() if path.is_dir()]
+        there = Path(at_home(wnids)).iterdir()
+        wnids = [path.name for path in there if path.is_dir()]
     if len(set(wnids)) != 1000:
         raise ValueError(
             f"ImageNet has 1,000 WordNet ids, got {len(set(wnids))}; a part of it "

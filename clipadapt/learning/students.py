@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from ..clip.featuresets import IN_MEMORY, FeatureSet, need_images
 from ..clip.model import CLIP, cut_image, encode_all_views
 from ..clip.templates import Templates, average_prompts, encode_prompts
-from ..images.pictures import _open
+from ..images.files import at_home
+from ..images.pictures import _open, place_of
 from clipadapt.images.sets import (
     ImageSet,
     check_count,
@@ -191,7 +192,7 @@ def _shorter_side(images: ImageSet, index: int) -> int:
     item = images.images[index]
     try:
         if isinstance(item, (str, os.PathLike)):
-            with open(item, "rb") as file:
+            with open(place_of(item), "rb") as file:
                 item = _open(file)
         if isinstance(item, Image.Image):
             return min(item.size)
@@ -935,7 +936,7 @@ class ExportedStudents(CheckedStudents):
         chosen = slice(None) if network is None else slice(network, network + 1)
         options = {"resize": resize, "int8": int8, "images": images}
         make = partial(self._network, chosen)
-        return self._export(make, Path(path), format, **options)
+        return self._export(make, Path(at_home(path)), format, **options)
 
     def _network(self, chosen: slice = slice(None)) -> nn.Module:
         students = _Together(self._fitted_students()[chosen])

@@ -28,6 +28,7 @@ from tqdm.auto import tqdm
 from clipadapt.images.files import (
     Array,
     Record,
+    at_home,
     check_arrays,
     parse_record,
     read_arrays,
@@ -702,9 +703,10 @@ class Checkpoint:
     """
 
     def __init__(self, path: str | Path | None, facts: dict):
-        if path is not None and Path(path).is_dir():
+        path = None if path is None else Path(at_home(path))
+        if path is not None and path.is_dir():
             raise ValueError(f"the checkpoint {path} must be a file, not a folder")
-        self.path = None if path is None else Path(path)
+        self.path = path
         self.facts = plain(facts, "the facts of a checkpoint")
         self._files = None if path is None else _Generations(path)
 
