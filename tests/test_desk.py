@@ -18,15 +18,12 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 import clipadapt.__main__
-from clipadapt import Adapter, FeatureSet, FeatureStore, ImageSet, ZeroShot, digits
+from clipadapt import Adapter, digits
 from clipadapt.app import course, doctor
 from clipadapt.app.cli import _tags_in, main
 from clipadapt.app.runs import read_config
 from clipadapt.clip.model import builtin_directory
-from clipadapt.clip.templates import read_templates
-from clipadapt.images.datasets import read_split_file, read_torchvision
 from clipadapt.learning import hub
-from clipadapt.learning.adapter import read_saved
 
 PROJECT = Path(__file__).resolve().parent.parent
 CLASSES = ",".join(digits("test").classnames)
@@ -241,36 +238,6 @@ def _others(command, option):
     for other in command.params:
         if other.required and other is not option and other.opts[0].startswith("-"):
             yield from (other.opts[0], "x")
-
-
-@pytest.mark.parametrize(
-    "read",
-    [
-        read_templates,
-        FeatureStore,
-        lambda path: read_split_file(path, "."),
-        lambda path: read_torchvision("CIFAR10", path),
-        FeatureSet.from_npy,
-        FeatureSet.from_parquet,
-        FeatureSet.from_lance,
-        FeatureSet.from_clip_retrieval,
-        ImageSet.from_folder,
-        read_saved,
-        ZeroShot.load,
-    ],
-)
-def test_nobodys_home_is_one_sentence_in_python(read):
-    with pytest.raises(ValueError, match="no user 'nobody-of-this-name' here"):
-        read(NOBODY)
-
-
-def test_a_method_is_saved_at_home(clip, test_images, tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    method = ZeroShot(clip, test_images.classnames).fit(test_images)
-    method.save("~/pets")
-    assert (tmp_path / "pets" / "adapter.safetensors").is_file()
-    again = ZeroShot.load("~/pets", clip).predict(test_images)
-    assert again.tolist() == method.predict(test_images).tolist()
 
 
 def test_a_model_that_moved_is_named_and_compared(desk, tmp_path):

@@ -244,6 +244,9 @@ def open_course(folder: str | Path) -> int:
 
     folder: where `write_course` wrote it.
     """
+    from clipadapt.images.files import at_home
+
+    folder = at_home(folder)
     command = [sys.executable, "-m", "jupyterlab", "nbs/index.ipynb"]
     try:
         return subprocess.run(command, cwd=folder).returncode

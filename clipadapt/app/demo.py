@@ -86,6 +86,7 @@ def demo(folder: str | Path = "runs/demo") -> pd.DataFrame:
     Returns the table that is printed: besides the columns of `tabulate` it has
     worst_corruption_accuracy, the lowest of fifteen corruptions at severity 5.
     """
+    page = Path(at_home(folder)) / "report.html"
     train, test = digits("train"), digits("test")
     runs = run_all(small_methods(load_clip(), train.classnames), train, test)
     worst = corruption_accuracies(runs, test).min(axis=1)
@@ -97,7 +98,7 @@ def demo(folder: str | Path = "runs/demo") -> pd.DataFrame:
     )
     print(table.to_string(index=False, float_format="{:.4f}".format))
     print(f"\nAccuracy per class:\n{_by_class(runs, test)}")
-    written = report(runs, train, test, Path(at_home(folder)) / "report.html", table)
+    written = report(runs, train, test, page, table)
     print(
         "\nThe report, with confusion matrix and calibration: "
         f"{written} (open it in a browser)"

@@ -823,7 +823,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
     Raises ValueError for a file that cannot be read or holds anything else.
     """
     try:
-        with open(path, "rb") as file:
+        with open(at_home(path), "rb") as file:
             text = file.read(_LONGEST)
         options = json.loads(text.decode("utf-8"))
         command = options.get("command") if isinstance(options, dict) else None

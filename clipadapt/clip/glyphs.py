@@ -19,6 +19,8 @@ from open_clip import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
+from ..images.files import at_home
+
 # %% auto #0
 __all__ = ['DIGITS', 'LETTERS', 'SHAPES', 'NOT_TEXT', 'FIELD', 'BOX', 'SIZE', 'THIN', 'THICK', 'NARROW', 'WIDE', 'LEAN', 'BLURRY',
            'COLOURS', 'MIX', 'TEMPLATES', 'NAMINGS', 'SLANTS', 'LOOPS', 'font_files', 'draw_character', 'draw_shape',
@@ -77,7 +79,7 @@ def draw_character(path: str | Path, character: str) -> np.ndarray:
             f"draw_character draws one character, got {character!r}; call it once for "
             "each"
         )
-    font = ImageFont.truetype(str(path), 120)
+    font = ImageFont.truetype(at_home(path), 120)
     left, top, right, bottom = map(int, font.getbbox(character))
     image = Image.new("L", (max(1, right - left), max(1, bottom - top)))
     ImageDraw.Draw(image).text((-left, -top), character, font=font, fill=255)

@@ -575,6 +575,7 @@ def kept_commit(
     for a commit, which is what it was, and where the hub answers that there is no such
     revision or file: whoever fetches it hears the same.
     """
+    cache_dir = cache_dir and at_home(cache_dir)
     kept = try_to_load_from_cache(place, file, cache_dir=cache_dir, revision=revision)
     if not isinstance(kept, str) or re.fullmatch("[0-9a-f]{40}", revision or ""):
         return None

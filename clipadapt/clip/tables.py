@@ -444,6 +444,7 @@ class FeatureTable(_Reading):
         """
         import lance
 
+        path = at_home(path)
         try:
             schema = lance.dataset(_folder(path)).schema
             feature = schema.field("feature").type
