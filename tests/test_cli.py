@@ -627,6 +627,16 @@ def test_quiet_says_nothing_and_logs_all_the_same(folders, tmp_path):
         ),
         (["adapt", "--classes", ",", "--out", "x"], 1, "names no class"),
         (["adapt", "--classes", "a,a", "--out", "x"], 1, "distinct"),
+        *(
+            (command.split(), 1, f"{said}, and every image would be given it")
+            for command, said in {
+                "adapt --classes cat --out x": "--classes 'cat' names one class only",
+                "zero-shot --classes cat;dog": "'cat;dog' names one class only",
+                "compare --classes one.txt --out x": "'one.txt' names one class only",
+                "adapt --images one --out x": "one has one sub-folder only ('cat')",
+                "zero-shot --images one": "one has one sub-folder only ('cat')",
+            }.items()
+        ),
         (
             ["adapt", "--method", "lpclip", "--set", "epoch=3", "--out", "x"],
             1,
@@ -718,6 +728,10 @@ def test_quiet_says_nothing_and_logs_all_the_same(folders, tmp_path):
 )
 def test_mistakes_are_one_line(arguments, code, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    if "one" in " ".join(arguments):
+        (tmp_path / "one" / "cat").mkdir(parents=True)
+        digits("test")[0][0].save(tmp_path / "one" / "cat" / "1.png")
+        (tmp_path / "one.txt").write_text("cat\n\n")
     result = run(*arguments)
     assert (
         result.exit_code == code
@@ -1262,7 +1276,7 @@ def test_a_damaged_config_in_a_run(folders, tmp_path):
     "wrong",
     [
         ["--method", "lpclip", "--set", "epochs=-1"],
-        ["--method", "latteclip", "--classes", "one"],
+        ["--method", "latteclip", "--set", "mixer=odd"],
         ["--set", "templates=odd"],
     ],
 )

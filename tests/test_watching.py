@@ -47,6 +47,7 @@ from clipadapt.learning.watching import (
     Trackio,
     numbers,
 )
+from clipadapt.methods import grip
 
 SHORT = {"rounds": 2, "epochs": 1, "batch_size": None, "warmup": 0}
 TOWERS = {"epochs": 2, "batch_size": 10}
@@ -303,6 +304,26 @@ def test_one_line_a_step_and_nothing_at_0(make, features, capsys):
     assert re.search("1 of at most 2: moved .*, log_likelihood .*, mine 1,", step)
     make(ZeroShot).fit(features, verbose=True)
     assert re.fullmatch(rf"\[ZeroShot\] fitted in {time}\n", capsys.readouterr().out)
+
+
+def test_the_epochs_of_a_long_round_are_told(make, features, capsys, monkeypatch):
+    def told(kind, verbose, **more):
+        make(kind, **more).fit(features, verbose=verbose)
+        lines = capsys.readouterr().out.splitlines()
+        assert all(len(line) < 88 for line in lines)
+        return lines
+
+    def epochs(kind, verbose, **more):
+        lines = "\n".join(told(kind, verbose, **more))
+        return [*map(int, re.findall(r"epoch (\d+) of \d+: loss \S+, \S+ s", lines))]
+
+    assert epochs(FPL, 1, epochs=20) == [*range(2, 20, 2)]
+    assert epochs(FPL, 1, epochs=3) == [1, 2]
+    assert epochs(FPL, 2, epochs=3) == [1, 2, 3]
+    assert epochs(FPL, 0, epochs=3) == epochs(CPL, 1, epochs=3) == []
+    assert len(told(FPL, 1, epochs=1)) == 2  # how its round ended, and the fit
+    monkeypatch.setattr(grip, "_SILENCE", 0)
+    assert epochs(GRIP, 1, epochs=4) == [1, 2, 3] * 2
 
 
 def test_a_fit_that_is_stopped_says_after_what(make, features):

@@ -104,7 +104,7 @@ def read_classes(value: str | None) -> list[str] | None:
     value: what `--classes` says; None, and the answer is None.
 
     Raises FileNotFoundError for what looks like a file and is none, and ValueError for
-    names that `check_classnames` refuses, or when there is none.
+    names that `check_classnames` refuses, or when there are fewer than two.
     """
     from clipadapt.images.sets import check_classnames
 
@@ -118,7 +118,17 @@ def read_classes(value: str | None) -> list[str] | None:
         names = check_classnames([name for name in value.split(",") if name.strip()])
     if not names:
         raise ValueError(f"--classes {value!r} names no class; {_A_LIST}")
+    if len(names) == 1:
+        raise _one_class(f"--classes {value!r:.100} names one class only")
     return names
+
+
+def _one_class(what: str) -> ValueError:
+    """What to say where there is one class, which every image would be given."""
+    return ValueError(
+        f"{what}, and every image would be given it; a classifier chooses among two"
+        f" classes at least: {_A_LIST}"
+    )
 
 
 def _looks_like_a_file(value: str) -> bool:
@@ -188,8 +198,8 @@ def read_images(
     engine: who reads what is no folder, as for `image_set`.
 
     Labels stay when all sub-folders are classes; the names of the others are said.
-    Raises ValueError when there are no class names at all, or two that one sub-folder
-    could mean.
+    Raises ValueError when there are no class names at all, when the sub-folders give
+    one only, or two that one sub-folder could mean.
     """
     from clipadapt.images.sets import ImageSet
 
@@ -199,6 +209,8 @@ def read_images(
             f"{folder} has no sub-folders to take class names from: give --classes "
             "a,b,c or a file with one name a line"
         )
+    if not names and len(images.classnames) == 1:
+        raise _one_class(f"{folder} has one sub-folder only ({images.classnames[0]!r})")
     names = names or images.classnames
     read = ImageSet(
         images.images,

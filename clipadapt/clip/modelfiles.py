@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import re
 import warnings
 from collections.abc import Callable, Iterator
