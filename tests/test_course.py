@@ -53,6 +53,21 @@ def test_time_and_cost_are_those_that_were_measured():
     assert answer.returncode == 0, answer.stdout + answer.stderr
 
 
+NAMED = re.compile(r"pip install 'clipadapt\[(\w+)\]'")
+BY_PARTS = {"datatools"}  # an extra for each of its tools, named where it is used
+
+
+def test_a_notebook_that_needs_an_extra_says_so_before_it_begins():
+    found = {}
+    for path in engine:
+        code = ["".join(cell["source"]) for cell in cells(path, "code")]
+        asked = set(NAMED.findall("".join(c for c in code if "#| export" in c)))
+        if asked and path.stem not in BY_PARTS:
+            begin = ["".join(cell["source"]) for cell in cells(path, "markdown")[:2]]
+            found[path.stem] = asked - set(NAMED.findall("".join(begin)))
+    assert len(found) > 4 and not any(found.values()), found
+
+
 def test_chapters_have_numbers_of_their_own():
     numbers = [int(path.stem[:2]) for path in chapters]
     assert numbers == list(range(1, len(chapters) + 1))
