@@ -247,7 +247,7 @@ STALE = {  # how the Hub answers, and what the warning says
     "404": (r"there is no me/pets on the Hub"),
     "503": (r"the Hub has trouble \(status 503\)"),
     "gone": (r"the Hub cannot be reached \(.*refused"),
-    "another": (r"the Hub cannot be reached \(what answers at .* is not the hub"),
+    "another": (r"the Hub cannot be reached \(what answers at .* is not the Hub"),
 }
 
 

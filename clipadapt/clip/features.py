@@ -138,11 +138,11 @@ def file_table(location: str | Path) -> FeatureTable:
 def _state(path: str | Path) -> tuple[bytes, int] | None:
     """A hash of path, size and time of change, and that time; None without a file."""
     try:
-        path = place_of(path)
-        facts = os.stat(path)
+        where = place_of(path)
+        facts = os.stat(where)
     except (OSError, ValueError):  # reading it will say why
         return None
-    place, time_of_change = os.fsencode(os.path.abspath(path)), facts.st_mtime_ns
+    place, time_of_change = os.fsencode(os.path.abspath(where)), facts.st_mtime_ns
     return hash_parts(place, f"{facts.st_size} {time_of_change}"), time_of_change
 
 

@@ -519,7 +519,7 @@ def named_revision(name: str) -> tuple[str, str | None]:
 def no_revision(place: str, revision: str | None) -> FileNotFoundError:
     """What to say when a repository has no such revision."""
     return FileNotFoundError(
-        f"{place} on the hub has no revision {revision or 'main'!r}: neither a branch,"
+        f"{place} on the Hub has no revision {revision or 'main'!r}: neither a branch,"
         " a tag nor a commit is called so"
     )
 
@@ -540,7 +540,7 @@ def _no_answer(error: Exception) -> str:
     """Why the hub did not say what is newest."""
     reason = without_token(short_reason(error))
     answered = getattr(error, "response", None) is not None
-    return f"the hub {'refused' if answered else 'cannot be reached'} ({reason})"
+    return f"the Hub {'refused' if answered else 'cannot be reached'} ({reason})"
 
 
 def _ask(place: str, file: str, revision: str | None, token: str | bool | None) -> None:
@@ -548,7 +548,7 @@ def _ask(place: str, file: str, revision: str | None, token: str | bool | None) 
     url = hf_hub_url(place, file, revision=revision)
     found = get_hf_file_metadata(url, token=token)
     if found.commit_hash is None or found.etag is None:
-        raise ConnectionError(f"what answers at {url} is not the hub")
+        raise ConnectionError(f"what answers at {url} is not the Hub")
 
 # %% ../../nbs/engine/modelfiles.ipynb #hub-kept-3
 def kept_commit(
@@ -587,7 +587,7 @@ def kept_commit(
         commit = Path(kept).parent.name
         warnings.warn(
             f"{place} is taken from the cache, at revision {commit}, and may be older"
-            f" than what is on the hub: {why(error)}",
+            f" than what is on the Hub: {why(error)}",
             stacklevel=4,
         )
         return commit

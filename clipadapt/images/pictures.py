@@ -473,7 +473,7 @@ def place_of(path: str | os.PathLike) -> str | os.PathLike:
     Raises ValueError as `at_home` does.
     """
     begins = str(path).startswith("~") and not os.path.lexists(path)
-    return at_home(path) if begins else path
+    return at_home(os.fspath(path)) if begins else path
 
 
 def _opened(path: str | os.PathLike, name: str) -> BinaryIO:
