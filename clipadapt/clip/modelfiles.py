@@ -588,7 +588,7 @@ def kept_commit(
         warnings.warn(
             f"{place} is taken from the cache, at revision {commit}, and may be older"
             f" than what is on the Hub: {why(error)}",
-            stacklevel=4,
+            stacklevel=5,
         )
         return commit
 

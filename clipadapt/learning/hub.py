@@ -591,23 +591,36 @@ def fetch(
     FileNotFoundError for what is not there; PermissionError without a token that may
     read it; ConnectionError when the Hub cannot be reached; OSError for a full disk.
     """
-    found = hub_name(name, revision)
-    folder = Path(at_home(name))
+    found, folder = hub_name(name, revision), Path(at_home(name))
     if found is not None:
-        place, revision = found
-        where = None if cache_dir is None else at_home(cache_dir)
-        how: dict[str, Any] = {"token": token, "cache_dir": where, "revision": revision}
-        said = place if revision is None else f"{place}@{revision}"
-        with _asking(said, token):
-            if not local_files_only and not force_download:
-                why = partial(_why, said, token)
-                commit = kept_commit(place, SAVED_FILE, why, **how)
-                how["revision"] = commit or revision
-            how |= {"local_files_only": local_files_only}
-            how |= {"force_download": force_download}
-            folder = Path(hf_hub_download(place, SAVED_FILE, **how)).parent
+        cache_dir = cache_dir and at_home(cache_dir)
+        how: dict[str, Any] = {"force_download": force_download}
+        how |= {"local_files_only": local_files_only}
+        folder = _in_cache(*found, {"token": token, "cache_dir": cache_dir}, **how)
     method_in(folder)
     return folder
+
+# %% ../../nbs/engine/hub.ipynb #hub-25b
+#| code-fold: true
+#| code-summary: "The newest one, or the one that was fetched before, with a warning"
+def _in_cache(
+    place: str,
+    revision: str | None,
+    where: dict[str, Any],
+    *,
+    local_files_only: bool,
+    force_download: bool,
+) -> Path:
+    """The folder of a revision of `place`; `where` has token and cache_dir."""
+    said = place if revision is None else f"{place}@{revision}"
+    how = {"local_files_only": local_files_only, "force_download": force_download}
+    with _asking(said, where["token"]):
+        if not any(how.values()):
+            why = partial(_why, said, where["token"])
+            kept = kept_commit(place, SAVED_FILE, why, revision=revision, **where)
+            revision = kept or revision
+        file = hf_hub_download(place, SAVED_FILE, revision=revision, **where, **how)
+        return Path(file).parent
 
 # %% ../../nbs/engine/hub.ipynb #hub-26
 #| code-fold: true

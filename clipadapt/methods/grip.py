@@ -251,7 +251,7 @@ def _check_pool_is_chosen(pool: str | None, seen: int, num_classes: int) -> None
 
 # %% ../../nbs/07_grip.ipynb #grip-verbose
 #| code-fold: true
-#| code-summary: "What `verbose` says of the epochs within a round"
+#| code-summary: "What verbose says of the epochs within a round"
 _SILENCE = 10  # seconds, after which a round among several says how far it is (ours)
 
 
