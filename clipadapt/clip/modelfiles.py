@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import re
 import warnings
 from collections.abc import Callable, Iterator
@@ -620,7 +621,7 @@ def local_files(folder: str | Path) -> ModelFiles:
     Raises FileNotFoundError, naming what is missing.
     """
     place = Path(at_home(folder))
-    if not place.is_dir():
+    if not os.path.isdir(place):
         raise FileNotFoundError(f"there is no folder {str(folder)!r:.300}")
     weights = [place / name for name in _WEIGHTS if (place / name).is_file()]
     weights += sorted(path for path in place.glob("*.safetensors") if path.is_file())
