@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from clipadapt import CoReg, FeatureSet, FeatureStore, ImageSet, ZeroShot, load_clip
@@ -14,15 +15,16 @@ from clipadapt.clip import captions, features, glyphs, index, modelfiles, tables
 from clipadapt.clip.features import StoredCLIP, hash_images
 from clipadapt.clip.templates import read_templates
 from clipadapt.clip.workers import _as_row
-from clipadapt.images import datasets, files, pictures
+from clipadapt.images import datasets, files, pictures, sets
 from clipadapt.images.sets import digits
-from clipadapt.judge import compare, robustness
-from clipadapt.learning import adapter, hub, training
+from clipadapt.judge import compare, datatools, robustness
+from clipadapt.learning import adapter, hub, training, watching
 from clipadapt.learning.export import Exporting
 from clipadapt.learning.students import _shorter_side
 
 NOBODY = "~nobody-of-this-name/x"
 FITTED = SimpleNamespace(_check_fitted=lambda: None, _network=print, _export=print)
+FRAME = pd.DataFrame({"image": ["x.png"]})
 NONE, ONE = (digits("test").subset(range(count)) for count in (0, 1))
 
 
@@ -97,6 +99,16 @@ CALLS = {  # by module, function and parameter: all that take a path from a user
     "sets._Sources.from_split_file(path)": lambda path: ImageSet.from_split_file(
         path, "."
     ),
+    "sets.check_classnames(classnames)": sets.check_classnames,
+    "sets.read_folder(root)": sets.read_folder,
+    "sets.read_frame(root)": lambda path: sets.read_frame(FRAME, root=path),
+    "sets._AllSources.from_dataframe(root)": lambda path: ImageSet.from_dataframe(
+        FRAME, root=path
+    ),
+    "datatools.to_fiftyone(folder)": lambda path: datatools.to_fiftyone(
+        None, [], folder=path
+    ),
+    "watching.TensorBoard.__init__(logdir)": watching.TensorBoard,
     "compare.run_all(folder)": lambda path: compare.run_all(
         {"a": ZeroShot(None, ["a", "b"])}, ONE, ONE, folder=path
     ),
@@ -127,6 +139,9 @@ MORE = {  # whose annotation says something else
     "an image": lambda path: pictures.read_image(path),
     "the header of an image": pictures.check_image,
     "an image of a set": lambda path: ImageSet([path])[0],
+    "an image of a table": lambda path: sets.read_frame(
+        pd.DataFrame({"image": [path]})
+    ),
     "a data set": lambda path: datasets.read_hub(path),
 }
 ELSEWHERE = {  # a path for a message, or for one of those above
@@ -139,13 +154,9 @@ ELSEWHERE = {  # a path for a message, or for one of those above
     *("modelfiles.read_json(source)", "training._Generations.__init__(path)"),
     *("datasets.read_split_file(root)", "sets._Sources.from_split_file(root)"),
     *("sets._Sources.from_torchvision(split_file)", "report.report(path)"),
-    # not at home
-    *("sets.check_classnames(classnames)", "sets.read_folder(root)"),
+    # for check_classnames
     *("sets.read_folder(classnames)", "sets._Sources.from_folder(classnames)"),
-    *("sets.read_frame(classnames)", "sets.read_frame(root)"),
-    *("sets._AllSources.from_dataframe(classnames)",),
-    *("sets._AllSources.from_dataframe(root)",),
-    *("datatools.to_fiftyone(folder)", "watching.TensorBoard.__init__(logdir)"),
+    *("sets.read_frame(classnames)", "sets._AllSources.from_dataframe(classnames)"),
 }
 
 
@@ -214,3 +225,8 @@ def test_a_folder_of_that_name_is_found_where_it_is(home, monkeypatch):
     (home / "x.png").rename(home / "here" / "~" / "y.png")
     monkeypatch.chdir(home / "here")
     assert ImageSet.from_folder(".")[0][0].size
+
+
+def test_one_class_is_said(clip):
+    with pytest.warns(UserWarning, match="there is one class only, 'cat', which every"):
+        ZeroShot(clip, ["cat"]).fit(ONE)

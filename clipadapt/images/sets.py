@@ -73,7 +73,7 @@ def check_classnames(classnames: Iterable[str] | str | Path) -> list[str]:
     for names that are empty, repeated, or hold control characters.
     """
     if isinstance(classnames, (str, os.PathLike)):
-        classnames = _read_classnames(Path(classnames))
+        classnames = _read_classnames(Path(at_home(os.fspath(classnames))))
     names = [_check_name(name, c) for c, name in enumerate(_in_order(classnames))]
     repeated = sorted(name for name, times in Counter(names).items() if times > 1)
     if repeated:
@@ -998,7 +998,7 @@ def read_folder(
     read.
     """
     _check_reading(on_error, max_pixels, check)
-    walk = _Walk(Path(root))
+    walk = _Walk(Path(at_home(root)))
     sub_folders = sorted(set(_folders_of(walk)) - {""})
     names = {folder: _as_name(folder) for folder in sub_folders}
     if classnames is None:
@@ -1223,7 +1223,8 @@ def _files_of(column: pd.Series, root: str | Path | None) -> list[Path]:
             f"column {column.name!r} must hold a path in every row, not"
             f" {reprlib.repr(odd[0] if odd else ''):.80}"
         )
-    files = [Path(root or "", entry) for entry in entries]
+    start = at_home(root or "")
+    files = [Path(start, at_home(entry)) for entry in entries]
     if missing := [file for file in files if not os.path.isfile(file)]:
         hint = "relative paths start from root="
         if re.fullmatch(r"image \d+", missing[0].name):

@@ -23,7 +23,8 @@ from PIL import Image
 
 from ..clip.features import leave_out
 from ..clip.featuresets import FeatureSet, need_images, new_array, row_blocks
-from ..images.files import whole_file
+from ..images.files import at_home, whole_file
+from ..images.pictures import place_of
 from ..images.sets import ImageSet, Labels, file_of, image_names, workers
 from ..learning.adapter import Adapter, as_samples
 from ..methods.lpclip import LPCLIP, image_weights
@@ -355,9 +356,8 @@ def to_dataset(
 def _local_file(images: ImageSet, place: int) -> str | None:
     """The file of an image; None for one that has none, or has it elsewhere."""
     file = file_of(images.images, int(place))
-    if file is None or not os.path.isfile(file):
-        return None
-    return os.fspath(file)
+    file = None if file is None else os.fspath(place_of(file))
+    return file if file is not None and os.path.isfile(file) else None
 
 
 def _stored(images: ImageSet, place: int, file: str | None) -> dict:
@@ -501,6 +501,7 @@ def to_fiftyone(
     for images without a file and no `folder`, for a name that is taken, and as
     `to_pandas` does; OSError when FiftyOne cannot open its database.
     """
+    folder = None if folder is None else at_home(folder)
     voxel = _needed("fiftyone", "fiftyone")
     _check_what(what, WHAT)
     samples = as_samples(images, method.clip)
@@ -582,7 +583,7 @@ def _new_dataset(voxel, name: str | None):
 def _check_files(images: ImageSet, folder: str | Path | None) -> None:
     """ValueError unless every image has a file, or there is a folder to write to."""
     if folder is not None:
-        Path(folder).mkdir(parents=True, exist_ok=True)
+        Path(at_home(folder)).mkdir(parents=True, exist_ok=True)
         return
     for place in range(len(images)):
         if _local_file(images, place) is None:
@@ -597,7 +598,7 @@ def _as_file(images: ImageSet, place: int, folder: str | Path | None) -> str:
     file = _local_file(images, place)
     if file is not None:
         return os.path.abspath(file)
-    target = Path(folder or "", f"image-{place:06}.png")
+    target = Path(at_home(folder or ""), f"image-{place:06}.png")
     content = _png(images.read(place))
     if not target.exists():
         with whole_file(target) as draft:

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from numbers import Real
@@ -760,6 +761,12 @@ class Adapter(_Classifier, Watched, _Asked, Sharing):
         classnames = check_classnames(self.classnames)
         if not classnames:
             raise ValueError("a classifier needs at least one class name")
+        if len(classnames) == 1:
+            warnings.warn(
+                f"there is one class only, {classnames[0]!r}, which every image is"
+                " given; give two names at least, as in ['cat', 'dog']",
+                stacklevel=2,
+            )
         if not len(images):
             raise ValueError("there are no images to fit on")
         labels = check_labels(None, len(images), 0)

@@ -24,6 +24,7 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from tqdm.auto import tqdm
 
+from ..images.files import at_home
 from .processes import by_itself, current
 
 # %% auto #0
@@ -474,8 +475,8 @@ class TensorBoard(Callback):
     predicts = False
 
     def __init__(self, logdir: str | Path):
+        self.logdir = Path(at_home(logdir))
         _need("torch.utils.tensorboard", "TensorBoard")
-        self.logdir = Path(logdir)
         self._writers: dict[int, Any] = {}
 
     def _folder(self, name: str, goes_on: bool) -> Path:
