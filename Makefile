@@ -107,12 +107,13 @@ clean:          ## remove what the targets made (the environment too)
 	rm -rf .venv runs _docs _proc build dist *.egg-info
 
 # The environment. A stamp says which extra is complete; an environment without any stamp was cut off
-# half way and is made anew. `ready-dev` includes what `ready-run` has.
+# half way and is made anew. `ready-dev` includes what `ready-run` has. Without compiling: most of a
+# minute for thousands of modules that nobody imports; Python compiles those that are.
 define environment
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "clipadapt needs Python 3.10 or newer; choose one with: make PYTHON=python3.12"; exit 1; }
 	@if ! ls .venv/ready-* >/dev/null 2>&1; then echo "Making .venv (once, a few minutes: PyTorch is large)"; $(PYTHON) -m venv --clear .venv; fi
 	@rm -f .venv/ready-*
-	@$(BIN)/python -m pip install --quiet --editable '$(1)'
+	@$(BIN)/python -m pip install --quiet --no-compile --editable '$(1)'
 endef
 
 .venv/ready-run: settings.ini setup.py

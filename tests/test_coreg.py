@@ -341,14 +341,15 @@ def test_students(clip, images, test_images, tmp_path, params):
         range(24 if params["image_size"] or params["student"] != "resnet" else 3)
     )
     method = CoReg(clip, images.classnames, **params).fit(few)
-    expected = method.predict_proba(test_images)
+    some = test_images.subset(range(5))
+    expected = method.predict_proba(some)
     if callable(method.student):
         with pytest.raises(ValueError, match="student=.* cannot be saved"):
             method.save(tmp_path / "model")
     else:
         method.save(tmp_path / "model")
         assert np.array_equal(
-            CoReg.load(tmp_path / "model", clip).predict_proba(test_images), expected
+            CoReg.load(tmp_path / "model", clip).predict_proba(some), expected
         )
     if method.student != "resnet":
         assert method.score(images) > 0.1

@@ -4,6 +4,7 @@ refused."""
 import hashlib
 import json
 import re
+import signal
 import subprocess
 import sys
 import warnings
@@ -424,37 +425,29 @@ def test_a_path_to_a_model_does_not_leave_the_house(whole, pool, tmp_path):
     assert "your own CLIP" in facts["license"]
 
 
-FULL = """
-import resource, signal, sys
-from pathlib import Path
-from clipadapt import ZeroShot, digits, load_clip
-images = digits("train").subset(range(4))
-method = ZeroShot(load_clip(device="cpu"), images.classnames).fit(images)
-path = Path(sys.argv[1])
-path.write_text("an earlier file")
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
-resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
-try:
-    method.export(path)
-except OSError as error:
-    print(error)
-print(path.read_text(), *(other.name for other in path.parent.iterdir()))
-"""
+@pytest.fixture
+def full_disk():
+    """No file may be larger than 10,000 bytes."""
+    resource = pytest.importorskip("resource", reason="needs a limit on files")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    answers = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    signal.signal(signal.SIGXFSZ, answers)
 
 
-@pytest.mark.skipif(
-    sys.platform == "win32", reason="needs a limit on the size of files"
-)
-def test_a_full_disk_is_one_sentence_and_the_earlier_file_stays(tmp_path):
-    path = tmp_path / "digits.pt2"
-    done = subprocess.run(
-        [sys.executable, "-c", FULL, str(path)], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    sentence, rest = done.stdout.splitlines()
-    assert sentence.startswith(f"{path} cannot be written: it would be larger")
-    assert rest == "an earlier file digits.pt2"
+def test_a_full_disk_is_one_sentence_and_the_earlier_file_stays(
+    zero_shot, tmp_path, full_disk
+):
+    path = tmp_path / "birds.pt2"
+    path.write_text("an earlier file")
+    with pytest.raises(OSError) as caught:
+        zero_shot.export(path, resize=False)
+    assert str(caught.value).startswith(f"{path} cannot be written: it would be larger")
+    assert "\n" not in str(caught.value)
+    assert path.read_text() == "an earlier file"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 # What is refused
@@ -506,6 +499,27 @@ def test_a_file_that_answers_otherwise_is_not_written(
     with pytest.raises(ValueError, match="cannot run this method: division by zero"):
         zero_shot.export(tmp_path / "birds.onnx", resize=False)
     assert not list(tmp_path.iterdir())
+
+
+class Unsure(torch.nn.Module):
+    """Another answer for an image alone than for the same image in a batch."""
+
+    def forward(self, pixels):
+        return torch.full((len(pixels), 2), 0.5 + 0.1 * (len(pixels) == 1))
+
+
+def test_a_method_that_depends_on_last_digits_is_told_so(zero_shot, monkeypatch):
+    class Deaf:
+        def __init__(self, content):
+            pass
+
+        def __call__(self, images):
+            return np.full((len(images), 2), 0.5)
+
+    monkeypatch.setattr(export, "Session", Deaf)
+    answer = export.Answer(zero_shot._picture(), Unsure())
+    with pytest.raises(ValueError, match="differ by 0.1 .*: fit it to more images"):
+        export.check_file(b"", answer)
 
 
 # Eight bits
