@@ -55,11 +55,11 @@ def _ask(method: Adapter, images: ImageSet, with_features: bool = False) -> _Ans
     if isinstance(images, FeatureSet):
         features = images.encoded(method.clip.embed_dim).numpy()
         probabilities = method.predict_proba(images)
-    elif method.reads_features and not isinstance(method, ReCLIP):
+    elif method.needs_images:
+        probabilities, features = _ask_pictures(method, images, with_features, damaged)
+    else:
         features = _encode(method, images, damaged)
         probabilities = method.predict_proba(FeatureSet(features))
-    else:  # ReCLIP reads both
-        probabilities, features = _ask_pictures(method, images, with_features, damaged)
     places = np.array([i for i in range(len(images)) if i not in damaged], np.int64)
     sound = leave_out(images, damaged, stacklevel=4)
     return _Answers(sound, places, probabilities, features)
