@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     import fiftyone
 
 # %% auto #0
-__all__ = ['WHAT', 'to_pandas', 'to_dataset', 'to_cleanlab', 'to_fiftyone']
+__all__ = ['WHAT', 'to_pandas', 'class_columns', 'to_dataset', 'to_cleanlab', 'to_fiftyone']
 
 # %% ../../nbs/engine/datatools.ipynb #dt-6
 class _Answers(NamedTuple):
@@ -194,6 +194,25 @@ def _check_what(what: str, choices: Sequence[str]) -> None:
         known = " or ".join(map(repr, choices))
         raise ValueError(f"what must be {known}, not {what!r:.80}")
 
+# %% ../../nbs/engine/datatools.ipynb #dt-13b
+def class_columns(
+    classnames: Sequence[str], probabilities: np.ndarray, taken: Iterable[str]
+) -> dict[str, np.ndarray]:
+    """The probabilities of each class as a column, float64 [N], by its name.
+
+    classnames: the C classes.
+    probabilities: float [N, C].
+    taken: the names of other columns. The column of a class is called "NAME (class)"
+        where its name is taken.
+    """
+    columns, taken = {}, {*taken}
+    for name, column in zip(classnames, probabilities.T):
+        while name in taken:
+            name += " (class)"
+        taken.add(name)
+        columns[name] = column.astype(float)
+    return columns
+
 # %% ../../nbs/engine/datatools.ipynb #dt-14
 #| code-fold: true
 #| code-summary: "The columns of predictions"
@@ -210,14 +229,9 @@ def _prediction_table(
         "confidence": answers.probabilities.max(1, initial=0).astype(float),
         "label": _label_column(answers.images, names),
     }
-    taken = {*columns, "path"}  # `to_dataset` has a column path
-    for name, column in zip(
-        method.classnames_ * probabilities, answers.probabilities.T
-    ):
-        while name in taken:
-            name += " (class)"
-        taken.add(name)
-        columns[name] = column.astype(float)
+    if probabilities:
+        taken = {*columns, "path"}  # `to_dataset` has a column path
+        columns |= class_columns(method.classnames_, answers.probabilities, taken)
     table = pd.DataFrame(columns).set_index(pd.Index(answers.places, dtype=np.int64))
     table.attrs["skipped"] = list(answers.images.skipped)
     return table
