@@ -144,9 +144,18 @@ def test_a_tuned_tower_is_not_asked_for_features_of_the_frozen_one(
 ):
     method = REFUSED[name](clip, features.classnames).fit(images)
     assert len(method.predict(images)) == len(images)
-    for ask in (method.predict, method.predict_proba, method.score):
+    asked = method.predict, method.predict_proba, method.predict_logits, method.score
+    for ask in asked:
         with pytest.raises(ValueError, match=SENTENCE):
             ask(features)
+
+
+def test_methods_say_whether_features_are_enough(clip, images):
+    for cases, needed in ((SAME, False), (REFUSED, True)):
+        for make in cases.values():
+            assert make(clip, images.classnames).needs_images == needed
+    reclip = REFUSED["ReCLIP"](clip, images.classnames)
+    assert reclip.reads_features  # of the frozen CLIP, and the images for the other
 
 
 def test_whatever_needs_pixels_says_so(clip, features):

@@ -639,6 +639,7 @@ def predictions(
         is called "NAME (class)" where its name is taken.
     """
     from clipadapt.images.sets import image_names
+    from clipadapt.judge.datatools import class_columns
 
     names = np.array(method.classnames_, dtype=object)
     columns = {
@@ -646,10 +647,9 @@ def predictions(
         "prediction": pd.Series(names[answers.argmax(1)], dtype=object),
         "confidence": answers.max(1).astype(float).round(4),
     }
-    for name, column in zip(method.classnames_ if probabilities else (), answers.T):
-        while name in columns:
-            name += " (class)"
-        columns[name] = column.astype(float).round(4)
+    if probabilities:
+        classes = class_columns(method.classnames_, answers, columns)
+        columns |= {name: column.round(4) for name, column in classes.items()}
     return pd.DataFrame(columns)
 
 # %% ../../nbs/engine/runs.ipynb #accuracy-1

@@ -678,34 +678,9 @@ def _chosen(indices: Integers | slice, count: int) -> np.ndarray:
 
 # %% ../../nbs/engine/sets.ipynb #cell-28
 #| code-fold: true
-#| code-summary: "Where the images of a set can come from"
-class _Sources:
-    """Where the images of a set can come from."""
-
-    @classmethod
-    def from_folder(
-        cls,
-        root: str | Path,
-        classnames: Sequence[str] | str | Path | None = None,
-        on_error: str = "skip",
-        max_pixels: int = MAX_PIXELS,
-        check: str = "header",
-    ) -> ImageSet:
-        """Images of a folder: see `read_folder`."""
-        root = at_home(root)
-        images = read_folder(root, classnames, on_error, max_pixels, check)
-        images.source = f"folder {Path(root).resolve().name}"
-        return images
-
-    @classmethod
-    def from_arrays(
-        cls,
-        images: Images,
-        labels: Labels | None = None,
-        classnames: Sequence[str] = (),
-    ) -> ImageSet:
-        """Images from an array, a tensor or a list of images: see `as_imageset`."""
-        return ImageSet(as_imageset(images).images, classnames, labels)
+#| code-summary: "Images of published data sets"
+class _DataSets:
+    """The published data sets that a set of images can come from."""
 
     @classmethod
     def from_torchvision(
@@ -736,9 +711,31 @@ class _Sources:
 
 # %% ../../nbs/engine/sets.ipynb #frame-0
 #| code-fold: true
-#| code-summary: "A table as the source"
-class _AllSources(_Sources):
-    """The other sources, and tables."""
+#| code-summary: "Images of your own"
+class _Sources(_DataSets):
+    """Where the images of a set can come from: besides data sets, from you."""
+
+    @classmethod
+    def from_folder(
+        cls,
+        root: str | Path,
+        classnames: Sequence[str] | str | Path | None = None,
+        on_error: str = "skip",
+        max_pixels: int = MAX_PIXELS,
+        check: str = "header",
+    ) -> ImageSet:
+        """Images of a folder: see `read_folder`."""
+        return read_folder(at_home(root), classnames, on_error, max_pixels, check)
+
+    @classmethod
+    def from_arrays(
+        cls,
+        images: Images,
+        labels: Labels | None = None,
+        classnames: Sequence[str] = (),
+    ) -> ImageSet:
+        """Images from an array, a tensor or a list of images: see `as_imageset`."""
+        return ImageSet(as_imageset(images).images, classnames, labels)
 
     @classmethod
     def from_dataframe(
@@ -754,9 +751,7 @@ class _AllSources(_Sources):
     ) -> ImageSet:
         """Images of a table of pandas, a row an image: see `read_frame`."""
         options = {"on_error": on_error, "max_pixels": max_pixels, "check": check}
-        images = read_frame(frame, path, label, classnames, root, **options)
-        images.source = f"a table of {len(frame)} images"
-        return images
+        return read_frame(frame, path, label, classnames, root, **options)
 
 # %% ../../nbs/engine/sets.ipynb #cell-28b
 #| code-fold: true
@@ -768,7 +763,7 @@ def _published(found: Published, **options) -> ImageSet:
     return images
 
 # %% ../../nbs/engine/sets.ipynb #cell-29
-class ImageSet(_Indexed, _AllSources, torch.utils.data.Dataset):
+class ImageSet(_Indexed, _Sources, torch.utils.data.Dataset):
     """Images with class names and labels, decoded one at a time when asked for.
 
     images: a sequence of N of anything `read_image` reads.
@@ -1010,6 +1005,7 @@ def read_folder(
     left_out = {"skipped": walk.skipped, "ignored": walk.ignored}
     labels = labels if classnames else None
     images = ImageSet(walk.paths, classnames, labels, max_pixels=max_pixels, **left_out)
+    images.source = f"folder {walk.root.resolve().name}"
     return _without_damaged(images, on_error, check)
 
 # %% ../../nbs/engine/sets.ipynb #check-reading
@@ -1192,6 +1188,7 @@ def read_frame(
     _check_digits(labels, classnames, label)
     numbers = None if labels is None else _with_gaps(labels)
     images = ImageSet(files, classnames, numbers, max_pixels=max_pixels)
+    images.source = f"a table of {len(frame)} images"
     return _without_damaged(images, on_error, check)
 
 # %% ../../nbs/engine/sets.ipynb #frame-3

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     import fiftyone
 
 # %% auto #0
-__all__ = ['WHAT', 'to_pandas', 'to_dataset', 'to_cleanlab', 'to_fiftyone']
+__all__ = ['WHAT', 'to_pandas', 'class_columns', 'to_dataset', 'to_cleanlab', 'to_fiftyone']
 
 # %% ../../nbs/engine/datatools.ipynb #dt-6
 class _Answers(NamedTuple):
@@ -56,11 +56,11 @@ def _ask(method: Adapter, images: ImageSet, with_features: bool = False) -> _Ans
     if isinstance(images, FeatureSet):
         features = images.encoded(method.clip.embed_dim).numpy()
         probabilities = method.predict_proba(images)
-    elif method.reads_features and not isinstance(method, ReCLIP):
+    elif method.needs_images:
+        probabilities, features = _ask_pictures(method, images, with_features, damaged)
+    else:
         features = _encode(method, images, damaged)
         probabilities = method.predict_proba(FeatureSet(features))
-    else:  # ReCLIP reads both
-        probabilities, features = _ask_pictures(method, images, with_features, damaged)
     places = np.array([i for i in range(len(images)) if i not in damaged], np.int64)
     sound = leave_out(images, damaged, stacklevel=4)
     return _Answers(sound, places, probabilities, features)
@@ -195,6 +195,25 @@ def _check_what(what: str, choices: Sequence[str]) -> None:
         known = " or ".join(map(repr, choices))
         raise ValueError(f"what must be {known}, not {what!r:.80}")
 
+# %% ../../nbs/engine/datatools.ipynb #dt-13b
+def class_columns(
+    classnames: Sequence[str], probabilities: np.ndarray, taken: Iterable[str]
+) -> dict[str, np.ndarray]:
+    """The probabilities of each class as a column, float64 [N], by its name.
+
+    classnames: the C classes.
+    probabilities: float [N, C].
+    taken: the names of other columns. The column of a class is called "NAME (class)"
+        where its name is taken.
+    """
+    columns, taken = {}, {*taken}
+    for name, column in zip(classnames, probabilities.T):
+        while name in taken:
+            name += " (class)"
+        taken.add(name)
+        columns[name] = column.astype(float)
+    return columns
+
 # %% ../../nbs/engine/datatools.ipynb #dt-14
 #| code-fold: true
 #| code-summary: "The columns of predictions"
@@ -211,14 +230,9 @@ def _prediction_table(
         "confidence": answers.probabilities.max(1, initial=0).astype(float),
         "label": _label_column(answers.images, names),
     }
-    taken = {*columns, "path"}  # `to_dataset` has a column path
-    for name, column in zip(
-        method.classnames_ * probabilities, answers.probabilities.T
-    ):
-        while name in taken:
-            name += " (class)"
-        taken.add(name)
-        columns[name] = column.astype(float)
+    if probabilities:
+        taken = {*columns, "path"}  # `to_dataset` has a column path
+        columns |= class_columns(method.classnames_, answers.probabilities, taken)
     table = pd.DataFrame(columns).set_index(pd.Index(answers.places, dtype=np.int64))
     table.attrs["skipped"] = list(answers.images.skipped)
     return table

@@ -28,7 +28,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.exceptions import NotFittedError
 from sklearn.utils import check_array
 
-from ..clip.featuresets import FeatureSet, row_blocks
+from ..clip.featuresets import FeatureSet, need_images, row_blocks
 from ..clip.model import CLIP, View, is_known, load_clip
 from ..clip.templates import names_file, without_files
 from clipadapt.images.files import (
@@ -155,10 +155,10 @@ class Saved(Declared):
         (arrays and plain JSON, as declared); OSError for a disk that is full or
         refuses.
         """
-        self._check_fitted()
+        arrays, record = self._saveable()
         folder = Path(at_home(directory))
         path = own_file(folder, _FILE, [_EARLIER], "saved method")
-        write_arrays(path, *self._saveable())
+        write_arrays(path, arrays, record)
         path.with_name(_EARLIER).unlink(missing_ok=True)
 
     def _saveable(self) -> tuple[dict[str, np.ndarray], SavedMethod]:
@@ -516,13 +516,31 @@ def _is_row(value) -> bool:
 class _Answering(Saved, Exporting):
     """The part of `Adapter` that answers: classes, probabilities and logits."""
 
+    @property
+    def reads_features(self) -> bool:
+        """Whether `predict` asks the CLIP for features, which a store has: it does.
+
+        False for a subclass that reads the images itself, and does so once.
+        """
+        return True
+
+    @property
+    def needs_images(self) -> bool:
+        """Whether features alone are not enough for `predict`, which refuses them then.
+
+        As a rule where it does not ask for any. A subclass that reads images and
+        features says so here.
+        """
+        return not self.reads_features
+
     def predict_proba(self, X) -> np.ndarray:
         """Class probabilities, float32 [N, C].
 
         X: an ImageSet, a list of paths or Pillow images, a tensor [N, 3, H, W], or
             features (`as_samples`).
 
-        Raises NotFittedError before `fit`, ValueError when a probability is not finite.
+        Raises NotFittedError before `fit`, ValueError when a probability is not finite,
+        and for features where the method `needs_images`.
         """
         return self._ask(self._predict_proba, X)
 
@@ -562,6 +580,8 @@ class _Answering(Saved, Exporting):
         """What `answer` says of `X`, without its labels, float32 [N, C]."""
         self._check_fitted()
         images = as_samples(X, self.clip)
+        if self.needs_images:
+            need_images(images)
         if not len(images):
             return np.empty((0, len(self.classnames_)), np.float32)
         with threads_for(encoding_work(self.clip)):
@@ -707,14 +727,6 @@ class Adapter(_Classifier, Watched, _Asked, Sharing):
 
     def __init__(self, clip: CLIP, classnames: Sequence[str], *, seed: int = 0):
         self.clip, self.classnames, self.seed = clip, classnames, seed
-
-    @property
-    def reads_features(self) -> bool:
-        """Whether `predict` asks the CLIP for features, which a store has: it does.
-
-        False for a subclass that reads the images itself, and does so once.
-        """
-        return True
 
     def encoded_views(self) -> list[View]:
         """The views that `fit` encodes beside the images as they are: none.

@@ -33,6 +33,13 @@ from huggingface_hub.utils import get_session, hf_raise_for_status
 from pydantic import ConfigDict
 from safetensors import safe_open
 
+# %% auto #0
+__all__ = ['UNKNOWN', 'SAVED_FILE', 'LOGIN', 'HUB', 'ClipFacts', 'clip_facts', 'Measured', 'measured', 'check_scores', 'Card',
+           'card_data', 'card_text', 'Shared', 'fetch', 'hub_name', 'method_in', 'to_share', 'Sharing']
+
+# %% ../../nbs/engine/hub.ipynb #hub-02b
+#| code-fold: true
+#| code-summary: "What it takes from other modules"
 from ..clip.model import CLIP, is_known, load_clip
 from clipadapt.clip.modelfiles import (
     check_revision,
@@ -56,10 +63,6 @@ from clipadapt.learning.metrics import (
     expected_calibration_error,
     mean_class_accuracy,
 )
-
-# %% auto #0
-__all__ = ['UNKNOWN', 'SAVED_FILE', 'LOGIN', 'HUB', 'ClipFacts', 'clip_facts', 'Measured', 'measured', 'check_scores', 'Card',
-           'card_data', 'card_text', 'Shared', 'fetch', 'hub_name', 'method_in', 'to_share', 'Sharing']
 
 # %% ../../nbs/engine/hub.ipynb #hub-06
 UNKNOWN = "unknown"

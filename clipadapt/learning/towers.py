@@ -20,7 +20,6 @@ from PIL import Image, ImageEnhance, ImageOps
 from pydantic import Field
 from torch import Tensor
 
-from ..clip.featuresets import need_images
 from ..clip.model import CLIP, _warn_when_cut
 from ..clip.templates import average_prompts
 from ..images.files import Array
@@ -577,7 +576,6 @@ class FineTuned(_Exported):
         return self._tuned
 
     def _predict_logits(self, images: ImageSet) -> Tensor:
-        need_images(images)  # features are those of the tower before
         return (
             self.logit_scale_
             * self.tuned_clip().encode_image(images)

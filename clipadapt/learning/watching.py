@@ -11,6 +11,7 @@ import inspect
 import json
 import math
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -78,7 +79,7 @@ class Callback:
 
 # %% ../../nbs/engine/watch.ipynb #watch-12
 #| code-fold: true
-#| code-summary: "A function as a callback, and whatever may be given as callbacks"
+#| code-summary: "A function as a callback"
 class _Function(Callback):
     """A function `f(method)` or `f(method, pseudolabels)`, called after steps."""
 
@@ -104,8 +105,11 @@ def _takes_two(function: Callable) -> bool:
         return True
     return False
 
-
+# %% ../../nbs/engine/watch.ipynb #watch-12b
+#| code-fold: true
+#| code-summary: "Whatever may be given as callbacks"
 Callbacks = Callback | Callable[..., Any] | Sequence[Callback | Callable[..., Any]]
+_Act = Callable[[], object] | None
 _EVENTS = ("on_fit_begin", "on_step", "on_fit_end", "on_fit_error")
 
 
@@ -176,17 +180,9 @@ def plain(values: Any, what: str) -> Any:
 
 # %% ../../nbs/engine/watch.ipynb #watch-16
 #| code-fold: true
-#| code-summary: "Watching: tells the callbacks, gathers what they return"
-class Watching:
-    """Who watches one fit.
-
-    callbacks: see `as_callbacks`.
-    verbose: 0 is silent, 1 prints a line for each step, 2 all its numbers.
-    images: how many the fit has.
-
-    Of several processes the first calls them. Raises ValueError for other callbacks,
-    and for a `verbose` that is no whole number from 0.
-    """
+#| code-summary: "Who watches a fit"
+class _Watchers:
+    """The callbacks of one fit, and whether they want to predict."""
 
     def __init__(self, callbacks: Callbacks = (), verbose: int = 0, images: int = 0):
         if not isinstance(verbose, int) or verbose < 0:
@@ -200,55 +196,77 @@ class Watching:
         self.images, self.begun = images, []
         self.predicts = any(getattr(each, "predicts", 1) for each in self.callbacks)
 
-    def begin(self, method: Any, steps: int, done: int) -> None:
-        """Tell that a fit of at most `steps` steps begins, `done` of them before."""
-        if self.begun:
-            return
-        plan = Plan(method.step_unit, steps, done, self.images)
-        with _first_only() as first:
-            for each in self.callbacks if first else ():
-                self.begun.append(each)
-                each.on_fit_begin(method, plan)
+    @contextmanager
+    def _told(self) -> Iterator[list[Any]]:
+        """Whom to tell: nobody, but in the first of several processes, by itself."""
+        first = current().first
+        with by_itself() if first else nullcontext():
+            yield self.callbacks if first else []
 
-    def step(self, method: Any, record: dict, pseudolabels: Any) -> None:
-        """Tell of a step; its record gets what the callbacks return."""
-        with _first_only() as first:
-            for each in self.callbacks if first else ():
-                if isinstance(each, _Function):
-                    said = each.look(method, pseudolabels)
-                else:
-                    said = each.on_step(method, record)
-                note(record, said, _called(each))
-
-    def end(self, method: Any) -> None:
-        """Tell that the method is fitted."""
-        with _first_only() as first:
-            for each in self.callbacks if first else ():
-                each.on_fit_end(method)
-
-    def fail(self, method: Any, error: BaseException) -> None:
-        """Tell those who were told of the beginning; what they raise is a warning."""
-        with _first_only():
-            for each in self.begun:
-                try:
-                    each.on_fit_error(method, error)
-                except Exception as another:
-                    warnings.warn(
-                        f"{_called(each)} failed, too: {another!r}", stacklevel=2
-                    )
-
-
+# %% ../../nbs/engine/watch.ipynb #watch-16c
+#| code-fold: true
+#| code-summary: "One callback: its name, what it says, and that a fit has failed"
 def _called(callback: Any) -> str:
     name = getattr(callback, "name", None) if isinstance(callback, _Function) else None
     return f"the callback {name or type(callback).__name__}"
 
 
-@contextmanager
-def _first_only() -> Iterator[bool]:
-    """Within it, the first of several processes is by itself; whether this is it."""
-    first = current().first
-    with by_itself() if first else nullcontext():
-        yield first
+def _answer(callback: Any, method: Any, record: dict, pseudolabels: Any) -> Any:
+    """What a callback says of a step; functions may want the pseudolabels."""
+    if isinstance(callback, _Function):
+        return callback.look(method, pseudolabels)
+    return callback.on_step(method, record)
+
+
+def _tell_error(callback: Any, method: Any, error: BaseException) -> None:
+    """Tell of the error that ended a fit; what the callback raises is a warning."""
+    try:
+        callback.on_fit_error(method, error)
+    except Exception as another:
+        warnings.warn(f"{_called(callback)} failed, too: {another!r}", stacklevel=3)
+
+# %% ../../nbs/engine/watch.ipynb #watch-16b
+#| code-fold: true
+#| code-summary: "Watching: tells the callbacks, gathers what they return"
+class Watching(_Watchers):
+    """Who watches one fit.
+
+    callbacks: see `as_callbacks`.
+    verbose: 0 is silent, 1 prints a line for each step, 2 all its numbers.
+    images: how many the fit has.
+
+    Of several processes the first calls them. Raises ValueError for other callbacks,
+    and for a `verbose` that is no whole number from 0.
+    """
+
+    def begin(self, method: Any, steps: int, done: int) -> None:
+        """Tell that a fit of at most `steps` steps begins, `done` of them before."""
+        if self.begun:
+            return
+        plan = Plan(method.step_unit, steps, done, self.images)
+        with self._told() as callbacks:
+            for each in callbacks:
+                self.begun.append(each)
+                each.on_fit_begin(method, plan)
+
+    def step(self, method: Any, record: dict, pseudolabels: Any) -> None:
+        """Tell of a step; its record gets what the callbacks return."""
+        with self._told() as callbacks:
+            for each in callbacks:
+                said = _answer(each, method, record, pseudolabels)
+                note(record, said, _called(each))
+
+    def end(self, method: Any) -> None:
+        """Tell that the method is fitted."""
+        with self._told() as callbacks:
+            for each in callbacks:
+                each.on_fit_end(method)
+
+    def fail(self, method: Any, error: BaseException) -> None:
+        """Tell those who were told of the beginning; what they raise is a warning."""
+        with self._told():
+            for each in self.begun:
+                _tell_error(each, method, error)
 
 # %% ../../nbs/engine/watch.ipynb #watch-18
 #| code-fold: show
@@ -270,12 +288,7 @@ class Watched:
         self._watching.begin(self, steps, done)
 
     def _step(
-        self,
-        record: dict,
-        show: Callable[[], object] | None = None,
-        *,
-        pseudolabels: Any = None,
-        keep: Callable[[], object] | None = None,
+        self, record: dict, show: _Act = None, *, pseudolabels=None, keep: _Act = None
     ) -> bool:
         """Add the record of a step to the history, and tell who watches.
 
@@ -379,6 +392,34 @@ def _most_telling(values: Mapping[str, float]) -> dict[str, float]:
     losses = {name: value for name, value in values.items() if "loss" in name}
     return losses or dict(list(values.items())[:1])
 
+# %% ../../nbs/engine/watch.ipynb #watch-21b
+#| code-fold: true
+#| code-summary: "What a line says"
+def _step_line(plan: Plan, number: int, past: float, values: Mapping) -> str:
+    """Which step it is, its numbers, the seconds that went by, and what is left."""
+    said = [f"{name} {value:.4g}" for name, value in values.items()]
+    limit = plan.unit == "iteration"  # it may end before
+    left = past / max(1, number - plan.done) * (plan.steps - number)
+    said += [_duration(past)]
+    if left > 0:
+        said += [f"{'at most' if limit else 'about'} {_duration(left)} left"]
+    which = f"{plan.unit} {number} of {'at most ' * limit}{plan.steps}"
+    return f"{which}: {', '.join(said)}"
+
+
+def _stop_line(plan: Plan, done: int, past: float, error: BaseException) -> str:
+    """What ended a fit, and after how many steps and seconds."""
+    after = f" after {done} {plan.unit}{'s' * (done != 1)}," if plan.unit else ""
+    return f"stopped by {type(error).__name__},{after} {_duration(past)}"
+
+
+def _print_line(line: str, file: Any) -> None:
+    """A line above whatever bar is shown now."""
+    tqdm.write(line, file=file)
+    in_notebook = "ipykernel.zmqshell" in sys.modules  # where lines are gathered
+    if hasattr(file, "flush") and not in_notebook:
+        file.flush()
+
 # %% ../../nbs/engine/watch.ipynb #watch-22
 #| code-fold: true
 #| code-summary: "Progress: what verbose prints"
@@ -406,16 +447,7 @@ class Progress(Callback):
         number, past = len(method.history_), time.perf_counter() - start
         values = dict(numbers(record))
         shown = values if self.verbose > 1 else _most_telling(values)
-        said = [f"{name} {value:.4g}" for name, value in shown.items()]
-        limit = plan.unit == "iteration"  # it may end before
-        left = past / max(1, number - plan.done) * (plan.steps - number)
-        which = f"{plan.unit} {number} of {'at most ' * limit}{plan.steps}"
-        if left > 0:
-            time_left = f"{'at most' if limit else 'about'} {_duration(left)} left"
-            said += [_duration(past), time_left]
-        else:
-            said += [_duration(past)]
-        self._print(method, f"{which}: {', '.join(said)}")
+        self._print(method, _step_line(plan, number, past, shown))
 
     def on_fit_end(self, method: Any) -> None:
         _, start = self._fits.pop(id(method))
@@ -423,18 +455,12 @@ class Progress(Callback):
 
     def on_fit_error(self, method: Any, error: BaseException) -> None:
         plan, start = self._fits.pop(id(method))
-        past = _duration(time.perf_counter() - start)
-        done = len(getattr(method, "history_", ())) if plan.unit else 0
-        after = f" after {done} {plan.unit}{'s' * (done != 1)}," if plan.unit else ""
-        self._print(method, f"stopped by {type(error).__name__},{after} {past}")
+        done, past = len(getattr(method, "history_", ())), time.perf_counter() - start
+        self._print(method, _stop_line(plan, done, past, error))
 
     def _print(self, method: Any, line: str) -> None:
-        """A line above whatever bar is shown now."""
         file = sys.stdout if self.file is None else self.file
-        tqdm.write(f"[{type(method).__name__}] {line}", file=file)
-        in_notebook = "ipykernel.zmqshell" in sys.modules  # where lines are gathered
-        if hasattr(file, "flush") and not in_notebook:
-            file.flush()
+        _print_line(f"[{type(method).__name__}] {line}", file)
 
 # %% ../../nbs/engine/watch.ipynb #watch-25
 #| code-fold: true
@@ -460,6 +486,25 @@ def _parameters(method: Any) -> dict[str, Any]:
         if name not in method.unsaved
     }
 
+# %% ../../nbs/engine/watch.ipynb #watch-25b
+#| code-fold: true
+#| code-summary: "A folder for each fit"
+def _folder_of_fit(logdir: Path, name: str, goes_on: bool) -> Path:
+    """The newest folder of a method, or a new one that nobody else has."""
+    newest = logdir / name
+    for number in count(1):
+        folder = logdir / (f"{name}-{number}" if number > 1 else name)
+        if goes_on and not folder.exists():
+            return newest
+        newest = folder
+        try:
+            if not goes_on:
+                folder.mkdir(parents=True)
+                return folder
+        except FileExistsError:
+            continue
+    raise AssertionError("numbers do not end")
+
 # %% ../../nbs/engine/watch.ipynb #watch-26
 #| code-fold: true
 #| code-summary: "TensorBoard"
@@ -479,25 +524,9 @@ class TensorBoard(Callback):
         _need("torch.utils.tensorboard", "TensorBoard")
         self._writers: dict[int, Any] = {}
 
-    def _folder(self, name: str, goes_on: bool) -> Path:
-        """The newest folder of a method, or a new one that nobody else has."""
-        newest = self.logdir / name
-        for number in count(1):
-            folder = self.logdir / (f"{name}-{number}" if number > 1 else name)
-            if goes_on and not folder.exists():
-                return newest
-            newest = folder
-            try:
-                if not goes_on:
-                    folder.mkdir(parents=True)
-                    return folder
-            except FileExistsError:
-                continue
-        raise AssertionError("numbers do not end")
-
     def on_fit_begin(self, method: Any, plan: Plan) -> None:
         writer = _need("torch.utils.tensorboard", "TensorBoard").SummaryWriter
-        folder = self._folder(type(method).__name__, plan.done > 0)
+        folder = _folder_of_fit(self.logdir, type(method).__name__, plan.done > 0)
         self._writers[id(method)] = writer(folder)
         params = _parameters(method).items()
         text = "".join(f"    {name} = {value!r}\n" for name, value in params)
@@ -517,9 +546,38 @@ class TensorBoard(Callback):
         if id(method) in self._writers:
             self.on_fit_end(method)
 
+# %% ../../nbs/engine/watch.ipynb #watch-26b
+#| code-fold: true
+#| code-summary: "A local run of Trackio asks nobody who you are"
+_QUIET = {"embed": False, "auto_log_cpu": False, "auto_log_gpu": False}
+_asking = threading.Lock()
+
+
+@contextmanager
+def _hub_left_alone() -> Iterator[None]:
+    """Within it, nothing is asked of the hub: Trackio would, whose token this is."""
+    from huggingface_hub import constants
+
+    with _asking:
+        before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+        try:
+            yield
+        finally:
+            constants.HF_HUB_OFFLINE = before
+
+
+def _check_local() -> None:
+    """ValueError for a variable that would send a run that shall stay here."""
+    for variable in ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL"):
+        if environ.get(variable):
+            raise ValueError(
+                f"{variable} is set, so Trackio would send this run away: unset "
+                f"it, or agree with Trackio(..., {variable[8:].lower()}=...)"
+            )
+
 # %% ../../nbs/engine/watch.ipynb #watch-27
 #| code-fold: true
-#| code-summary: "Trackio, and that a local run asks nobody who you are"
+#| code-summary: "Trackio"
 class Trackio(Callback):
     """The curves of a fit for Trackio: `trackio show --project PROJECT` draws them.
 
@@ -543,19 +601,13 @@ class Trackio(Callback):
     def on_fit_begin(self, method: Any, plan: Plan) -> None:
         trackio = _need("trackio", "Trackio")
         sent = self.kwargs.get("space_id") or self.kwargs.get("server_url")
-        for variable in () if sent else ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL"):
-            if environ.get(variable):
-                raise ValueError(
-                    f"{variable} is set, so Trackio would send this run away: unset "
-                    f"it, or agree with Trackio(..., {variable[8:].lower()}=...)"
-                )
-        quiet = {"embed": False, "auto_log_cpu": False, "auto_log_gpu": False}
-        options = {**quiet, "resume": "allow" if plan.done else "never", **self.kwargs}
-        options.setdefault("config", _parameters(method))
+        if not sent:
+            _check_local()
+        options = {"config": _parameters(method), **_QUIET, **self.kwargs}
+        options.setdefault("resume", "allow" if plan.done else "never")
         name = self.name or type(method).__name__
-        with nullcontext() if sent else _nobody_asked():
-            run = trackio.init(self.project, name, **options)
-        self._runs[id(method)] = run
+        with nullcontext() if sent else _hub_left_alone():
+            self._runs[id(method)] = trackio.init(self.project, name, **options)
 
     def on_step(self, method: Any, record: dict) -> None:
         found = {name: value for name, value in numbers(record) if value == value}
@@ -567,15 +619,3 @@ class Trackio(Callback):
     def on_fit_error(self, method: Any, error: BaseException) -> None:
         if id(method) in self._runs:
             self.on_fit_end(method)
-
-
-@contextmanager
-def _nobody_asked() -> Iterator[None]:
-    """Within it, Trackio does not ask the hub whose run it is, even with a token."""
-    module: Any = import_module("trackio.run")
-    before = getattr(module, "_get_default_namespace", None)
-    module._get_default_namespace = lambda: None
-    try:
-        yield
-    finally:
-        module._get_default_namespace = before

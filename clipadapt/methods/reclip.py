@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..clip.features import fit_facts
-from ..clip.featuresets import need_images
 from ..clip.model import CLIP
 from ..clip.templates import Templates, check_templates, fill_templates
 from ..images.files import Array
@@ -461,9 +460,13 @@ class ReCLIP(_Checked):
             classifier.numpy() for classifier in run.classifiers
         )
 
+    @property
+    def needs_images(self) -> bool:
+        """Yes: the first tower asks for features, the second looks at the images."""
+        return True
+
     def _predict_logits(self, images: ImageSet) -> Tensor:
         """The mean of both towers' logits."""
-        need_images(images)  # the second tower has to look at them
         by_text, by_image = map(
             torch.from_numpy, (self.text_classifier_, self.image_classifier_)
         )

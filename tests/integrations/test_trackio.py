@@ -6,6 +6,7 @@
 import socket
 
 import pytest
+from huggingface_hub import is_offline_mode
 
 from clipadapt import GRIP, GaussianEM, ZeroShot, digits, load_clip
 from clipadapt.learning.watching import Trackio
@@ -41,8 +42,9 @@ def nothing_sent(tmp_path, monkeypatch):
 
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.setattr(socket.socket, "connect", refuse)
+    offline = is_offline_mode()
     yield
-    assert not asked
+    assert not asked and is_offline_mode() == offline
 
 
 def logged(project, name):
