@@ -102,7 +102,7 @@ CALLS = {  # by module, function and parameter: all that take a path from a user
     "sets.check_classnames(classnames)": sets.check_classnames,
     "sets.read_folder(root)": sets.read_folder,
     "sets.read_frame(root)": lambda path: sets.read_frame(FRAME, root=path),
-    "sets._AllSources.from_dataframe(root)": lambda path: ImageSet.from_dataframe(
+    "sets._Sources.from_dataframe(root)": lambda path: ImageSet.from_dataframe(
         FRAME, root=path
     ),
     "datatools.to_fiftyone(folder)": lambda path: datatools.to_fiftyone(
@@ -156,7 +156,7 @@ ELSEWHERE = {  # a path for a message, or for one of those above
     *("sets._Sources.from_torchvision(split_file)", "report.report(path)"),
     # for check_classnames
     *("sets.read_folder(classnames)", "sets._Sources.from_folder(classnames)"),
-    *("sets.read_frame(classnames)", "sets._AllSources.from_dataframe(classnames)"),
+    *("sets.read_frame(classnames)", "sets._Sources.from_dataframe(classnames)"),
 }
 
 
