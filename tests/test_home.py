@@ -23,7 +23,9 @@ from clipadapt.learning.export import Exporting
 from clipadapt.learning.students import _shorter_side
 
 NOBODY = "~nobody-of-this-name/x"
-FITTED = SimpleNamespace(_check_fitted=lambda: None, _network=print, _export=print)
+FITTED = SimpleNamespace(
+    _check_fitted=print, _saveable=lambda: ({}, None), _network=print, _export=print
+)
 FRAME = pd.DataFrame({"image": ["x.png"]})
 NONE, ONE = (digits("test").subset(range(count)) for count in (0, 1))
 
@@ -93,10 +95,10 @@ CALLS = {  # by module, function and parameter: all that take a path from a user
     "files.read_arrays(path)": lambda path: files.read_arrays(path, files.Record),
     "files.read_bounded(path)": lambda path: files.read_bounded(path, "file", 1),
     "sets._Sources.from_folder(root)": ImageSet.from_folder,
-    "sets._Sources.from_torchvision(root)": lambda path: ImageSet.from_torchvision(
+    "sets._DataSets.from_torchvision(root)": lambda path: ImageSet.from_torchvision(
         "CIFAR10", path
     ),
-    "sets._Sources.from_split_file(path)": lambda path: ImageSet.from_split_file(
+    "sets._DataSets.from_split_file(path)": lambda path: ImageSet.from_split_file(
         path, "."
     ),
     "sets.check_classnames(classnames)": sets.check_classnames,
@@ -152,8 +154,8 @@ ELSEWHERE = {  # a path for a message, or for one of those above
     *("course.collect(source)", "course.collect(target)"),
     *("captions._Cache.__init__(location)", "features._Files.is_unchanged(file)"),
     *("modelfiles.read_json(source)", "training._Generations.__init__(path)"),
-    *("datasets.read_split_file(root)", "sets._Sources.from_split_file(root)"),
-    *("sets._Sources.from_torchvision(split_file)", "report.report(path)"),
+    *("datasets.read_split_file(root)", "sets._DataSets.from_split_file(root)"),
+    *("sets._DataSets.from_torchvision(split_file)", "report.report(path)"),
     # for check_classnames
     *("sets.read_folder(classnames)", "sets._Sources.from_folder(classnames)"),
     *("sets.read_frame(classnames)", "sets._Sources.from_dataframe(classnames)"),
