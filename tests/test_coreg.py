@@ -356,7 +356,7 @@ def test_students(clip, images, test_images, tmp_path, params):
     both = []
     for network in (0, 1):
         path = method.export(tmp_path / f"student{network}.pt2", network=network)
-        both.append(run_program(path, test_images))
+        both.append(run_program(path, some))
     logs = np.mean(
         [np.log(answer) for answer in both], 0
     )  # both together are predict_proba
