@@ -54,7 +54,7 @@ from clipadapt.clip.workers import (
     _told,
     clip_identity,
 )
-from ..images.files import hash_parts
+from ..images.files import at_home, hash_parts
 from ..images.pictures import MAX_PIXELS, short_reason
 from clipadapt.images.sets import (
     ImageSet,
@@ -116,17 +116,21 @@ def _on_tokens(reason: str) -> str:
 # %% ../../nbs/engine/cluster.ipynb #cluster-51
 #| code-fold: true
 #| code-summary: "Who listens at an address"
-_PATIENCE = 20  # seconds that an address has to answer (ours)
+_PATIENCE = 20  # seconds that a cluster has to answer (ours)
+_KNOCK = 5  # seconds that a port has to open; the second attempt is after one (ours)
 
 
 def check_address(address: str, patience: float = _PATIENCE) -> None:
     """Raise ValueError unless a Ray cluster answers at an address.
 
-    address: host:port of its head, "auto" for the one that runs on this machine, or
-        "ray://host:port" for a client, of which only the port is tried.
-    patience: seconds to wait.
+    address: host:port of its head, "auto" for that in RAY_ADDRESS, else the one that
+        runs on this machine, or "ray://host:port" for a client, of which only the port
+        is tried.
+    patience: seconds to wait; for the port 5 at most.
     """
     if address == "auto":
+        address = os.environ.get("RAY_ADDRESS") or address  # where Ray looks first
+    if address in ("auto", "local"):
         return
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():
@@ -134,7 +138,7 @@ def check_address(address: str, patience: float = _PATIENCE) -> None:
             f"--address {address!r} is not host:port, such as 10.0.0.1:6379"
         )
     try:
-        socket.create_connection((host, int(port)), patience).close()
+        socket.create_connection((host, int(port)), min(patience, _KNOCK)).close()
         if not address.startswith("ray://"):
             _ask_health(address, patience)
     except (OSError, OverflowError, subprocess.SubprocessError) as error:
@@ -173,6 +177,14 @@ def _where(address: str | None, processors: int) -> dict[str, Any]:
         "include_dashboard": False,
         **quiet,
     }
+
+
+def _quieten(logger: logging.Logger) -> None:
+    """Errors of Ray Data go to its log files; people get our sentence, and no traces."""
+    logger.setLevel(logging.ERROR)
+    for handler in logger.handlers:
+        if isinstance(handler, logging.StreamHandler):  # on the screen
+            handler.setLevel(logging.CRITICAL)
 
 
 def _connect(rays: Any, where: dict[str, Any], attempts: int) -> None:
@@ -217,7 +229,7 @@ class _Started:
         context = rays.data.DataContext.get_current()
         context.execution_options.preserve_order = True
         context.enable_progress_bars = False
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        _quieten(logging.getLogger("ray.data"))
         return rays
 
     def stop(self) -> None:
@@ -369,8 +381,9 @@ def _hash_paths(paths: list[str]) -> list[bytes | None]:
 class RayEngine(_Started):
     """Encodes and describes on the workers of Ray, here or on a cluster.
 
-    address: host:port of a running cluster, "auto" for one on this machine that was
-        started with `ray start`, or None: one of our own, which ends with us.
+    address: host:port of a running cluster, "auto" for the one in RAY_ADDRESS, else one
+        on this machine that was started with `ray start`, or None: one of our own,
+        which ends with us.
     workers: how many; None for one a GPU or processor (of a cluster that runs, one
         processor is left to those who read).
     threads: processors of each worker; None for one, or, of workers on GPUs, as many
@@ -462,7 +475,7 @@ class RayEngine(_Started):
         files: paths that the whole cluster sees.
         """
         rays = self.start()
-        paths = [os.path.abspath(file) for file in files]
+        paths = [os.path.abspath(at_home(file)) for file in files]
         task = rays.remote(_hash_paths).options(num_cpus=_SHARE)
         parts = [paths[start : start + 1024] for start in range(0, len(paths), 1024)]
         hashes = rays.get([task.remote(part) for part in parts])
@@ -487,6 +500,7 @@ def engine_images(engine: RayEngine, source, max_pixels: int = MAX_PIXELS) -> Im
     max_pixels: as there.
     """
     if isinstance(source, (str, os.PathLike)):
+        source = at_home(source)
         if os.path.isdir(source):
             return _here(source, max_pixels)
         return engine.images(source, max_pixels)

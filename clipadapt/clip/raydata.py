@@ -247,9 +247,10 @@ def _hub_tables(dataset, size: int = 1024) -> list:
 _OF_AWS = re.compile(r"AWS Error (.+?) during (\w+) operation: (.*)", re.S)
 _REFUSED = re.compile(
     r"access.?denied|signature|access.?key|token|credential|forbidden|unauthori"
-    r"|authenticat|permission|HTTP status 40[13]",
+    r"|authenticat|permission|HTTP status 40[13]|Failing to read AWS S3",
     re.IGNORECASE,
 )
+_OF_RAY = ". Please check that file exists"  # as its advice on an object store begins
 
 
 def _cannot_read(source, error: BaseException) -> Exception:
@@ -268,7 +269,7 @@ def _short(said: str) -> str:
     """What an object store says, without what pyarrow puts around it."""
     found = _OF_AWS.search(said)
     if found is None:
-        return said
+        return said.partition(_OF_RAY)[0]
     kind, operation, more = found.groups()
     more = re.sub(r"\(Request ID: \S*\)|No response body\.", "", more).strip()
     return f"{kind} during {operation}" + (f": {more}" if more else "")

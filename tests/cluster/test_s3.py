@@ -133,6 +133,9 @@ def bucket(photos, environment):
     parquet.write_table(pa.table({"image": rows}), table, row_group_size=5)
     contents = {f"{FOLDER}/{file.name}": file.read_bytes() for file in files}
     contents |= {"all.tar": samples.getvalue(), "all.parquet": table.getvalue()}
+    text = io.BytesIO()
+    parquet.write_table(pa.table({"caption": ["a cat"]}), text)
+    contents["captions.parquet"] = text.getvalue()
     for name, content in contents.items():
         with made.open_output_stream(f"photos/{name}") as stream:
             stream.write(content)
@@ -184,6 +187,15 @@ def test_a_bucket_has_the_bits_of_a_folder(name, clip, bucket, plain, engine, tm
     ((damaged, reason),) = found.skipped
     assert "05-damaged.jpg" in damaged and "holds none of" in reason
     assert found.images.file_of(0).endswith("00.jpg")
+
+
+def test_what_workers_cannot_read_is_one_sentence(bucket, engine, capfd):
+    source = f"{bucket}/captions.parquet"
+    with pytest.raises(ValueError, match="it has caption") as caught:
+        engine.images(source)
+    said = "a table without a column of images; it has caption"
+    assert str(caught.value) == f"{source} cannot be read ({said})"
+    assert "Traceback" not in "".join(capfd.readouterr())
 
 
 def holding(secret, *folders):
