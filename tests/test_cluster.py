@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import subprocess
 import sys
 import traceback
@@ -538,6 +539,9 @@ def test_a_password_in_an_address_is_refused(address, called, unstarted):
     with pytest.raises(ValueError, match="leave the password out") as caught:
         unstarted.images(address)
     assert str(caught.value).startswith(f"{called}: leave")
+    for engine in (None, unstarted):
+        with pytest.raises(ValueError, match="leave the password out"):
+            encode(None, address, engine=engine)
 
 
 @pytest.mark.parametrize(
@@ -639,6 +643,22 @@ def test_damaged_files_alone_start_nobody(clip, tmp_path, unstarted):
     for _ in range(2):
         with pytest.warns(UserWarning, match="70 of 71 images skipped"):
             assert len(encode(clip, photos, engine=unstarted, store=store)) == 1
+
+
+@pytest.mark.parametrize("kept", [0, 5, 1935])
+def test_a_second_run_says_where_it_goes_on(kept, unstarted, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("clipadapt"), "propagate", True)
+    caplog.set_level(logging.INFO, "clipadapt")
+    images = ImageSet([np.zeros((8, 8), np.uint8)] * 2000)
+    captioner, left = AttributeCaptioner("digit"), [*range(kept, 2000)]
+    blocks = [(rows, ["What?"] * len(rows)) for rows in (left[:40], left[40:])]
+    with pytest.raises(AssertionError, match="Ray is started"):
+        next(unstarted.describe_blocks(captioner, images, blocks))
+    said = caplog.messages
+    assert kept == 0 or said[0].startswith(
+        f"{2000 - kept:,} of 2,000 images are described"
+    )
+    assert len(said) == bool(kept)
 
 
 def test_many_images_start_workers(clip, tmp_path, unstarted):

@@ -38,6 +38,7 @@ from .model import CLIP
 from clipadapt.clip.raydata import (
     _SHARE,
     ClusterImages,
+    _check_secret,
     _last_error,
     _read_again,
     _source_of,
@@ -180,7 +181,7 @@ def _where(address: str | None, processors: int) -> dict[str, Any]:
 
 
 def _quieten(logger: logging.Logger) -> None:
-    """Errors of Ray Data go to its log files; people get our sentence, and no traces."""
+    """Errors of Ray Data go to its log files; people get one sentence, no traces."""
     logger.setLevel(logging.ERROR)
     for handler in logger.handlers:
         if isinstance(handler, logging.StreamHandler):  # on the screen
@@ -262,6 +263,19 @@ def _is_little(images: ImageSet, blocks: list[list[int]]) -> bool:
     """Whether this process does it all: it can read the images, and they are few."""
     few = len(blocks) < 2 or sum(map(len, blocks)) <= _FEW
     return few and _source_of(images) is None
+
+
+def _say_where(images: ImageSet, blocks: list[list[int]], done: str) -> None:
+    """Log how many images are left, unless all of them are.
+
+    done: what happens to them.
+    """
+    left = len({number for rows in blocks for number in rows})
+    if left < len(images):
+        logging.getLogger("clipadapt").info(
+            f"{left:,} of {len(images):,} images are {done} now; the others are kept"
+            " from before, or the same as one of these"
+        )
 
 # %% ../../nbs/engine/cluster.ipynb #cluster-24
 #| code-fold: true
@@ -440,6 +454,7 @@ class RayEngine(_Started):
         if _is_little(images, [rows for _, _, rows in blocks]):
             yield from Here().encode_blocks(clip, images, blocks, batch_size)
             return
+        _say_where(images, [rows for _, _, rows in blocks], "encoded")
         groups: dict[tuple[int, ...], list[Block]] = {}  # a crew for each
         for block in blocks:
             groups.setdefault(tuple(block[1]), []).append(block)
@@ -462,6 +477,7 @@ class RayEngine(_Started):
         """
         _told(captioner)
         if not _is_little(images, [rows for rows, _ in blocks]):
+            _say_where(images, [rows for rows, _ in blocks], "described")
             yield from _describe_on(self, captioner, images, blocks)
             return
         for numbers, asked in blocks:
@@ -562,10 +578,12 @@ def encode(
     labels and class names where the source has any; the others are in `.skipped`, and
     in a warning. On a CPU with one thread every engine gives the same bits.
 
-    Raises ValueError for an unknown engine, a source without a readable image, workers
-    with another model, or images that change meanwhile (what was finished is kept);
-    ModuleNotFoundError without Ray; OSError when the features cannot be written.
+    Raises ValueError for an unknown engine, an address with a password, a source
+    without a readable image, workers with another model, or images that change
+    meanwhile (what was finished is kept); ModuleNotFoundError without Ray; OSError when
+    the features cannot be written.
     """
+    _check_secret(source)
     if isinstance(clip, StoredCLIP):
         clip, store = clip.clip, store or clip.store
     store = copy.copy(store or FeatureStore())

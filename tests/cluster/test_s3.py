@@ -31,7 +31,9 @@ from clipadapt.clip.cluster import RayEngine
 
 PYTHON = os.environ.get("CLIPADAPT_MOTO", sys.executable)
 if PYTHON == sys.executable and importlib.util.find_spec("moto") is None:
-    pytest.skip("moto is not installed: pip install 'moto[server]'", True)
+    pytest.skip(
+        "moto is not installed: pip install 'moto[server]'", allow_module_level=True
+    )
 SERVER = "from moto.server import main; main(['-H', '127.0.0.1', '-p', '0'])"
 FOLDER = "my photos/süß #1"  # as people call theirs
 
