@@ -565,6 +565,9 @@ def test_addresses_as_people_write_them():
     for written in ("my photos/süß #1", "my%20photos/s%C3%BC%C3%9F%20%231"):
         found = _file_system(f"s3://b/{written}?region=us-east-1")[1]
         assert found == "b/my photos/süß #1"
+    for address in ("s3://b/100% real?region=us-east-1", "hf://datasets/a/b/c d.tar"):
+        found = _file_system(address)[1]
+        assert found == address.partition("://")[2].partition("?")[0]
 
 
 def test_a_home_directory_from_python(tmp_path, monkeypatch, unstarted):
@@ -646,15 +649,14 @@ def test_damaged_files_alone_start_nobody(clip, tmp_path, unstarted):
 
 
 @pytest.mark.parametrize("kept", [0, 5, 1935])
-def test_a_second_run_says_where_it_goes_on(kept, unstarted, caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("clipadapt"), "propagate", True)
-    caplog.set_level(logging.INFO, "clipadapt")
+def test_a_second_run_says_where_it_goes_on(kept, unstarted, monkeypatch):
+    said = []
+    monkeypatch.setattr(logging.getLogger("clipadapt"), "info", said.append)
     images = ImageSet([np.zeros((8, 8), np.uint8)] * 2000)
     captioner, left = AttributeCaptioner("digit"), [*range(kept, 2000)]
     blocks = [(rows, ["What?"] * len(rows)) for rows in (left[:40], left[40:])]
     with pytest.raises(AssertionError, match="Ray is started"):
         next(unstarted.describe_blocks(captioner, images, blocks))
-    said = caplog.messages
     assert kept == 0 or said[0].startswith(
         f"{2000 - kept:,} of 2,000 images are described"
     )

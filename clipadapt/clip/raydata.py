@@ -117,8 +117,10 @@ def _file_system(source: str) -> tuple[Any, str]:
 
     if "://" not in source:
         return LocalFileSystem(), os.path.abspath(os.path.expanduser(source))
+    # the hub takes names as they are
+    spelled = source if source.startswith("hf://") else quote(source, _OF_ADDRESSES)
     try:
-        return FileSystem.from_uri(quote(source, _OF_ADDRESSES))
+        return FileSystem.from_uri(re.sub("%(?![0-9a-fA-F]{2})", "%25", spelled))
     except (ValueError, NotImplementedError) as error:  # a scheme that others know
         if source.startswith("s3://") and isinstance(error, ValueError):
             raise
