@@ -64,7 +64,7 @@ soak: .venv/ready-dev   ## kill processes at random moments and see whether they
 	$(alone) $(BIN)/python -m tests.soak --kills $(KILLS) --seed $(SEED)
 
 cluster: .venv/ready-dev   ## Ray on two nodes and training on two processes: nodes, workers and drivers are killed
-	@$(BIN)/python -m pip install --quiet --editable '.[ray]' 'transformers[serving]'
+	@$(BIN)/python -m pip install --quiet --editable '.[ray]' 'transformers[serving]' 'moto[server]'
 	$(alone) $(BIN)/python -m pytest -q $(temporary) tests/cluster
 
 devices: .venv/ready-dev   ## every method on a GPU, or on a pretended one that computes on the CPU

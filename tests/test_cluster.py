@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import subprocess
 import sys
 import traceback
@@ -24,13 +25,21 @@ from clipadapt import (
     encode,
 )
 from clipadapt.app.cli import main
-from clipadapt.clip.cluster import RayEngine, _connect, _hash_paths, check_address
+from clipadapt.clip.cluster import (
+    RayEngine,
+    _connect,
+    _hash_paths,
+    check_address,
+    engine_images,
+)
 from clipadapt.clip.features import Encoded, Here
 from clipadapt.clip.raydata import (
     _BY,
     ClusterImages,
+    _called,
     _cannot_read,
     _cause,
+    _check_secret,
     _chosen,
     _file_system,
     _files_of,
@@ -141,6 +150,16 @@ def test_addresses_that_are_none(address):
 def test_nothing_listens():
     with pytest.raises(ValueError, match=r"no Ray cluster answers at 127\.0\.0\.1:1 "):
         check_address("127.0.0.1:1")
+
+
+def test_nothing_listens_where_ray_looks_by_itself(monkeypatch):
+    """Ray would wait there for two minutes, and end the process."""
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(ValueError, match=r"no Ray cluster answers at 127\.0\.0\.1:1 "):
+        check_address("auto")
+    for unset in ("", "auto", "local"):
+        monkeypatch.setenv("RAY_ADDRESS", unset)
+        check_address("auto")
 
 
 def as_if_asked(monkeypatch, stderr):
@@ -465,6 +484,106 @@ def test_what_errors_of_ray_are_about():
     assert str(_cause(died)) == "'weights'"
 
 
+AWS = "When getting information for key 'a' in bucket 'b': AWS Error {} during {}: {}"
+
+
+@pytest.mark.parametrize(
+    "said, reason, hint",
+    [
+        (
+            AWS.format("ACCESS_DENIED", "HeadObject operation", "No response body."),
+            "(ACCESS_DENIED during HeadObject)",
+            "wants credentials",
+        ),
+        (
+            AWS.format(
+                "SIGNATURE_DOES_NOT_MATCH",
+                "ListObjectsV2 operation",
+                "Check your key. (Request ID: abc)",
+            ),
+            "(SIGNATURE_DOES_NOT_MATCH during ListObjectsV2: Check your key.)",
+            "wants credentials",
+        ),
+        (
+            'Failing to read AWS S3 file(s): "b/a". Please check that file exists and',
+            '(Failing to read AWS S3 file(s): "b/a")',
+            "wants credentials",
+        ),
+        (
+            AWS.format("NETWORK_CONNECTION", "HeadObject operation", "curlCode: 7"),
+            "(NETWORK_CONNECTION during HeadObject: curlCode: 7)",
+            "AWS_ENDPOINT_URL",
+        ),
+        ("a table without a column of images", "(a table without a column of", ""),
+    ],
+)
+def test_what_an_object_store_says(said, reason, hint, monkeypatch):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIA")
+    made = str(_cannot_read("s3://b/a?region=x", OSError(said)))
+    assert made.startswith(f"s3://b/a cannot be read {reason}")
+    assert hint in made and ("; " in made) == bool(hint)
+    assert "not set" not in made
+    assert "; " not in str(_cannot_read("a.tar", OSError(said)))
+
+
+@pytest.mark.parametrize(
+    "address, called",
+    [
+        ("s3://AKIA:secret@b/a?region=x", "s3://b/a"),
+        ("s3://AKIA:se/cr@et@b/a", "s3://b/a"),
+        ("abfs://:secret@account.example/b", "abfs://account.example/b"),
+        ("ftp://anna:8080@host/a", "ftp://host/a"),
+    ],
+)
+def test_a_password_in_an_address_is_refused(address, called, unstarted):
+    with pytest.raises(ValueError, match="leave the password out") as caught:
+        unstarted.images(address)
+    assert str(caught.value).startswith(f"{called}: leave")
+    for engine in (None, unstarted):
+        with pytest.raises(ValueError, match="leave the password out"):
+            encode(None, address, engine=engine)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "s3://anonymous@b/a",
+        "s3://b/a:b@c.tar",
+        "http://host:8080/a@b.tar",
+        "hf://datasets/org/name@main/a.parquet",
+        "zip://a.jpg::s3://b/a@b.zip",
+        "file:///a:b/c@d",
+    ],
+)
+def test_other_addresses_are_called_what_they_are(address):
+    _check_secret(address)
+    assert _called(address) == address
+
+
+def test_addresses_as_people_write_them():
+    """A space, an umlaut, a #; and what is spelled out already stays so."""
+    for written in ("my photos/süß #1", "my%20photos/s%C3%BC%C3%9F%20%231"):
+        found = _file_system(f"s3://b/{written}?region=us-east-1")[1]
+        assert found == "b/my photos/süß #1"
+    for address in ("s3://b/100% real?region=us-east-1", "hf://datasets/a/b/c d.tar"):
+        found = _file_system(address)[1]
+        assert found == address.partition("://")[2].partition("?")[0]
+
+
+def test_a_home_directory_from_python(tmp_path, monkeypatch, unstarted):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "photos").mkdir()
+    digits("train")[0][0].save(tmp_path / "photos" / "a.png")
+    assert len(engine_images(unstarted, "~/photos")) == 1
+    paths = []
+    task = SimpleNamespace(remote=paths.append, options=lambda **given: task)
+    rays = SimpleNamespace(
+        remote=lambda function: task, get=lambda given: [_hash_paths(paths[0])]
+    )
+    monkeypatch.setattr(RayEngine, "start", lambda self: rays)
+    assert [*unstarted.hash_files(["~/photos/a.png"])] == ["~/photos/a.png"]
+
+
 def test_where_a_source_lies(tmp_path):
     system, path = _file_system(str(tmp_path))
     assert system.type_name == "local" and path == str(tmp_path)
@@ -527,6 +646,21 @@ def test_damaged_files_alone_start_nobody(clip, tmp_path, unstarted):
     for _ in range(2):
         with pytest.warns(UserWarning, match="70 of 71 images skipped"):
             assert len(encode(clip, photos, engine=unstarted, store=store)) == 1
+
+
+@pytest.mark.parametrize("kept", [0, 5, 1935])
+def test_a_second_run_says_where_it_goes_on(kept, unstarted, monkeypatch):
+    said = []
+    monkeypatch.setattr(logging.getLogger("clipadapt"), "info", said.append)
+    images = ImageSet([np.zeros((8, 8), np.uint8)] * 2000)
+    captioner, left = AttributeCaptioner("digit"), [*range(kept, 2000)]
+    blocks = [(rows, ["What?"] * len(rows)) for rows in (left[:40], left[40:])]
+    with pytest.raises(AssertionError, match="Ray is started"):
+        next(unstarted.describe_blocks(captioner, images, blocks))
+    assert kept == 0 or said[0].startswith(
+        f"{2000 - kept:,} of 2,000 images are described"
+    )
+    assert len(said) == bool(kept)
 
 
 def test_many_images_start_workers(clip, tmp_path, unstarted):

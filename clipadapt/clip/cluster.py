@@ -38,6 +38,7 @@ from .model import CLIP
 from clipadapt.clip.raydata import (
     _SHARE,
     ClusterImages,
+    _check_secret,
     _last_error,
     _read_again,
     _source_of,
@@ -54,7 +55,7 @@ from clipadapt.clip.workers import (
     _told,
     clip_identity,
 )
-from ..images.files import hash_parts
+from ..images.files import at_home, hash_parts
 from ..images.pictures import MAX_PIXELS, short_reason
 from clipadapt.images.sets import (
     ImageSet,
@@ -116,17 +117,21 @@ def _on_tokens(reason: str) -> str:
 # %% ../../nbs/engine/cluster.ipynb #cluster-51
 #| code-fold: true
 #| code-summary: "Who listens at an address"
-_PATIENCE = 20  # seconds that an address has to answer (ours)
+_PATIENCE = 20  # seconds that a cluster has to answer (ours)
+_KNOCK = 5  # seconds that a port has to open; the second attempt is after one (ours)
 
 
 def check_address(address: str, patience: float = _PATIENCE) -> None:
     """Raise ValueError unless a Ray cluster answers at an address.
 
-    address: host:port of its head, "auto" for the one that runs on this machine, or
-        "ray://host:port" for a client, of which only the port is tried.
-    patience: seconds to wait.
+    address: host:port of its head, "auto" for that in RAY_ADDRESS, else the one that
+        runs on this machine, or "ray://host:port" for a client, of which only the port
+        is tried.
+    patience: seconds to wait; for the port 5 at most.
     """
     if address == "auto":
+        address = os.environ.get("RAY_ADDRESS") or address  # where Ray looks first
+    if address in ("auto", "local"):
         return
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():
@@ -134,7 +139,7 @@ def check_address(address: str, patience: float = _PATIENCE) -> None:
             f"--address {address!r} is not host:port, such as 10.0.0.1:6379"
         )
     try:
-        socket.create_connection((host, int(port)), patience).close()
+        socket.create_connection((host, int(port)), min(patience, _KNOCK)).close()
         if not address.startswith("ray://"):
             _ask_health(address, patience)
     except (OSError, OverflowError, subprocess.SubprocessError) as error:
@@ -173,6 +178,14 @@ def _where(address: str | None, processors: int) -> dict[str, Any]:
         "include_dashboard": False,
         **quiet,
     }
+
+
+def _quieten(logger: logging.Logger) -> None:
+    """Errors of Ray Data go to its log files; people get one sentence, no traces."""
+    logger.setLevel(logging.ERROR)
+    for handler in logger.handlers:
+        if isinstance(handler, logging.StreamHandler):  # on the screen
+            handler.setLevel(logging.CRITICAL)
 
 
 def _connect(rays: Any, where: dict[str, Any], attempts: int) -> None:
@@ -217,7 +230,7 @@ class _Started:
         context = rays.data.DataContext.get_current()
         context.execution_options.preserve_order = True
         context.enable_progress_bars = False
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        _quieten(logging.getLogger("ray.data"))
         return rays
 
     def stop(self) -> None:
@@ -250,6 +263,19 @@ def _is_little(images: ImageSet, blocks: list[list[int]]) -> bool:
     """Whether this process does it all: it can read the images, and they are few."""
     few = len(blocks) < 2 or sum(map(len, blocks)) <= _FEW
     return few and _source_of(images) is None
+
+
+def _say_where(images: ImageSet, blocks: list[list[int]], done: str) -> None:
+    """Log how many images are left, unless all of them are.
+
+    done: what happens to them.
+    """
+    left = len({number for rows in blocks for number in rows})
+    if left < len(images):
+        logging.getLogger("clipadapt").info(
+            f"{left:,} of {len(images):,} images are {done} now; the others are kept"
+            " from before, or the same as one of these"
+        )
 
 # %% ../../nbs/engine/cluster.ipynb #cluster-24
 #| code-fold: true
@@ -369,8 +395,9 @@ def _hash_paths(paths: list[str]) -> list[bytes | None]:
 class RayEngine(_Started):
     """Encodes and describes on the workers of Ray, here or on a cluster.
 
-    address: host:port of a running cluster, "auto" for one on this machine that was
-        started with `ray start`, or None: one of our own, which ends with us.
+    address: host:port of a running cluster, "auto" for the one in RAY_ADDRESS, else one
+        on this machine that was started with `ray start`, or None: one of our own,
+        which ends with us.
     workers: how many; None for one a GPU or processor (of a cluster that runs, one
         processor is left to those who read).
     threads: processors of each worker; None for one, or, of workers on GPUs, as many
@@ -427,6 +454,7 @@ class RayEngine(_Started):
         if _is_little(images, [rows for _, _, rows in blocks]):
             yield from Here().encode_blocks(clip, images, blocks, batch_size)
             return
+        _say_where(images, [rows for _, _, rows in blocks], "encoded")
         groups: dict[tuple[int, ...], list[Block]] = {}  # a crew for each
         for block in blocks:
             groups.setdefault(tuple(block[1]), []).append(block)
@@ -449,6 +477,7 @@ class RayEngine(_Started):
         """
         _told(captioner)
         if not _is_little(images, [rows for rows, _ in blocks]):
+            _say_where(images, [rows for rows, _ in blocks], "described")
             yield from _describe_on(self, captioner, images, blocks)
             return
         for numbers, asked in blocks:
@@ -462,7 +491,7 @@ class RayEngine(_Started):
         files: paths that the whole cluster sees.
         """
         rays = self.start()
-        paths = [os.path.abspath(file) for file in files]
+        paths = [os.path.abspath(at_home(file)) for file in files]
         task = rays.remote(_hash_paths).options(num_cpus=_SHARE)
         parts = [paths[start : start + 1024] for start in range(0, len(paths), 1024)]
         hashes = rays.get([task.remote(part) for part in parts])
@@ -487,6 +516,7 @@ def engine_images(engine: RayEngine, source, max_pixels: int = MAX_PIXELS) -> Im
     max_pixels: as there.
     """
     if isinstance(source, (str, os.PathLike)):
+        source = at_home(source)
         if os.path.isdir(source):
             return _here(source, max_pixels)
         return engine.images(source, max_pixels)
@@ -548,10 +578,12 @@ def encode(
     labels and class names where the source has any; the others are in `.skipped`, and
     in a warning. On a CPU with one thread every engine gives the same bits.
 
-    Raises ValueError for an unknown engine, a source without a readable image, workers
-    with another model, or images that change meanwhile (what was finished is kept);
-    ModuleNotFoundError without Ray; OSError when the features cannot be written.
+    Raises ValueError for an unknown engine, an address with a password, a source
+    without a readable image, workers with another model, or images that change
+    meanwhile (what was finished is kept); ModuleNotFoundError without Ray; OSError when
+    the features cannot be written.
     """
+    _check_secret(source)
     if isinstance(clip, StoredCLIP):
         clip, store = clip.clip, store or clip.store
     store = copy.copy(store or FeatureStore())

@@ -14,6 +14,7 @@ from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
+from urllib.parse import quote
 
 import click
 import numpy as np
@@ -107,15 +108,22 @@ def _of_hub(table):
 # %% ../../nbs/engine/raydata.ipynb #raydata-10
 #| code-fold: true
 #| code-summary: "A file system, and the paths in it"
+_OF_ADDRESSES = ":/?@!$&'()*+,;=~%"  # what an address may hold beside letters
+
+
 def _file_system(source: str) -> tuple[Any, str]:
     """The file system of a path or address, as pyarrow has it, and the path in it."""
     from pyarrow.fs import FileSystem, FSSpecHandler, LocalFileSystem, PyFileSystem
 
     if "://" not in source:
         return LocalFileSystem(), os.path.abspath(os.path.expanduser(source))
+    # the hub takes names as they are
+    spelled = source if source.startswith("hf://") else quote(source, _OF_ADDRESSES)
     try:
-        return FileSystem.from_uri(source)
-    except (ValueError, NotImplementedError):  # a scheme that others know
+        return FileSystem.from_uri(re.sub("%(?![0-9a-fA-F]{2})", "%25", spelled))
+    except (ValueError, NotImplementedError) as error:  # a scheme that others know
+        if source.startswith("s3://") and isinstance(error, ValueError):
+            raise
         from fsspec.core import url_to_fs
 
         system, path = url_to_fs(source)
@@ -144,6 +152,54 @@ def _files_of(source: str) -> tuple[Any, list[str], str]:
     if not paths:
         raise FileNotFoundError(source)
     return system, paths, ending
+
+# %% ../../nbs/engine/raydata.ipynb #raydata-30
+#| code-fold: true
+#| code-summary: "What an address is called, and whether it holds a secret"
+# in front of a host: who:password@, where the password may hold a slash; no port
+_PASSWORD = re.compile(r"(?<=://)[^/?#]*?(?<!:):(?!\d*/|:)[^?]*@")
+
+
+def _called(source) -> str:
+    """A source for messages: without a password, or what follows a question mark."""
+    name = printable(str(source))
+    if "://" in name:
+        name = _PASSWORD.sub("", name.partition("?")[0])
+    return name[:200]
+
+
+def _check_secret(source) -> None:
+    """Raise ValueError for an address with a password, which would be kept with it."""
+    if isinstance(source, (str, os.PathLike)) and _PASSWORD.search(str(source)):
+        raise ValueError(
+            f"{_called(source)}: leave the password out of the address, which is kept"
+            " in records; an object store takes AWS_ACCESS_KEY_ID and"
+            " AWS_SECRET_ACCESS_KEY from the environment"
+        )
+
+# %% ../../nbs/engine/raydata.ipynb #raydata-32
+#| code-fold: true
+#| code-summary: "Ask an object store before Ray is started"
+_CLOUDS = ("s3", "gcs", "abfs")  # as pyarrow calls their file systems
+_NO_BUCKET = "NO_SUCH_BUCKET"  # as it says that there is none
+
+
+def _check_there(source) -> None:
+    """Raise FileNotFoundError or OSError unless an object store has a source."""
+    from pyarrow.fs import FileType
+
+    if not isinstance(source, (str, os.PathLike)):
+        return
+    system, paths, _ = _files_of(str(source))
+    if system.type_name not in _CLOUDS or len(paths) > 1:  # those were just listed
+        return
+    bucket = paths[0].partition("/")[0]
+    if not bucket:
+        raise ValueError("the address names no bucket")
+    if system.get_file_info(paths[0]).type != FileType.NotFound:
+        return
+    missing = system.get_file_info(bucket).type == FileType.NotFound
+    raise FileNotFoundError(_NO_BUCKET if missing else str(source))
 
 # %% ../../nbs/engine/raydata.ipynb #raydata-11
 #| code-fold: true
@@ -190,19 +246,49 @@ def _hub_tables(dataset, size: int = 1024) -> list:
 # %% ../../nbs/engine/raydata.ipynb #raydata-12
 #| code-fold: true
 #| code-summary: "Errors of a source"
+_OF_AWS = re.compile(r"AWS Error (.+?) during (\w+) operation: (.*)", re.S)
+_REFUSED = re.compile(
+    r"access.?denied|signature|access.?key|token|credential|forbidden|unauthori"
+    r"|authenticat|permission|HTTP status 40[13]|Failing to read AWS S3",
+    re.IGNORECASE,
+)
+_OF_RAY = ". Please check that file exists"  # as its advice on an object store begins
+
+
 def _cannot_read(source, error: BaseException) -> Exception:
     """What to raise when a source cannot be read."""
-    name = printable(str(source))[:200]
+    name, said = _called(source), str(error)
+    if _NO_BUCKET in said:
+        return FileNotFoundError(f"{name}: the object store has no such bucket")
     if isinstance(error, FileNotFoundError):
         return FileNotFoundError(f"{name}: no such source of images")
-    hint = ""
-    if "://" in name:
-        hint = (
-            "; an object store wants credentials, for example AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY, here and on all machines of the cluster"
-        )
-    reason = short_reason(error)
+    reason = short_reason(Exception(_short(said)) if said else error)
+    hint = _on_stores(said) if "://" in name else ""
     return ValueError(f"{name} cannot be read ({reason}){hint}")
+
+
+def _short(said: str) -> str:
+    """What an object store says, without what pyarrow puts around it."""
+    found = _OF_AWS.search(said)
+    if found is None:
+        return said.partition(_OF_RAY)[0]
+    kind, operation, more = found.groups()
+    more = re.sub(r"\(Request ID: \S*\)|No response body\.", "", more).strip()
+    return f"{kind} during {operation}" + (f": {more}" if more else "")
+
+
+def _on_stores(said: str) -> str:
+    """What to do about an object store that does not answer, or not to us."""
+    if "NETWORK_CONNECTION" in said:
+        return "; AWS_ENDPOINT_URL says where an object store is that is not Amazon's"
+    unknown = "AWS Error" in said and "AWS_ACCESS_KEY_ID" not in os.environ
+    if not unknown and not _REFUSED.search(said):
+        return ""
+    return (
+        "; an object store wants credentials that it knows, for example"
+        " AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, here and on all machines of the"
+        " cluster" + (" (here they are not set)" if unknown else "")
+    )
 
 # %% ../../nbs/engine/raydata.ipynb #raydata-24
 #| code-fold: true
@@ -324,15 +410,17 @@ class ClusterImages(Sequence):
     """
 
     def __init__(self, engine: _Starting, source):
+        _check_secret(source)
         self.engine, self.source = engine, source
         try:
+            _check_there(source)
             self.names, self.digests, self.keys = _columns(
                 _mapped(self.data(), _hashed)
             )
         except Exception as error:  # Ray's own, Arrow's, those of an object store
             raise _cannot_read(source, _cause(error)) from error
         if not self.names:
-            raise FileNotFoundError(f"{printable(str(source))}: there are no images")
+            raise FileNotFoundError(f"{_called(source)}: there are no images")
 
     def data(self):
         """A data set of Ray with the columns name and bytes, not read yet."""
@@ -341,7 +429,7 @@ class ClusterImages(Sequence):
     @property
     def place(self) -> str:
         """What the source is called."""
-        return printable(str(self.source))[:100]
+        return _called(self.source)[:100]
 
     def __len__(self) -> int:
         return len(self.names)
