@@ -25,6 +25,7 @@ from clipadapt import (
     encode,
 )
 from clipadapt.app.cli import main
+from clipadapt.app.runs import image_set
 from clipadapt.clip.cluster import (
     RayEngine,
     _connect,
@@ -531,6 +532,9 @@ def test_what_an_object_store_says(said, reason, hint, monkeypatch):
     [
         ("s3://AKIA:secret@b/a?region=x", "s3://b/a"),
         ("s3://AKIA:se/cr@et@b/a", "s3://b/a"),
+        ("s3://AKIA:/erySecret@b/a", "s3://b/a"),
+        ("s3://AKIA:12/Secret@b/a", "s3://b/a"),
+        ("s3://AKIA:se?cret@b/a", "s3://b/a"),
         ("abfs://:secret@account.example/b", "abfs://account.example/b"),
         ("ftp://anna:8080@host/a", "ftp://host/a"),
     ],
@@ -542,6 +546,8 @@ def test_a_password_in_an_address_is_refused(address, called, unstarted):
     for engine in (None, unstarted):
         with pytest.raises(ValueError, match="leave the password out"):
             encode(None, address, engine=engine)
+    with pytest.raises(ValueError, match=f"^{called} is no folder; --engine ray"):
+        image_set(address, MAX_PIXELS, "train")
 
 
 @pytest.mark.parametrize(
@@ -550,6 +556,7 @@ def test_a_password_in_an_address_is_refused(address, called, unstarted):
         "s3://anonymous@b/a",
         "s3://b/a:b@c.tar",
         "http://host:8080/a@b.tar",
+        "hdfs://host:8020/me@home/p",
         "hf://datasets/org/name@main/a.parquet",
         "zip://a.jpg::s3://b/a@b.zip",
         "file:///a:b/c@d",

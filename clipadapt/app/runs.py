@@ -163,7 +163,10 @@ def image_set(
 
         return engine_images(engine, folder, max_pixels)
     if folder and "://" in folder:
-        raise ValueError(f"{folder} is no folder; --engine ray reads from there")
+        from clipadapt.clip.raydata import _called
+
+        place = _called(folder)
+        raise ValueError(f"{place} is no folder; --engine ray reads from there")
     if folder and os.path.isfile(folder):
         raise ValueError(f"{folder} is a file; --images and --test take a folder")
     if folder:

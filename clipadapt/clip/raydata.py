@@ -157,14 +157,17 @@ def _files_of(source: str) -> tuple[Any, list[str], str]:
 #| code-fold: true
 #| code-summary: "What an address is called, and whether it holds a secret"
 # in front of a host: who:password@, where the password may hold a slash; no port
-_PASSWORD = re.compile(r"(?<=://)[^/?#]*?(?<!:):(?!\d*/|:)[^?]*@")
+# A bucket has no port, so there every colon is a password's; elsewhere host:8020/ is one.
+_PASSWORD = re.compile(
+    r"(?i)(?<=s3://)[^/?#:]*:(?!:).*@|(?<=://)[^/?#]*?(?<!:):(?!\d+/|:).*@"
+)
 
 
 def _called(source) -> str:
     """A source for messages: without a password, or what follows a question mark."""
     name = printable(str(source))
     if "://" in name:
-        name = _PASSWORD.sub("", name.partition("?")[0])
+        name = _PASSWORD.sub("", name).partition("?")[0]
     return name[:200]
 
 
