@@ -156,10 +156,10 @@ def _files_of(source: str) -> tuple[Any, list[str], str]:
 # %% ../../nbs/engine/raydata.ipynb #raydata-30
 #| code-fold: true
 #| code-summary: "What an address is called, and whether it holds a secret"
-# in front of a host: who:password@, where the password may hold a slash; no port
-# A bucket has no port, so there every colon is a password's; elsewhere host:8020/ is one.
+# in front of a host: who:password@, where the password may hold a slash; none
+# is host:8020/, nor :// of an address within one. A bucket has no port.
 _PASSWORD = re.compile(
-    r"(?i)(?<=s3://)[^/?#:]*:(?!:).*@|(?<=://)[^/?#]*?(?<!:):(?!\d+/|:).*@"
+    r"(?i)(?<=s3://)[^/?#:]*:(?!:).*@|(?<=://)[^/?#]*?(?<!:):(?!\d+/|//|:).*@"
 )
 
 
