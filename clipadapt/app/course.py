@@ -246,7 +246,7 @@ def open_course(folder: str | Path) -> int:
     """
     from clipadapt.images.files import at_home
 
-    folder = at_home(folder)
+    folder = Path(at_home(folder))
     command = [sys.executable, "-m", "jupyterlab", "nbs/index.ipynb"]
     try:
         return subprocess.run(command, cwd=folder).returncode
