@@ -232,3 +232,11 @@ def test_a_folder_of_that_name_is_found_where_it_is(home, monkeypatch):
 def test_one_class_is_said(clip):
     with pytest.warns(UserWarning, match="there is one class only, 'cat', which every"):
         ZeroShot(clip, ["cat"]).fit(ONE)
+
+
+def test_a_file_of_a_table_may_be_called_so(tmp_path, test_images):
+    for name in ("~draft.png", "~nobody.png"):
+        test_images[0][0].save(tmp_path / name)
+    frame = pd.DataFrame({"image": ["~draft.png", "~nobody.png"]})
+    found = ImageSet.from_dataframe(frame, root=tmp_path)
+    assert [Path(each).name for each in found.images] == [*frame.image]

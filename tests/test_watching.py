@@ -47,7 +47,6 @@ from clipadapt.learning.watching import (
     Trackio,
     numbers,
 )
-from clipadapt.methods import grip
 
 SHORT = {"rounds": 2, "epochs": 1, "batch_size": None, "warmup": 0}
 TOWERS = {"epochs": 2, "batch_size": 10}
@@ -322,7 +321,7 @@ def test_the_epochs_of_a_long_round_are_told(make, features, capsys, monkeypatch
     assert epochs(FPL, 2, epochs=3) == [1, 2, 3]
     assert epochs(FPL, 0, epochs=3) == epochs(CPL, 1, epochs=3) == []
     assert len(told(FPL, 1, epochs=1)) == 2  # how its round ended, and the fit
-    monkeypatch.setattr(grip, "_SILENCE", 0)
+    monkeypatch.setattr(watching, "SILENCE", 0)
     assert epochs(GRIP, 1, epochs=4) == [1, 2, 3] * 2
 
 

@@ -642,7 +642,6 @@ def predictions(
         is called "NAME (class)" where its name is taken.
     """
     from clipadapt.images.sets import image_names
-    from clipadapt.judge.datatools import class_columns
 
     names = np.array(method.classnames_, dtype=object)
     columns = {
@@ -651,6 +650,8 @@ def predictions(
         "confidence": answers.max(1).astype(float).round(4),
     }
     if probabilities:
+        from clipadapt.judge.datatools import class_columns
+
         classes = class_columns(method.classnames_, answers, columns)
         columns |= {name: column.round(4) for name, column in classes.items()}
     return pd.DataFrame(columns)

@@ -18,6 +18,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -270,7 +271,7 @@ def _say_where(images: ImageSet, blocks: list[list[int]], done: str) -> None:
 
     done: what happens to them.
     """
-    left = len({number for rows in blocks for number in rows})
+    left = np.unique(np.fromiter(chain.from_iterable(blocks), np.int64)).size
     if left < len(images):
         logging.getLogger("clipadapt").info(
             f"{left:,} of {len(images):,} images are {done} now; the others are kept"

@@ -156,8 +156,8 @@ def _files_of(source: str) -> tuple[Any, list[str], str]:
 # %% ../../nbs/engine/raydata.ipynb #raydata-30
 #| code-fold: true
 #| code-summary: "What an address is called, and whether it holds a secret"
-# in front of a host: who:password@, where the password may hold a slash; none
-# is host:8020/, nor :// of an address within one. A bucket has no port.
+# In front of a host: who:password@. A password may hold a slash, so a port (host:8020/)
+# and the :// of an address within an address are told from it. A bucket has no port.
 _PASSWORD = re.compile(
     r"(?i)(?<=s3://)[^/?#:]*:(?!:).*@|(?<=://)[^/?#]*?(?<!:):(?!\d+/|//|:).*@"
 )

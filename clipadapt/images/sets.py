@@ -725,7 +725,7 @@ class _Sources(_DataSets):
         check: str = "header",
     ) -> ImageSet:
         """Images of a folder: see `read_folder`."""
-        return read_folder(at_home(root), classnames, on_error, max_pixels, check)
+        return read_folder(root, classnames, on_error, max_pixels, check)
 
     @classmethod
     def from_arrays(
@@ -1221,7 +1221,7 @@ def _files_of(column: pd.Series, root: str | Path | None) -> list[Path]:
             f" {reprlib.repr(odd[0] if odd else ''):.80}"
         )
     start = at_home(root or "")
-    files = [Path(start, at_home(entry)) for entry in entries]
+    files = [_below(start, os.fspath(entry)) for entry in entries]
     if missing := [file for file in files if not os.path.isfile(file)]:
         hint = "relative paths start from root="
         if re.fullmatch(r"image \d+", missing[0].name):
@@ -1237,6 +1237,12 @@ def _files_of(column: pd.Series, root: str | Path | None) -> list[Path]:
             f" row of each, as frame.drop_duplicates({column.name!r}) does"
         )
     return files
+
+
+def _below(start: str, entry: str) -> Path:
+    """A path of a table. A file may be called ~, as drafts of office programs are."""
+    path = Path(start, entry)
+    return path if os.path.lexists(path) else Path(start, at_home(entry))
 
 
 def _some(files: list) -> str:

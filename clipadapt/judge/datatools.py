@@ -597,7 +597,7 @@ def _new_dataset(voxel, name: str | None):
 def _check_files(images: ImageSet, folder: str | Path | None) -> None:
     """ValueError unless every image has a file, or there is a folder to write to."""
     if folder is not None:
-        Path(at_home(folder)).mkdir(parents=True, exist_ok=True)
+        Path(folder).mkdir(parents=True, exist_ok=True)
         return
     for place in range(len(images)):
         if _local_file(images, place) is None:
@@ -612,7 +612,7 @@ def _as_file(images: ImageSet, place: int, folder: str | Path | None) -> str:
     file = _local_file(images, place)
     if file is not None:
         return os.path.abspath(file)
-    target = Path(at_home(folder or ""), f"image-{place:06}.png")
+    target = Path(folder or "", f"image-{place:06}.png")
     content = _png(images.read(place))
     if not target.exists():
         with whole_file(target) as draft:

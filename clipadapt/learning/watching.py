@@ -29,8 +29,8 @@ from ..images.files import at_home
 from .processes import by_itself, current
 
 # %% auto #0
-__all__ = ['Callbacks', 'Watch', 'Plan', 'Callback', 'as_callbacks', 'note', 'plain', 'Watching', 'Watched', 'unwatched',
-           'formerly', 'numbers', 'Progress', 'TensorBoard', 'Trackio']
+__all__ = ['Callbacks', 'Watch', 'SILENCE', 'Plan', 'Callback', 'as_callbacks', 'note', 'plain', 'Watching', 'Watched',
+           'unwatched', 'formerly', 'numbers', 'Progress', 'StepEpochs', 'TensorBoard', 'Trackio']
 
 # %% ../../nbs/engine/watch.ipynb #watch-10-plan
 class Plan(NamedTuple):
@@ -423,11 +423,17 @@ def _print_line(line: str, file: Any) -> None:
 # %% ../../nbs/engine/watch.ipynb #watch-22
 #| code-fold: true
 #| code-summary: "Progress: what verbose prints"
+SILENCE = 10  # seconds, after which a step among several says how far it is (ours)
+
+
 class Progress(Callback):
     """A line for each step of a fit: what `fit(verbose=1)` prints.
 
     verbose: 1: the loss, or the first number where there is no loss; 2: all numbers.
     file: where lines go; None: standard output, as scikit-learn's.
+
+    Within a step of many epochs, 1 prints every tenth part of them if the step is the
+    only one, or nothing was printed for `SILENCE` seconds; 2 prints every epoch.
     """
 
     predicts = False
@@ -435,9 +441,11 @@ class Progress(Callback):
     def __init__(self, verbose: int = 1, file=None):
         self.verbose, self.file = verbose, file
         self._fits: dict[int, tuple[Plan, float]] = {}
+        self._last = 0.0  # when a line was printed
 
     def on_fit_begin(self, method: Any, plan: Plan) -> None:
-        self._fits[id(method)] = plan, time.perf_counter()
+        self._last = time.perf_counter()
+        self._fits[id(method)] = plan, self._last
         if self.verbose > 1:
             steps = f"at most {plan.steps} {plan.unit}s" if plan.unit else "no steps"
             self._print(method, f"{plan.images} images, {steps}")
@@ -458,9 +466,43 @@ class Progress(Callback):
         done, past = len(getattr(method, "history_", ())), time.perf_counter() - start
         self._print(method, _stop_line(plan, done, past, error))
 
+    def on_epoch(self, method: Any, epoch: int, epochs: int, said: str) -> None:
+        """Told of the epochs within a step, of which a line says `said`."""
+        plan, _ = self._fits[id(method)]
+        waited = time.perf_counter() - self._last >= SILENCE or plan.steps == 1
+        a_tenth = epoch % math.ceil(epochs / 10) == 0 and epoch < epochs
+        if self.verbose > 1 or (waited and a_tenth):
+            step = f"{plan.unit} {len(method.history_) + 1} of {plan.steps}"
+            self._print(method, f"{step}, epoch {epoch} of {epochs}: {said}")
+
     def _print(self, method: Any, line: str) -> None:
         file = sys.stdout if self.file is None else self.file
+        self._last = time.perf_counter()
         _print_line(f"[{type(method).__name__}] {line}", file)
+
+# %% ../../nbs/engine/watch.ipynb #watch-22b
+#| code-fold: true
+#| code-summary: "StepEpochs: tells how far the epochs of a step are"
+class StepEpochs:
+    """Tells `verbose` of the epochs within a step, for example a round of GRIP.
+
+    method: is being fitted.
+    epochs: of the step.
+    """
+
+    def __init__(self, method: Any, epochs: int):
+        self.method, self.epochs, self.done = method, epochs, 0
+        callbacks = method._watching.callbacks if current().first else []
+        self.told = [each for each in callbacks if isinstance(each, Progress)]
+        self.start = time.perf_counter()
+
+    def watch(self, record: Mapping, found: Any) -> None:
+        """Called after each epoch, as the `watch` of `minimise`."""
+        self.done += 1
+        past = _duration(time.perf_counter() - self.start)
+        for each in self.told:
+            said = f"loss {record['loss']:.4g}, {past}"
+            each.on_epoch(self.method, self.done, self.epochs, said)
 
 # %% ../../nbs/engine/watch.ipynb #watch-25
 #| code-fold: true

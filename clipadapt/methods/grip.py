@@ -8,8 +8,6 @@
 from __future__ import annotations
 
 import inspect
-import math
-import time
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 
@@ -41,7 +39,7 @@ from clipadapt.learning.prompts import (
 )
 from ..learning.pseudolabels import POLICIES, Pseudolabels, top_k
 from ..learning.training import Checkpoint, Recipe, minimise
-from ..learning.watching import Progress, _duration, formerly
+from ..learning.watching import StepEpochs, formerly
 
 # %% auto #0
 __all__ = ['SETTINGS', 'READINGS', 'PROMPTS', 'LEARNING_RATES', 'SMALL', 'LARGE_ON_CPU', 'BLOCK', 'learning_setting',
@@ -161,7 +159,6 @@ class _Selection:
     """Who is labelled, who may get a pseudolabel, and of which classes."""
 
     said: torch.Tensor | None = None  # by the annotator, [N, C]
-    rounds: int = 1
 
     def __init__(self, method: PromptSelfTraining, labels: np.ndarray):
         num_classes = len(method.classnames_)
@@ -249,39 +246,6 @@ def _check_pool_is_chosen(pool: str | None, seen: int, num_classes: int) -> None
             "class"
         )
 
-# %% ../../nbs/07_grip.ipynb #grip-verbose
-#| code-fold: true
-#| code-summary: "What verbose says of the epochs within a round"
-_SILENCE = 10  # seconds, after which a round among several says how far it is (ours)
-
-
-class _Epochs:
-    """Tells `verbose` of the epochs of a round: 1 of every tenth part, 2 of each.
-
-    With 1, rounds among several are silent unless they train for long.
-    """
-
-    def __init__(self, method: PromptSelfTraining, number: int, rounds: int):
-        watching = method._watching.callbacks if current().first else []
-        self.method, self.number, self.rounds = method, number, rounds
-        self.told = [each for each in watching if isinstance(each, Progress)]
-        self.start = self.last = time.perf_counter()
-        self.done = 0
-
-    def watch(self, record: dict, found: Callable) -> None:
-        """Called after each epoch, see `unwatched`."""
-        self.done += 1
-        now, epochs = time.perf_counter(), self.method.epochs
-        waited = self.rounds == 1 or now - self.last >= _SILENCE
-        a_tenth = self.done % math.ceil(epochs / 10) == 0
-        is_due = a_tenth and waited and self.done < epochs
-        which = f"round {self.number + 1} of {self.rounds}, epoch {self.done}"
-        which += f" of {epochs}: loss {record['loss']:.4g}"
-        for each in self.told:
-            if is_due or each.verbose > 1:
-                each._print(self.method, f"{which}, {_duration(now - self.start)}")
-                self.last = now
-
 # %% ../../nbs/07_grip.ipynb #cell-21
 class _Run(_Selection):
     """A round: choose images and classes, then train a prompt on them."""
@@ -306,7 +270,7 @@ class _Run(_Selection):
 
         recipe, seed = self.method._recipe(), (self.method.seed, number)
         name = f"{type(self.method).__name__}, round {number + 1}"
-        watch = _Epochs(self.method, number, self.rounds).watch
+        watch = StepEpochs(self.method, self.method.epochs).watch
         parameters, count = prompt.parameters(), len(rows)
         return minimise(parameters, batch_loss, count, recipe, seed, name, watch)[-1]
 
@@ -633,7 +597,6 @@ class PromptSelfTraining(_Prompted):
             run.said = self._ask_annotator(images, labels)
         inputs = self._inputs(images)
         self._begin(len(sizes), len(self.history_))
-        run.rounds = len(sizes)
         for number in range(len(self.history_), len(sizes)):
             chosen = run.select(self._prompt, inputs, sizes[number], first=number == 0)
             run.said = None  # it was for the first round
