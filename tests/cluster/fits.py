@@ -36,7 +36,7 @@ STUDENT = {
     "epochs": 3,
     "warmup_epochs": 1,
     "batch_size": 15,
-    "learning_rate": 0.02,
+    "learning_rate": 0.01,  # with 0.02 rounding grows: losses of this seed are 7e-4 off
     "delay": 0,
     "queue": 32,
 }
