@@ -1,0 +1,239 @@
+"""Whether the notebooks show what today's code makes.
+
+`python tools/fresh.py` names what is stale; the exit code is 1 when an ordinary cell is.
+`--run` makes the stale ordinary outputs anew, `--run slow` those of slow cells, too:
+notebook by notebook, so it can be stopped at any time and goes on where it was.
+
+A cell depends on its own code, on the cells above that make what it uses, and on the
+parts of the package which all these reach (`reach.py`), with the data of the built-in
+CLIP. A notebook keeps a hash of that in its metadata, `made_with`: one for all ordinary
+cells together, and one for every slow or cuda cell, with the version and what it cost.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import os
+import re
+import symtable
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(PROJECT))
+
+from tools.course_stats import all_notebooks  # noqa: E402
+from tools.reach import Package, canonical, digest, names_in  # noqa: E402
+
+STAMP = "made_with"
+MAGIC = re.compile(r"(?m)^(\s*)[%!].*$")
+FILE = re.compile(r"[\w-]+(/[\w-]+)*\.\w+")  # a file beside the notebook, or below
+LATER = ("slow", "cuda")  # flags of cells that `make test` does not run
+LIBRARIES = ("plt", "sns", "np", "pd", "torch", "warnings", "sys", "os")
+SETTING = re.compile(r"set|seed|manual_seed|use|filter|simplefilter|environ|path")
+
+
+@cache
+def package() -> Package:
+    """The package, read once."""
+    return Package(PROJECT / "clipadapt")
+
+
+@cache
+def data() -> str:
+    """The files of the package that are no code: weights, templates, tables."""
+    paths = (path for path in package().folder.rglob("*") if path.is_file())
+    paths = [p for p in sorted(paths) if p.suffix not in (".py", ".pyc", ".html")]
+    return digest(f"{path.name} {path.read_bytes().hex()}" for path in paths)
+
+
+@dataclass
+class Cell:
+    """A code cell.
+
+    content: as the notebook has it.
+    """
+
+    content: dict
+
+    @cached_property
+    def source(self) -> str:
+        """Its text."""
+        return "".join(self.content["source"])
+
+    @cached_property
+    def flag(self) -> str:
+        """Its first directive: "slow", "cuda", "notest", "export" ..., or ""."""
+        found = re.match(r"#\|\s*([\w-]+)\s*$", self.source.split("\n")[0])
+        return found.group(1) if found else ""
+
+    @property
+    def runs(self) -> bool:
+        """Whether a run of the notebook runs it."""
+        return self.flag != "notest" and not re.search(
+            r"(?m)^#\|\s*eval:\s*false\s*$", self.source
+        )
+
+    @cached_property
+    def tree(self) -> ast.Module:
+        """Its syntax tree. A line for IPython is an expression that says its text."""
+        code = MAGIC.sub(lambda line: f"{line[1]}{line[0].strip()!r}", self.source)
+        return ast.parse(code)
+
+    @cached_property
+    def text(self) -> str:
+        """What is hashed of it."""
+        return canonical(self.tree)
+
+    @cached_property
+    def uses(self) -> set[str]:
+        """The names that it takes from cells above."""
+        found, own = set(), set()
+        for node in self.tree.body:
+            table = symtable.symtable(ast.unparse(node), "a cell", "exec")
+            found |= _taken(table) - own
+            own |= _bound(table)
+        return found
+
+    @cached_property
+    def makes(self) -> set[str]:
+        """The names that it gives a value, or whose value it may change."""
+        found = _bound(symtable.symtable(ast.unparse(self.tree), "a cell", "exec"))
+        for node in ast.walk(self.tree):
+            found |= _changed(node)
+        return found
+
+
+def _taken(table: symtable.SymbolTable) -> set[str]:
+    """The names of the notebook that some code reads, its functions included."""
+    at_top = table.get_type() == "module"
+    found = {
+        symbol.get_name()
+        for symbol in table.get_symbols()
+        if symbol.is_referenced() and (at_top or symbol.is_global())
+    }
+    return found.union(*map(_taken, table.get_children()))
+
+
+def _bound(table: symtable.SymbolTable) -> set[str]:
+    """The names of the notebook to which some code gives a value."""
+    return {
+        symbol.get_name()
+        for symbol in table.get_symbols()
+        if symbol.is_assigned() or symbol.is_imported() or symbol.is_namespace()
+    }
+
+
+def _changed(node: ast.AST) -> set[str]:
+    """The names on which a statement calls a method, or sets an item or attribute."""
+    if isinstance(node, ast.Expr):
+        targets = [node.value]
+    elif isinstance(node, (ast.Assign, ast.AugAssign, ast.Delete)):
+        targets = getattr(node, "targets", None) or [node.target]
+    else:
+        return set()
+    return {name for target in targets if (name := _root(target))}
+
+
+def _root(node: ast.expr) -> str:
+    """The name at the head of `name.part[3].method()`. Of a module only what sets
+    something counts, for example a seed."""
+    last = ""
+    while isinstance(node, (ast.Attribute, ast.Subscript, ast.Call)):
+        last = getattr(node, "attr", last) if not last else last
+        node = node.func if isinstance(node, ast.Call) else node.value
+    name = node.id if isinstance(node, ast.Name) else ""
+    return "" if name in LIBRARIES and not SETTING.match(last) else name
+
+
+def needed(cell: Cell, above: list[Cell]) -> list[Cell]:
+    """The cells that make what a cell uses, and the cell itself, in their order."""
+    names, found = set(cell.uses), [cell]
+    for other in reversed(above):
+        if not other.makes.isdisjoint(names):
+            found.append(other)
+            names |= other.uses
+    return found[::-1]
+
+
+@dataclass
+class Notebook:
+    """A notebook and what its outputs were made with."""
+
+    path: Path
+    content: dict = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.content = json.loads(self.path.read_text(encoding="utf-8"))
+
+    @cached_property
+    def cells(self) -> list[Cell]:
+        """The code cells that can run."""
+        every = (Cell(c) for c in self.content["cells"] if c["cell_type"] == "code")
+        return [cell for cell in every if cell.runs]
+
+    @property
+    def ordinary(self) -> list[Cell]:
+        """Those that `make test` runs."""
+        return [cell for cell in self.cells if cell.flag not in LATER]
+
+    @property
+    def later(self) -> list[Cell]:
+        """The slow cells, and those for a GPU, that kept an output."""
+        flagged = (cell for cell in self.cells if cell.flag in LATER)
+        return [cell for cell in flagged if cell.content["outputs"]]
+
+    def now(self, cell: Cell | None = None) -> str:
+        """The hash of today's code, of all ordinary cells or of one other."""
+        used = self.ordinary
+        if cell is not None:
+            above = self.cells[: self.cells.index(cell)]
+            used = needed(cell, [other for other in above if other.flag != "cuda"])
+        pieces = package().reached([one.tree for one in used])
+        files = [*self._files(used)]
+        texts = [one.text for one in used] + [piece.text for piece in pieces]
+        return digest([*texts, *files, data()])
+
+    def _files(self, cells: list[Cell]) -> Iterator[str]:
+        """The files that cells name or import, beside the notebook or a benchmark."""
+        for cell in cells:
+            for name in sorted(_strings(cell.tree)):
+                path = self.path.parent / name
+                if FILE.fullmatch(name) and path.is_file():
+                    yield f"{name} {path.read_bytes().hex()}"
+            for name in sorted(names_in(cell.tree) | _modules(cell.tree)):
+                path = PROJECT / "benchmarks" / f"{name}.py"
+                if path.is_file():
+                    yield canonical(ast.parse(path.read_text(encoding="utf-8")))
+
+    def stale(self) -> Iterator[tuple[str, str, float]]:
+        """What is older than today's code: the id of a cell ("" for the ordinary ones),
+        its flag, and the seconds it took."""
+        stamp = self.content["metadata"].get(STAMP, {})
+        if stamp.get("code") != self.now():
+            yield "", "", stamp.get("seconds", 0)
+        for cell in self.later:
+            stamp = cell.content["metadata"].get(STAMP, {})
+            if stamp.get("code") != self.now(cell):
+                yield cell.content["id"], cell.flag, stamp.get("seconds", 0)
+
+
+def _strings(tree: ast.Module) -> set[str]:
+    constants = (node for node in ast.walk(tree) if isinstance(node, ast.Constant))
+    return {node.value for node in constants if isinstance(node.value, str)}
+
+
+def _modules(tree: ast.Module) -> set[str]:
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found.add(node.module)
+    return found
