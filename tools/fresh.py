@@ -1,6 +1,6 @@
 """Whether the notebooks show what today's code makes.
 
-`python tools/fresh.py` names what is stale; the exit code is 1 when an ordinary cell is.
+`python tools/fresh.py` names what is stale; the exit code is 1 if an ordinary cell is.
 `--run` makes the stale ordinary outputs anew, `--run slow` those of slow cells, too:
 notebook by notebook, so it can be stopped at any time and goes on where it was.
 
@@ -15,19 +15,22 @@ from __future__ import annotations
 import argparse
 import ast
 import json
-import os
 import re
 import symtable
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import cache, cached_property
 from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
 
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
+from clipadapt import __version__  # noqa: E402
 from tools.course_stats import all_notebooks  # noqa: E402
 from tools.reach import Package, canonical, digest, names_in  # noqa: E402
 
@@ -79,6 +82,10 @@ class Cell:
         return self.flag != "notest" and not re.search(
             r"(?m)^#\|\s*eval:\s*false\s*$", self.source
         )
+
+    def is_run_with(self, flags: Collection[str]) -> bool:
+        """Whether a run with these flags runs it."""
+        return self.runs and (self.flag not in LATER or self.flag in flags)
 
     @cached_property
     def tree(self) -> ast.Module:
@@ -146,7 +153,7 @@ def _root(node: ast.expr) -> str:
     something counts, for example a seed."""
     last = ""
     while isinstance(node, (ast.Attribute, ast.Subscript, ast.Call)):
-        last = getattr(node, "attr", last) if not last else last
+        last = last or getattr(node, "attr", "")
         node = node.func if isinstance(node, ast.Call) else node.value
     name = node.id if isinstance(node, ast.Name) else ""
     return "" if name in LIBRARIES and not SETTING.match(last) else name
@@ -237,3 +244,85 @@ def _modules(tree: ast.Module) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and not node.level:
             found.add(node.module)
     return found
+
+
+def run(path: Path, flags: Collection[str]) -> None:
+    """Run a notebook and keep its outputs, with what they were made with.
+
+    flags: of the cells to run beside the ordinary ones; others keep what they have.
+    """
+    content = nbformat.read(path, as_version=4)
+    waiting = []
+    for cell in content.cells:
+        one = Cell(cell)
+        if cell.cell_type == "code" and not one.is_run_with(flags):
+            waiting.append((cell, cell.pop("outputs"), cell.pop("execution_count")))
+            cell.cell_type = "raw"
+    resources = {"metadata": {"path": str(path.parent)}}
+    NotebookClient(content, timeout=None, resources=resources).execute()
+    for cell, outputs, count in waiting:
+        cell.update(cell_type="code", outputs=outputs, execution_count=count)
+    _stamp(path, content, flags)
+    nbformat.write(content, path)
+
+
+def _stamp(path: Path, content: nbformat.NotebookNode, flags: Collection[str]) -> None:
+    """Write into a notebook that has just run what its outputs were made with."""
+    notebook = Notebook(path)
+    seconds = {cell.id: _seconds(cell) for cell in content.cells}
+    later = [cell for cell in notebook.cells if cell.flag in LATER]
+    ordinary = {cell.content["id"] for cell in notebook.ordinary}
+    content.metadata[STAMP] = {
+        "version": __version__,
+        "code": notebook.now(),
+        "seconds": round(sum(seconds[name] for name in ordinary)),
+    }
+    by_id = {cell.id: cell for cell in content.cells}
+    for cell in later:
+        if cell.flag in flags:
+            by_id[cell.content["id"]].metadata[STAMP] = {
+                "version": __version__,
+                "code": notebook.now(cell),
+                "seconds": round(seconds[cell.content["id"]]),
+            }
+
+
+def _seconds(cell: nbformat.NotebookNode) -> float:
+    """How long a cell ran; nothing for one that did not."""
+    times = cell.metadata.pop("execution", {})
+    names = "iopub.execute_input", "shell.execute_reply"
+    if not all(name in times for name in names):
+        return 0.0
+    begun, ended = (datetime.fromisoformat(times[name].rstrip("Z")) for name in names)
+    return (ended - begun).total_seconds()
+
+
+def main() -> int:
+    """Name what is stale, or make it anew; return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("notebooks", nargs="*", type=Path)
+    parser.add_argument("--run", nargs="?", const="ordinary", choices=["slow", "cuda"])
+    given = parser.parse_args()
+    flags = [given.run] if given.run in LATER else []
+    wanted, failed = {"", *flags}, False
+    for path in given.notebooks or [PROJECT / "nbs" / "index.ipynb", *all_notebooks()]:
+        old = list(Notebook(path.resolve()).stale())
+        if given.run and any(flag in wanted for _, flag, _ in old):
+            print(f"{path.stem} ...", flush=True)
+            run(path.resolve(), flags)
+            old = list(Notebook(path.resolve()).stale())
+        for name, flag, seconds in old:
+            print(f"{path.stem}: {_in_words(name, flag, seconds)}", flush=True)
+            failed |= not flag
+    return int(failed)
+
+
+def _in_words(name: str, flag: str, seconds: float) -> str:
+    cost = f" ({seconds:g} s when it ran last)" if seconds else ""
+    if not flag:
+        return f"outputs are older than the code{cost}"
+    return f"the {flag} cell {name} is older than the code{cost}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -62,9 +62,8 @@ def names_in(node: ast.AST) -> set[str]:
             found.add(child.attr)
         elif isinstance(child, ast.alias) and child.asname:
             found |= {child.asname, child.name.rpartition(".")[2]}
-        elif isinstance(child, ast.Constant) and isinstance(child.value, str):
-            if IDENTIFIER.fullmatch(child.value):
-                found.add(child.value)
+        elif isinstance(child, ast.Constant) and IDENTIFIER.fullmatch(str(child.value)):
+            found.add(str(child.value))
     return found
 
 
@@ -102,7 +101,9 @@ def assigned(node: ast.stmt) -> set[str]:
     if isinstance(node, (ast.Assign, ast.AnnAssign, ast.AugAssign)):
         targets = getattr(node, "targets", None) or [node.target]
         found = [child for target in targets for child in ast.walk(target)]
-        if not any(isinstance(child, (ast.Attribute, ast.Subscript)) for child in found):
+        if not any(
+            isinstance(child, (ast.Attribute, ast.Subscript)) for child in found
+        ):
             return {child.id for child in found if isinstance(child, ast.Name)}
     return set()
 
