@@ -18,7 +18,7 @@ temporary := -o tmp_path_retention_policy=failed
 checksums = find clipadapt nbs solutions -name .ipynb_checkpoints -prune -o \( -name '*.py' -o -name '*.ipynb' \) -print | sort | xargs cksum
 
 .NOTPARALLEL:
-.PHONY: demo test lint test-browser sync notebooks solutions unit threads coverage fuzz soak cluster devices slow bench bench-scale export readme lab docs docs-width clean help integrations
+.PHONY: demo test lint test-browser sync notebooks solutions unit threads coverage fuzz soak cluster devices slow stale outputs bench bench-scale export readme lab docs docs-width clean help integrations
 
 help:           ## list the targets
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -33,11 +33,19 @@ lint: .venv/ready-dev   ## layout, likely bugs, who imports whom, types: seconds
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/ty check --quiet --error-on-warning
 
-sync: .venv/ready-dev   ## modules and notebooks are what export and clean make of them
+sync: .venv/ready-dev   ## modules and notebooks are what export and clean make of them, outputs are those of this code
 	@$(checksums) > .venv/before.sums
 	@$(BIN)/nbdev_export && $(BIN)/python tools/clean.py && $(BIN)/nbdev_clean && $(BIN)/nbdev_clean --fname solutions
 	@$(checksums) | cmp -s - .venv/before.sums || { \
 	  echo "clipadapt/ or nbs/ was not what nbdev_export and nbdev_clean make of it; it is now: look at 'git diff' and commit."; exit 1; }
+	@$(BIN)/python tools/fresh.py --ordinary || { echo "'make outputs' runs these notebooks and keeps what comes out."; exit 1; }
+
+stale: .venv/ready-dev   ## name the outputs that are older than the code, with what they cost
+	@$(BIN)/python tools/fresh.py
+
+outputs: .venv/ready-dev   ## run the notebooks whose outputs are older than the code, and keep what comes out
+	$(alone) $(BIN)/python tools/fresh.py --run ordinary
+	@$(MAKE) export
 
 # Solution 4 takes longer than these five together; `make solutions` runs it.
 notebooks: .venv/ready-dev   ## run every notebook (but threads, see below) and the solutions of the first chapters, all but their slow and cuda cells
@@ -78,8 +86,9 @@ test-browser: .venv/ready-dev   ## drive the widgets in JupyterLab with a Chromi
 	@$(BIN)/python -m pip install --quiet --editable '.[browser]'
 	$(alone) $(BIN)/python -m pytest -q tests/browser/jupyterlab.py
 
-slow: .venv/ready-dev   ## the cells flagged slow as well: the full pretraining takes most of an hour
-	$(BIN)/nbdev_test --n_workers 1 --flags slow --do_print
+slow: .venv/ready-dev   ## the same with slow cells: hours, notebook by notebook; it goes on where it was stopped
+	$(alone) $(BIN)/python tools/fresh.py --run slow
+	@$(MAKE) export
 
 bench: .venv/ready-dev   ## the benchmarks: ratios taken in one run, and every method on other kinds of CLIP
 	@for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done

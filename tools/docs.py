@@ -16,6 +16,7 @@ from importlib.util import find_spec
 import api
 import badges
 import check_site
+import fresh
 import kept
 import yaml
 from nbdev.quarto import refresh_quarto_yml
@@ -91,6 +92,7 @@ def chapter(name: str, names: dict[str, str]) -> None:
         for cell in kept.notebook(name)["cells"]
     }
     described = {cell["id"]: kept.about(name, cell) for cell, _ in kept.pictures(name)}
+    ages = fresh.made_with(kept.project / "nbs" / f"{name}.ipynb")
     cells = []
     for cell in page["cells"]:
         text = kept.source(cell)
@@ -102,19 +104,21 @@ def chapter(name: str, names: dict[str, str]) -> None:
             text = link_names(drawings(text), names, "../" * name.count("/"))
             cells.append({**cell, "source": text})
         elif text.strip() and "default_exp" not in text:
-            cells += code(cell, flags[cell["id"]], described.get(cell["id"]))
+            said = [FLAGS[flag] for flag in flags[cell["id"]]]
+            said += [ages[cell["id"]]] if cell["id"] in ages else []
+            cells += code(cell, " ".join(said), described.get(cell["id"]))
     page["cells"] = [
         {**cell, "id": f"cell-{position}"} for position, cell in enumerate(cells)
     ]
     path.write_text(json.dumps(page, ensure_ascii=False), encoding="utf-8")
 
 
-def code(cell: dict, flags: list[str], described: str | None) -> list[dict]:
+def code(cell: dict, said: str, described: str | None) -> list[dict]:
     """A code cell with what the site puts around it: a place to link to (#at- and the
-    cell's id), its flag, words for its picture, lines that wrap."""
+    cell's id), what is said of when it runs, words for its picture, lines that wrap."""
     before = [
         markdown(f'```{{=html}}\n<a id="at-{cell["id"]}"></a>\n```'),
-        *(markdown(f"[{FLAGS[flag]}]{{.flag}}") for flag in flags),
+        *([markdown(f"[{said}]{{.flag}}")] if said else []),
     ]
     if described:
         cell = {

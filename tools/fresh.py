@@ -1,7 +1,7 @@
 """Whether the notebooks show what today's code makes.
 
 `python tools/fresh.py` names what is stale; the exit code is 1 if an ordinary cell is.
-`--run` makes the stale ordinary outputs anew, `--run slow` those of slow cells, too:
+`--run ordinary` makes these outputs anew, `--run slow` those of slow cells, too:
 notebook by notebook, so it can be stopped at any time and goes on where it was.
 
 A cell depends on its own code, on the cells above that make what it uses, and on the
@@ -23,15 +23,15 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache, cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import nbformat
-from nbclient import NotebookClient
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
 
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
 from clipadapt import __version__  # noqa: E402
-from tools.course_stats import all_notebooks  # noqa: E402
 from tools.reach import Package, canonical, digest, names_in  # noqa: E402
 
 STAMP = "made_with"
@@ -54,6 +54,14 @@ def data() -> str:
     paths = (path for path in package().folder.rglob("*") if path.is_file())
     paths = [p for p in sorted(paths) if p.suffix not in (".py", ".pyc", ".html")]
     return digest(f"{path.name} {path.read_bytes().hex()}" for path in paths)
+
+
+@cache
+def benchmarks() -> dict[str, str]:
+    """The code of every benchmark, by its name."""
+    paths = sorted((PROJECT / "benchmarks").glob("*.py"))
+    trees = {path.stem: ast.parse(path.read_text(encoding="utf-8")) for path in paths}
+    return {name: canonical(tree) for name, tree in trees.items()}
 
 
 @dataclass
@@ -94,9 +102,36 @@ class Cell:
         return ast.parse(code)
 
     @cached_property
+    def every(self) -> list[ast.AST]:
+        """The nodes of that tree."""
+        return list(ast.walk(self.tree))
+
+    @cached_property
     def text(self) -> str:
         """What is hashed of it."""
         return canonical(self.tree)
+
+    @cached_property
+    def says(self) -> set[str]:
+        """The names in it, those of modules that it imports included."""
+        found = names_in(self.every)
+        for node in self.every:
+            if isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                found.add(node.module)
+        return found
+
+    @cached_property
+    def imports(self) -> set[str]:
+        """The modules of the package that it imports."""
+        return package().imported(self.every)
+
+    @cached_property
+    def files(self) -> list[str]:
+        """What may be a file in it: strings that look like a path."""
+        texts = (node.value for node in self.every if isinstance(node, ast.Constant))
+        return sorted({t for t in texts if isinstance(t, str) and FILE.fullmatch(t)})
 
     @cached_property
     def uses(self) -> set[str]:
@@ -112,7 +147,7 @@ class Cell:
     def makes(self) -> set[str]:
         """The names that it gives a value, or whose value it may change."""
         found = _bound(symtable.symtable(ast.unparse(self.tree), "a cell", "exec"))
-        for node in ast.walk(self.tree):
+        for node in self.every:
             found |= _changed(node)
         return found
 
@@ -192,9 +227,9 @@ class Notebook:
 
     @property
     def later(self) -> list[Cell]:
-        """The slow cells, and those for a GPU, that kept an output."""
-        flagged = (cell for cell in self.cells if cell.flag in LATER)
-        return [cell for cell in flagged if cell.content["outputs"]]
+        """The slow cells that kept an output, and those for a GPU."""
+        slow = [c for c in self.cells if c.flag == "slow" and c.content["outputs"]]
+        return [c for c in self.cells if c in slow or c.flag == "cuda"]
 
     def now(self, cell: Cell | None = None) -> str:
         """The hash of today's code, of all ordinary cells or of one other."""
@@ -202,22 +237,22 @@ class Notebook:
         if cell is not None:
             above = self.cells[: self.cells.index(cell)]
             used = needed(cell, [other for other in above if other.flag != "cuda"])
-        pieces = package().reached([one.tree for one in used])
+        names = set().union(*(one.says for one in used))
+        modules = set().union(*(one.imports for one in used))
+        pieces = package().reached(names, modules)
         files = [*self._files(used)]
         texts = [one.text for one in used] + [piece.text for piece in pieces]
         return digest([*texts, *files, data()])
 
     def _files(self, cells: list[Cell]) -> Iterator[str]:
-        """The files that cells name or import, beside the notebook or a benchmark."""
+        """The files that cells name, and the benchmarks that they import."""
         for cell in cells:
-            for name in sorted(_strings(cell.tree)):
+            for name in cell.files:
                 path = self.path.parent / name
-                if FILE.fullmatch(name) and path.is_file():
-                    yield f"{name} {path.read_bytes().hex()}"
-            for name in sorted(names_in(cell.tree) | _modules(cell.tree)):
-                path = PROJECT / "benchmarks" / f"{name}.py"
                 if path.is_file():
-                    yield canonical(ast.parse(path.read_text(encoding="utf-8")))
+                    yield f"{name} {path.read_bytes().hex()}"
+            for name in sorted(cell.says & benchmarks().keys()):
+                yield benchmarks()[name]
 
     def stale(self) -> Iterator[tuple[str, str, float]]:
         """What is older than today's code: the id of a cell ("" for the ordinary ones),
@@ -231,26 +266,14 @@ class Notebook:
                 yield cell.content["id"], cell.flag, stamp.get("seconds", 0)
 
 
-def _strings(tree: ast.Module) -> set[str]:
-    constants = (node for node in ast.walk(tree) if isinstance(node, ast.Constant))
-    return {node.value for node in constants if isinstance(node.value, str)}
-
-
-def _modules(tree: ast.Module) -> set[str]:
-    found = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and not node.level:
-            found.add(node.module)
-    return found
-
-
 def run(path: Path, flags: Collection[str]) -> None:
     """Run a notebook and keep its outputs, with what they were made with.
 
     flags: of the cells to run beside the ordinary ones; others keep what they have.
     """
+    import nbformat  # slow to import, and the check does without
+    from nbclient import NotebookClient
+
     content = nbformat.read(path, as_version=4)
     waiting = []
     for cell in content.cells:
@@ -266,7 +289,7 @@ def run(path: Path, flags: Collection[str]) -> None:
     nbformat.write(content, path)
 
 
-def _stamp(path: Path, content: nbformat.NotebookNode, flags: Collection[str]) -> None:
+def _stamp(path: Path, content: NotebookNode, flags: Collection[str]) -> None:
     """Write into a notebook that has just run what its outputs were made with."""
     notebook = Notebook(path)
     seconds = {cell.id: _seconds(cell) for cell in content.cells}
@@ -287,7 +310,7 @@ def _stamp(path: Path, content: nbformat.NotebookNode, flags: Collection[str]) -
             }
 
 
-def _seconds(cell: nbformat.NotebookNode) -> float:
+def _seconds(cell: NotebookNode) -> float:
     """How long a cell ran; nothing for one that did not."""
     times = cell.metadata.pop("execution", {})
     names = "iopub.execute_input", "shell.execute_reply"
@@ -297,31 +320,49 @@ def _seconds(cell: nbformat.NotebookNode) -> float:
     return (ended - begun).total_seconds()
 
 
+def made_with(path: Path) -> dict[str, str]:
+    """What the site says of every slow or cuda cell that has an output, by its id."""
+    notebook, said = Notebook(path), {}
+    old = {name for name, *_ in notebook.stale()}
+    for cell in notebook.later:
+        name, stamp = cell.content["id"], cell.content["metadata"].get(STAMP, {})
+        if cell.content["outputs"]:
+            version = f"version {stamp['version']}" if stamp else "an earlier version"
+            since = ", code since changed" if name in old else ""
+            said[name] = f"Made with {version}{since}."
+    return said
+
+
+def in_words(name: str, flag: str, seconds: float) -> str:
+    """What is older than the code."""
+    cost = f" ({seconds:g} s when last run)" if seconds else ""
+    if not flag:
+        return f"its outputs are older than the code{cost}"
+    if flag == "cuda":
+        return f"the cuda cell {name} has not run with this code{cost}"
+    return f"the slow cell {name} is older than the code{cost}"
+
+
 def main() -> int:
     """Name what is stale, or make it anew; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("notebooks", nargs="*", type=Path)
-    parser.add_argument("--run", nargs="?", const="ordinary", choices=["slow", "cuda"])
+    parser.add_argument("--run", choices=["ordinary", *LATER])
+    parser.add_argument("--ordinary", action="store_true", help="name no other cells")
     given = parser.parse_args()
     flags = [given.run] if given.run in LATER else []
     wanted, failed = {"", *flags}, False
-    for path in given.notebooks or [PROJECT / "nbs" / "index.ipynb", *all_notebooks()]:
+    for path in given.notebooks or sorted((PROJECT / "nbs").rglob("[!.]*.ipynb")):
         old = list(Notebook(path.resolve()).stale())
         if given.run and any(flag in wanted for _, flag, _ in old):
             print(f"{path.stem} ...", flush=True)
             run(path.resolve(), flags)
             old = list(Notebook(path.resolve()).stale())
         for name, flag, seconds in old:
-            print(f"{path.stem}: {_in_words(name, flag, seconds)}", flush=True)
             failed |= not flag
+            if not (flag and given.ordinary):
+                print(f"{path.stem}: {in_words(name, flag, seconds)}", flush=True)
     return int(failed)
-
-
-def _in_words(name: str, flag: str, seconds: float) -> str:
-    cost = f" ({seconds:g} s when it ran last)" if seconds else ""
-    if not flag:
-        return f"outputs are older than the code{cost}"
-    return f"the {flag} cell {name} is older than the code{cost}"
 
 
 if __name__ == "__main__":

@@ -52,19 +52,25 @@ def digest(texts: Iterable[str]) -> str:
     return found.hexdigest()[:16]
 
 
-def names_in(node: ast.AST) -> set[str]:
-    """Every name that a piece of code says, those in strings included."""
+def names_in(nodes: Iterable[ast.AST]) -> set[str]:
+    """Every name that nodes of a syntax tree say, those in strings included."""
     found: set[str] = set()
-    for child in ast.walk(node):
+    for child in nodes:
         if isinstance(child, ast.Name):
             found.add(child.id)
         elif isinstance(child, ast.Attribute):
             found.add(child.attr)
         elif isinstance(child, ast.alias) and child.asname:
             found |= {child.asname, child.name.rpartition(".")[2]}
-        elif isinstance(child, ast.Constant) and IDENTIFIER.fullmatch(str(child.value)):
-            found.add(str(child.value))
+        elif is_word(child):
+            found.add(child.value)
     return found
+
+
+def is_word(node: ast.AST) -> bool:
+    """Whether a node is a string that is a name."""
+    is_text = isinstance(node, ast.Constant) and isinstance(node.value, str)
+    return is_text and bool(IDENTIFIER.fullmatch(node.value))
 
 
 @dataclass
@@ -83,9 +89,14 @@ class Piece:
         return f"{self.module} {self.owner} {sorted(self.names)} {code}"
 
     @cached_property
+    def every(self) -> list[ast.AST]:
+        """The nodes of its syntax tree."""
+        return [child for node in self.nodes for child in ast.walk(node)]
+
+    @cached_property
     def says(self) -> set[str]:
         """The names in it."""
-        return set().union(*map(names_in, self.nodes))
+        return names_in(self.every)
 
     def is_reached(self, names: set[str]) -> bool:
         """Whether somebody who says these names runs it."""
@@ -174,18 +185,18 @@ class Package:
     def _imports(self) -> dict[int, set[str]]:
         """The modules that each piece imports."""
         return {
-            id(piece): set().union(*(self.imported(n, module) for n in piece.nodes))
+            id(piece): self.imported(piece.every, module)
             for module, pieces in self.pieces.items()
             for piece in pieces
         }
 
-    def imported(self, node: ast.AST, module: str = "") -> set[str]:
-        """The modules of the package that a piece of code imports.
+    def imported(self, nodes: Iterable[ast.AST], module: str = "") -> set[str]:
+        """The modules of the package that nodes of a syntax tree import.
 
         module: in which the code stands, for relative imports.
         """
         found: set[str] = set()
-        for child in ast.walk(node):
+        for child in nodes:
             if isinstance(child, ast.Import):
                 for alias in child.names:
                     found |= self._below(alias.name)
@@ -215,10 +226,13 @@ class Package:
         found = (".".join(rest[:count]) for count in range(len(rest) + 1))
         return {module for module in found if module in self.pieces}
 
-    def reached(self, nodes: list[ast.AST]) -> list[Piece]:
-        """All pieces that some code reaches, in the order of the package."""
-        names = set().union(*map(names_in, nodes))
-        modules = set().union(*(self.imported(node) for node in nodes))
+    def reached(self, names: set[str], modules: set[str]) -> list[Piece]:
+        """All pieces that some code reaches, in the order of the package.
+
+        names: that the code says.
+        modules: that it imports.
+        """
+        names, modules = set(names), set(modules)
         found: dict[int, Piece] = {}
         before = -1
         while before < len(found):
