@@ -18,7 +18,7 @@ temporary := -o tmp_path_retention_policy=failed
 checksums = find clipadapt nbs solutions -name .ipynb_checkpoints -prune -o \( -name '*.py' -o -name '*.ipynb' \) -print | sort | xargs cksum
 
 .NOTPARALLEL:
-.PHONY: demo test lint test-browser sync notebooks solutions unit threads coverage fuzz soak cluster devices slow stale outputs bench bench-scale export readme lab docs docs-width clean help integrations
+.PHONY: demo test lint test-browser sync notebooks solutions unit large threads coverage fuzz soak cluster devices slow stale outputs bench bench-scale export readme lab docs docs-width clean help integrations
 
 help:           ## list the targets
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -56,7 +56,10 @@ solutions: .venv/ready-dev   ## run the solutions of every chapter and of the en
 	$(alone) $(BIN)/nbdev_test --path solutions --n_workers $(WORKERS) --do_print
 
 unit: .venv/ready-dev   ## the tests that a notebook cannot hold, all but those of threads
-	$(alone) $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(temporary) --ignore tests/cluster --ignore tests/integrations --ignore tests/devices $(if $(COVER),--cov,--ignore tests/test_thread_numbers.py) tests
+	$(alone) $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m 'not large' $(temporary) --ignore tests/cluster --ignore tests/integrations --ignore tests/devices $(if $(COVER),--cov,--ignore tests/test_thread_numbers.py) tests
+
+large: .venv/ready-dev   ## the few tests that take half a minute or gigabytes each
+	$(alone) $(BIN)/python -m pytest -q -m large $(temporary) --ignore tests/cluster --ignore tests/integrations --ignore tests/devices tests
 
 threads: .venv/ready-dev   ## some fits and a notebook as `pip install` leaves them, with all threads there are
 	env -u OMP_NUM_THREADS $(BIN)/python -m pytest -q $(temporary) tests/test_thread_numbers.py

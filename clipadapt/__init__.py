@@ -1,6 +1,6 @@
 """Adapt CLIP to your own images without labels."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 from importlib import import_module
 

@@ -17,6 +17,11 @@ def pytest_make_parametrize_id(config, val, argname):
         return re.sub(r" at 0x[0-9a-f]+", "", repr(val))
 
 
+def pytest_configure(config):
+    """`make unit` leaves them out, `make large` runs them alone."""
+    config.addinivalue_line("markers", "large: half a minute or gigabytes for one test")
+
+
 LONG = ("test_fuzz.py", "test_project.py", "test_soak.py")  # few tests, each long
 
 

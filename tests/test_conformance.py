@@ -305,6 +305,7 @@ print(peak_megabytes())
 """
 
 
+@pytest.mark.large
 def test_a_whole_model_needs_less_than_three_gigabytes(single, tmp_path):
     """ViT-B/32, random, in a process of its own: a command, and a report."""
     model = write_model(WHOLE, tmp_path / "model")

@@ -175,10 +175,10 @@ KINDS = ["flipped", "cut off", "emptied", "removed", "noise", "zeros"]
 
 
 def test_accidents_never_give_a_wrong_row_and_all_are_mended(tmp_path):
-    """200 of them, in any file of the table; every fourth in several files."""
+    """100 of them, in any file of the table; every fourth in several files."""
     whole, keys, features = make(tmp_path / "whole.lance")
     lost, seen = 0, set()
-    for seed in range(200):
+    for seed in range(100):
         dice = random.Random(seed)
         table = FeatureTable(tmp_path / "table.lance", DIM)
         shutil.copytree(whole.path, table.path)
@@ -188,7 +188,7 @@ def test_accidents_never_give_a_wrong_row_and_all_are_mended(tmp_path):
         lost += not check_right(table, keys, features).all()
         check_mended(table, keys, features)
         shutil.rmtree(table.path)
-    assert lost > 50 and len(seen) == 3 * len(KINDS)
+    assert lost > 25 and len(seen) == 3 * len(KINDS)
     assert [path.name for path in tmp_path.iterdir()] == ["whole.lance"]
 
 
