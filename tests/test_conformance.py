@@ -137,9 +137,16 @@ def _runs(kind, name):
     return kind == "ViT" or name not in ONCE
 
 
+def _case(kind, name):
+    """A case of a kind. A ConvNeXt differs from a ResNet, which is seen every time, in
+    its layers alone."""
+    marks = [pytest.mark.large] if kind == "ConvNeXt" else []
+    return pytest.param(kind, name, marks=marks)
+
+
 @pytest.mark.parametrize(
     ("kind", "name"),
-    [(kind, name) for kind in NARROW for name in CASES if _runs(kind, name)],
+    [_case(kind, name) for kind in NARROW for name in CASES if _runs(kind, name)],
 )
 def test_every_method_runs_or_says_why_not(models, photographs, tmp_path, kind, name):
     few = 4 if name == "CoReg, clip" else 8

@@ -254,13 +254,16 @@ class Notebook:
             for name in sorted(cell.says & benchmarks().keys()):
                 yield benchmarks()[name]
 
-    def stale(self) -> Iterator[tuple[str, str, float]]:
+    def stale(self, ordinary: bool = False) -> Iterator[tuple[str, str, float]]:
         """What is older than today's code: the id of a cell ("" for the ordinary ones),
-        its flag, and the seconds it took."""
+        its flag, and the seconds it took.
+
+        ordinary: look at no other cells, which takes half the time.
+        """
         stamp = self.content["metadata"].get(STAMP, {})
         if stamp.get("code") != self.now():
             yield "", "", stamp.get("seconds", 0)
-        for cell in self.later:
+        for cell in () if ordinary else self.later:
             stamp = cell.content["metadata"].get(STAMP, {})
             if stamp.get("code") != self.now(cell):
                 yield cell.content["id"], cell.flag, stamp.get("seconds", 0)
@@ -353,15 +356,14 @@ def main() -> int:
     flags = [given.run] if given.run in LATER else []
     wanted, failed = {"", *flags}, False
     for path in given.notebooks or sorted((PROJECT / "nbs").rglob("[!.]*.ipynb")):
-        old = list(Notebook(path.resolve()).stale())
+        old = list(Notebook(path.resolve()).stale(given.ordinary))
         if given.run and any(flag in wanted for _, flag, _ in old):
             print(f"{path.stem} ...", flush=True)
             run(path.resolve(), flags)
             old = list(Notebook(path.resolve()).stale())
         for name, flag, seconds in old:
             failed |= not flag
-            if not (flag and given.ordinary):
-                print(f"{path.stem}: {in_words(name, flag, seconds)}", flush=True)
+            print(f"{path.stem}: {in_words(name, flag, seconds)}", flush=True)
     return int(failed)
 
 
