@@ -57,7 +57,7 @@ CUT = """() => {
 SCROLLED = """
 [...document.querySelectorAll('.scroll, .plot')]
     .filter(part => part.scrollWidth > part.clientWidth + 1)
-    .map(part => part.getAttribute('aria-label') || part.firstChild.alt.slice(0, 60))
+    .map(part => part.querySelector('img')?.alt.slice(0, 60) ?? part.ariaLabel)
 """
 # A bar of its own, and, where there is a table, names that stay while it moves.
 VISIBLE = """
