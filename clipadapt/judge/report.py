@@ -14,13 +14,14 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageOps
 
@@ -332,9 +333,9 @@ class Plot(NamedTuple):
 
 def _picture(axes: Axes) -> Plot:
     """The figure of these axes, which is closed."""
-    buffer = io.BytesIO()
-    axes.figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
-    plt.close(axes.figure)
+    buffer, figure = io.BytesIO(), cast(Figure, axes.figure)
+    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
+    plt.close(figure)
     size = Image.open(buffer).size
     return Plot(_data_url(buffer.getvalue(), "png"), *size, title_text(axes))
 
@@ -376,7 +377,7 @@ def _class_tables(
 
 
 def _left_out(train: ImageSet, test: ImageSet) -> list[str]:
-    """The names of files that could not be read; where they lie is nobody's business."""
+    """The names of files that could not be read, not where they lie."""
     paths = dict.fromkeys(
         str(path) for images in (train, test) for path, _ in images.skipped
     )
