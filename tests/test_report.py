@@ -24,7 +24,8 @@ def run(clip, name, test, right, kind=ZeroShot, **settings):
 
 @pytest.fixture
 def written(monkeypatch, tmp_path):
-    """Writes a report without its plots, which take seconds; returns the page."""
+    """Writes a report without what takes seconds, its plots; returns the page."""
+    monkeypatch.setattr(report, "recommend", lambda runs, test: "Use it.")
     monkeypatch.setattr(report, "_overview", lambda runs, test: [])
     monkeypatch.setattr(
         report,
@@ -87,11 +88,35 @@ def test_print_that_was_adapted_to_handwriting(clip, written):
     ]
 
 
+@pytest.mark.parametrize(
+    "right, words, whens",
+    [
+        ({"zero-shot": 3, "b": 4}, "gets better", ["before", "after"]),
+        ({"zero-shot": 4, "b": 3}, "gets no better", ["before"]),
+        ({"zero-shot": 4}, "answers", ["before"]),
+        ({"a": 3, "b": 4}, "answers", ["after"]),
+    ],
+)
+def test_what_came_of_it_is_said_as_it_is(clip, right, words, whens):
+    test = photographs(["cat", "dog", "seven"])
+    kinds = {"zero-shot": ZeroShot}
+    runs = [
+        run(clip, name, test, count, kinds.get(name, Prototypes))
+        for name, count in right.items()
+    ]
+    story = report._story(runs, test)
+    assert story["outcome"] == words
+    assert [bar["when"] for bar in story["bars"]] == whens
+    best = max(right, key=right.get)
+    assert story["bars"][-1] == {"when": whens[-1], "name": best, "share": 4 / 6}
+    assert [name for name, _ in story["signs"]] == ["seven"]
+
+
 def test_photographs_are_shown_reduced_and_from_their_middle(written):
-    """Ten of many classes, one of each; an archive's largest would fill the memory."""
+    """Ten of many classes, one photograph of each."""
     other = load_clip(device="cpu")
     other.name, other.pretrained = "ViT-B-32", "laion2b"
-    test = photographs([f"breed {n}" for n in range(37)], size=(1500, 1000))
+    test = photographs([f"breed {n}" for n in range(37)], size=(600, 400))
     page = written([run(other, "prototypes", test, 40, Prototypes)], test)
     shown = pictures(page)
     assert len(shown) == 10 and {picture.size for _, picture in shown} == {(176, 176)}

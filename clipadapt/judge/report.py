@@ -188,12 +188,20 @@ def _story(runs: Sequence[Run], test: ImageSet) -> dict:
         "asked": _asked(runs, names[: 1 if known else 3]),
         "small": small,
         "examples": examples,
+        "outcome": _outcome(before, best, len(table)),
         "bars": [
             {"when": when, "name": name, "share": table.loc[name, "accuracy"]}
             for when, name in steps.items()
             if name
         ],
     }
+
+
+def _outcome(before: str | None, best: str, count: int) -> str:
+    """The words over the bars."""
+    if before is None or count == 1:
+        return "answers"
+    return "gets no better" if best == before else "gets better"
 
 # %% ../../nbs/engine/report.ipynb #story-3
 #| code-fold: true
@@ -202,21 +210,20 @@ _TINY, _SIDE = 64, 176  # pixels
 
 
 def _examples(test: ImageSet) -> tuple[bool, list[tuple[str, list[str]]]]:
-    """Whether the images are tiny, and some of up to ten classes, by class name."""
+    """Whether the first image is tiny, and some of up to ten classes, by class name."""
     present = np.unique(test.labels[test.labels >= 0])
     if len(present) > 10:  # spread over all
         present = present[np.linspace(0, len(present) - 1, 10).round().astype(int)]
-    found = {}
+    first = _read(test, int(np.argmax(test.labels == present[0])))
+    tiny = first is not None and max(first.size) <= _TINY
+    shown = []
     for c in present.tolist():
-        read = [_read(test, i) for i in np.flatnonzero(test.labels == c)[:3].tolist()]
-        found[c] = [image for image in read if image is not None]
-    pictures = [image for images in found.values() for image in images]
-    tiny = bool(pictures) and max(max(image.size) for image in pictures) <= _TINY
-    shown = {c: images[: 3 if tiny else 1] for c, images in found.items() if images}
-    return tiny, [
-        (test.classnames[c], [_thumbnail(image) for image in images])
-        for c, images in shown.items()
-    ]
+        some = np.flatnonzero(test.labels == c)[: 3 if tiny else 1].tolist()
+        images = [image for i in some if (image := _read(test, i)) is not None]
+        if images:
+            name = test.classnames[c]
+            shown.append((name, [_thumbnail(image) for image in images]))
+    return tiny, shown
 
 
 def _read(test: ImageSet, index: int) -> Image.Image | None:
