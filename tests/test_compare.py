@@ -5,7 +5,6 @@ import re
 import signal
 import warnings
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from matplotlib.transforms import Bbox
@@ -43,7 +42,7 @@ from clipadapt.judge.compare import (
     run_all,
     tabulate,
 )
-from clipadapt.judge.report import _examples, report
+from clipadapt.judge.report import report
 from clipadapt.learning.training import Checkpoint
 
 
@@ -748,16 +747,3 @@ def test_corrupted_photographs_are_not_held_all_at_once(clip, monkeypatch):
     monkeypatch.setattr("clipadapt.judge.compare._blocks", counted)
     assert corruption_accuracies(runs, test, 3).equals(whole)
     assert len(sizes) > 15 and max(sizes) < 5000 + 3000
-
-
-def test_examples_of_a_report_are_reduced(clip):
-    """Twenty photographs of 24 million pixels would fill the memory."""
-    test = ImageSet(
-        [Image.new("RGB", (1500, 1000)), Image.new("RGB", (8, 8))], ["a", "b"], [0, 1]
-    )
-    figure = _examples(test)
-    drawn = [
-        axis.images[0].get_array().shape[:2] for axis in figure.axes if axis.images
-    ]
-    assert drawn == [(149, 224), (8, 8)] * 2
-    plt.close(figure)

@@ -88,6 +88,8 @@ def demo(folder: str | Path = "runs/demo") -> pd.DataFrame:
     """
     page = Path(at_home(folder)) / "report.html"
     train, test = digits("train"), digits("test")
+    for half in (train, test):
+        half.source = f"handwriting, {half.source}"
     runs = run_all(small_methods(load_clip(), train.classnames), train, test)
     worst = corruption_accuracies(runs, test).min(axis=1)
     table = tabulate(runs, test)

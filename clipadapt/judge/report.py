@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
+from typing import NamedTuple, cast
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -22,10 +23,20 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from PIL import Image, ImageOps
 
-from ..clip.templates import describe_templates
+from clipadapt.clip.glyphs import (
+    DIGITS,
+    LETTERS,
+    SHAPES,
+    draw_character,
+    draw_shape,
+    font_files,
+)
+from ..clip.model import CLIP, load_clip
+from ..clip.templates import check_templates, describe_templates
 from ..images.files import at_home, whole_file
-from ..images.sets import ImageSet, check_classnames, show_images
+from ..images.sets import ImageSet, check_classnames
 from clipadapt.judge.compare import (
     Run,
     _baseline,
@@ -40,7 +51,6 @@ from clipadapt.judge.compare import (
 )
 from clipadapt.judge.plots import (
     _set_title,
-    label_text,
     plot_confidence,
     plot_confusion,
     plot_per_class,
@@ -49,7 +59,7 @@ from clipadapt.judge.plots import (
 )
 
 # %% auto #0
-__all__ = ['KNOWN_COLUMNS', 'report', 'plot_training']
+__all__ = ['KNOWN_COLUMNS', 'report', 'Plot', 'plot_training']
 
 # %% ../../nbs/engine/report.ipynb #cell-6
 def report(
@@ -100,6 +110,7 @@ def _results(runs: Sequence[Run], test: ImageSet, table: pd.DataFrame) -> dict:
     """What the template shows of the comparison; of each method its first run."""
     first = {run.name: run for run in reversed(_succeeded(runs, test))}
     sections = [_section(run, test) for run in reversed(list(first.values()))]
+    shares = {section["name"]: section["accuracies"] for section in sections}
     return {
         "rows": table.to_dict("records"),
         "best": table["accuracy"].max(),
@@ -108,6 +119,7 @@ def _results(runs: Sequence[Run], test: ImageSet, table: pd.DataFrame) -> dict:
         "extra": [name for name in table.columns if name not in KNOWN_COLUMNS],
         "curves": any("training" in section["plots"] for section in sections),
         "sections": sections,
+        "class_tables": _class_tables(shares, test.classnames),
     }
 
 # %% ../../nbs/engine/report.ipynb #cell-8
@@ -116,11 +128,12 @@ def _circumstances(runs: Sequence[Run], train: ImageSet, test: ImageSet) -> dict
     packages = ("clipadapt", "torch", "open_clip_torch", "numpy")
     return {
         "captions": _captions(runs),
-        "examples": _picture(_examples(test)),
+        "story": _story(runs, test),
         "train": len(train),
         "test": len(test),
         "sources": (train.source or "not named", test.source or "not named"),
         "templates": _templates(runs),
+        "skipped": _left_out(train, test),
         "seeds": sorted({run.seed for run in runs}),
         "classnames": test.classnames,
         "clip": runs[0].method.clip,
@@ -156,13 +169,140 @@ def _captions(runs: Sequence[Run]) -> str:
         said[run.name] = f"{run.name} {who}"
     return "; ".join(said.values())
 
+# %% ../../nbs/engine/report.ipynb #story-2
+def _story(runs: Sequence[Run], test: ImageSet) -> dict:
+    """What the template shows first: which CLIP, which images, and what came of it."""
+    clip, table = runs[0].method.clip, tabulate(runs, test).set_index("method")
+    small, examples = _examples(test)
+    names = [name for name, _ in examples] or test.classnames[:10]
+    known = _is_builtin(clip)
+    signs = _signs(names) if known else []
+    unknown = "" if signs else " None of these classes is among them."
+    learned = f"It has learned from printed digits, letters and shapes.{unknown}"
+    before, best = _baseline(runs), table["accuracy"].idxmax()
+    steps = {"before": before, "after": best if best != before else None}
+    return {
+        "model": "clipadapt's built-in model" if known else _model_name(clip),
+        "learned": learned if known else "",
+        "signs": signs or (_signs(["seven", "k", "star"]) if known else []),
+        "asked": _asked(runs, names[: 1 if known else 3]),
+        "small": small,
+        "examples": examples,
+        "outcome": _outcome(before, best, len(table)),
+        "bars": [
+            {"when": when, "name": name, "share": table.loc[name, "accuracy"]}
+            for when, name in steps.items()
+            if name
+        ],
+    }
+
+
+def _outcome(before: str | None, best: str, count: int) -> str:
+    """The words over the bars."""
+    if before is None or count == 1:
+        return "answers"
+    return "gets no better" if best == before else "gets better"
+
+# %% ../../nbs/engine/report.ipynb #story-3
+#| code-fold: true
+#| code-summary: "Examples of the images"
+_TINY, _SIDE = 64, 176  # pixels
+
+
+def _examples(test: ImageSet) -> tuple[bool, list[tuple[str, list[str]]]]:
+    """Whether the first image is tiny, and some of up to ten classes, by class name."""
+    present = np.unique(test.labels[test.labels >= 0])
+    if len(present) > 10:  # spread over all
+        present = present[np.linspace(0, len(present) - 1, 10).round().astype(int)]
+    first = _read(test, int(np.argmax(test.labels == present[0])))
+    tiny = first is not None and max(first.size) <= _TINY
+    shown = []
+    for c in present.tolist():
+        some = np.flatnonzero(test.labels == c)[: 3 if tiny else 1].tolist()
+        images = [image for i in some if (image := _read(test, i)) is not None]
+        if images:
+            name = test.classnames[c]
+            shown.append((name, [_thumbnail(image) for image in images]))
+    return tiny, shown
+
+
+def _read(test: ImageSet, index: int) -> Image.Image | None:
+    """One image, reduced; None where there is none, as in a set of features."""
+    try:
+        image = test.read(index, _SIDE)
+    except (OSError, ValueError):
+        return None
+    if max(image.size) <= _TINY:
+        return image
+    side = max(16, min(_SIDE, *image.size))
+    return ImageOps.fit(image, (side, side), Image.Resampling.LANCZOS)
+
+
+def _thumbnail(image: Image.Image) -> str:
+    """As a data URL: what is tiny as it is, the middle of a photograph as JPEG."""
+    if max(image.size) > _TINY:
+        return _written(image, "jpeg")
+    grey = image.convert("L")
+    return _written(grey if grey.convert("RGB") == image else image)
+
+# %% ../../nbs/engine/report.ipynb #story-4
+#| code-fold: true
+#| code-summary: "What the built-in CLIP has learned, and what a CLIP is asked"
+_FONTS = (
+    "DejaVuSans",
+    "STIXGeneral",
+    "cmr10",
+    "DejaVuSansMono-Bold",
+)  # of its training
+
+
+def _is_builtin(clip: CLIP) -> bool:
+    """Whether it is the built-in one, not just another one without a name."""
+    if clip.name is not None or clip.pretrained is not None:
+        return False
+    return clip.fingerprint == load_clip(device="cpu").fingerprint
+
+
+def _model_name(clip: CLIP) -> str:
+    named = [str(part) for part in (clip.name, clip.pretrained) if part]
+    return ", ".join(named) or "a CLIP without a name"
+
+
+def _signs(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Those classes that the built-in CLIP has learned, as it saw them in print."""
+    drawn = []
+    for number, name in enumerate(names):
+        word = name.casefold().strip()
+        if word in SHAPES:
+            mask = draw_shape(word)
+        elif word in (*DIGITS, *LETTERS):
+            sign = str(DIGITS.index(word)) if word in DIGITS else word
+            mask = draw_character(font_files()[_FONTS[number % len(_FONTS)]], sign)
+        else:
+            continue
+        drawn.append((name, _written(Image.fromarray(~mask))))
+    return drawn
+
+
+def _asked(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
+    """The first template of the first method that has some, filled with these names."""
+    for run in runs:
+        choice = run.method.get_params(deep=False).get("templates")
+        try:
+            found = [] if choice is None else check_templates(choice)
+        except (OSError, ValueError):  # the file is gone; the runs are there
+            continue
+        if isinstance(found, list) and found:
+            return [found[0].replace("{}", name) for name in names]
+    return []
+
 # %% ../../nbs/engine/report.ipynb #cell-10
-def _overview(runs: Sequence[Run], test: ImageSet) -> list[tuple[str, str]]:
-    """The pictures that compare the methods, with their titles."""
+def _overview(runs: Sequence[Run], test: ImageSet) -> list[Plot]:
+    """The pictures that compare the methods."""
     drawn = [plot_accuracies, plot_classes, plot_cost]
     if _baseline(runs) and len({run.name for run in runs}) > 1:
         drawn.append(plot_changes)
-    return [_with_title(plot(runs, test)) for plot in drawn]
+    return [_picture(plot(runs, test)) for plot in drawn]
 
 
 def _section(run: Run, test: ImageSet) -> dict:
@@ -185,36 +325,70 @@ def _section(run: Run, test: ImageSet) -> dict:
         "name": run.name,
         "params": shown,
         "accuracies": _per_class(run, test),
-        "plots": {name: _with_title(axes) for name, axes in plots.items()},
+        "plots": {name: _picture(axes) for name, axes in plots.items()},
     }
 
 # %% ../../nbs/engine/report.ipynb #cell-11
-def _examples(test: ImageSet, side: int = 224) -> Figure:
-    """The first two images of up to ten classes, photographs reduced to `side`."""
-    classes = [c for c in range(len(test.classnames)) if (test.labels == c).any()][:10]
-    shown = []
-    for k in range(2):
-        for c in classes:
-            images = np.flatnonzero(test.labels == c)
-            shown.append(test[int(images[k % len(images)])][0].copy())
-            shown[-1].thumbnail((side, side))
-    figure = show_images(shown, columns=len(classes))
-    for axis, c in zip(figure.axes, classes):
-        axis.set_title(label_text(test.classnames[c], 16), fontsize=8)
-    return figure
+class Plot(NamedTuple):
+    """A plot as the template shows it."""
+
+    source: str  # a data URL
+    width: int  # in pixels
+    height: int
+    title: str
 
 
-def _with_title(axes: Axes) -> tuple[str, str]:
-    """A plot as `_picture` gives it, and its title as plain text."""
-    return _picture(axes.figure), title_text(axes)
-
-
-def _picture(figure) -> str:
-    """A matplotlib figure as a data URL (PNG); the figure is closed."""
-    buffer = io.BytesIO()
+def _picture(axes: Axes) -> Plot:
+    """The figure of these axes, which is closed."""
+    buffer, figure = io.BytesIO(), cast(Figure, axes.figure)
     figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
     plt.close(figure)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    size = Image.open(buffer).size
+    return Plot(_data_url(buffer.getvalue(), "png"), *size, title_text(axes))
+
+
+def _data_url(content: bytes, kind: str) -> str:
+    """A picture as text, which can stand in a page."""
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _written(image: Image.Image, kind: str = "png") -> str:
+    """A picture as a data URL."""
+    buffer = io.BytesIO()
+    image.save(buffer, format=kind, optimize=True, quality=82)
+    return _data_url(buffer.getvalue(), kind)
+
+# %% ../../nbs/engine/report.ipynb #tables-1
+#| code-fold: true
+#| code-summary: "Tables of classes; the files that were left out"
+_COLUMNS = 24  # more do not fit beside each other
+
+
+def _class_tables(
+    shares: dict[str, dict[str, float]], classnames: Sequence[str]
+) -> list[dict]:
+    """Accuracies of classes, by method and class, as tables that are not too wide."""
+    methods, names = list(shares), list(classnames)
+    cells = np.array([[shares[m][c] for c in names] for m in methods])  # [M, C]
+    corner, rows, columns = "method", methods, names
+    if len(names) > max(12, len(methods)):
+        corner, rows, columns, cells = "class", names, methods, cells.T
+    return [
+        {
+            "corner": corner,
+            "columns": columns[start : start + _COLUMNS],
+            "rows": list(zip(rows, cells[:, start : start + _COLUMNS].tolist())),
+        }
+        for start in range(0, len(columns), _COLUMNS)
+    ]
+
+
+def _left_out(train: ImageSet, test: ImageSet) -> list[str]:
+    """The names of files that could not be read, not where they lie."""
+    paths = dict.fromkeys(
+        str(path) for images in (train, test) for path, _ in images.skipped
+    )
+    return [Path(path).name for path in paths]
 
 # %% ../../nbs/engine/report.ipynb #curve-2
 #| code-fold: true
