@@ -85,9 +85,9 @@ integrations: .venv/ready-dev   ## packages that we hand things to; INTEGRATIONS
 	@$(BIN)/python -m pip install --quiet --editable '.[$(INTEGRATIONS)]' mongomock
 	$(alone) $(BIN)/python -m pytest -q -rs $(temporary) tests/integrations
 
-test-browser: .venv/ready-dev   ## drive the widgets in JupyterLab with a Chromium (CHROMIUM=/path/to/it)
+test-browser: .venv/ready-dev   ## drive the widgets in JupyterLab, and look at a report from 360 pixels to paper, with a Chromium (CHROMIUM=/path/to/it)
 	@$(BIN)/python -m pip install --quiet --editable '.[browser]'
-	$(alone) $(BIN)/python -m pytest -q tests/browser/jupyterlab.py
+	$(alone) $(BIN)/python -m pytest -q tests/browser/jupyterlab.py tests/browser/report.py
 
 slow: .venv/ready-dev   ## the same with slow cells: hours, notebook by notebook; it goes on where it was stopped
 	$(alone) $(BIN)/python tools/fresh.py --run slow
