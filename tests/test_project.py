@@ -133,6 +133,13 @@ def test_the_changelog_says_where_modules_are():
         exec(line, {})
 
 
+def test_links_of_the_papers_lead_somewhere():
+    for page in project.glob("*.md"):
+        text = page.read_text(encoding="utf-8")
+        for link in re.findall(r"\]\((?!\w+:)([^)#]+)", text):
+            assert (project / link).exists(), f"{page.name}: {link}"
+
+
 def shipped():
     """What is shipped and is neither code nor a notebook, as paths."""
     ours = [
