@@ -141,15 +141,13 @@ def test_links_of_the_papers_lead_somewhere():
 
 
 def shipped():
-    """What is shipped and is neither code nor a notebook, as paths."""
-    ours = [
-        path.relative_to(project)
-        for folder in ("clipadapt", "nbs", "images")
-        for path in (project / folder).rglob("*")
-        if path.suffix not in {".py", ".pyc", ".ipynb"} and path.is_file()
-    ]
-    hidden = {"__pycache__", ".ipynb_checkpoints", "_docs", "_proc"}
-    return [path for path in ours if not hidden & set(path.parts)]
+    """What is shipped and is neither code nor a notebook, as paths; nothing that git
+    ignores, such as what building the site leaves."""
+    folders = ["clipadapt", "nbs", "images"]
+    command = ["git", "ls-files", "-co", "--exclude-standard", "-z", *folders]
+    done = subprocess.run(command, cwd=project, check=True, capture_output=True)
+    paths = [Path(name) for name in done.stdout.decode().split("\0") if name]
+    return [path for path in paths if path.suffix not in {".py", ".ipynb"}]
 
 
 def test_licences_list_every_file_that_is_no_code():
