@@ -11,7 +11,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
+import clipadapt
 from clipadapt import ZeroShot, digits, load_clip
 
 project = Path(__file__).resolve().parent.parent
@@ -85,6 +87,81 @@ def test_site_configuration_is_shared():
     ).resolve() == project / "_quarto.yml"
 
 
+def settings_version():
+    settings = (project / "settings.ini").read_text(encoding="utf-8")
+    return re.search(r"(?m)^version = (\S+)$", settings)[1]
+
+
+def test_the_citation_is_that_of_this_version():
+    text = (project / "CITATION.cff").read_text(encoding="utf-8")
+    citation = yaml.safe_load(text)
+    assert citation["version"] == settings_version()
+    assert {"cff-version", "message", "title", "authors"} <= set(citation)
+    papers = citation["references"]
+    methods = [name for paper in papers for name in paper["notes"].split(", ")]
+    assert set(methods) - {"CLIP"} <= set(clipadapt.__all__)
+    for paper in papers:  # names must differ, as the format asks
+        names = [str(author) for author in paper["authors"]]
+        assert paper["type"] and paper["title"] and len(set(names)) == len(names)
+    known = (project / "nbs" / "pages" / "bibliography.md").read_text(encoding="utf-8")
+    assert all(f"({paper['url']})" in known for paper in papers)
+
+
+def test_the_changelog_says_where_modules_are():
+    """What it tells people of 0.1.0 to import is there."""
+    text = (project / "CHANGELOG.md").read_text(encoding="utf-8")
+    moving = text.split("### Moving from 0.1.0")[1].split("### New")[0]
+    rows = re.findall(r"(?m)^\| `clipadapt\..*?\| (.*) \|$", moving)
+    rooms = {"images", "clip", "learning", "methods", "judge", "app"}
+    named = {
+        name
+        for row in rows
+        for name in re.findall(r"`(\w+\.\w+)`", row)
+        if name.split(".")[0] in rooms
+    }
+    assert len(named) > 30
+    assert all(
+        (project / "clipadapt" / f"{n.replace('.', '/')}.py").exists() for n in named
+    )
+    lines = [
+        line.split("#")[0]
+        for line in re.findall(r"(?m)^from .*$", moving)
+        if any(line.startswith(f"from clipadapt.{room}.") for room in rooms)
+    ]
+    assert len(lines) >= 4
+    for line in lines:
+        exec(line, {})
+
+
+def test_links_of_the_papers_lead_somewhere():
+    for page in project.glob("*.md"):
+        text = page.read_text(encoding="utf-8")
+        for link in re.findall(r"\]\((?!\w+:)([^)#]+)", text):
+            assert (project / link).exists(), f"{page.name}: {link}"
+
+
+def shipped():
+    """What is shipped and is neither code nor a notebook, as paths; nothing that git
+    ignores, such as what building the site leaves."""
+    folders = ["clipadapt", "nbs", "images"]
+    command = ["git", "ls-files", "-co", "--exclude-standard", "-z", *folders]
+    done = subprocess.run(command, cwd=project, check=True, capture_output=True)
+    paths = [Path(name) for name in done.stdout.decode().split("\0") if name]
+    return [path for path in paths if path.suffix not in {".py", ".ipynb"}]
+
+
+def test_licences_list_every_file_that_is_no_code():
+    text = (project / "LICENCES.md").read_text(encoding="utf-8")
+    table = re.findall(r"(?m)^\| (`.*?`) \| ", text)
+    patterns = [pattern for row in table for pattern in re.findall(r"`(.*?)`", row)]
+    files = shipped()
+    assert len(files) > 40
+    for path in files:
+        assert any(path.match(pattern) for pattern in patterns), f"list {path}"
+    for pattern in patterns:
+        assert any(path.match(pattern) for path in files), f"nothing is {pattern}"
+
+
 def test_builtin_model_is_small():
     assert (
         sum(
@@ -130,6 +207,8 @@ def test_wheel_holds_the_model_and_nothing_foreign(wheel):
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {
         "clipadapt"
     }
+    licences = {n.split("/")[-1] for n in names if ".dist-info/licenses/" in n}
+    assert licences == {"LICENSE", "LICENCES.md"}
     assert wheel.stat().st_size <= 4_500_000  # 1.3 MB of them for the course
 
 

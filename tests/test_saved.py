@@ -10,8 +10,9 @@ from click.testing import CliRunner
 import clipadapt
 from clipadapt.app.cli import main
 
-# Methods fitted by 0.1.0 on the first 120 scans of the training half (no labels, one
-# epoch, the presets), and their probabilities for the first five of the test half.
+# Methods fitted by 0.1.0 on the first 120 scans of the training half (the last four: on
+# every ninth; no labels, an epoch or two, the presets), and their probabilities for the
+# first five of the test half.
 saved = Path(__file__).resolve().parent / "saved-0.1.0"
 PROBABILITIES = json.loads((saved / "probabilities.json").read_text(encoding="utf-8"))
 
@@ -21,6 +22,14 @@ def test_a_method_of_0_1_0_answers_as_it_did(name):
     method = getattr(clipadapt, name).load(saved / name)
     probabilities = method.predict_proba(clipadapt.digits("test").subset(range(5)))
     np.testing.assert_allclose(probabilities, PROBABILITIES[name], atol=0.002)
+
+
+def test_an_index_of_0_1_0_finds_what_it_found(clip):
+    """Its vectors are every ninth image of the training half."""
+    index = clipadapt.PrototypeIndex.load(saved / "index")
+    images = clipadapt.digits("train").subset(range(0, 81, 9))
+    _, nearest = index.search(clip.encode_image(images), 1)
+    assert np.array_equal(nearest[:, 0], np.arange(9)) and len(index) == 100
 
 
 def test_the_command_line_reads_a_method_of_0_1_0(tmp_path):

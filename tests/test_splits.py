@@ -140,6 +140,22 @@ def test_missing_images_are_counted_and_named(tmp_path):
         ImageSet.from_split_file(tmp_path / "none.json", tmp_path, "test")
 
 
+def test_a_name_that_no_file_can_have_is_a_missing_image(tmp_path):
+    """The system does not say that it is not there, but that it is too long."""
+    path = zhou("EuroSAT", tmp_path, "eurosat/2750")
+    rows = [
+        [f"River/{'River_' * 50}.jpg", 0, "River"],
+        ["River/River_1.jpg", 0, "River"],
+    ]
+    for some in (rows, rows[::-1], rows[:1]):
+        path.write_text(json.dumps({"test": some}), encoding="utf-8")
+        message = (
+            rf"1 of the {len(some)} images of the split are not there, .*River_River"
+        )
+        with pytest.raises(FileNotFoundError, match=message):
+            ImageSet.from_split_file(path, tmp_path, "test")
+
+
 def test_a_name_without_split_file_is_said(eurosat, tmp_path):
     with pytest.raises(ValueError, match="no split file for 'ImageNet'; .*UCF101"):
         ImageSet.from_torchvision("ImageNet", tmp_path, "test", split_file=eurosat)

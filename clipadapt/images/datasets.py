@@ -470,11 +470,11 @@ def _located(files: Sequence[str], root: Path, name: str | None) -> list[Path]:
         return folder / _forms(file)[form]
 
     def found(way: tuple[Path, int]) -> bool:
-        return any(below(*way, file).is_file() for file in files[:20])
+        return any(os.path.isfile(below(*way, file)) for file in files[:20])
 
     way = next(filter(found, ways), ways[0])
     paths = [below(*way, file) for file in files]
-    missing = [str(path) for path in paths if not path.is_file()]
+    missing = [str(path) for path in paths if not os.path.isfile(path)]
     if missing:
         raise FileNotFoundError(
             f"{len(missing)} of the {len(files)} images of the split are not there, for"
