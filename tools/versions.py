@@ -36,6 +36,7 @@ ROOT = Path(__file__).resolve().parent.parent
 HOME = ROOT / ".venv-versions"
 EXTRAS = "hub tools server accelerate export widgets course watch".split()
 LEFT_OUT = {"trackio"}
+LINT = {"ruff", "ty", "import-linter", "pre-commit", "pytest-cov"}  # no test runs them
 RESOLUTION = {"lowest": "lowest-direct", "newest": "highest"}
 ELSEWHERE = ("cluster", "integrations", "devices", "browser", "test_thread_numbers.py")
 UV = (sys.executable, "-m", "uv")
@@ -58,8 +59,8 @@ def of_users() -> dict[str, Requirement]:
 
 def of_tests() -> dict[str, Requirement]:
     """What the tests need besides, always as new as it goes."""
-    tried = of_users()
-    return {k: one for k, one in requirements("dev_").items() if k not in tried}
+    others = {*of_users(), *LINT}
+    return {k: one for k, one in requirements("dev_").items() if k not in others}
 
 
 def output(*command: str | Path, given: str | None = None) -> str:
@@ -93,7 +94,9 @@ def make_environment(folder: Path, python: str, leg: str) -> None:
     wheels = "--only-binary", ":all:"
     asked = "\n".join(map(str, of_users().values()))
     resolve = *UV, "pip", "compile", "--python", own, *wheels, "--resolution"
-    pins.write_text(output(*resolve, RESOLUTION[leg], "-", given=asked))
+    chosen = output(*resolve, RESOLUTION[leg], "--no-annotate", "-", given=asked)
+    named = [line for line in chosen.splitlines() if line.split("==")[0] in of_users()]
+    pins.write_text("\n".join(named) + "\n")
     everything = "\n".join(map(str, [*of_users().values(), *of_tests().values()]))
     install = *UV, "pip", "install", "--quiet", "--python", own
     output(*install, *wheels, "--constraint", pins, "-r", "-", given=everything)
