@@ -119,7 +119,7 @@ def installed(folder: Path) -> dict[str, str]:
 def steps(folder: Path, workers: int) -> dict[str, list[str]]:
     """The commands of a leg, as `make unit` and `make notebooks` have them."""
     left_out = [part for name in ELSEWHERE for part in ("--ignore", f"tests/{name}")]
-    pytest = [str(folder / "bin/python"), *"-m pytest -q -rs".split()]
+    pytest = [str(folder / "bin/python"), *"-m pytest -v -rs --tb=short".split()]
     beside = ["-n", str(workers), "--dist", "loadfile", "--no-loadscope-reorder"]
     tidy = ["-o", "tmp_path_retention_policy=failed", f"--basetemp={folder}/tmp"]
     notebooks = [str(folder / "bin/nbdev_test"), "--skip_file_re", "^([_.]|threads)"]
