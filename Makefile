@@ -9,6 +9,8 @@ KILLS ?= 90
 SEED ?= 0
 INTEGRATIONS ?= tools,fiftyone,watch
 LIMIT ?= 120
+PYTHONS ?= python3.10 python3.11 python3.12 python3.13
+LEGS ?= lowest newest
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Tests run beside each other, a thread for each; `make threads` is without it, as users are.
 alone := OMP_NUM_THREADS=1
@@ -18,7 +20,7 @@ temporary := -o tmp_path_retention_policy=failed
 checksums = find clipadapt nbs solutions -name .ipynb_checkpoints -prune -o \( -name '*.py' -o -name '*.ipynb' \) -print | sort | xargs cksum
 
 .NOTPARALLEL:
-.PHONY: demo test lint test-browser sync notebooks solutions unit large threads coverage fuzz soak cluster devices slow stale outputs bench bench-scale export readme lab docs docs-width clean help integrations
+.PHONY: demo test lint test-browser test-versions sync notebooks solutions unit large threads coverage fuzz soak cluster devices slow stale outputs bench bench-scale export readme lab docs docs-width clean help integrations
 
 help:           ## list the targets
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -84,6 +86,10 @@ devices: .venv/ready-dev   ## every method on a GPU, or on a pretended one that 
 integrations: .venv/ready-dev   ## packages that we hand things to; INTEGRATIONS= says which extras to install
 	@$(BIN)/python -m pip install --quiet --editable '.[$(INTEGRATIONS)]' mongomock
 	$(alone) $(BIN)/python -m pytest -q -rs $(temporary) tests/integrations
+
+test-versions: .venv/ready-dev   ## the suite with the lowest versions that settings.ini allows, and the newest (PYTHONS=, LEGS=); half an hour a leg
+	@$(BIN)/python -m pip install --quiet 'uv>=0.8' 'packaging>=24'
+	$(BIN)/python tools/versions.py --pythons $(PYTHONS) --legs $(LEGS) --workers $(WORKERS)
 
 test-browser: .venv/ready-dev   ## drive the widgets in JupyterLab, and look at a report from 360 pixels to paper, with a Chromium (CHROMIUM=/path/to/it)
 	@$(BIN)/python -m pip install --quiet --editable '.[browser]'
