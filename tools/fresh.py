@@ -285,7 +285,9 @@ def run(path: Path, flags: Collection[str]) -> None:
             waiting.append((cell, cell.pop("outputs"), cell.pop("execution_count")))
             cell.cell_type = "raw"
     resources = {"metadata": {"path": str(path.parent)}}
-    NotebookClient(content, timeout=None, resources=resources).execute()
+    client = NotebookClient(content, timeout=None, resources=resources)
+    client.store_widget_state = False  # its picture is enough
+    client.execute()
     for cell, outputs, count in waiting:
         cell.update(cell_type="code", outputs=outputs, execution_count=count)
     _stamp(path, content, flags)
