@@ -58,7 +58,11 @@ def test_a_python_that_is_not_there_is_named(tmp_path, monkeypatch, capsys):
         ("tests", "1 failed, 9 passed in 3.21s", "1 failed, 9 passed"),
         ("tests", "= 9 passed, 2 skipped in 64.00s (0:01:04) =", "9 passed, 2 skipped"),
         ("tests", "ImportError: no module", "no test ran"),
-        ("notebooks", "- Starting a\n- Starting b\n- Completed a", "1 passed, 1 failed"),
+        (
+            "notebooks",
+            "- Starting a\n- Starting b\n- Completed a",
+            "1 passed, 1 failed",
+        ),
     ],
 )
 def test_logs_are_counted(step, log, said):

@@ -133,11 +133,10 @@ def _read_classnames(path: Path) -> list[str]:
     try:
         first, *others = csv.reader(lines, delimiter=separator)
     except csv.Error as error:  # Python 3.10: a NUL; all of them: a cell without end
-        seen = next((line for line in lines if "\0" in line), str(error))
-        raise ValueError(
-            f"class list {path} cannot be read as a table, or holds characters that "
-            f"cannot be seen: {printable(seen)[:200]}"
-        ) from None
+        odd = next((line for line in lines if "\0" in line), "")
+        unseen = f"it holds characters that cannot be seen: {printable(odd)[:200]}"
+        reason = unseen if odd else error
+        raise ValueError(f"class list {path} cannot be read ({reason})") from None
     header = [cell.strip().casefold() for cell in first]
     table = path.suffix.lower() in (".csv", ".tsv")
     if set(header) & set(_NAME_COLUMNS) and others and (table or len(header) > 1):
