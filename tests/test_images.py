@@ -982,6 +982,12 @@ def test_class_lists_that_are_refused(tmp_path, file, content, message):
         check_classnames(tmp_path / file)
 
 
+def test_a_class_list_with_a_cell_that_does_not_end_is_refused(tmp_path):
+    (tmp_path / "a.txt").write_text('cat\n"' + "dog," * 40_000)
+    with pytest.raises(ValueError, match="cannot be read .*field limit"):
+        check_classnames(tmp_path / "a.txt")
+
+
 def test_class_lists_that_are_no_text(tmp_path):
     GREY.save(tmp_path / "a.txt", "PNG")
     for content in (None, "cat".encode("utf-16-le") + b"\xff", b"\xff\xfe\0"):

@@ -130,7 +130,13 @@ def _read_classnames(path: Path) -> list[str]:
     if lines[0].lstrip()[0] in "[{":
         raise ValueError(f"class list {path} looks like JSON; write one name a line")
     separator = max("\t;,", key=lines[0].count)
-    first, *others = csv.reader(lines, delimiter=separator)
+    try:
+        first, *others = csv.reader(lines, delimiter=separator)
+    except csv.Error as error:  # Python 3.10: a NUL; all of them: a cell without end
+        odd = next((line for line in lines if "\0" in line), "")
+        unseen = f"it holds characters that cannot be seen: {printable(odd)[:200]}"
+        reason = unseen if odd else error
+        raise ValueError(f"class list {path} cannot be read ({reason})") from None
     header = [cell.strip().casefold() for cell in first]
     table = path.suffix.lower() in (".csv", ".tsv")
     if set(header) & set(_NAME_COLUMNS) and others and (table or len(header) > 1):
