@@ -70,7 +70,7 @@ threads: .venv/ready-dev   ## some fits and a notebook as `pip install` leaves t
 coverage:       ## the unit tests once more, a quarter slower: they must run 96 % of the package (.coveragerc)
 	@$(MAKE) unit COVER=1
 
-fuzz: .venv/ready-dev   ## 20,000 odd inputs for everything that comes from outside (INPUTS=, SEED=); about a quarter of an hour
+fuzz: .venv/ready-dev   ## 20,000 odd inputs for everything that comes from outside (INPUTS=, SEED=); about twenty minutes
 	$(alone) $(BIN)/python -m tests.fuzz --inputs $(INPUTS) --seed $(SEED) --workers $(WORKERS)
 
 soak: .venv/ready-dev   ## kill processes at random moments and see whether they go on bit for bit (KILLS=, SEED=); about five minutes
