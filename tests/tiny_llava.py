@@ -50,6 +50,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
         bos_token="<s>",
         eos_token="</s>",
         padding_side="left",
+        model_input_names=["input_ids", "attention_mask"],  # as a Llama has them
         extra_special_tokens={"image_token": "<image>"},
     )
 

@@ -260,7 +260,7 @@ class _Rows(ImageSet):
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
         """The features [N, D], as NumPy and scikit-learn ask for them."""
-        return np.array(self.features, dtype, copy=copy or None)
+        return (np.array if copy else np.asarray)(self.features, dtype)
 
     def read(
         self,
