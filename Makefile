@@ -45,7 +45,9 @@ sync: .venv/ready-dev   ## modules and notebooks are what export and clean make 
 stale: .venv/ready-dev   ## name the outputs that are older than the code, with what they cost
 	@$(BIN)/python tools/fresh.py
 
+# threads.ipynb shows what several threads do.
 outputs: .venv/ready-dev   ## run the notebooks whose outputs are older than the code, and keep what comes out
+	env -u OMP_NUM_THREADS $(BIN)/python tools/fresh.py --run ordinary nbs/engine/threads.ipynb
 	$(alone) $(BIN)/python tools/fresh.py --run ordinary
 	@$(MAKE) export
 
@@ -96,6 +98,7 @@ test-browser: .venv/ready-dev   ## drive the widgets in JupyterLab, and look at 
 	$(alone) $(BIN)/python -m pytest -q tests/browser/jupyterlab.py tests/browser/report.py
 
 slow: .venv/ready-dev   ## the same with slow cells: hours, notebook by notebook; it goes on where it was stopped
+	env -u OMP_NUM_THREADS $(BIN)/python tools/fresh.py --run ordinary nbs/engine/threads.ipynb
 	$(alone) $(BIN)/python tools/fresh.py --run slow
 	@$(MAKE) export
 
