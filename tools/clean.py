@@ -1,5 +1,6 @@
 """Remove what nbdev_clean keeps and nobody wants to read later: widgets (their pictures
-stay), progress bars that were shown while a cell ran, and the blanks they left."""
+stay), progress bars that were shown while a cell ran, the blanks they left, and names
+of files of the kernel."""
 
 import re
 from pathlib import Path
@@ -23,6 +24,14 @@ def drop_widget(output) -> bool:
     )
 
 
+def without_kernel(output) -> bool:
+    """Whether a warning named a file of the kernel that is gone, which is dropped."""
+    before = output.get("text", "")
+    if output.get("name") == "stderr":
+        output["text"] = re.sub(r"\S*ipykernel_\d+/\d+\.py:\d+: ", "", before)
+    return output.get("text", "") != before
+
+
 project = Path(__file__).resolve().parent.parent
 for path in [
     *(project / "nbs").rglob("*.ipynb"),
@@ -35,6 +44,7 @@ for path in [
         if len(kept) < len(cell.get("outputs", [])):
             cell.outputs, dirty = kept, True
         dropped = [drop_widget(output) for output in cell.get("outputs", [])]
-        dirty = any(dropped) or dirty
+        renamed = [without_kernel(output) for output in cell.get("outputs", [])]
+        dirty = any(dropped) or any(renamed) or dirty
     if dirty:
         nbformat.write(notebook, path)
