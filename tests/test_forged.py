@@ -157,7 +157,13 @@ def load_and_predict(kind, folder, clip, images):
 ANNOTATORS = ("annotator_='x'", "annotator_ gone")  # a name that is only shown
 
 
-@pytest.mark.parametrize("name", METHODS)
+def cases(names):
+    """LatteCLIP is slow to forge, and keeps what FLYP keeps and little more."""
+    large = [pytest.mark.large]
+    return [pytest.param(n, marks=large if n == "LatteCLIP" else ()) for n in names]
+
+
+@pytest.mark.parametrize("name", cases(METHODS))
 def test_forged_methods_are_refused_or_harmless(clip, images, fitted, tmp_path, name):
     kind, _, folder = fitted(name)
     arrays, record = read_arrays(
@@ -236,7 +242,7 @@ HARMLESS = (
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in METHODS if name not in ("LP-CLIP", "CoReg, head")]
+    "name", cases(name for name in METHODS if name not in ("LP-CLIP", "CoReg, head"))
 )
 def test_forged_checkpoints_are_refused(clip, images, fitted, name):
     kind, params, folder = fitted(name)
