@@ -20,7 +20,7 @@ temporary := -o tmp_path_retention_policy=failed
 checksums = find clipadapt nbs solutions -name .ipynb_checkpoints -prune -o \( -name '*.py' -o -name '*.ipynb' \) -print | sort | xargs cksum
 
 .NOTPARALLEL:
-.PHONY: demo test lint test-browser test-versions sync notebooks solutions unit large threads coverage fuzz soak cluster devices slow stale outputs bench bench-scale export readme lab docs docs-width clean help integrations
+.PHONY: demo test lint test-browser test-versions sync notebooks solutions unit large threads coverage fuzz soak cluster devices slow pretraining stale outputs bench bench-scale export readme lab docs docs-width clean help integrations
 
 help:           ## list the targets
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -62,7 +62,7 @@ solutions: .venv/ready-dev   ## run the solutions of every chapter and of the en
 unit: .venv/ready-dev   ## the tests that a notebook cannot hold, all but those of threads
 	$(alone) $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m 'not large' $(temporary) --ignore tests/cluster --ignore tests/integrations --ignore tests/devices $(if $(COVER),--cov,--ignore tests/test_thread_numbers.py) tests
 
-large: .venv/ready-dev   ## the few tests that take half a minute or gigabytes each
+large: .venv/ready-dev   ## the tests that `make unit` leaves out: a whole ViT-B/32, a ConvNeXt, forged files of LatteCLIP; a minute
 	$(alone) $(BIN)/python -m pytest -q -m large $(temporary) --ignore tests/cluster --ignore tests/integrations --ignore tests/devices tests
 
 threads: .venv/ready-dev   ## some fits and a notebook as `pip install` leaves them, with all threads there are
@@ -97,10 +97,14 @@ test-browser: .venv/ready-dev   ## drive the widgets in JupyterLab, and look at 
 	@$(BIN)/python -m pip install --quiet --editable '.[browser]'
 	$(alone) $(BIN)/python -m pytest -q tests/browser/jupyterlab.py tests/browser/report.py
 
-slow: .venv/ready-dev   ## the same with slow cells: hours, notebook by notebook; it goes on where it was stopped
-	env -u OMP_NUM_THREADS $(BIN)/python tools/fresh.py --run ordinary nbs/engine/threads.ipynb
-	$(alone) $(BIN)/python tools/fresh.py --run slow
+# tiny_clip.ipynb would replace the built-in CLIP: `make pretraining` alone does so.
+slow: .venv/ready-dev   ## `make outputs`, and the slow cells that are older than the code: hours; it goes on where it was stopped
+	@$(MAKE) outputs
+	$(alone) $(BIN)/python tools/fresh.py --run slow $(filter-out %/tiny_clip.ipynb,$(wildcard nbs/*.ipynb nbs/engine/*.ipynb))
 	@$(MAKE) export
+
+pretraining: .venv/ready-dev   ## train the built-in CLIP anew, most of an hour: its weights change, and with them all figures
+	$(alone) IN_TEST=1 $(BIN)/python tools/fresh.py --run slow nbs/engine/tiny_clip.ipynb
 
 bench: .venv/ready-dev   ## the benchmarks: ratios taken in one run, and every method on other kinds of CLIP
 	@for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done

@@ -19,7 +19,9 @@ def pytest_make_parametrize_id(config, val, argname):
 
 def pytest_configure(config):
     """`make unit` leaves them out, `make large` runs them alone."""
-    config.addinivalue_line("markers", "large: half a minute or gigabytes for one test")
+    config.addinivalue_line(
+        "markers", "large: `make test` has a smaller one of its kind"
+    )
 
 
 LONG = ("test_fuzz.py", "test_project.py", "test_soak.py")  # few tests, each long

@@ -161,3 +161,20 @@ def test_a_run_makes_outputs_fresh_and_a_change_makes_them_stale(
     assert fresh.made_with(notebook) == {"two": f"{version}, code since changed."}
     changed(notebook, "a = 2", "a = 8")
     assert names(notebook) == ["", "two", "three"] and fresh.main() == 1
+
+
+def test_what_is_saved_while_a_notebook_runs_stays(notebook):
+    changed(notebook, "a = 2", "open('page.ipynb', 'a').write(' ')")
+    before = notebook.read_text()
+    with pytest.raises(RuntimeError, match="was changed while it ran"):
+        fresh.run(notebook, [])
+    assert notebook.read_text() == before + " "
+
+
+def test_benchmarks_count_where_a_notebook_names_their_folder(notebook):
+    changed(notebook, "a = 2", "scale = 2")
+    plain = fresh.Notebook(notebook)
+    assert "scale" in fresh.benchmarks() and not [*plain._files(plain.cells)]
+    changed(notebook, "scale = 2", "scale = 'benchmarks'")
+    named = fresh.Notebook(notebook)
+    assert [*named._files(named.cells)] == [fresh.benchmarks()["scale"]]

@@ -231,6 +231,11 @@ class Notebook:
         slow = [c for c in self.cells if c.flag == "slow" and c.content["outputs"]]
         return [c for c in self.cells if c in slow or c.flag == "cuda"]
 
+    @cached_property
+    def has_benchmarks(self) -> bool:
+        """Whether some cell names their folder."""
+        return any("benchmarks" in cell.source for cell in self.cells)
+
     def now(self, cell: Cell | None = None) -> str:
         """The hash of today's code, of all ordinary cells or of one other."""
         used = self.ordinary
@@ -251,8 +256,9 @@ class Notebook:
                 path = self.path.parent / name
                 if path.is_file():
                     yield f"{name} {path.read_bytes().hex()}"
-            for name in sorted(cell.says & benchmarks().keys()):
-                yield benchmarks()[name]
+            if self.has_benchmarks:
+                for name in sorted(cell.says & benchmarks().keys()):
+                    yield benchmarks()[name]
 
     def stale(self, ordinary: bool = False) -> Iterator[tuple[str, str, float]]:
         """What is older than today's code: the id of a cell ("" for the ordinary ones),
@@ -273,10 +279,16 @@ def run(path: Path, flags: Collection[str]) -> None:
     """Run a notebook and keep its outputs, with what they were made with.
 
     flags: of the cells to run beside the ordinary ones; others keep what they have.
+
+    Raises RuntimeError when somebody saved the notebook while it ran: that stays.
     """
     import nbformat  # slow to import, and the check does without
     from nbclient import NotebookClient
 
+    from clipadapt.images.files import whole_file
+
+    before, notebook = path.read_bytes(), Notebook(path)
+    stamps = _stamps(notebook, flags)  # of the code that runs, not of a later one
     content = nbformat.read(path, as_version=4)
     waiting = []
     for cell in content.cells:
@@ -290,29 +302,32 @@ def run(path: Path, flags: Collection[str]) -> None:
     client.execute()
     for cell, outputs, count in waiting:
         cell.update(cell_type="code", outputs=outputs, execution_count=count)
-    _stamp(path, content, flags)
-    nbformat.write(content, path)
+    _stamp(content, stamps, {cell.content["id"] for cell in notebook.ordinary})
+    if path.read_bytes() != before:
+        raise RuntimeError(f"{path} was changed while it ran, and stays as it is")
+    with whole_file(path) as draft:
+        nbformat.write(content, str(draft))
 
 
-def _stamp(path: Path, content: NotebookNode, flags: Collection[str]) -> None:
-    """Write into a notebook that has just run what its outputs were made with."""
-    notebook = Notebook(path)
-    seconds = {cell.id: _seconds(cell) for cell in content.cells}
+def _stamps(notebook: Notebook, flags: Collection[str]) -> dict[str, str]:
+    """The hashes to keep: that of the ordinary cells by "", of others by their ids."""
     later = [cell for cell in notebook.cells if cell.flag in LATER]
-    ordinary = {cell.content["id"] for cell in notebook.ordinary}
-    content.metadata[STAMP] = {
-        "version": __version__,
-        "code": notebook.now(),
-        "seconds": round(sum(seconds[name] for name in ordinary)),
-    }
-    by_id = {cell.id: cell for cell in content.cells}
-    for cell in later:
-        if cell.flag in flags:
-            by_id[cell.content["id"]].metadata[STAMP] = {
-                "version": __version__,
-                "code": notebook.now(cell),
-                "seconds": round(seconds[cell.content["id"]]),
-            }
+    own = {cell.content["id"]: cell for cell in later if cell.flag in flags}
+    return {"": notebook.now(), **{name: notebook.now(own[name]) for name in own}}
+
+
+def _stamp(content: NotebookNode, stamps: dict[str, str], ordinary: set[str]) -> None:
+    """Write into a notebook that has run what its outputs were made with."""
+    seconds = {cell.id: _seconds(cell) for cell in content.cells}
+    places = {cell.id: cell.metadata for cell in content.cells}
+    seconds[""] = sum(seconds[name] for name in ordinary)
+    places[""] = content.metadata
+    for name, code in stamps.items():
+        places[name][STAMP] = {
+            "version": __version__,
+            "code": code,
+            "seconds": round(seconds[name]),
+        }
 
 
 def _seconds(cell: NotebookNode) -> float:
