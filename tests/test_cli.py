@@ -4,6 +4,7 @@ import csv
 import inspect
 import io
 import json
+import logging
 import os
 import re
 import shlex
@@ -28,7 +29,13 @@ from tiny_llava import save_tiny_llava
 
 import clipadapt
 from clipadapt import CLIP, FPL, Adapter, digits
-from clipadapt.app.cli import _architectures, _tags, main
+from clipadapt.app.cli import (
+    _architectures,
+    _check_padding,
+    _tags,
+    _without_retries,
+    main,
+)
 from clipadapt.app.runs import (
     METHODS,
     check_value,
@@ -499,6 +506,7 @@ def test_damaged_images_are_named_skipped_and_counted(folders, tmp_path):
         done.exit_code == 0
         and "bad.png" in done.stderr
         and "1 of 2 images skipped" in done.stderr
+        and "1 of 2 images are used; 1 cannot be read (1 .png)" in done.stderr
         and "Traceback" not in done.output
     )
     assert json.loads((tmp_path / "run" / "record.json").read_text())["images"][
@@ -826,6 +834,36 @@ def test_a_finished_run_is_not_fitted_again(saved, tmp_path):
     assert other.exit_code == 1 and "begun with other options (seed)" in other.stderr
     (out / "record.json").write_text("[]")
     assert finished_run(str(out), json.loads((out / "config.json").read_text())) is None
+
+
+def test_a_tokenizer_without_padding_is_one_sentence(clip, monkeypatch):
+    """What transformers raises when a text is encoded names neither model nor file."""
+    inner = type("Inner", (), {"pad_token": None})()
+    bare = type("Bare", (), {"tokenizer": inner})()
+    made = CLIP(clip.model, clip.preprocess, bare, name="hf-hub:some/body")
+    monkeypatch.setattr("clipadapt.clip.model.load_clip", lambda *_, **__: made)
+    done = run("zero-shot", "--classes", "a,b", "--model", "hf-hub:some/body")
+    assert done.exit_code == 1
+    assert "tokenizer of hf-hub:some/body has no padding token" in done.stderr
+    inner.pad_token = "<pad>"
+    _check_padding(made, "hf-hub:some/body")
+    _check_padding(clip, None)
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_the_hub_is_asked_again_without_a_word(wanted, monkeypatch, caplog):
+    """Unless somebody wants to read it; other warnings are said, and nothing stays."""
+    if wanted:
+        monkeypatch.setenv("HF_HUB_VERBOSITY", "warning")
+    said = "'[Errno 111]' thrown while requesting HEAD x", "Retrying in 1s [Retry 1/5]."
+    asking = logging.getLogger("huggingface_hub.utils._http")
+    before = asking.level, [*asking.filters]
+    with _without_retries():
+        for words in (*said, "you are not logged in"):
+            asking.warning(words)
+    heard = [record.getMessage() for record in caplog.records]
+    assert heard == [*said * wanted, "you are not logged in"]
+    assert (asking.level, asking.filters) == before
 
 
 def forge(saved, folder, **changes):

@@ -51,6 +51,7 @@ from clipadapt.app.runs import (
     export_features,
     finished_run,
     image_set,
+    kinds_of,
     lasting_options,
     listed_classes,
     logger,
@@ -346,9 +347,35 @@ def main(quiet: bool) -> None:
     logger.propagate = False
     context = click.get_current_context()
     context.with_resource(warnings.catch_warnings())
+    context.with_resource(_without_retries())
     _warn_once()
     if "WORLD_SIZE" in os.environ:
         _one_of_several(context)
+
+# %% ../../nbs/engine/cli.ipynb #retries-1
+@contextmanager
+def _without_retries() -> Iterator[None]:
+    """In it, the Hub's library does not print how often it tries again.
+
+    What comes of it, our own message says. Who asks for more (HF_HUB_VERBOSITY,
+    HF_DEBUG) gets it.
+    """
+    if {"HF_HUB_VERBOSITY", "HF_DEBUG"} & {*os.environ}:
+        yield
+        return
+    asking = logging.getLogger("huggingface_hub.utils._http")
+    asking.addFilter(_is_no_retry)
+    try:
+        yield
+    finally:
+        asking.removeFilter(_is_no_retry)
+
+
+def _is_no_retry(record: logging.LogRecord) -> bool:
+    words = record.getMessage()
+    return not (
+        words.startswith("Retrying in ") or " thrown while requesting " in words
+    )
 
 # %% ../../nbs/engine/cli.ipynb #cell-14
 def _one_of_several(context: click.Context) -> None:
@@ -948,7 +975,12 @@ def _sound(clip: CLIP, images: ImageSet, methods: Sequence = ()) -> ImageSet:
         logger.info("encoding %d images%s", len(images), more * bool(views))
     with _encoding(clip):
         _encode_part(clip, images, views)
-        return readable(clip, images, views)
+        sound = readable(clip, images, views)
+    if damaged := sound.skipped[len(images.skipped) :]:
+        what = "%d of %d images are used; %d cannot be read (%s)"
+        counts = (len(sound), len(images), len(damaged))
+        logger.info(what, *counts, kinds_of(damaged))
+    return sound
 
 
 def _encode_part(clip: CLIP, images: ImageSet, views: Sequence) -> None:
@@ -983,6 +1015,7 @@ def _load_model(
         tag = f" ({pretrained})" if pretrained else ""
         logger.info("loading %s%s%s", model, tag, _by_config("model"))
     clip = load_clip(model, pretrained, given["device"], exact=given["exact"])
+    _check_padding(clip, model)
     engine = _engine(given)
     return clip if given["no_store"] else StoredCLIP(clip, FeatureStore(engine=engine))
 
@@ -996,6 +1029,17 @@ def _by_config(option: str) -> str:
     """Words for an option whose value a --config chose, "" for one that was typed."""
     source = click.get_current_context().get_parameter_source(option)
     return ", which --config names" if source == ParameterSource.DEFAULT_MAP else ""
+
+# %% ../../nbs/engine/cli.ipynb #padding-1
+def _check_padding(clip: CLIP, model: str | None) -> None:
+    """ValueError for a tokenizer of transformers that cannot fill up short texts."""
+    inner = getattr(clip.tokenizer, "tokenizer", None)
+    if inner is not None and getattr(inner, "pad_token", "") is None:
+        raise ValueError(
+            f"the tokenizer of {model} has no padding token, so that texts of several"
+            " lengths cannot be encoded together; name one in its"
+            ' tokenizer_config.json, as in "pad_token": "<pad>"'
+        )
 
 # %% ../../nbs/engine/cli.ipynb #who-describes
 def _load_captioner(

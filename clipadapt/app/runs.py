@@ -62,13 +62,13 @@ if TYPE_CHECKING:  # they import torch, which takes seconds
     from clipadapt.learning.adapter import Adapter, SavedClip, SavedMethod
 
 # %% auto #0
-__all__ = ['logger', 'METHODS', 'WRITTEN', 'shown', 'say', 'read_classes', 'listed_classes', 'image_set', 'check_folder',
-           'read_images', 'check_scorable', 'meant', 'method_names', 'make_methods', 'say_preset', 'captioner_name',
-           'templates_name', 'in_words', 'check_value', 'configure', 'write_json', 'write_table', 'table_rows',
-           'check_file', 'check_place', 'ask_readable', 'predictions', 'report_accuracy', 'write_features',
-           'write_parquet', 'stored_table', 'export_features', 'read_config', 'lasting_options', 'check_run',
-           'finished_run', 'run_folder', 'run_record', 'adapt_in', 'compare_in', 'saved_place', 'saved_method',
-           'check_known', 'check_fitting']
+__all__ = ['logger', 'METHODS', 'WRITTEN', 'shown', 'say', 'read_classes', 'listed_classes', 'image_set', 'kinds_of',
+           'check_folder', 'read_images', 'check_scorable', 'meant', 'method_names', 'make_methods', 'say_preset',
+           'captioner_name', 'templates_name', 'in_words', 'check_value', 'configure', 'write_json', 'write_table',
+           'table_rows', 'check_file', 'check_place', 'ask_readable', 'predictions', 'report_accuracy',
+           'write_features', 'write_parquet', 'stored_table', 'export_features', 'read_config', 'lasting_options',
+           'check_run', 'finished_run', 'run_folder', 'run_record', 'adapt_in', 'compare_in', 'saved_place',
+           'saved_method', 'check_known', 'check_fitting']
 
 # %% ../../nbs/engine/runs.ipynb #cell-6
 logger = logging.getLogger("clipadapt")
@@ -193,14 +193,21 @@ def image_set(
 def _say_images(images: ImageSet) -> None:
     labelled, skipped = (images.labels >= 0).sum(), len(images.skipped)
     more = f", {skipped} skipped because they cannot be read" if skipped else ""
-    kinds = Counter(kind for _, kind in images.ignored).most_common()
-    if kinds:
-        counted = ", ".join(f"{count} {kind}" for kind, count in kinds)
-        more += f", {len(images.ignored)} files left out that are no images ({counted})"
+    more += f" ({kinds_of(images.skipped)})" if skipped else ""
     what = "%d images, %d of them labelled, %d classes%s"
     logger.info(what, len(images), labelled, len(images.classnames), more)
 
 # %% ../../nbs/engine/runs.ipynb #cell-12b
+def kinds_of(left_out: Sequence[tuple[str, str]]) -> str:
+    """How many files of each kind were left out, as "2 .jpg, 1 .png".
+
+    left_out: (name, reason) of each, as in `ImageSet.skipped`.
+    """
+    ends = (Path(name).suffix.lower() or "without an ending" for name, _ in left_out)
+    counts = Counter(ends).most_common()
+    return ", ".join(f"{count} {shown(end)}" for end, count in counts)
+
+
 def check_folder(folder: str) -> None:
     """Raise FileNotFoundError where nothing is, and ValueError for a file.
 
