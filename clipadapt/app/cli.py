@@ -822,7 +822,10 @@ RUN = [
     click.option(
         "--resume",
         is_flag=True,
-        help="Go on with the run in --out, or with one that was to --overwrite it.",
+        help=(
+            "Go on with the run in --out, or with one that was to --overwrite it; what"
+            " is finished is not fitted again."
+        ),
     ),
     click.option(
         "--config",
