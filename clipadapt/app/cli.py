@@ -1167,6 +1167,23 @@ _ADAPT = [
     click.option("--seed", type=SEED, default=0, show_default=True),
 ]
 
+# %% ../../nbs/engine/cli.ipynb #adapt-parts
+def _finished(out: str, options: dict[str, Any]) -> dict[str, Any] | None:
+    """What a finished run ended with, and a word about it; None for any other."""
+    done = finished_run(out, options)
+    if done:
+        again = "--overwrite fits again, without --resume"
+        logger.info("%s is finished, and is left as it is; %s", out, again)
+    return done
+
+
+def _sound_in_time(
+    clip: CLIP, images: ImageSet, methods: Sequence
+) -> tuple[ImageSet, float]:
+    """What `_sound` returns, and the seconds that it took."""
+    start = time.perf_counter()
+    return _sound(clip, images, methods), time.perf_counter() - start
+
 # %% ../../nbs/engine/cli.ipynb #cell-31
 @main.command()
 @_options(IMAGES, CLASSES, MODEL, ENGINE, RUN, PRESET, CAPTIONER)
@@ -1191,12 +1208,7 @@ def adapt(context, out, overwrite, resume, method, **given) -> dict[str, Any]:
     from clipadapt.learning.processes import join
 
     options = _run_options(context)
-    if resume and not overwrite and (done := finished_run(out, options)):
-        logger.info(
-            "%s is finished, and is left as it is; --overwrite fits again, without"
-            " --resume",
-            out,
-        )
+    if resume and not overwrite and (done := _finished(out, options)):
         return {"out": _in_full(out), "method": method, **done}
     _engine(given)  # what is wrong with it is said before processes wait for each other
     processes = join(given["device"] == "cpu")
@@ -1207,9 +1219,7 @@ def adapt(context, out, overwrite, resume, method, **given) -> dict[str, Any]:
     place = run_folder(out, options, overwrite, resume)
     with place if processes.first else nullcontext(Path(out)) as folder:
         _if_interrupted(context, _kept("What is done is kept", folder, out))
-        start = time.perf_counter()
-        pool = _sound(clip, pool, [chosen])
-        seconds = time.perf_counter() - start
+        pool, seconds = _sound_in_time(clip, pool, [chosen])
         labels = _known_labels(pool, given)
         more = (given["probabilities"], given["preset"], seconds)
         done = adapt_in(folder, out, chosen, pool, labels, *more)

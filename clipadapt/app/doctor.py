@@ -440,7 +440,7 @@ EXTRAS = {
 }
 _FOR_OURSELVES = ("browser", "dev")
 
-
+# %% ../../nbs/engine/doctor.ipynb #doc-29b
 def check_extras() -> Iterator[Finding]:
     """Which extras are installed, and what each one adds.
 

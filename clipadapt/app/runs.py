@@ -117,6 +117,19 @@ def read_classes(value: str | None) -> list[str] | None:
     return names
 
 
+def _one_class(what: str) -> ValueError:
+    """What to say where there is one class, which every image would be given."""
+    return ValueError(
+        f"{what}, and every image would be given it; a classifier chooses among two"
+        f" classes at least: {_A_LIST}"
+    )
+
+
+def _looks_like_a_file(value: str) -> bool:
+    inside = os.path.basename(value) != value
+    return "," not in value and (inside or value.endswith((".txt", ".csv", ".tsv")))
+
+# %% ../../nbs/engine/runs.ipynb #cell-9b
 def listed_classes(value: str) -> list[str]:
     """The class names in "a,b,c", as they are; none where it is the path of a file.
 
@@ -138,19 +151,6 @@ def _check_several(names: Sequence[str], value: str) -> None:
         raise ValueError(f"--classes {value!r} names no class; {_A_LIST}")
     if len(names) == 1:
         raise _one_class(f"--classes {value!r:.100} names one class only")
-
-
-def _one_class(what: str) -> ValueError:
-    """What to say where there is one class, which every image would be given."""
-    return ValueError(
-        f"{what}, and every image would be given it; a classifier chooses among two"
-        f" classes at least: {_A_LIST}"
-    )
-
-
-def _looks_like_a_file(value: str) -> bool:
-    inside = os.path.basename(value) != value
-    return "," not in value and (inside or value.endswith((".txt", ".csv", ".tsv")))
 
 # %% ../../nbs/engine/runs.ipynb #cell-12
 #| code-fold: true
