@@ -505,7 +505,7 @@ def _tags(model: str | None) -> list[str]:
     codes = [one.read_text("utf-8") for one in _openclip("pretrained.py")]
     return [tag for code in codes for tag in _tags_in(code, model)]
 
-
+# %% ../../nbs/engine/cli.ipynb #complete-2c
 def _tags_in(code: str, model: str | None) -> list[str]:
     """The names of weights that OpenCLIP's table has for a model.
 
