@@ -154,6 +154,7 @@ def test_a_run_goes_on_from_another_folder(desk, tmp_path, monkeypatch):
     assert options["images"] == str(root / "photos")
     assert options["classes"] == str(root / "classes.txt")
     monkeypatch.chdir(tmp_path)
+    (root / "run" / "record.json").unlink()  # else the run is finished
     again = ("adapt", "--config", root / "run" / "config.json", "--resume")
     before = pd.read_csv(root / "run" / "predictions.csv")
     done = run(*again, "--out", root / "run")
@@ -447,7 +448,8 @@ def test_the_course_is_there_without_jupyterlab(tmp_path, monkeypatch):
     monkeypatch.setattr(course, "find_spec", absent)
     done = run("course", tmp_path / "mine")
     assert done.exit_code == 0, done.output
-    assert done.stderr.splitlines()[-1] == "to open it: pip install jupyterlab"
+    remedy = "to open it: pip install --upgrade 'clipadapt[course]'"
+    assert done.stderr.splitlines()[-1] == remedy
     assert (tmp_path / "mine" / "nbs" / "18_project.ipynb").is_file()
 
 

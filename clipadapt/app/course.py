@@ -243,13 +243,16 @@ def _hash_of(path: Path) -> str | None:
     return "" if os.path.lexists(path) else None
 
 # %% ../../nbs/engine/course.ipynb #course-19
-_TO_OPEN = {"jupyterlab": "jupyterlab", "fastcore": "'fastcore<2'"}
+_TO_OPEN = ("jupyterlab", "fastcore")
 
 
 def missing_to_open() -> str:
-    """The line that installs what opening the course needs; "" if all is there."""
-    absent = [name for module, name in _TO_OPEN.items() if not find_spec(module)]
-    return f"pip install {' '.join(absent)}" if absent else ""
+    """The line that installs what opening the course needs; "" if all is there.
+
+    It is the line that the doctor gives for the extra `course`.
+    """
+    is_there = all(find_spec(module) for module in _TO_OPEN)
+    return "" if is_there else "pip install --upgrade 'clipadapt[course]'"
 
 
 def open_course(folder: str | Path) -> int:
