@@ -12,8 +12,6 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
-import pandas as pd
-import psutil
 
 ROOMS = {
     "images": "Pictures",
@@ -50,6 +48,8 @@ def now() -> Spent:
 def family() -> Spent:
     """As `now`, with the CPU time of all processes that live below this one. It takes
     milliseconds."""
+    import psutil
+
     cpu = 0.0
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):
@@ -155,6 +155,8 @@ def ratio(other: float, ours: float) -> float:
 
 def show(rows: list[Row]) -> None:
     """Print rows, as a benchmark does that is run alone."""
+    import pandas as pd
+
     table = pd.DataFrame(
         {
             "task": row.task,

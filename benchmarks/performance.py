@@ -9,6 +9,7 @@ the same. --again: measure all of them anew. --page: make the page only.
 """
 
 import argparse
+import ast
 import json
 import os
 import platform
@@ -18,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 
@@ -26,6 +28,8 @@ from measuring import ROOMS, now
 FOLDER = Path(__file__).resolve().parent
 PROJECT = FOLDER.parent
 sys.path.insert(0, str(PROJECT / "tools"))
+from reach import canonical, digest  # noqa: E402
+
 RESULTS = PROJECT / "nbs" / "engine" / "performance.jsonl"
 PAGE = PROJECT / "nbs" / "pages" / "performance.md"
 BEGIN, END = "<!-- made by `make bench` -->", "<!-- until here -->"
@@ -81,10 +85,6 @@ def processor() -> str:
 def code_of(name: str, folder: Path = FOLDER) -> str:
     """A hash of the package and of the code of a benchmark, without docstrings and
     layout."""
-    import ast
-
-    from reach import canonical, digest
-
     paths = {path.stem: path for path in sorted(folder.glob("*.py"))}
     trees = {stem: ast.parse(path.read_text("utf-8")) for stem, path in paths.items()}
     wanted, found = [name], {}
@@ -93,9 +93,14 @@ def code_of(name: str, folder: Path = FOLDER) -> str:
         found[stem] = canonical(trees[stem])
         imports = [n for n in ast.walk(trees[stem]) if isinstance(n, ast.ImportFrom)]
         wanted += [n.module for n in imports if n.module in trees.keys() - found]
-    package = sorted((PROJECT / "clipadapt").rglob("*.py"))
-    modules = [canonical(ast.parse(path.read_text("utf-8"))) for path in package]
-    return digest([*modules, *(found[stem] for stem in sorted(found))])
+    return digest([package_code(), *(found[stem] for stem in sorted(found))])
+
+
+@cache
+def package_code() -> str:
+    """A hash of the package."""
+    paths = sorted((PROJECT / "clipadapt").rglob("*.py"))
+    return digest(canonical(ast.parse(path.read_text("utf-8"))) for path in paths)
 
 
 def read(path: Path) -> dict[str, dict]:

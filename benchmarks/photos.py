@@ -167,14 +167,10 @@ def added(folder: Path, model: str, count: int) -> Row:
 
 def against_earlier(folder: Path, bench: Bench, images: int, small: int) -> list[Row]:
     """The first run of commands against those of an earlier version."""
+    large = f"{images} photographs of 12 megapixels"
     sets = {
-        f"{images} photographs of 12 megapixels": (images, LARGE, "prototypes", 10),
-        f"{images} photographs of 12 megapixels, 5 views": (
-            images,
-            LARGE,
-            "lpclip",
-            20,
-        ),
+        large: (images, LARGE, "prototypes", 10),
+        f"{large}, 5 views": (images, LARGE, "lpclip", 20),
         f"{small} photographs of 500 x 375": (small, SMALL, "prototypes", 3),
     }
     found = []
