@@ -13,7 +13,7 @@ import os
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from measuring import Row, median, turns
+from measuring import Row, has_bfloat16_units, median, turns
 from random_clips import random_clip
 
 from clipadapt import CLIP, digits, load_clip
@@ -81,7 +81,6 @@ def rows(images=899, large_images=96, rounds=3):
     Twice as fast with bfloat16 was asked for where the CPU has units for it.
     """
     found = []
-    has_units = bfloat16_gain() > 2
     for label, (clip, pictures) in inputs(images, large_images).items():
         seconds, _ = measure(clip, pictures, rounds)
         plain, exact, half = seconds.values()
@@ -99,7 +98,7 @@ def rows(images=899, large_images=96, rounds=3):
             )
         )
         if "ViT" in label:
-            asked = 2 if has_units else None
+            asked = 2 if has_bfloat16_units() else None
             found.append(
                 Row("clip", task, "bfloat16", "float32", half, exact, asked, "wall")
             )

@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
-
 
 ROOMS = {
     "images": "Pictures",
@@ -141,6 +141,12 @@ class Row:
         for name in {"memory", "memory_against"} & row.keys():
             row[name] = int(row[name])
         return row
+
+
+def has_bfloat16_units() -> bool:
+    """Whether this CPU has matrix units for bfloat16 (AMX), as far as it says so."""
+    facts = Path("/proc/cpuinfo")
+    return facts.exists() and "amx_bf16" in facts.read_text().split()
 
 
 def rounded(times: Spent) -> dict[str, float]:

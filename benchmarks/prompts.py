@@ -10,11 +10,10 @@ import os
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from measuring import Row, median, medians, turns
+from measuring import Row, has_bfloat16_units, median, medians, turns
 from random_clips import random_clip
 
 from clipadapt import ImageSet, digits
-from clipadapt.clip.model import bfloat16_gain
 from clipadapt.learning.prompts import TextualPrompt
 
 
@@ -138,7 +137,7 @@ def rows(classes=47, batch=16, steps=3, pool=5000):
     task = f"a step of a textual prompt, ViT-B/32, {classes} classes, batch {batch}"
     labels = f"relabel {pool:,} images in {classes} classes, ViT-B/32"
     again, kept = f"encoding them again (from {batch})", "features that are kept"
-    asked = 2 if bfloat16_gain() > 2 else None
+    asked = 2 if has_bfloat16_units() else None
     return [
         Row(
             "learning", task, "ours", "the plain step", times["ours"], times["plain"], 4

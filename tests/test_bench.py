@@ -44,7 +44,9 @@ def test_one_that_fails_is_named_and_what_is_known_is_kept(folder, capsys, monke
     [row] = line["rows"]
     assert line["benchmark"] == "works" and row["cpu_ratio"] == pytest.approx(3, 1e-3)
     assert performance.is_reached(row)
-    monkeypatch.setattr(performance, "run", lambda *_: {"rows": [], "seconds": 1, "load": 9})
+    monkeypatch.setattr(
+        performance, "run", lambda *_: {"rows": [], "seconds": 1, "load": 9}
+    )
     assert performance.measure(["works"], **given) == []  # known
     assert performance.read(results)["works"] == line
     code = folder / "works.py"
