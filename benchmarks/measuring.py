@@ -31,7 +31,7 @@ class Spent(NamedTuple):
     def __sub__(self, other: "Spent") -> "Spent":
         return Spent(*(a - b for a, b in zip(self, other)))
 
-    def __add__(self, other: "Spent") -> "Spent":  # type: ignore[override]
+    def __add__(self, other: "Spent") -> "Spent":
         return Spent(*(a + b for a, b in zip(self, other)))
 
     def __mul__(self, times: float) -> "Spent":
