@@ -46,9 +46,9 @@ stale: .venv/ready-dev   ## name the outputs that are older than the code, with 
 	@$(BIN)/python tools/fresh.py
 
 # threads.ipynb shows what several threads do.
-outputs: .venv/ready-dev   ## run the notebooks whose outputs are older than the code, and keep what comes out
-	env -u OMP_NUM_THREADS $(BIN)/python tools/fresh.py --run ordinary nbs/engine/threads.ipynb
-	$(alone) $(BIN)/python tools/fresh.py --run ordinary
+outputs: .venv/ready-dev   ## run the notebooks whose outputs are older than the code, and keep what comes out (NOTEBOOKS=)
+	$(if $(NOTEBOOKS),,env -u OMP_NUM_THREADS $(BIN)/python tools/fresh.py --run ordinary nbs/engine/threads.ipynb)
+	$(alone) $(BIN)/python tools/fresh.py --run ordinary $(NOTEBOOKS)
 	@$(MAKE) export
 
 # Solution 4 takes longer than these five together; `make solutions` runs it.
@@ -98,9 +98,9 @@ test-browser: .venv/ready-dev   ## drive the widgets in JupyterLab, and look at 
 	$(alone) $(BIN)/python -m pytest -q tests/browser/jupyterlab.py tests/browser/report.py
 
 # tiny_clip.ipynb would replace the built-in CLIP: `make pretraining` alone does so.
-slow: .venv/ready-dev   ## `make outputs`, and the slow cells that are older than the code: hours; it goes on where it was stopped
+slow: .venv/ready-dev   ## `make outputs`, and the slow cells that are older than the code (NOTEBOOKS=): hours; it goes on where it was stopped
 	@$(MAKE) outputs
-	$(alone) $(BIN)/python tools/fresh.py --run slow $(filter-out %/tiny_clip.ipynb,$(wildcard nbs/*.ipynb nbs/engine/*.ipynb))
+	$(alone) $(BIN)/python tools/fresh.py --run slow $(filter-out %/tiny_clip.ipynb,$(or $(NOTEBOOKS),$(wildcard nbs/*.ipynb nbs/engine/*.ipynb)))
 	@$(MAKE) export
 
 pretraining: .venv/ready-dev   ## train the built-in CLIP anew, most of an hour: its weights change, and with them all figures

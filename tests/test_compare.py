@@ -619,32 +619,6 @@ def test_names_of_many_methods_do_not_cover_each_other(clip):
     assert shared < 0.01 * sum(box.width * box.height for box in boxes)
 
 
-def test_the_list_of_methods_is_whole(clip):
-    names = [type(method).__name__ for method in small_methods(clip, ["a", "b"])]
-    assert names == [
-        "ZeroShot",
-        "NearestNeighbours",
-        "Prototypes",
-        "AnchoredMixture",
-        "TransCLIP",
-        "StatA",
-        "ZLaP",
-        "GaussianEM",
-        "EMDirichlet",
-        "OTTER",
-        "InMaP",
-        "FPL",
-        "IFPL",
-        "GRIP",
-        "CPL",
-        "CoReg",
-        "LatteCLIP",
-        "LPCLIP",
-        "FLYP",
-        "ReCLIP",
-    ]
-
-
 def test_only_the_built_in_clip_has_a_ruler(clip):
     """With another one it would call photographs thin wide digits."""
     named = CLIP(clip.model, clip.preprocess, clip.tokenizer, name="another")

@@ -322,6 +322,7 @@ def run(path: Path, flags: Collection[str]) -> None:
             cell.cell_type = "raw"
     resources = {"metadata": {"path": str(path.parent)}}
     client = NotebookClient(content, timeout=None, resources=resources)
+    client.extra_arguments = ["--log-level=ERROR"]  # it warns of its own connection
     client.store_widget_state = False  # its picture is enough
     client.execute()
     for cell, outputs, count in waiting:
@@ -400,17 +401,33 @@ def main() -> int:
     parser.add_argument("--ordinary", action="store_true", help="name no other cells")
     given = parser.parse_args()
     flags = [given.run] if given.run in LATER else []
-    wanted, failed = {"", *flags}, False
+    wanted, failed = {"", *(flags or LATER)}, False
+    if given.ordinary or given.run == "ordinary":
+        wanted = {""}
     for path in given.notebooks or sorted((PROJECT / "nbs").rglob("[!.]*.ipynb")):
-        old = list(Notebook(path.resolve()).stale(given.ordinary))
-        if given.run and any(flag in wanted for _, flag, _ in old):
-            print(f"{path.stem} ...", flush=True)
-            run(path.resolve(), flags)
-            old = list(Notebook(path.resolve()).stale())
+        path = path.resolve()
+        old = stale(path, wanted)
+        if given.run and old:
+            print(f"{shown(path)} ...", flush=True)
+            run(path, flags)
+            old = stale(path, wanted)
         for name, flag, seconds in old:
             failed |= not flag
-            print(f"{path.stem}: {in_words(name, flag, seconds)}", flush=True)
+            print(f"{shown(path)}: {in_words(name, flag, seconds)}", flush=True)
     return int(failed)
+
+
+def stale(path: Path, wanted: Collection[str]) -> list[tuple[str, str, float]]:
+    """What `Notebook.stale` says of a notebook; `wanted`: the flags of the cells, ""
+    for the ordinary ones."""
+    found = Notebook(path).stale(ordinary=wanted == {""})
+    return [one for one in found if one[1] in wanted]
+
+
+def shown(path: Path) -> str:
+    """The path of a notebook, as short as it is clear."""
+    inside = path.is_relative_to(PROJECT)
+    return path.relative_to(PROJECT).as_posix() if inside else path.name
 
 
 if __name__ == "__main__":

@@ -306,28 +306,28 @@ def check_scorable(images: ImageSet, where: str) -> None:
         )
 
 # %% ../../nbs/engine/runs.ipynb #cell-18
-METHODS = (
-    "zero-shot",
-    "nearest-neighbours",
-    "prototypes",
-    "mixture",
-    "transclip",
-    "stata",
-    "zlap",
-    "gaussian-em",
-    "em-dirichlet",
-    "otter",
-    "inmap",
-    "fpl",
-    "ifpl",
-    "grip",
-    "cpl",
-    "coreg",
-    "latteclip",
-    "lpclip",
-    "flyp",
-    "reclip",
-)
+METHODS = {  # by their names in commands: the classes
+    "zero-shot": "ZeroShot",
+    "nearest-neighbours": "NearestNeighbours",
+    "prototypes": "Prototypes",
+    "mixture": "AnchoredMixture",
+    "transclip": "TransCLIP",
+    "stata": "StatA",
+    "zlap": "ZLaP",
+    "gaussian-em": "GaussianEM",
+    "em-dirichlet": "EMDirichlet",
+    "otter": "OTTER",
+    "inmap": "InMaP",
+    "fpl": "FPL",
+    "ifpl": "IFPL",
+    "grip": "GRIP",
+    "cpl": "CPL",
+    "coreg": "CoReg",
+    "latteclip": "LatteCLIP",
+    "lpclip": "LPCLIP",
+    "flyp": "FLYP",
+    "reclip": "ReCLIP",
+}
 
 # %% ../../nbs/engine/runs.ipynb #method-names
 def meant(name: str, known: Iterable[str]) -> str:
@@ -374,9 +374,8 @@ def make_methods(
     """
     from clipadapt.app.demo import small_methods
 
-    made: dict[str, Any] = dict(
-        zip(METHODS, small_methods(clip, classnames), strict=True)
-    )
+    suited = {type(one).__name__: one for one in small_methods(clip, classnames)}
+    made: dict[str, Any] = {name: suited[kind] for name, kind in METHODS.items()}
     captioner = captioner or made["latteclip"].captioner
     if preset == "small" and clip.name is not None:
         logger.info(

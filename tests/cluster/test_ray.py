@@ -16,11 +16,9 @@ import numpy as np
 import psutil
 import pyarrow as pa
 import pytest
-import ray
 import torch
 from click.testing import CliRunner
 from pyarrow import parquet
-from ray.cluster_utils import Cluster
 
 import clipadapt
 from clipadapt import (
@@ -38,6 +36,9 @@ from clipadapt.clip import cluster as cluster_module
 from clipadapt.clip.cluster import RayEngine
 from clipadapt.clip.workers import EncodingWorker, _rows_of
 from clipadapt.images.views import strong_view, weak_view
+
+ray = pytest.importorskip("ray")
+from ray.cluster_utils import Cluster  # noqa: E402
 
 BLOCK = 16
 
