@@ -4,8 +4,10 @@ import csv
 import inspect
 import io
 import json
+import logging
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import get_type_hints
 
 import numpy as np
+import open_clip
 import pandas as pd
 import psutil
 import pytest
@@ -26,8 +29,21 @@ from tiny_llava import save_tiny_llava
 
 import clipadapt
 from clipadapt import CLIP, FPL, Adapter, digits
-from clipadapt.app.cli import main
-from clipadapt.app.runs import METHODS, check_value, configure, in_words
+from clipadapt.app.cli import (
+    _architectures,
+    _check_padding,
+    _tags,
+    _without_retries,
+    main,
+)
+from clipadapt.app.runs import (
+    METHODS,
+    check_value,
+    configure,
+    finished_run,
+    in_words,
+    saved_place,
+)
 from clipadapt.images.files import _host, write_arrays
 from clipadapt.learning.adapter import read_saved
 
@@ -110,17 +126,7 @@ def cache(tmp_path_factory, monkeypatch):
     monkeypatch.setattr("clipadapt.clip.captions.cache_directory", lambda: where)
 
 
-def test_help_shows_examples_and_needs_no_torch():
-    code = (
-        "import sys; from clipadapt.app.cli import main; main(['--help'], "
-        "standalone_mode=False); assert 'torch' not in sys.modules"
-    )
-    assert (
-        "clipadapt predict --saved"
-        in subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True
-        ).stdout
-    )
+def test_help_shows_examples():
     for command in main.commands:
         text = run(command, "--help").output
         assert (
@@ -379,6 +385,12 @@ def test_labels_of_sub_folders_are_read_only_when_asked(folders, tmp_path):
             ).exit_code
             == 0
         )
+        log = (tmp_path / name / "log.txt").read_text()
+        assert ("all of these labels the method was given" in log) == (name == "seen")
+        assert "encoding 20 images, and 2 views of each, which LPCLIP learns" in log
+        assert log.index("encoding 20") < log.index("fitting LPCLIP")
+        record = json.loads((tmp_path / name / "record.json").read_text())
+        assert record["encoding_seconds"] > 0 and " s of encoding" in log
     blind, seen = (
         read_saved(tmp_path / name / "model")[0].fitted["history_"]
         for name in ("blind", "seen")
@@ -494,6 +506,7 @@ def test_damaged_images_are_named_skipped_and_counted(folders, tmp_path):
         done.exit_code == 0
         and "bad.png" in done.stderr
         and "1 of 2 images skipped" in done.stderr
+        and "1 of 2 images are used; 1 cannot be read (1 .png)" in done.stderr
         and "Traceback" not in done.output
     )
     assert json.loads((tmp_path / "run" / "record.json").read_text())["images"][
@@ -669,7 +682,7 @@ def test_quiet_says_nothing_and_logs_all_the_same(folders, tmp_path):
         (["adapt", "--classes", "clases.txt", "--out", "x"], 1, "no such file"),
         (["zero-shot", "--classes", "lists/classes"], 1, "no such file"),
         (["adapt", "--method", "lp-clip", "--out", "x"], 2, "lpclip"),
-        (["predict", "--saved", "nowhere", "--out", "x.xlsx"], 1, ".csv or .json"),
+        (["zero-shot", "--out", "x.xlsx"], 1, ".csv or .json"),
         (["zero-shot", "--out", "."], 1, ".csv or .json"),
         (["caption", "--out", "x.txt"], 1, ".csv or .json"),
         (
@@ -677,7 +690,7 @@ def test_quiet_says_nothing_and_logs_all_the_same(folders, tmp_path):
             1,
             "ViT-B-3",
         ),
-        (["predict", "--saved", "nowhere"], 1, "no saved method"),
+        (["predict", "--saved", "."], 1, "no saved method"),
         (["compare", "--methods", "magic", "--out", "x"], 1, "unknown method 'magic';"),
         (
             ["compare", "--methods", "fpll", "--out", "x"],
@@ -741,6 +754,118 @@ def test_mistakes_are_one_line(arguments, code, message, tmp_path, monkeypatch):
     assert not (tmp_path / "x").exists(), "nothing is left behind"
 
 
+def test_mistakes_are_found_before_anything_is_imported_for_them(tmp_path):
+    """PyTorch takes seconds; every message begins with its option. Nor has help to
+    wait."""
+    (tmp_path / "empty").mkdir()
+    mistakes = {
+        "adapt --images nowhere --out x": "--images nowhere: no such folder",
+        "predict --images nowhere --saved run/model": "--images nowhere: no such",
+        "compare --test nowhere": "--test nowhere: no such folder",
+        "compare --methods fpll": "--methods: unknown method 'fpll', did you mean",
+        "adapt --classes a.txt --out x": "--classes a.txt: no such file",
+        "predict --saved empty": "--saved empty holds no saved method",
+        "zero-shot --templates no.json": "--templates no.json: no such file",
+        "adapt --set templates=no.json --out x": "--set templates no.json: no such",
+        "encode --model ViT-B-33 --out x.npy": "--model 'ViT-B-33': unknown model, did",
+        "encode --model local-dir:no --out x.npy": "--model local-dir:no: there is no",
+        "zero-shot --model ViT-B-32": "add --pretrained TAG, one of openai, ",
+        "zero-shot --model ViT-B-32 --pretrained op": "no weights 'op'",
+        "zero-shot --pretrained openai": "--pretrained openai needs the model",
+        "caption --captioner ./no": "--captioner: there is no folder './no'",
+        "adapt --workers 2 --out x": "--address and --workers go with --engine",
+        "adapt --out empty/file": "empty/file is a file; choose another --out",
+        "--help": "clipadapt predict --saved",
+    }
+    (tmp_path / "empty" / "file").touch()
+    code = (
+        "import json, sys; from click.testing import CliRunner\n"
+        "from clipadapt.app.cli import main\n"
+        "done = [CliRunner().invoke(main, m.split()).output for m in sys.argv[1:]]\n"
+        "print(json.dumps([done, 'torch' in sys.modules]))"
+    )
+    line = [sys.executable, "-c", code, *mistakes]
+    ran = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path)
+    said, imported = json.loads(ran.stdout)
+    for words, (mistake, expected) in zip(said, mistakes.items(), strict=True):
+        assert expected in words, (mistake, words)
+    assert not imported
+
+
+def test_the_models_and_weights_that_are_looked_up_are_those_of_openclip():
+    """They are read from its files, so that nothing is imported for them."""
+    assert _architectures() == sorted(open_clip.list_models())
+    for model in open_clip.list_models()[::12]:
+        if tags := _tags(model):  # where it says what no table says, load_clip asks it
+            assert sorted(tags) == sorted(
+                open_clip.list_pretrained_tags_by_model(model)
+            )
+    assert len(_tags("ViT-B-32")) > 5
+
+
+def test_a_run_that_has_not_finished_says_how_to_go_on(saved, tmp_path):
+    begun = tmp_path / "it's begun"
+    begun.mkdir()
+    shutil.copy(saved / "config.json", begun)
+    for place in (begun, begun / "model"):
+        done = run("predict", "--saved", place)
+        assert done.exit_code == 1 and "run has not finished" in done.stderr
+    line = done.stderr.partition("clipadapt ")[2]
+    went_on = run(*shlex.split(line))
+    assert went_on.exit_code == 0, went_on.output
+    assert saved_place(begun) == begun / "model" == saved_place(begun / "model")
+    (begun / "config.json").write_text('{"command": "compare"}')
+    shutil.rmtree(begun / "model")
+    done = run("predict", "--saved", begun)
+    assert done.exit_code == 1 and "it is a comparison" in done.stderr
+
+
+def test_a_finished_run_is_not_fitted_again(saved, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(saved, out)
+    same = ("adapt", "--config", out / "config.json", "--out", out, "--resume")
+    before = (out / "model" / "adapter.safetensors").stat().st_mtime_ns
+    done = run(*same, "--json")
+    assert done.exit_code == 0 and f"{out} is finished" in done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["images"] == 40 and answer["seconds"] > 0
+    assert (out / "model" / "adapter.safetensors").stat().st_mtime_ns == before
+    other = run(*same, "--seed", 5)
+    assert other.exit_code == 1 and "begun with other options (seed)" in other.stderr
+    (out / "record.json").write_text("[]")
+    assert finished_run(str(out), json.loads((out / "config.json").read_text())) is None
+
+
+def test_a_tokenizer_without_padding_is_one_sentence(clip, monkeypatch):
+    """What transformers raises when a text is encoded names neither model nor file."""
+    inner = type("Inner", (), {"pad_token": None})()
+    bare = type("Bare", (), {"tokenizer": inner})()
+    made = CLIP(clip.model, clip.preprocess, bare, name="hf-hub:some/body")
+    monkeypatch.setattr("clipadapt.clip.model.load_clip", lambda *_, **__: made)
+    done = run("zero-shot", "--classes", "a,b", "--model", "hf-hub:some/body")
+    assert done.exit_code == 1
+    assert "tokenizer of hf-hub:some/body has no padding token" in done.stderr
+    inner.pad_token = "<pad>"
+    _check_padding(made, "hf-hub:some/body")
+    _check_padding(clip, None)
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_the_hub_is_asked_again_without_a_word(wanted, monkeypatch, caplog):
+    """Unless somebody wants to read it; other warnings are said, and nothing stays."""
+    if wanted:
+        monkeypatch.setenv("HF_HUB_VERBOSITY", "warning")
+    said = "'[Errno 111]' thrown while requesting HEAD x", "Retrying in 1s [Retry 1/5]."
+    asking = logging.getLogger("huggingface_hub.utils._http")
+    before = asking.level, [*asking.filters]
+    with _without_retries():
+        for words in (*said, "you are not logged in"):
+            asking.warning(words)
+    heard = [record.getMessage() for record in caplog.records]
+    assert heard == [*said * wanted, "you are not logged in"]
+    assert (asking.level, asking.filters) == before
+
+
 def forge(saved, folder, **changes):
     """A copy of a saved method whose record says something else, with a seal that
     fits."""
@@ -778,9 +903,11 @@ def test_a_model_that_only_a_saved_method_names_is_not_loaded(
         "clipadapt.clip.model.load_clip",
         lambda *named, exact: loaded.append(named) or clip,
     )
+    place = tmp_path / "it's here"
+    place.mkdir()
     record, _ = read_saved(saved / "model")
     stranger = record.clip.model_copy(
-        update={"name": "local-dir:/tmp/it's here", "pretrained": None}
+        update={"name": f"local-dir:{place}", "pretrained": None}
     )
     same = (
         "predict",
@@ -792,14 +919,14 @@ def test_a_model_that_only_a_saved_method_names_is_not_loaded(
     refused = run(*same)
     assert (
         refused.exit_code == 1
-        and "--model 'local-dir:/tmp/it'\"'\"'s here'" in refused.stderr
+        and f"--model {shlex.quote(f'local-dir:{place}')}" in refused.stderr
         and not loaded
     )
-    asked = run(*same, "--model", "local-dir:/tmp/it's here")
-    assert (
-        asked.exit_code == 0 and "loading local-dir:/tmp/it's here" in asked.stderr
-    ), asked.output
-    assert loaded == [("local-dir:/tmp/it's here", None, None)]
+    asked = run(*same, "--model", f"local-dir:{place}")
+    assert asked.exit_code == 0 and f"loading local-dir:{place}" in asked.stderr, (
+        asked.output
+    )
+    assert loaded == [(f"local-dir:{place}", None, None)]
 
 
 def test_compare_with_and_without_labels(folders, tmp_path):
@@ -1250,7 +1377,7 @@ def test_a_config_that_names_a_model_says_so(tmp_path):
     done = run("adapt", "--config", tmp_path / "config.json", "--out", tmp_path / "x")
     assert (
         done.exit_code == 1
-        and "loading local-dir:/nowhere, which --config names" in done.stderr
+        and "no folder '/nowhere', which --config names" in done.stderr
     )
 
 
@@ -1336,7 +1463,7 @@ def test_a_run_is_not_replaced_when_something_else_came_into_it(
         (["--images", ""], 2, "empty"),
         (["--out", "file/x"], 1, "a part of this path is a file"),
         (["--out", "file"], 1, "is a file"),
-        (["--images", "file"], 1, "file is a file; --images and --test take a folder"),
+        (["--images", "file"], 1, "--images file is a file, and a folder"),
         (["--method", "fpll"], 2, "; did you mean 'fpl'?"),
         (["--method", "nothing"], 2, "'reclip'.\n"),
         (["--preset", "smal"], 2, "did you mean 'small'?"),
@@ -1587,6 +1714,7 @@ def another(clip, monkeypatch):
     other CLIP."""
     named = CLIP(clip.model, clip.preprocess, clip.tokenizer, name="another")
     monkeypatch.setattr("clipadapt.clip.model.load_clip", lambda *_, **__: named)
+    monkeypatch.setattr("clipadapt.app.cli._architectures", lambda: [])
     return named
 
 

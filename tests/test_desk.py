@@ -154,6 +154,7 @@ def test_a_run_goes_on_from_another_folder(desk, tmp_path, monkeypatch):
     assert options["images"] == str(root / "photos")
     assert options["classes"] == str(root / "classes.txt")
     monkeypatch.chdir(tmp_path)
+    (root / "run" / "record.json").unlink()  # else the run is finished
     again = ("adapt", "--config", root / "run" / "config.json", "--resume")
     before = pd.read_csv(root / "run" / "predictions.csv")
     done = run(*again, "--out", root / "run")
@@ -447,7 +448,8 @@ def test_the_course_is_there_without_jupyterlab(tmp_path, monkeypatch):
     monkeypatch.setattr(course, "find_spec", absent)
     done = run("course", tmp_path / "mine")
     assert done.exit_code == 0, done.output
-    assert done.stderr.splitlines()[-1] == "to open it: pip install jupyterlab"
+    remedy = "to open it: pip install --upgrade 'clipadapt[course]'"
+    assert done.stderr.splitlines()[-1] == remedy
     assert (tmp_path / "mine" / "nbs" / "18_project.ipynb").is_file()
 
 
@@ -467,20 +469,32 @@ def test_links_of_the_written_course_lead_somewhere(written):
             assert cell["cell_type"] != "code" or cell["outputs"] == []
 
 
-def test_only_cells_that_are_begun_may_fail_in_the_written_course(written):
+def test_only_cells_that_are_begun_or_slow_may_fail_in_the_written_course(written):
     """Jupyter's "Run all" goes on behind them, and stops at any other error."""
     nbformat = pytest.importorskip("nbformat")
-    begun = 0
+    begun, slow = 0, 0
     for path in written.rglob("*.ipynb"):
         notebook = nbformat.read(path, as_version=4)
         nbformat.validate(notebook)
         for cell in notebook.cells:
-            first = cell.source.split("\n")[0]
-            is_begun = cell.cell_type == "code" and first == "#| eval: false"
+            lines = cell.source.split("\n") if cell.cell_type == "code" else [""]
+            is_begun, is_slow = lines[0] == "#| eval: false", lines[0] == "#| slow"
             tagged = "raises-exception" in cell.metadata.get("tags", [])
-            assert tagged == is_begun, (path, cell.id)
-            begun += is_begun
-    assert begun > 50
+            assert tagged == (is_begun or is_slow), (path, cell.id)
+            code = [*(line for line in lines if not line.startswith("#|")), ""]
+            assert code[0].startswith("raise RuntimeError(") == is_slow, (path, cell.id)
+            begun, slow = begun + is_begun, slow + is_slow
+    assert begun > 50 and slow > 50
+
+
+def test_chapters_say_where_the_results_of_slow_cells_are(written):
+    """They come without outputs, so nothing is shown below these cells."""
+    for path in written.rglob("*.ipynb"):
+        notebook = json.loads(path.read_text(encoding="utf-8"))
+        text = "".join("".join(cell["source"]) for cell in notebook["cells"])
+        assert "whose results are shown)" not in text or path.stem == "course", path
+    chapter = (written / "nbs" / "07_grip.ipynb").read_text(encoding="utf-8")
+    assert f"[their results]({course.WEBSITE}07_grip.html)" in chapter
 
 
 def test_a_cell_that_is_begun_keeps_its_other_tags():

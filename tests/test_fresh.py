@@ -178,3 +178,18 @@ def test_benchmarks_count_where_a_notebook_names_their_folder(notebook):
     changed(notebook, "scale = 2", "scale = 'benchmarks'")
     named = fresh.Notebook(notebook)
     assert [*named._files(named.cells)] == [fresh.benchmarks()["scale"]]
+
+
+def test_the_run_that_made_weights_is_current_as_long_as_they_ship(
+    notebook, monkeypatch, tmp_path
+):
+    made = tmp_path / "weights"
+    monkeypatch.setattr(fresh, "RECORDS", {"page": made})
+    changed(notebook, "a = 2", f"a = open({str(made)!r}, 'w').write('new')")
+    made.write_bytes(b"old")
+    fresh.run(notebook, ["slow"])
+    changed(notebook, "a = ", "a = 1 + ")
+    assert names(notebook) == ["", "three"]
+    assert fresh.made_with(notebook)["two"].endswith("which ship.")
+    made.write_bytes(b"newer")
+    assert names(notebook) == ["", "two", "three"]

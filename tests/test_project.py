@@ -15,6 +15,7 @@ import yaml
 
 import clipadapt
 from clipadapt import ZeroShot, digits, load_clip
+from tools import versions
 
 project = Path(__file__).resolve().parent.parent
 notebooks = sorted(
@@ -281,3 +282,11 @@ def test_make_sets_up_once_and_repairs_a_half_made_environment(checkout):
     assert code == 0 and len(calls) == 1 and "demo()" in calls[0], (
         "the second call starts at once"
     )
+
+
+def test_the_extra_dev_asks_for_what_the_other_extras_ask_for():
+    own = versions.requirements("dev_")
+    others = versions.requirements(*(f"{extra}_" for extra in versions.EXTRAS))
+    both = own.keys() & others.keys()
+    assert {"onnx", "cleanlab"} <= both
+    assert {name: own[name] for name in both} == {name: others[name] for name in both}

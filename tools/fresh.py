@@ -8,6 +8,9 @@ A cell depends on its own code, on the cells above that make what it uses, and o
 parts of the package which all these reach (`reach.py`), with the data of the built-in
 CLIP. A notebook keeps a hash of that in its metadata, `made_with`: one for all ordinary
 cells together, and one for every slow or cuda cell, with the version and what it cost.
+
+The slow cells of `RECORDS` trained weights that ship. Their outputs are the record of
+that run: current as long as these weights ship, and no code can make them older.
 """
 
 from __future__ import annotations
@@ -37,6 +40,7 @@ from tools.reach import Package, canonical, digest, names_in  # noqa: E402
 STAMP = "made_with"
 MAGIC = re.compile(r"(?m)^(\s*)[%!].*$")
 FILE = re.compile(r"[\w-]+(/[\w-]+)*\.\w+")  # a file beside the notebook, or below
+RECORDS = {"tiny_clip": Path("clip/builtin/weights.safetensors")}
 LATER = ("slow", "cuda")  # flags of cells that `make test` does not run
 LIBRARIES = ("plt", "sns", "np", "pd", "torch", "warnings", "sys", "os")
 SETTING = re.compile(r"set|seed|manual_seed|use|filter|simplefilter|environ|path")
@@ -236,8 +240,16 @@ class Notebook:
         """Whether some cell names their folder."""
         return any("benchmarks" in cell.source for cell in self.cells)
 
+    def is_record(self, cell: Cell | None) -> bool:
+        """Whether a cell belongs to the run that made weights which ship."""
+        return cell is not None and cell.flag == "slow" and self.path.stem in RECORDS
+
     def now(self, cell: Cell | None = None) -> str:
-        """The hash of today's code, of all ordinary cells or of one other."""
+        """The hash of today's code, of all ordinary cells or of one other; for a record
+        the hash of what it made."""
+        if self.is_record(cell):
+            made = package().folder / RECORDS[self.path.stem]
+            return digest([made.read_bytes().hex()])
         used = self.ordinary
         if cell is not None:
             above = self.cells[: self.cells.index(cell)]
@@ -302,6 +314,9 @@ def run(path: Path, flags: Collection[str]) -> None:
     client.execute()
     for cell, outputs, count in waiting:
         cell.update(cell_type="code", outputs=outputs, execution_count=count)
+    records = [cell for cell in notebook.cells if notebook.is_record(cell)]
+    made = {cell.content["id"]: notebook.now(cell) for cell in records}
+    stamps |= {name: made[name] for name in stamps.keys() & made.keys()}
     _stamp(content, stamps, {cell.content["id"] for cell in notebook.ordinary})
     if path.read_bytes() != before:
         raise RuntimeError(f"{path} was changed while it ran, and stays as it is")
@@ -349,6 +364,8 @@ def made_with(path: Path) -> dict[str, str]:
         if cell.content["outputs"]:
             version = f"version {stamp['version']}" if stamp else "an earlier version"
             since = ", code since changed" if name in old else ""
+            if notebook.is_record(cell):
+                since = ", by the run that made the weights which ship" * (not since)
             said[name] = f"Made with {version}{since}."
     return said
 

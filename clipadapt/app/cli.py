@@ -12,9 +12,16 @@ import json
 import logging
 import os
 import sys
+import time
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext, redirect_stdout, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import (
+    AbstractContextManager,
+    contextmanager,
+    nullcontext,
+    redirect_stdout,
+    suppress,
+)
 from functools import partial
 from glob import escape as glob_escape
 from importlib.util import find_spec
@@ -34,14 +41,19 @@ from clipadapt.app.runs import (
     captioner_name,
     check_file,
     check_fitting,
+    check_folder,
     check_known,
     check_place,
+    check_run,
     check_scorable,
     compare_in,
     configure,
     export_features,
+    finished_run,
     image_set,
+    kinds_of,
     lasting_options,
+    listed_classes,
     logger,
     make_methods,
     meant,
@@ -54,6 +66,7 @@ from clipadapt.app.runs import (
     run_folder,
     run_record,
     saved_method,
+    saved_place,
     say,
     say_preset,
     shown,
@@ -125,6 +138,10 @@ class _Command(click.Command):
             if rows:
                 with formatter.section(title):
                     formatter.write_dl(rows)
+
+    def invoke(self, ctx: click.Context):
+        _look_first(ctx)
+        return super().invoke(ctx)
 
 
 class _Group(click.Group):
@@ -311,14 +328,14 @@ def main(quiet: bool) -> None:
       clipadapt demo
     Your own folder:
       clipadapt adapt --images photos --classes cat,dog \\
-        --model ViT-B-32 --pretrained openai --out run
+        --model ViT-B-32 --pretrained laion2b_s34b_b79k --out run
     New images:
       clipadapt predict --saved run/model --images more --out answers.csv
     A file for a browser or a phone:
       clipadapt export --saved run/model --out classifier.onnx
     Which method is best:
       clipadapt compare --images photos --test labelled \\
-        --model ViT-B-32 --pretrained openai --out compared
+        --model ViT-B-32 --pretrained laion2b_s34b_b79k --out compared
 
     Exit codes: 0 done, 1 something was wrong with the input, 2 wrong options, 130
     interrupted, 141 the pipe was closed. Every command takes --json.
@@ -330,9 +347,35 @@ def main(quiet: bool) -> None:
     logger.propagate = False
     context = click.get_current_context()
     context.with_resource(warnings.catch_warnings())
+    context.with_resource(_without_retries())
     _warn_once()
     if "WORLD_SIZE" in os.environ:
         _one_of_several(context)
+
+# %% ../../nbs/engine/cli.ipynb #retries-1
+@contextmanager
+def _without_retries() -> Iterator[None]:
+    """In it, the Hub's library does not print how often it tries again.
+
+    What comes of it, our own message says. Who asks for more (HF_HUB_VERBOSITY,
+    HF_DEBUG) gets it.
+    """
+    if {"HF_HUB_VERBOSITY", "HF_DEBUG"} & {*os.environ}:
+        yield
+        return
+    asking = logging.getLogger("huggingface_hub.utils._http")
+    asking.addFilter(_is_no_retry)
+    try:
+        yield
+    finally:
+        asking.removeFilter(_is_no_retry)
+
+
+def _is_no_retry(record: logging.LogRecord) -> bool:
+    words = record.getMessage()
+    return not (
+        words.startswith("Retrying in ") or " thrown while requesting " in words
+    )
 
 # %% ../../nbs/engine/cli.ipynb #cell-14
 def _one_of_several(context: click.Context) -> None:
@@ -419,9 +462,8 @@ class _ModelName(click.ParamType):
     name = "text"
 
     def shell_complete(self, ctx, param, incomplete: str) -> list[CompletionItem]:
-        files = [one for at in _openclip() for one in at.glob("*_configs/*.json")]
-        names = sorted({"hf-hub:", "local-dir:", *(one.stem for one in files)})
-        return _beginning(names, incomplete)
+        names = ["hf-hub:", "local-dir:", *_architectures()]
+        return _beginning(sorted(names), incomplete)
 
 
 class _WeightsName(click.ParamType):
@@ -430,10 +472,7 @@ class _WeightsName(click.ParamType):
     name = "text"
 
     def shell_complete(self, ctx, param, incomplete: str) -> list[CompletionItem]:
-        codes = [one.read_text("utf-8") for one in _openclip("pretrained.py")]
-        model = ctx.params.get("model")
-        tags = [tag for code in codes for tag in _tags_in(code, model)]
-        return _beginning(sorted(tags), incomplete)
+        return _beginning(sorted(_tags(ctx.params.get("model"))), incomplete)
 
 
 class _MethodNames(click.ParamType):
@@ -456,6 +495,17 @@ def _openclip(name: str = "") -> list[Path]:
     return [path for path in paths if path.exists()]
 
 
+def _architectures() -> list[str]:
+    """The names of the models that OpenCLIP lists; none where it is not found."""
+    return sorted(one.stem for at in _openclip() for one in at.glob("*_configs/*.json"))
+
+
+def _tags(model: str | None) -> list[str]:
+    """The names of weights that OpenCLIP lists for a model, as far as it is known."""
+    codes = [one.read_text("utf-8") for one in _openclip("pretrained.py")]
+    return [tag for code in codes for tag in _tags_in(code, model)]
+
+# %% ../../nbs/engine/cli.ipynb #complete-2c
 def _tags_in(code: str, model: str | None) -> list[str]:
     """The names of weights that OpenCLIP's table has for a model.
 
@@ -533,6 +583,156 @@ def _options(*groups: list[Callable]) -> Callable:
         return command
 
     return decorate
+
+# %% ../../nbs/engine/cli.ipynb #first-2
+def _look_first(context: click.Context) -> None:
+    """Refuse what is wrong with options before anything is imported for them.
+
+    Raises FileNotFoundError, ValueError, and click.UsageError for what does not go
+    together.
+    """
+    given: dict[str, Any] = {"methods": None, **context.params}
+    _look_at_engine(given)
+    _look_at_captioner(given)
+    for name, look in _LOOKS.items():
+        value = given.get(name)
+        if isinstance(value, str):
+            with _naming(f"--{name}", _by_config(name)):
+                look(value, given)
+    for setting in given.get("settings") or ():
+        name, _, value = setting.partition("=")
+        if name == "templates":
+            with _naming(f"--set {name}", _by_config("settings")):
+                _look_at_templates(value.strip('"'), given)
+    if "resume" in given:
+        check_run(given["out"], given["overwrite"], given["resume"])
+
+
+@contextmanager
+def _naming(option: str, more: str = "") -> Iterator[None]:
+    """In it, an error begins with the option that it is about; `more` ends it."""
+    try:
+        yield
+    except (FileNotFoundError, ValueError) as error:
+        words = str(error).removeprefix(f"{option} ")
+        raise type(error)(f"{option} {words}{more}") from error
+
+# %% ../../nbs/engine/cli.ipynb #first-3
+def _look_at_images(folder: str, given: dict[str, Any]) -> None:
+    """A folder that is not there; an address is for an engine, which is asked later."""
+    if not given.get("engine") and "://" not in folder:
+        check_folder(folder)
+
+
+def _look_at_saved(saved: str, _given: dict[str, Any]) -> None:
+    if not saved.startswith("hf-hub:"):
+        saved_place(saved)
+
+
+def _look_at_templates(choice: str, _given: dict[str, Any]) -> None:
+    """A file that is not there; names of sets are known where templates are."""
+    is_file = choice.lower().endswith(".json") and "{}" not in choice
+    if is_file and not os.path.isfile(at_home(choice)):
+        raise FileNotFoundError(f"{choice}: no such file")
+
+
+def _look_at_model(name: str, given: dict[str, Any]) -> None:
+    """A folder that is not there, or a name and weights that OpenCLIP does not list."""
+    if name.startswith("local-dir:"):
+        folder = at_home(name.removeprefix("local-dir:"))
+        if not os.path.isdir(folder):
+            raise FileNotFoundError(f"{name}: there is no folder {folder!r:.300}")
+        return
+    known = _architectures()
+    if name.startswith("hf-hub:") or not known:
+        return
+    if name not in known:
+        raise ValueError(
+            f"{name!r:.100}: unknown model{_perhaps(name, known)}; give one that"
+            " OpenCLIP lists (Tab completes them), hf-hub:OWNER/NAME or"
+            " local-dir:FOLDER"
+        )
+    _look_at_weights(name, given["pretrained"])
+
+
+def _perhaps(name: str, known: Sequence[str]) -> str:
+    near = meant(name, known)
+    return near and f", {near.rstrip('?')}"
+
+# %% ../../nbs/engine/cli.ipynb #first-4
+def _look_at_weights(model: str, pretrained: str | None) -> None:
+    """Weights that an architecture of OpenCLIP's does not have."""
+    tags, some = _tags(model), ""
+    if tags:
+        some = f", one of {', '.join(tags[:5])}{', ...' * (len(tags) > 5)}"
+    if pretrained is None:
+        raise ValueError(
+            f"{model} needs weights, for without them it knows nothing: add"
+            f" --pretrained TAG{some}, or a file"
+        )
+    if not tags or pretrained in tags or os.path.isfile(at_home(pretrained)):
+        return
+    raise ValueError(
+        f"{model} has no weights {pretrained!r:.100}{_perhaps(pretrained, tags)}, and"
+        f" no file is called so; give{some.removeprefix(',')}"
+    )
+
+
+def _look_at_pretrained(tag: str, given: dict[str, Any]) -> None:
+    if not given["model"]:
+        raise ValueError(
+            f"{tag} needs the model that it belongs to: --model ViT-B-32, for example"
+        )
+
+
+_LOOKS: dict[str, Callable[[str, dict[str, Any]], object]] = {
+    "images": _look_at_images,
+    "test": _look_at_images,
+    "classes": lambda classes, _given: listed_classes(classes),
+    "methods": lambda methods, _given: method_names(methods),
+    "saved": _look_at_saved,
+    "templates": _look_at_templates,
+    "model": _look_at_model,
+    "pretrained": _look_at_pretrained,
+}
+
+# %% ../../nbs/engine/cli.ipynb #first-5
+def _look_at_engine(given: dict[str, Any]) -> None:
+    """Options of an engine that do not go together."""
+    if "engine" not in given:
+        return
+    if given["engine"] is None and (given["address"] or given["workers"]):
+        raise click.UsageError("--address and --workers go with --engine ray")
+    if given["engine"] and given.get("no_store"):
+        raise click.UsageError("--engine ray works for the store; leave --no-store out")
+
+
+def _look_at_captioner(given: dict[str, Any]) -> None:
+    """A captioner to whom nobody listens, or who is not there."""
+    captioner, model = given.get("captioner") or "", given.get("captioner_model")
+    if not captioner and not model:
+        return
+    if "method" in given or given["methods"]:
+        wanted = [given["method"]] if "method" in given else None
+        wanted = wanted or method_names(given["methods"])
+        if "latteclip" not in wanted:
+            raise click.UsageError(
+                f"--captioner serves latteclip, and {', '.join(wanted)} learns from no"
+                " captions"
+            )
+    if captioner.startswith(("http://", "https://")):
+        return
+    if model:
+        raise click.UsageError(
+            "--captioner-model names a model of a server; give the address of the"
+            " server with --captioner"
+        )
+    is_name = captioner.count("/") == 1 and not captioner.startswith((".", "/"))
+    if captioner != "attributes" and not is_name and not os.path.isdir(captioner):
+        raise FileNotFoundError(
+            f"--captioner: there is no folder {captioner!r}; give one, a name on the"
+            " hub such as llava-hf/llava-v1.6-mistral-7b-hf, or attributes"
+        )
 
 # %% ../../nbs/engine/cli.ipynb #cell-18
 IMAGES = [
@@ -622,7 +822,10 @@ RUN = [
     click.option(
         "--resume",
         is_flag=True,
-        help="Go on with the run in --out, or with one that was to --overwrite it.",
+        help=(
+            "Go on with the run in --out, or with one that was to --overwrite it; what"
+            " is finished is not fitted again."
+        ),
     ),
     click.option(
         "--config",
@@ -719,11 +922,7 @@ def _engine(given: dict[str, Any]) -> RayEngine | None:
     """The engine of a command, which ends with it; None for this process."""
     context = click.get_current_context()
     if given.get("engine") is None:
-        if given.get("address") or given.get("workers"):
-            raise click.UsageError("--address and --workers go with --engine ray")
         return None
-    if given.get("no_store"):
-        raise click.UsageError("--engine ray works for the store; leave --no-store out")
     from clipadapt.clip.cluster import RayEngine
     from clipadapt.learning.processes import launched
 
@@ -766,16 +965,25 @@ def _check(options: dict[str, Any]) -> str:
 def _sound(clip: CLIP, images: ImageSet, methods: Sequence = ()) -> ImageSet:
     """The images that can be read; with a store, their features are kept from now.
 
-    So are those of the views that `methods` will be fitted on.
+    So are those of the views that `methods` will be fitted on, which the log says.
     """
     from clipadapt.clip.features import StoredCLIP, readable
 
     if not isinstance(clip, StoredCLIP):
         return images
     views = [view for method in methods for view in method.encoded_views()]
+    if methods:
+        learns = ", ".join(type(one).__name__ for one in methods if one.encoded_views())
+        more = f", and {len(views)} views of each, which {learns} learns from"
+        logger.info("encoding %d images%s", len(images), more * bool(views))
     with _encoding(clip):
         _encode_part(clip, images, views)
-        return readable(clip, images, views)
+        sound = readable(clip, images, views)
+    if damaged := sound.skipped[len(images.skipped) :]:
+        what = "%d of %d images are used; %d cannot be read (%s)"
+        counts = (len(sound), len(images), len(damaged))
+        logger.info(what, *counts, kinds_of(damaged))
+    return sound
 
 
 def _encode_part(clip: CLIP, images: ImageSet, views: Sequence) -> None:
@@ -810,6 +1018,7 @@ def _load_model(
         tag = f" ({pretrained})" if pretrained else ""
         logger.info("loading %s%s%s", model, tag, _by_config("model"))
     clip = load_clip(model, pretrained, given["device"], exact=given["exact"])
+    _check_padding(clip, model)
     engine = _engine(given)
     return clip if given["no_store"] else StoredCLIP(clip, FeatureStore(engine=engine))
 
@@ -824,6 +1033,17 @@ def _by_config(option: str) -> str:
     source = click.get_current_context().get_parameter_source(option)
     return ", which --config names" if source == ParameterSource.DEFAULT_MAP else ""
 
+# %% ../../nbs/engine/cli.ipynb #padding-1
+def _check_padding(clip: CLIP, model: str | None) -> None:
+    """ValueError for a tokenizer of transformers that cannot fill up short texts."""
+    inner = getattr(clip.tokenizer, "tokenizer", None)
+    if inner is not None and getattr(inner, "pad_token", "") is None:
+        raise ValueError(
+            f"the tokenizer of {model} has no padding token, so that texts of several"
+            " lengths cannot be encoded together; name one in its"
+            ' tokenizer_config.json, as in "pad_token": "<pad>"'
+        )
+
 # %% ../../nbs/engine/cli.ipynb #who-describes
 def _load_captioner(
     captioner: str, model: str | None, device: str | None = None, noun: str = "shape"
@@ -833,11 +1053,6 @@ def _load_captioner(
 
     if captioner.startswith(("http://", "https://")):
         return _ask_server(captioner, model)
-    if model:
-        raise click.UsageError(
-            "--captioner-model names a model of a server; give the address of the"
-            " server with --captioner"
-        )
     if captioner == "attributes":
         return AttributeCaptioner(noun)
     logger.info("captions by %s%s", captioner, _by_config("captioner"))
@@ -858,7 +1073,7 @@ def _methods(
     wanted: Sequence[str], clip: CLIP, pool: ImageSet, given: dict[str, Any]
 ) -> dict[str, Any]:
     """The methods `wanted` by name, unfitted, as the options have them."""
-    captioner = _captioner_for(wanted, clip, given)
+    captioner = _captioner_for(clip, given)
     made = make_methods(clip, pool.classnames, given["preset"], captioner)
     return {name: made[name] for name in wanted}
 
@@ -879,17 +1094,9 @@ def _known_labels(pool: ImageSet, given: dict[str, Any]):
     return pool.labels
 
 
-def _captioner_for(wanted: Sequence[str], clip: CLIP, given: dict[str, Any]):
-    """The captioner that was asked for, if one of the methods `wanted` takes it.
-
-    Raises click.UsageError when no method would listen to it.
-    """
+def _captioner_for(clip: CLIP, given: dict[str, Any]):
+    """The captioner that was asked for, if anyone asked for one."""
     captioner, model = given["captioner"], given["captioner_model"]
-    if (captioner or model) and "latteclip" not in wanted:
-        raise click.UsageError(
-            f"--captioner serves latteclip, and {', '.join(wanted)} learns from no"
-            " captions"
-        )
     noun = "digit" if clip.name is None else "shape"
     if not captioner and not model:
         return None
@@ -960,6 +1167,23 @@ _ADAPT = [
     click.option("--seed", type=SEED, default=0, show_default=True),
 ]
 
+# %% ../../nbs/engine/cli.ipynb #adapt-parts
+def _finished(out: str, options: dict[str, Any]) -> dict[str, Any] | None:
+    """What a finished run ended with, and a word about it; None for any other."""
+    done = finished_run(out, options)
+    if done:
+        again = "--overwrite fits again, without --resume"
+        logger.info("%s is finished, and is left as it is; %s", out, again)
+    return done
+
+
+def _sound_in_time(
+    clip: CLIP, images: ImageSet, methods: Sequence
+) -> tuple[ImageSet, float]:
+    """What `_sound` returns, and the seconds that it took."""
+    start = time.perf_counter()
+    return _sound(clip, images, methods), time.perf_counter() - start
+
 # %% ../../nbs/engine/cli.ipynb #cell-31
 @main.command()
 @_options(IMAGES, CLASSES, MODEL, ENGINE, RUN, PRESET, CAPTIONER)
@@ -970,7 +1194,7 @@ def adapt(context, out, overwrite, resume, method, **given) -> dict[str, Any]:
 
     \b
     clipadapt adapt --images photos --classes cat,dog \\
-      --model ViT-B-32 --pretrained openai --out run
+      --model ViT-B-32 --pretrained laion2b_s34b_b79k --out run
     clipadapt adapt --images photos --classes classes.txt \\
       --model ViT-B-32 --pretrained laion2b_s34b_b79k \\
       --method grip --set rounds=5 --out run
@@ -984,6 +1208,8 @@ def adapt(context, out, overwrite, resume, method, **given) -> dict[str, Any]:
     from clipadapt.learning.processes import join
 
     options = _run_options(context)
+    if resume and not overwrite and (done := _finished(out, options)):
+        return {"out": _in_full(out), "method": method, **done}
     _engine(given)  # what is wrong with it is said before processes wait for each other
     processes = join(given["device"] == "cpu")
     pool, clip = _pool(given), _clip(given)
@@ -993,9 +1219,9 @@ def adapt(context, out, overwrite, resume, method, **given) -> dict[str, Any]:
     place = run_folder(out, options, overwrite, resume)
     with place if processes.first else nullcontext(Path(out)) as folder:
         _if_interrupted(context, _kept("What is done is kept", folder, out))
-        pool = _sound(clip, pool, [chosen])
+        pool, seconds = _sound_in_time(clip, pool, [chosen])
         labels = _known_labels(pool, given)
-        more = (given["probabilities"], given["preset"])
+        more = (given["probabilities"], given["preset"], seconds)
         done = adapt_in(folder, out, chosen, pool, labels, *more)
     return {"out": _in_full(out), "method": method, **done}
 
@@ -1084,11 +1310,11 @@ def zero_shot(templates, out, overwrite, probabilities, **given):
 
     \b
     clipadapt zero-shot --images photos --classes cat,dog \\
-      --model ViT-B-32 --pretrained openai --templates 'a photo of a {}.'
+      --model ViT-B-32 --pretrained laion2b_s34b_b79k --templates 'a photo of a {}.'
     """
+    target = _target(out, overwrite)
     from clipadapt.methods.zeroshot import ZeroShot
 
-    target = _target(out, overwrite)
     pool, clip = _pool(given, "test"), _clip(given)
     pool = _sound(clip, pool)
     method = ZeroShot(clip, pool.classnames, templates=templates).fit(pool)
@@ -1238,7 +1464,7 @@ def compare(context, out, overwrite, resume, methods, seeds, **given):
     \b
     clipadapt compare --seeds 3
     clipadapt compare --images photos --test labelled \\
-      --model ViT-B-32 --pretrained openai \\
+      --model ViT-B-32 --pretrained laion2b_s34b_b79k \\
       --methods zero-shot,mixture,reclip --out compared
     """
     options, wanted = _run_options(context), method_names(methods)
@@ -1308,12 +1534,12 @@ def encode(context, images, max_pixels, out, overwrite, **given):
     clipadapt encode --images photos \\
       --model ViT-B-32 --pretrained laion2b_s34b_b79k --out features.safetensors
     """
-    from clipadapt.images.sets import image_names
-
     beside = None if str(out).endswith(".parquet") else ".json"
     target = check_file(out, overwrite, *_FEATURES, beside=beside)
     words = "What was encoded is kept; the same command goes on from there."
     _if_interrupted(context, "Nothing was written." if given["no_store"] else words)
+    from clipadapt.images.sets import image_names
+
     pool = image_set(images, max_pixels, "train", _check(given), _engine(given))
     clip = _clip(given)
     pool = _sound(clip, pool)
@@ -1351,7 +1577,8 @@ def _store():
 @_options(TABLE, QUIET)
 def store_list(out, overwrite):
     """A line for each model: how many features there are, and their size."""
-    store, target = _store(), _target(out, overwrite)
+    target = _target(out, overwrite)
+    store = _store()
     columns = "key model rows dim dtype precision megabytes".split()
     done = _write_result(target, pd.DataFrame(store.entries(), columns=columns))
     logger.info("in %s, %.1f MB", store.location, store.size() / 1e6)
@@ -1453,10 +1680,6 @@ def caption_command(
     clipadapt caption --images photos \\
       --captioner http://127.0.0.1:8000/v1 --out captions.csv
     """
-    from clipadapt.clip.captions import caption
-    from clipadapt.clip.features import leave_out
-    from clipadapt.images.sets import image_names
-
     if images and not captioner:
         raise click.UsageError(
             "say who describes the images: --captioner MODEL, an image-text-to-text"
@@ -1464,6 +1687,10 @@ def caption_command(
             " --captioner attributes for drawings on a plain ground"
         )
     target = _target(out, overwrite)
+    from clipadapt.clip.captions import caption
+    from clipadapt.clip.features import leave_out
+    from clipadapt.images.sets import image_names
+
     words = "What was described is kept; the same command goes on from there."
     _if_interrupted(context, words)
     engine = _engine(given)
@@ -1493,10 +1720,10 @@ def demo_command(out):
     \b
     clipadapt demo --out runs/demo
     """
-    from clipadapt.app.demo import demo
-
     page = Path(out, "report.html")
     check_place(page)
+    from clipadapt.app.demo import demo
+
     return {"report": _in_full(page), "table": table_rows(demo(out))}
 
 

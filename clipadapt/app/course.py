@@ -72,6 +72,8 @@ WEBSITE = "https://clipadapt.github.io/clipadapt/"
 
 
 _FOR_THE_WEB = ("badges", "colab")  # cells for those who have no copy (tools/badges.py)
+_SHOWN = ", whose results are shown)"  # what tools/costs.py says of slow cells
+_STOP = 'raise RuntimeError("slow, up to hours: to run it, delete this line")\n'
 
 
 def without_outputs(text: str) -> str:
@@ -100,18 +102,29 @@ def for_student(text: str, name: str, files: Iterable[str]) -> str:
     cells = [cell for cell in notebook["cells"] if cell.get("id") not in _FOR_THE_WEB]
     notebook["cells"] = cells
     for cell in cells:
-        if cell["cell_type"] == "code" and _is_begun(cell):
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "code" and _may_fail(source):
             tags = cell["metadata"].get("tags", [])
             cell["metadata"]["tags"] = [*dict.fromkeys([*tags, "raises-exception"])]
+            source = _stopped(source)
         if cell["cell_type"] == "markdown":
-            linked = _with_links("".join(cell["source"]), name, known)
-            cell["source"] = linked.splitlines(keepends=True)
+            page = f"{WEBSITE}{posixpath.splitext(name)[0].removeprefix('nbs/')}.html"
+            there = f": see [their results]({page}), or delete what stops them)"
+            source = _with_links(source, name, known).replace(_SHOWN, there)
+        cell["source"] = source.splitlines(keepends=True)
     return json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
 
 
-def _is_begun(cell: dict) -> bool:
-    """Whether a student shall finish this cell, which may fail until then."""
-    return re.match(r"(#\|.*\n)*#\| *eval: *false", "".join(cell["source"])) is not None
+def _may_fail(source: str) -> bool:
+    """Whether a student shall finish this cell, or decide to run it."""
+    return re.match(r"#\| *slow\b|(#\|.*\n)*#\| *eval: *false", source) is not None
+
+
+def _stopped(source: str) -> str:
+    """A slow cell with the statement that stops it; any other cell as it is."""
+    if not re.match(r"#\| *slow\b", source) or _STOP in source:
+        return source
+    return re.sub(r"\A(#\|.*\n)+", lambda found: found[0] + _STOP, source)
 
 # %% ../../nbs/engine/course.ipynb #course-9c
 def _with_links(text: str, name: str, known: set[str]) -> str:
@@ -230,13 +243,16 @@ def _hash_of(path: Path) -> str | None:
     return "" if os.path.lexists(path) else None
 
 # %% ../../nbs/engine/course.ipynb #course-19
-_TO_OPEN = {"jupyterlab": "jupyterlab", "fastcore": "'fastcore<2'"}
+_TO_OPEN = ("jupyterlab", "fastcore")
 
 
 def missing_to_open() -> str:
-    """The line that installs what opening the course needs; "" if all is there."""
-    absent = [name for module, name in _TO_OPEN.items() if not find_spec(module)]
-    return f"pip install {' '.join(absent)}" if absent else ""
+    """The line that installs what opening the course needs; "" if all is there.
+
+    It is the line that the doctor gives for the extra `course`.
+    """
+    is_there = all(find_spec(module) for module in _TO_OPEN)
+    return "" if is_there else "pip install --upgrade 'clipadapt[course]'"
 
 
 def open_course(folder: str | Path) -> int:

@@ -438,10 +438,14 @@ EXTRAS = {
     "browser": "tests that drive a browser",
     "dev": "everything that works on the notebooks",
 }
+_FOR_OURSELVES = ("browser", "dev")
 
-
+# %% ../../nbs/engine/doctor.ipynb #doc-29b
 def check_extras() -> Iterator[Finding]:
-    """Which extras are installed, and what each one adds."""
+    """Which extras are installed, and what each one adds.
+
+    Those for work on clipadapt itself are left out where they are not installed.
+    """
     for extra, adds in EXTRAS.items():
         parts = needed(extra)
         absent = [one for one in parts if _version(one.name) is None]
@@ -450,9 +454,11 @@ def check_extras() -> Iterator[Finding]:
         if not parts:
             words = f"this version of clipadapt has no such extra ({adds})"
             yield Finding("extras", extra, "note", words)
+        elif absent and extra in _FOR_OURSELVES:
+            continue
         elif absent:
             names = ", ".join(one.name for one in absent)
-            words = f"{adds}; not there: {names}"
+            words = f"{adds}; it needs {names}"
             yield Finding("extras", extra, "missing", words, repair)
         elif old:
             words = ", ".join(f"{one.name} is not {one.bound}" for one in old)
@@ -535,6 +541,9 @@ def as_record(found: list[Finding]) -> dict[str, Any]:
     return {"broken": broken, "findings": listed, "exit_code": int(bool(broken))}
 
 # %% ../../nbs/engine/doctor.ipynb #doc-36
+_MARKS = {"ok": "", "missing": "(optional, not installed) "}
+
+
 def as_text(found: list[Finding]) -> str:
     """All findings for people: a line each, below it the line that repairs."""
     lines, part = [], ""
@@ -542,9 +551,10 @@ def as_text(found: list[Finding]) -> str:
         if one.part != part:
             part = one.part
             lines.append(f"\n{part.capitalize()}" if lines else part.capitalize())
-        mark = "" if one.state == "ok" else f"[{one.state}] "
+        mark = _MARKS.get(one.state, f"[{one.state}] ")
         lines.append(f"  {one.name}: {mark}{one.text}")
-        lines += [f"    repair: {one.repair}"] if one.repair else []
+        remedy = "to add it" if one.state == "missing" else "repair"
+        lines += [f"    {remedy}: {one.repair}"] if one.repair else []
     broken = [one.name for one in found if one.state == "broken"]
     end = f"Broken: {', '.join(broken)}." if broken else "Nothing is broken."
     return "\n".join([*lines, "", end, ""])

@@ -18,6 +18,7 @@ import shlex
 import shutil
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from importlib.metadata import version
@@ -61,12 +62,13 @@ if TYPE_CHECKING:  # they import torch, which takes seconds
     from clipadapt.learning.adapter import Adapter, SavedClip, SavedMethod
 
 # %% auto #0
-__all__ = ['logger', 'METHODS', 'WRITTEN', 'shown', 'say', 'read_classes', 'image_set', 'read_images', 'check_scorable', 'meant',
-           'method_names', 'make_methods', 'say_preset', 'captioner_name', 'templates_name', 'in_words', 'check_value',
-           'configure', 'write_json', 'write_table', 'table_rows', 'check_file', 'check_place', 'ask_readable',
-           'predictions', 'report_accuracy', 'write_features', 'write_parquet', 'stored_table', 'export_features',
-           'read_config', 'lasting_options', 'run_folder', 'run_record', 'adapt_in', 'compare_in', 'saved_method',
-           'check_known', 'check_fitting']
+__all__ = ['logger', 'METHODS', 'WRITTEN', 'shown', 'say', 'read_classes', 'listed_classes', 'image_set', 'kinds_of',
+           'check_folder', 'read_images', 'check_scorable', 'meant', 'method_names', 'make_methods', 'say_preset',
+           'captioner_name', 'templates_name', 'in_words', 'check_value', 'configure', 'write_json', 'write_table',
+           'table_rows', 'check_file', 'check_place', 'ask_readable', 'predictions', 'report_accuracy',
+           'write_features', 'write_parquet', 'stored_table', 'export_features', 'read_config', 'lasting_options',
+           'check_run', 'finished_run', 'run_folder', 'run_record', 'adapt_in', 'compare_in', 'saved_place',
+           'saved_method', 'check_known', 'check_fitting']
 
 # %% ../../nbs/engine/runs.ipynb #cell-6
 logger = logging.getLogger("clipadapt")
@@ -110,16 +112,8 @@ def read_classes(value: str | None) -> list[str] | None:
 
     if value is None:
         return None
-    if os.path.isfile(value):
-        names = check_classnames(value)
-    elif _looks_like_a_file(value):
-        raise FileNotFoundError(f"--classes {value}: no such file; {_A_LIST}")
-    else:
-        names = check_classnames([name for name in value.split(",") if name.strip()])
-    if not names:
-        raise ValueError(f"--classes {value!r} names no class; {_A_LIST}")
-    if len(names) == 1:
-        raise _one_class(f"--classes {value!r:.100} names one class only")
+    names = check_classnames(listed_classes(value) or value)
+    _check_several(names, value)
     return names
 
 
@@ -134,6 +128,29 @@ def _one_class(what: str) -> ValueError:
 def _looks_like_a_file(value: str) -> bool:
     inside = os.path.basename(value) != value
     return "," not in value and (inside or value.endswith((".txt", ".csv", ".tsv")))
+
+# %% ../../nbs/engine/runs.ipynb #cell-9b
+def listed_classes(value: str) -> list[str]:
+    """The class names in "a,b,c", as they are; none where it is the path of a file.
+
+    value: as for `read_classes`, which looks at the names more closely.
+
+    Raises FileNotFoundError and ValueError as `read_classes`, and needs no PyTorch.
+    """
+    if os.path.isfile(value):
+        return []
+    if _looks_like_a_file(value):
+        raise FileNotFoundError(f"--classes {value}: no such file; {_A_LIST}")
+    names = [name for name in value.split(",") if name.strip()]
+    _check_several(names, value)
+    return names
+
+
+def _check_several(names: Sequence[str], value: str) -> None:
+    if not names:
+        raise ValueError(f"--classes {value!r} names no class; {_A_LIST}")
+    if len(names) == 1:
+        raise _one_class(f"--classes {value!r:.100} names one class only")
 
 # %% ../../nbs/engine/runs.ipynb #cell-12
 #| code-fold: true
@@ -167,9 +184,8 @@ def image_set(
 
         place = _called(folder)
         raise ValueError(f"{place} is no folder; --engine ray reads from there")
-    if folder and os.path.isfile(folder):
-        raise ValueError(f"{folder} is a file; --images and --test take a folder")
     if folder:
+        check_folder(folder)
         return ImageSet.from_folder(folder, max_pixels=max_pixels, check=check)
     return digits(split)
 
@@ -177,8 +193,30 @@ def image_set(
 def _say_images(images: ImageSet) -> None:
     labelled, skipped = (images.labels >= 0).sum(), len(images.skipped)
     more = f", {skipped} skipped because they cannot be read" if skipped else ""
+    more += f" ({kinds_of(images.skipped)})" if skipped else ""
     what = "%d images, %d of them labelled, %d classes%s"
     logger.info(what, len(images), labelled, len(images.classnames), more)
+
+# %% ../../nbs/engine/runs.ipynb #cell-12b
+def kinds_of(left_out: Sequence[tuple[str, str]]) -> str:
+    """How many files of each kind were left out, as "2 .jpg, 1 .png".
+
+    left_out: (name, reason) of each, as in `ImageSet.skipped`.
+    """
+    ends = (Path(name).suffix.lower() or "without an ending" for name, _ in left_out)
+    counts = Counter(ends).most_common()
+    return ", ".join(f"{count} {shown(end)}" for end, count in counts)
+
+
+def check_folder(folder: str) -> None:
+    """Raise FileNotFoundError where nothing is, and ValueError for a file.
+
+    folder: the path of a folder of images.
+    """
+    if os.path.isfile(folder):
+        raise ValueError(f"{folder} is a file, and a folder of images is needed")
+    if not os.path.exists(folder):
+        raise FileNotFoundError(f"{folder}: no such folder")
 
 # %% ../../nbs/engine/runs.ipynb #cell-13
 #| code-fold: true
@@ -245,8 +283,8 @@ def _labels(images: ImageSet, names: list[str], where: str) -> np.ndarray | None
     if others:
         some = ", ".join(others[:3] + ["..."] * (len(others) > 3))
         logger.info(
-            "the sub-folders of %s are not the classes (%s), so its images count as "
-            "unlabelled",
+            "warning: the sub-folders of %s are not the classes (%s), so its images"
+            " count as unlabelled",
             where,
             some,
         )
@@ -316,7 +354,7 @@ def method_names(methods: str) -> list[str]:
     for name in wanted:
         if name not in METHODS:
             near = ", ".join(filter(None, (repr(name), meant(name, METHODS))))
-            raise ValueError(f"unknown method {near}; there are {known}")
+            raise ValueError(f"--methods: unknown method {near}; there are {known}")
         if wanted.count(name) > 1:
             raise ValueError(f"--methods names {name} more than once")
     if not wanted:
@@ -658,11 +696,16 @@ def predictions(
 
 # %% ../../nbs/engine/runs.ipynb #accuracy-1
 def report_accuracy(
-    method: Adapter, images: ImageSet, answers: np.ndarray
+    method: Adapter,
+    images: ImageSet,
+    answers: np.ndarray,
+    given: np.ndarray | None = None,
 ) -> float | None:
     """Log which share of the labelled images is answered right, and return it.
 
     method, images, answers: as for `predictions`.
+    given: int [N], the labels that the method was given, -1 for none; what it says of
+        those is no test of it, and the log says so.
 
     Returns None, and logs nothing, where no image has a label.
     """
@@ -673,6 +716,13 @@ def report_accuracy(
     right = (answers.argmax(1) == labels)[known].mean()
     what = "%.1f %% of the %d labelled images are answered right"
     logger.info(what, 100 * right, known.sum())
+    taught = 0 if given is None else int((known & (given >= 0)).sum())
+    if taught:
+        logger.info(
+            "%s of these labels the method was given, so this does not say how good it"
+            " is on images without one",
+            "all" if taught == known.sum() else taught,
+        )
     return float(right)
 
 # %% ../../nbs/engine/runs.ipynb #cell-38
@@ -967,10 +1017,7 @@ def _working_folder(
     if not old and not begun:
         return target
     if not overwrite and not resume:
-        raise ValueError(
-            f"{target} is not empty; choose another --out, go on with --resume, or "
-            "replace its run with --overwrite"
-        )
+        raise _not_empty(target)
     if not overwrite:
         _check_unchanged(target, options)
         return target
@@ -985,6 +1032,52 @@ def _working_folder(
         raise ValueError(f"{target} cannot be replaced; choose a folder inside it")
     shutil.rmtree(beside, ignore_errors=True)
     return beside
+
+# %% ../../nbs/engine/runs.ipynb #run-look
+def check_run(out: str, overwrite: bool, resume: bool) -> None:
+    """Raise ValueError or OSError when a run cannot be made in a folder.
+
+    out, overwrite, resume: as for `run_folder`, which looks again when it has the lock.
+
+    A run that is not complete may be at work just now: it is left to `run_folder`.
+    """
+    target = Path(out)
+    there = {path.name for path in _run_files(target)}
+    if "record.json" in there and not overwrite and not resume:
+        raise _not_empty(target)
+    check_place(target)
+
+
+def _not_empty(target: Path) -> ValueError:
+    return ValueError(
+        f"{target} is not empty; choose another --out, go on with --resume, or replace"
+        " its run with --overwrite"
+    )
+
+# %% ../../nbs/engine/runs.ipynb #run-finished
+def finished_run(out: str, options: dict[str, Any]) -> dict[str, Any] | None:
+    """What `adapt_in` returned for a run that is complete; None for any other.
+
+    out: the folder of the run.
+    options: those of the run that is asked for; with others it is another run.
+    """
+    folder = Path(out)
+    whole = ("record.json", "predictions.csv", f"model/{_SAVED}")
+    if not all((folder / name).is_file() for name in whole):
+        return None
+    if any(folder.glob("*checkpoint*")):
+        return None
+    try:
+        if _changed(folder, json.loads(json.dumps(options))):
+            return None
+        record = json.loads((folder / "record.json").read_bytes())
+        told = {name: record.get(name) for name in _TOLD}
+        return {"images": record["images"]["count"], **told}
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
+        return None  # a record that somebody changed: the run is made again
+
+
+_TOLD = ("encoding_seconds", "seconds", "accuracy")
 
 # %% ../../nbs/engine/runs.ipynb #cell-54
 class _Lines(logging.Formatter):
@@ -1169,6 +1262,7 @@ def adapt_in(
     labels: np.ndarray | None,
     probabilities: bool,
     preset: str | None = None,
+    encoding_seconds: float = 0.0,
 ) -> dict[str, Any]:
     """Fit a method, and write all that the folder of its run holds.
 
@@ -1179,10 +1273,12 @@ def adapt_in(
     labels: int [N], those that it may know, -1 for the others; None for none.
     probabilities: as for `predictions`.
     preset: as for `make_methods`, for the log and the record.
+    encoding_seconds: how long the images were encoded before, for the log and the
+        record.
 
     All processes of a launcher fit together; the first one writes and answers. It
-    returns the number of images, the seconds of the fit and the accuracy, which is None
-    without labels.
+    returns the number of images, the seconds of encoding and of the fit, and the
+    accuracy, which is None without labels.
     """
     from clipadapt.learning.processes import together
     from clipadapt.learning.training import Checkpoint
@@ -1203,13 +1299,17 @@ def adapt_in(
     answers = method.predict_proba(pool)
     table = predictions(method, pool, answers, probabilities)
     write_table(folder / "predictions.csv", table)
-    more = {"seconds": round(seconds, 3), "captioner": captioner_name(method)}
-    more |= {"templates": templates_name(method), "preset": preset}
-    write_json(folder / "record.json", run_record(method.clip, images=pool, **more))
+    before = f", after {encoding_seconds:.1f} s of encoding" * bool(encoding_seconds)
+    logger.info("fitted in %.1f s%s", seconds, before)
+    took = {"encoding_seconds": encoding_seconds, "seconds": seconds}
+    more: dict[str, Any] = {name: round(value, 3) for name, value in took.items()}
+    more["accuracy"] = report_accuracy(method, pool, answers, labels)
+    kept = {**more, "captioner": captioner_name(method), "preset": preset}
+    kept["templates"] = templates_name(method)
+    write_json(folder / "record.json", run_record(method.clip, images=pool, **kept))
     Checkpoint(checkpoint, {}).delete()
-    logger.info("fitted in %.1f s; wrote %s", seconds, out)
-    accuracy = report_accuracy(method, pool, answers)
-    return {"images": len(pool), "seconds": round(seconds, 3), "accuracy": accuracy}
+    logger.info("wrote %s", out)
+    return {"images": len(pool), **more}
 
 # %% ../../nbs/engine/runs.ipynb #cell-67
 def compare_in(
@@ -1247,6 +1347,47 @@ def compare_in(
         advice = recommend_without_labels(runs, asked, table)
     return table, advice
 
+# %% ../../nbs/engine/runs.ipynb #saved-place
+_SAVED, _SAVED_BEFORE = "adapter.safetensors", "adapter.json"  # 0.1 wrote the latter
+
+
+def saved_place(saved: str | Path) -> Path:
+    """The folder in which a saved method lies; it is not opened.
+
+    saved: that folder, or the folder of the run that made it.
+
+    Raises FileNotFoundError where there is none: it says whether a run has not finished
+    there, and how to go on with it.
+    """
+    folder = Path(at_home(saved))
+    for place in (folder / "model", folder):
+        if any((place / name).is_file() for name in (_SAVED, _SAVED_BEFORE)):
+            return place
+    run = folder.parent if folder.name == "model" else folder
+    if unfinished := _why_no_method(run):
+        raise FileNotFoundError(f"{folder} holds no saved method: {unfinished}")
+    if not folder.exists():
+        raise FileNotFoundError(f"{folder}: no such folder")
+    if folder.is_file():
+        raise FileNotFoundError(f"{folder} is a file; give the folder that it lies in")
+    raise FileNotFoundError(f"{folder} holds no saved method ({_SAVED}), nor a run")
+
+
+def _why_no_method(run: Path) -> str:
+    """Why a folder of a run holds no method; "" where it is none of a run."""
+    try:
+        command = read_config(run / "config.json")["command"]
+    except ValueError:
+        return ""
+    if command == "compare":
+        return "it is a comparison, which keeps answers only; fit one with adapt"
+    place = shlex.quote(str(run))
+    config = shlex.quote(str(run / "config.json"))
+    return (
+        "its run has not finished; go on with it, unless it is still at work:"
+        f" clipadapt adapt --config {config} --out {place} --resume"
+    )
+
 # %% ../../nbs/engine/runs.ipynb #cell-71
 def saved_method(saved: str) -> tuple[Path, SavedMethod]:
     """The folder and the record of a method that was saved.
@@ -1254,19 +1395,19 @@ def saved_method(saved: str) -> tuple[Path, SavedMethod]:
     saved: a folder that `save` wrote to, the folder of a run, or "hf-hub:owner/name",
         perhaps with "@revision" behind it.
 
-    Raises FileNotFoundError and ValueError as `read_saved` does, ValueError for a class
-    that is no method of clipadapt, and for a name of the Hub what `fetch` raises.
+    Raises FileNotFoundError as `saved_place` does, ValueError as `read_saved` does and
+    for a class that is no method of clipadapt, and for a name of the Hub what `fetch`
+    raises.
     """
     import clipadapt
     from clipadapt.learning.adapter import read_saved
 
-    folder = Path(saved)
     if saved.startswith("hf-hub:"):
         from clipadapt.learning.hub import fetch
 
-        folder = fetch(saved)
-    if (folder / "model" / "adapter.safetensors").is_file():
-        folder = folder / "model"
+        folder = saved_place(fetch(saved))
+    else:
+        folder = saved_place(saved)
     record, _ = read_saved(folder)
     if record.method not in clipadapt.__all__:
         raise ValueError(

@@ -443,6 +443,12 @@ def _for_cleanlab(
     if not len(labels) or answers.features is None:
         raise ValueError("there are no images to look for issues in")
     labelled = np.flatnonzero(labels >= 0)
+    if not len(labelled):
+        warnings.warn(
+            f"none of the {len(labels)} images has a label, so no label is judged, and"
+            " cleanlab looks at the images alone; give labels as y=",
+            stacklevel=3,
+        )
     kept = labelled if len(labelled) else np.arange(len(labels))
     names = image_names(answers.images)
     data = {"index": answers.places[kept], "image": [names[row] for row in kept]}

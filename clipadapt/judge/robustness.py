@@ -515,7 +515,8 @@ def plot_severity(table: pd.DataFrame, axes: Axes | None = None) -> Axes:
     best, worst = last.index[0], last.index[-1]
     names = dict(zip(last.index, label_texts(last.index)))
     means["method"] = means["method"].map(names)
-    axes, paired = plots._axes(axes, (7, 4)), sns.color_palette("tab20")
+    axes = plots._axes(axes, (7, max(4, 0.6 + 0.25 * len(last))))  # for the legend
+    paired = sns.color_palette("tab20")
     palette = [*paired[::2], *paired[1::2]][: len(last)] if len(last) <= 20 else "husl"
     sns.lineplot(
         means,
