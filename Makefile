@@ -20,7 +20,7 @@ temporary := -o tmp_path_retention_policy=failed
 checksums = find clipadapt nbs solutions -name .ipynb_checkpoints -prune -o \( -name '*.py' -o -name '*.ipynb' \) -print | sort | xargs cksum
 
 .NOTPARALLEL:
-.PHONY: demo test lint test-browser test-versions sync notebooks solutions unit large threads coverage fuzz soak cluster devices slow pretraining stale outputs bench bench-scale export readme lab docs docs-width clean help integrations
+.PHONY: demo test lint test-browser test-versions sync notebooks solutions unit large threads coverage fuzz soak cluster devices slow pretraining stale outputs bench kinds bench-scale export readme lab docs docs-width clean help integrations
 
 help:           ## list the targets
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -106,8 +106,12 @@ slow: .venv/ready-dev   ## `make outputs`, and the slow cells that are older tha
 pretraining: .venv/ready-dev   ## train the built-in CLIP anew, most of an hour: its weights change, and with them all figures
 	$(alone) IN_TEST=1 $(BIN)/python tools/fresh.py --run slow nbs/engine/tiny_clip.ipynb
 
-bench: .venv/ready-dev   ## the benchmarks: ratios taken in one run, and every method on other kinds of CLIP
-	@for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+bench: .venv/ready-dev   ## our code beside other code, in one run, and the page of it: half an hour of a quiet machine
+	$(BIN)/python benchmarks/performance.py
+
+kinds: .venv/ready-dev   ## every method on other kinds of CLIP, whole and exported: time, memory, the same answers; hours
+	$(BIN)/python benchmarks/conformance.py
+	$(BIN)/python benchmarks/export.py
 
 bench-scale: .venv/ready-dev   ## time and memory of methods up to a million features and 1,000 classes: hours, in parts (LIMIT= seconds a run)
 	cd benchmarks && $(abspath $(BIN))/python scale.py --methods all --sizes 1000 10000 100000 1000000 --classes 10 100 1000 --dims 64 512 --limit $(LIMIT) --out ../nbs/engine/growth.jsonl

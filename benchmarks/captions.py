@@ -8,15 +8,14 @@ those of one at a time.
 """
 
 import argparse
-import statistics
 import sys
 import tempfile
-import time
 import warnings
 from pathlib import Path
 
 import pandas as pd
 import torch
+from measuring import Row, median, turns
 
 from clipadapt import digits
 from clipadapt.clip.captions import TransformersCaptioner, caption, image_prompt
@@ -25,11 +24,42 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 from tiny_llava import save_tiny_llava  # noqa: E402
 
 
-def measured(captioner, images):
-    """Seconds of one pass without a cache, and the texts."""
-    start = time.perf_counter()
-    texts = caption(captioner, images, image_prompt("digits"), cache=False).texts
-    return time.perf_counter() - start, texts
+def described(captioner, images):
+    """The texts of one pass without a cache."""
+    return caption(captioner, images, image_prompt("digits"), cache=False).texts
+
+
+def measure(images, tokens, rounds, sizes):
+    """What each size of a batch took, and its texts."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    with tempfile.TemporaryDirectory() as folder:
+        save_tiny_llava(folder)
+        captioners = {
+            size: TransformersCaptioner(
+                folder, batch_size=size, max_new_tokens=tokens, device="cpu"
+            )
+            for size in sizes
+        }
+        for captioner in captioners.values():
+            captioner.prepare()
+            described(captioner, images.subset(range(min(8, len(images)))))
+        calls = {
+            size: lambda captioner=captioner: described(captioner, images)
+            for size, captioner in captioners.items()
+        }
+        times, texts = turns(calls, rounds, warm=False)
+    return {size: median(took) for size, took in times.items()}, texts
+
+
+def rows(images=64, tokens=24, rounds=3, batch=16):
+    """Captions in batches; one thread."""
+    pictures = digits("test").subset(range(images))
+    times, _ = measure(pictures, tokens, rounds, (1, batch))
+    task = f"{images} captions, a tiny LLaVA-NeXT"
+    ours = f"{batch} at a time"
+    pair = times[batch], times[1]
+    return [Row("clip", task, ours, "one at a time", *pair, 2, "wall")]
 
 
 if __name__ == "__main__":
@@ -37,45 +67,23 @@ if __name__ == "__main__":
     for name, default in {"images": 64, "tokens": 24, "rounds": 3}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
     images = digits("test").subset(range(options.images))
-    with tempfile.TemporaryDirectory() as folder:
-        save_tiny_llava(folder)
-        captioners = {
-            size: TransformersCaptioner(
-                folder, batch_size=size, max_new_tokens=options.tokens, device="cpu"
-            )
-            for size in (1, 2, 4, 8, 16, 32)
-        }
-        for captioner in captioners.values():
-            captioner.prepare()
-            measured(captioner, images.subset(range(min(8, len(images)))))
-        runs = [
-            {
-                size: measured(captioner, images)
-                for size, captioner in captioners.items()
-            }
-            for _ in range(options.rounds)
-        ]
+    times, texts = measure(images, options.tokens, options.rounds, (1, 2, 4, 8, 16, 32))
     print(
         f"torch {torch.__version__}, one thread; {options.images} images, "
         f"{options.tokens} tokens each, median of {options.rounds} rounds"
     )
-    seconds = {
-        size: statistics.median(run[size][0] for run in runs) for size in captioners
-    }
-    rows = [
+    table = [
         {
             "batch": size,
-            "seconds": seconds[size],
-            "captions/s": options.images / seconds[size],
-            "one at a time / this": seconds[1] / seconds[size],
+            "seconds": took.wall,
+            "captions/s": options.images / took.wall,
+            "one at a time / this": times[1].wall / took.wall,
             "same texts": (
-                f"{sum(a == b for a, b in zip(runs[0][size][1], runs[0][1][1]))} of "
+                f"{sum(a == b for a, b in zip(texts[size], texts[1]))} of "
                 f"{options.images}"
             ),
         }
-        for size in captioners
+        for size, took in times.items()
     ]
-    print(pd.DataFrame(rows).to_string(index=False, float_format="{:.3g}".format))
+    print(pd.DataFrame(table).to_string(index=False, float_format="{:.3g}".format))

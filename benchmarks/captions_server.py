@@ -11,14 +11,13 @@ that ask; it shows what asking costs, and gains only what was waiting.
 """
 
 import argparse
-import statistics
 import sys
 import tempfile
-import time
 from importlib.util import find_spec
 from pathlib import Path
 
 import pandas as pd
+from measuring import Row, median, spent, turns
 
 from clipadapt import digits
 from clipadapt.clip.captions import caption, image_prompt
@@ -38,22 +37,43 @@ def faulty(which: str, attempt: int) -> str:
 
 
 def measured(address, model, images, concurrency, **settings):
-    """Seconds of one pass without a cache, and what was said."""
+    """What one pass without a cache took, and what was said."""
     captioner = ServerCaptioner(address, model, concurrency, **settings)
-    start = time.perf_counter()
-    said = caption(captioner, images, image_prompt("digits"), cache=False)
-    return time.perf_counter() - start, said
+    return spent(
+        lambda: caption(captioner, images, image_prompt("digits"), cache=False)
+    )
+
+
+def one_and_many(address, model, images, many, rounds, **settings):
+    """The medians of one at a time and of many, and what each said last."""
+    calls = {
+        count: lambda count=count: measured(address, model, images, count, **settings)[
+            1
+        ]
+        for count in (1, many)
+    }
+    times, said = turns(calls, rounds, warm=False)
+    return {count: median(took) for count, took in times.items()}, said
+
+
+def rows(images=64, many=32, rounds=2, seconds=0.1):
+    """A server that takes a fixed time for a request, and any number at once."""
+    pictures = digits("test").subset(range(images))
+    with LoopbackServer(seconds=seconds) as server:
+        times, _ = one_and_many(server.url, MODEL, pictures, many, rounds)
+    task = f"{images} captions of a server, {seconds:g} s a request"
+    ours = f"{many} requests at once"
+    pair = times[many], times[1]
+    return [Row("clip", task, ours, "one at a time", *pair, 3, "wall")]
 
 
 def compared(name, address, model, images, options, **settings):
-    """The rows of a server: one at a time, many, and the ratio of the medians."""
-    runs = [
-        [measured(address, model, images, c, **settings) for c in (1, options.many)]
-        for _ in range(options.rounds)
-    ]
-    one, many = (statistics.median(run[k][0] for run in runs) for k in (0, 1))
-    same = runs[0][0][1].texts == runs[0][1][1].texts
-    lost = max(said.missing.sum() for run in runs for _, said in run)
+    """The row of a server for the eye: one at a time, many, and their ratio."""
+    given = options.many, options.rounds
+    times, said = one_and_many(address, model, images, *given, **settings)
+    one, many = times[1].wall, times[options.many].wall
+    same = said[1].texts == said[options.many].texts
+    lost = max(each.missing.sum() for each in said.values())
     return {
         "server": name,
         "images": len(images),
@@ -74,17 +94,17 @@ if __name__ == "__main__":
     options.many = options.concurrency
     images = digits("test").subset(range(options.images))
     fixed = f"{options.seconds:g} s a request"
-    rows = []
+    found = []
     with LoopbackServer(seconds=options.seconds) as server:
-        rows.append(compared(fixed, server.url, MODEL, images, options))
+        found.append(compared(fixed, server.url, MODEL, images, options))
     with LoopbackServer(faulty, seconds=options.seconds) as server:
-        seconds, said = measured(server.url, MODEL, images, options.many)
+        took, said = measured(server.url, MODEL, images, options.many)
         wrong = sum(faulty(which, 0) != FINE for which in server.attempts)
-    rows.append(
+    found.append(
         {
             "server": f"{fixed}, {wrong} pictures with a fault first",
             "images": len(images),
-            f"{options.many} at a time, captions/s": len(images) / seconds,
+            f"{options.many} at a time, captions/s": len(images) / took.wall,
             "lost": said.missing.sum(),
         }
     )
@@ -95,9 +115,9 @@ if __name__ == "__main__":
                 few, settings = images.subset(range(32)), {"max_new_tokens": 12}
                 measured(address, str(model), few.subset(range(4)), 1, **settings)
                 name = "transformers serve"
-                rows.append(
+                found.append(
                     compared(name, address, str(model), few, options, **settings)
                 )
     print(f"median of {options.rounds} rounds")
-    table = pd.DataFrame(rows).set_index("server").T
+    table = pd.DataFrame(found).set_index("server").T
     print(table.to_string(na_rep="", float_format="{:.2f}".format))

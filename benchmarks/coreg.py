@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from measuring import Row, Spent, median, spent, turns
 
 from clipadapt import CoReg, digits, load_clip
 from clipadapt.learning import students
@@ -114,20 +115,16 @@ def total(value):
     )
 
 
-def timed(call, inputs, rounds):
-    """Median seconds of a call and, where its result has a gradient, of the backward
-    pass; and the result."""
-    seconds = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        value = call(*inputs)
-        if total(value).requires_grad:
-            total(value).backward()
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds), value
+def with_gradient(call):
+    """A call and, where its result has a gradient, the backward pass; the result."""
+    value = call()
+    if total(value).requires_grad:
+        total(value).backward()
+    return value
 
 
 def compare_losses(batch, classes, queue, rounds):
+    """For each loss what a loop and our code took, and the largest difference."""
     generator = torch.Generator().manual_seed(0)
     logits = (3 * torch.randn(batch, classes, generator=generator)).requires_grad_()
     targets = torch.randn(batch, classes, generator=generator).softmax(1)
@@ -168,38 +165,50 @@ def compare_losses(batch, classes, queue, rounds):
         ),
         ("noisy_contrastive", lambda call: lambda: call(queries, newer, older)),
     ]
-    rows = []
+    found = {}
     for name, bind in cases:
-        ours, value = timed(bind(getattr(coreg, name)), (), rounds)
-        plain, expected = timed(bind(globals()[f"loop_{name}"]), (), rounds)
+        calls = {"ours": getattr(coreg, name), "loop": globals()[f"loop_{name}"]}
+        times, values = turns(
+            {
+                way: lambda call=call: with_gradient(bind(call))
+                for way, call in calls.items()
+            },
+            rounds,
+        )
         pairs = zip(
             *(
                 result if isinstance(result, tuple) else (result,)
-                for result in (value, expected)
+                for result in values.values()
             )
         )
-        rows.append(
-            {
-                "what": name,
-                "loop (ms)": 1000 * plain,
-                "ours (ms)": 1000 * ours,
-                "ratio": plain / ours,
-                "largest difference": max((a - b).abs().max().item() for a, b in pairs),
-            }
-        )
-    sums = {
-        column: sum(row[column] for row in rows)
-        for column in ("loop (ms)", "ours (ms)")
-    }
+        apart = max((a - b).abs().max().item() for a, b in pairs)
+        found[name] = median(times["loop"]), median(times["ours"]), apart
+    loops, ours, apart = zip(*found.values())
+    start = Spent(0.0, 0.0)
+    found["all together"] = sum(loops, start), sum(ours, start), max(apart)
+    return found
+
+
+def in_milliseconds(found):
+    """Rows for the eye."""
     return [
-        *rows,
         {
-            "what": "all together",
-            **sums,
-            "ratio": sums["loop (ms)"] / sums["ours (ms)"],
-            "largest difference": max(row["largest difference"] for row in rows),
-        },
+            "what": name,
+            "loop (ms)": 1000 * plain.wall,
+            "ours (ms)": 1000 * ours.wall,
+            "ratio": plain.wall / ours.wall,
+            "largest difference": apart,
+        }
+        for name, (plain, ours, apart) in found.items()
     ]
+
+
+def rows(batch=256, classes=100, queue=512, rounds=7):
+    """All losses together against loops over the images."""
+    plain, ours, _ = compare_losses(batch, classes, queue, rounds)["all together"]
+    task = f"the losses of Co-Reg and their gradients, batch {batch}, {classes} classes"
+    given = "ours", "loops over the images", ours, plain, 20, "wall"
+    return [Row("methods", task, *given)]
 
 
 def profile_epoch(epochs):
@@ -267,11 +276,10 @@ def compare_views(count, sizes=(16, 64, 224)):
             warnings.simplefilter("ignore")
             for kind, method.view_memory in (("kept", 1e12), ("made anew", 0)):
                 views = method._kept_views(train)[0]
-                seconds[kind], found = timed(
-                    lambda: [views.take(drawn[:, batch], batch) for batch in batches],
-                    (),
-                    1,
+                took, found = spent(
+                    lambda: [views.take(drawn[:, batch], batch) for batch in batches]
                 )
+                seconds[kind] = took.wall
                 assert torch.equal(
                     found[0], views.take(drawn[:, batches[0]], batches[0])
                 )
@@ -307,8 +315,10 @@ if __name__ == "__main__":
     )
     print(
         pd.DataFrame(
-            compare_losses(
-                options.batch, options.classes, options.queue, options.rounds
+            in_milliseconds(
+                compare_losses(
+                    options.batch, options.classes, options.queue, options.rounds
+                )
             )
         ).to_string(index=False, float_format="{:.3g}".format)
     )

@@ -6,13 +6,12 @@ python benchmarks/finetuning.py [--batch 64] [--classes 10] [--rounds 2]
 """
 
 import argparse
-import statistics
-import time
 
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from measuring import Row, median, now
 from random_clips import random_clip
 
 from clipadapt import digits
@@ -33,13 +32,13 @@ def captions(count, rng):
 
 
 def step(clip, pixels, pseudolabels, prototypes, embed):
-    """Forward and backward passes of a step; return the loss and the seconds of texts
-    and of all."""
+    """Forward and backward passes of a step; return the loss, and what the images took
+    and the whole."""
     clip.model.zero_grad(set_to_none=True)
-    start = time.perf_counter()
+    start = now()
     features = F.normalize(clip.model.encode_image(pixels), dim=-1)
     synchronise()
-    seen = time.perf_counter()
+    seen = now()
     texts, counts = embed()
     loss = 0
     for these, classes in zip(texts, pseudolabels):
@@ -49,7 +48,7 @@ def step(clip, pixels, pseudolabels, prototypes, embed):
         )
     loss.backward()
     synchronise()
-    return loss.item(), seen - start, time.perf_counter() - start
+    return loss.item(), seen - start, now() - start
 
 
 def synchronise():
@@ -68,71 +67,85 @@ def plain_encoder(clip, words):
     )
 
 
-if __name__ == "__main__":
+class Comparison:
+    """A copy of a large CLIP that trains, and a batch of images with their texts."""
+
+    def __init__(self, model, batch, classes):
+        random = random_clip(model, precision="float32")
+        self.clip, rng = trainable_copy(random), np.random.default_rng(0)
+        names = [f"annual crop land number {c}" for c in range(classes)]
+        told = {kind: captions(batch, rng) for kind in ("image", "group")}
+        given = names, ["a photo of a {}."], ["class", "image", "group"]
+        self.words = Descriptions(self.clip, *given, told, batch)
+        images = digits("train").subset(range(batch))
+        self.pixels = torch.cat(list(self.clip.pixel_batches(images)))
+        self.pseudolabels = [
+            torch.from_numpy(rng.integers(0, classes, batch)) for _ in range(2)
+        ]
+        self.everyone = torch.arange(batch)
+        prompts = [f"a photo of a {name}." for name in names]
+        self.prototypes = self.clip.encode_text(prompts).to(self.clip.device)
+
+    def step(self, encode):
+        """`step`, with texts encoded so."""
+        people = [self.everyone, self.everyone]
+        given = self.clip, self.pixels, self.pseudolabels, self.prototypes
+        return step(*given, lambda: self.words.embed(encode, self.pseudolabels, people))
+
+    def measure(self, rounds):
+        """For each way the loss, what the images took and the whole step."""
+        ways = {
+            "all texts, whole": plain_encoder(self.clip, self.words),
+            "distinct texts, cut": lambda rows: self.words.table(self.clip, rows),
+        }
+        runs = {way: [] for way in ways}
+        for _ in range(rounds + 1):  # in turn; the first round warms up
+            for way, encode in ways.items():
+                runs[way].append(self.step(encode))
+        return {
+            way: (found[0][0], *(median([each[k] for each in found]) for k in (1, 2)))
+            for way, (_, *found) in runs.items()
+        }
+
+
+def rows(batch=64, classes=10, rounds=2):
+    """Distinct texts, cut, against all of them whole."""
+    found = Comparison("ViT-B-32", batch, classes).measure(rounds)
+    (_, _, plain), (_, _, ours) = found.values()
+    task = f"a step of LatteCLIP, ViT-B/32, batch {batch}, {classes} classes"
+    return [Row("methods", task, *reversed(found), ours, plain, 1.5, "wall")]
+
+
+def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name, default in {"batch": 64, "classes": 10, "rounds": 2}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--model", default="ViT-B-32")
     options = parser.parse_args()
-    clip, rng, scans = (
-        trainable_copy(random_clip(options.model, precision="float32")),
-        np.random.default_rng(0),
-        digits("train"),
-    )
-    names = [f"annual crop land number {c}" for c in range(options.classes)]
-    told = captions(options.batch, rng)
-    words = Descriptions(
-        clip,
-        names,
-        ["a photo of a {}."],
-        ["class", "image", "group"],
-        {"image": told, "group": captions(options.batch, rng)},
-        options.batch,
-    )
-    pixels = torch.cat(list(clip.pixel_batches(scans.subset(range(options.batch)))))
-    pseudolabels = [
-        torch.from_numpy(rng.integers(0, options.classes, options.batch))
-        for _ in range(2)
+    comparison = Comparison(options.model, options.batch, options.classes)
+    found = comparison.measure(options.rounds)
+    plain = found["all texts, whole"][2].wall
+    table = [
+        {
+            "way": way,
+            "loss": loss,
+            "images, forward (s)": images.wall,
+            "step (s)": whole.wall,
+            "ratio": plain / whole.wall,
+        }
+        for way, (loss, images, whole) in found.items()
     ]
-    everyone, prototypes = (
-        torch.arange(options.batch),
-        clip.encode_text([f"a photo of a {name}." for name in names]).to(clip.device),
-    )
-    ways = {
-        "all texts, whole": plain_encoder(clip, words),
-        "distinct texts, cut": lambda rows: words.table(clip, rows),
-    }
-    rows, runs = [], {way: [] for way in ways}
-    for _ in range(options.rounds + 1):  # in turn; the first round warms up
-        for way, encode in ways.items():
-            runs[way].append(
-                step(
-                    clip,
-                    pixels,
-                    pseudolabels,
-                    prototypes,
-                    lambda: words.embed(encode, pseudolabels, [everyone, everyone]),
-                )
-            )
-    for way in ways:
-        loss, images, whole = (
-            statistics.median(column) for column in zip(*runs[way][1:])
-        )
-        rows.append(
-            {
-                "way": way,
-                "loss": loss,
-                "images, forward (s)": images,
-                "step (s)": whole,
-                "ratio": rows[0]["step (s)"] / whole if rows else 1.0,
-            }
-        )
+    texts, clip = comparison.words.table, comparison.clip
     print(
         f"torch {torch.__version__}, {clip.device}, {torch.get_num_threads()} "
         f"threads; {options.model} with random weights, batch {options.batch}, "
         f"{options.classes} classes, "
-        f"{4 * options.batch} texts, {len(words.table.tokens)} distinct, at most "
-        f"{int(words.table.ends.max()) + 1} of {clip.tokenizer.context_length} tokens"
+        f"{4 * options.batch} texts, {len(texts.tokens)} distinct, at most "
+        f"{int(texts.ends.max()) + 1} of {clip.tokenizer.context_length} tokens"
     )
-    print(pd.DataFrame(rows).to_string(index=False, float_format="{:.6g}".format))
-    print(f"difference of the losses: {abs(rows[0]['loss'] - rows[1]['loss']):.1g}")
+    print(pd.DataFrame(table).to_string(index=False, float_format="{:.6g}".format))
+    print(f"difference of the losses: {abs(table[0]['loss'] - table[1]['loss']):.1g}")
+
+
+if __name__ == "__main__":
+    main()

@@ -13,17 +13,18 @@ seen an image (imports, the model) is measured with two images and taken off.
 
 import argparse
 import os
-import resource
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from measuring import Row, Spent, least, median, spent, turns
 from PIL import Image
+
+from clipadapt import FeatureStore, ImageSet, load_clip
 
 PROJECT = Path(__file__).parents[1]
 sys.path.insert(0, str(PROJECT / "tests"))
@@ -57,26 +58,17 @@ def few_of(images: Path, count: int = 2) -> Path:
     return place
 
 
-def spent(package: str, cache: Path, *arguments) -> dict[str, float]:
-    """CPU and wall seconds of a command of the clipadapt in the folder `package`."""
+def commanded(package: str, cache: Path, *arguments) -> Spent:
+    """What it takes to run a command of the clipadapt in the folder `package`."""
     code = "from clipadapt.cli import main; main()"
     if package == OURS:
         code = "from clipadapt.app.cli import main; main()"
     environment = {**os.environ, "PYTHONPATH": package, "CLIPADAPT_CACHE": str(cache)}
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    start = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        env=environment,
-        cwd=cache,
-        capture_output=True,
-        text=True,
-    )
-    wall = time.perf_counter() - start
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    given = {"env": environment, "cwd": cache, "capture_output": True, "text": True}
+    took, done = spent(lambda: subprocess.run(command, **given))
     assert done.returncode == 0, done.stdout + done.stderr
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return {"CPU (s)": cpu, "wall (s)": wall}
+    return took
 
 
 class Bench:
@@ -87,7 +79,7 @@ class Bench:
         self.model = write_model("ViT", folder / "model")
         self.rows: list[dict] = []
 
-    def adapt(self, package: str, images: Path, method: str, cache: Path) -> dict:
+    def adapt(self, package: str, images: Path, method: str, cache: Path) -> Spent:
         out = self.folder / f"run{len(list(self.folder.iterdir()))}"
         fast = [] if method == "prototypes" else ["--set", "epochs=1"]
         model = [
@@ -99,12 +91,12 @@ class Bench:
             "a dog,a house",
         ]
         given = [*model, "--method", method, *fast, "--out", out]
-        return spent(package, cache, "adapt", *given)
+        return commanded(package, cache, "adapt", *given)
 
     def beyond_the_start(
         self, name: str, package: str, images: Path, method: str, runs: Sequence[str]
-    ) -> list[float]:
-        """CPU seconds beyond those that two images take, of runs one after another.
+    ) -> list[Spent]:
+        """What runs one after another take beyond what two images take.
 
         The least of several rounds each: whatever else happens only adds to it.
         """
@@ -115,24 +107,94 @@ class Bench:
                 for kind in ("start", "cache")
             )
             few = self.adapt(package, few_of(images), method, start)
-            starts.append(few["CPU (s)"])
-            self.rows.append({"what": name, "method": method, "run": "start", **few})
+            starts.append(few)
+            self.keep(name, method, "start", few)
             seconds.append([])
             for run in runs:
-                row = self.adapt(package, images, method, cache)
-                seconds[-1].append(row["CPU (s)"])
-                self.rows.append({"what": name, "method": method, "run": run, **row})
-        return (np.min(seconds, 0) - min(starts)).tolist()
+                seconds[-1].append(self.adapt(package, images, method, cache))
+                self.keep(name, method, run, seconds[-1][-1])
+        return [least([*times]) - least(starts) for times in zip(*seconds)]
+
+    def keep(self, name: str, method: str, run: str, took: Spent) -> None:
+        """A row for the eye."""
+        row = {"what": name, "method": method, "run": run}
+        self.rows.append(row | {"CPU (s)": took.cpu, "wall (s)": took.wall})
 
     def compare(self, name: str, images: Path, method: str) -> None:
         """Our first and second run, beside the first of the other package."""
         given = images, method
         first, again = self.beyond_the_start(name, OURS, *given, ["first", "again"])
-        print(f"{name}, {method}: again / first = {max(again, 0) / first:.3f}")
+        print(f"{name}, {method}: again / first = {max(again.cpu, 0) / first.cpu:.3f}")
         if self.base:
             told = f"{name}, base"
             [base] = self.beyond_the_start(told, self.base, *given, ["first"])
-            print(f"{name}, {method}: base / ours = {base / first:.1f}")
+            print(f"{name}, {method}: base / ours = {base.cpu / first.cpu:.1f}")
+
+
+def decoded(folder: Path, model: str, images: int) -> Row:
+    """Photographs decoded no larger than needed, against decoded in full."""
+    place = write_photographs(folder / "large", images, LARGE)
+    photographs = ImageSet.from_folder(place, check="names")
+    clips = {
+        exact: load_clip(model, device="cpu", exact=exact) for exact in (False, True)
+    }
+    calls = {
+        exact: lambda clip=clip: clip.encode_image(photographs)
+        for exact, clip in clips.items()
+    }
+    times, _ = turns(calls, 2)
+    task = f"encode {images} photographs of 12 megapixels, a narrow ViT"
+    contenders = "decoded as large as needed", "decoded in full (`exact`)"
+    return Row("images", task, *contenders, *(median(times[e]) for e in (False, True)))
+
+
+def added(folder: Path, model: str, count: int) -> Row:
+    """One photograph more in a folder whose features are kept, against twenty."""
+    place = write_photographs(folder / "many", count, SMALL)
+    clip, store = load_clip(model, device="cpu"), FeatureStore(folder / "store")
+
+    def encode() -> None:
+        store.encode(clip, ImageSet.from_folder(place, check="names"))
+
+    first, _ = spent(encode)
+    with Image.open(min(place.iterdir())) as image:
+        image.rotate(180).save(place / "one more.jpg")
+    took, _ = spent(encode)
+    task = f"one photograph more in a folder of {count:,}, a narrow ViT"
+    contenders = "with the store", "encoding twenty"
+    return Row("images", task, *contenders, took, first * (20 / count), 1)
+
+
+def against_earlier(folder: Path, bench: Bench, images: int, small: int) -> list[Row]:
+    """The first run of commands against those of an earlier version."""
+    large = f"{images} photographs of 12 megapixels"
+    sets = {
+        large: (images, LARGE, "prototypes", 10),
+        f"{large}, 5 views": (images, LARGE, "lpclip", 20),
+        f"{small} photographs of 500 x 375": (small, SMALL, "prototypes", 3),
+    }
+    found = []
+    for name, (count, size, method, asked) in sets.items():
+        place = folder / f"{count} of {size[0]}"
+        place = place if place.exists() else write_photographs(place, count, size)
+        given = place, method, ["first"]
+        (ours,) = bench.beyond_the_start(name, OURS, *given)
+        (other,) = bench.beyond_the_start(name, bench.base, *given)
+        task = f"`adapt --method {method}`, {name}"
+        found.append(Row("images", task, "now", "earlier version", ours, other, asked))
+    return found
+
+
+def rows(images: int = 24, many: int = 600, small: int = 300) -> list[Row]:
+    """Decoding, one photograph more, and, if EARLIER names a folder with another
+    clipadapt, whole commands against it."""
+    with tempfile.TemporaryDirectory() as place:
+        folder, base = Path(place), os.environ.get("EARLIER")
+        bench = Bench(folder, base)
+        found = [decoded(folder, bench.model, images), added(folder, bench.model, many)]
+        if base:
+            found += against_earlier(folder, bench, images, small)
+    return found
 
 
 def one_more(folder: Path, model: str, images: Path) -> None:

@@ -19,13 +19,13 @@ import resource
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from measuring import Row, Spent, spent
 from million import Watch
 from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
 from random_clips import random_clip
@@ -55,10 +55,13 @@ def one(options: argparse.Namespace) -> dict:
     watch = Watch()
     before = watch.process.memory_info().rss
     watch.start()
-    start = time.process_time()
-    loss = F.cross_entropy(prompt(F.normalize(images, dim=1)), labels)
-    loss.backward()
-    spent = time.process_time() - start
+
+    def step():
+        loss = F.cross_entropy(prompt(F.normalize(images, dim=1)), labels)
+        loss.backward()
+        return loss
+
+    took, loss = spent(step)
     np.save(options.one, prompt.prefix.grad.numpy())
     unit = 1 if sys.platform == "darwin" else 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
@@ -66,7 +69,8 @@ def one(options: argparse.Namespace) -> dict:
         "classes": len(names),
         "positions": prompt.tower.names.shape[1],
         "at once": prompt.tower.at_once,
-        "CPU s": round(spent, 1),
+        "CPU s": round(took.cpu, 1),
+        "took": took,
         "step GiB": round((peak - before) / 2**30, 2),
         "peak GiB": round(peak / 2**30, 2),
         "loss": loss.item(),
@@ -90,6 +94,21 @@ def number(text: str) -> int | None:
     return None if text == "None" else int(text)
 
 
+def rows(classes: int = 400, batch: int = 64) -> list[Row]:
+    """A step in parts against a whole one: its memory, and what that costs in time."""
+    options = argparse.Namespace(classes=classes, batch=batch, length=16)
+    with tempfile.TemporaryDirectory() as folder:
+        whole, parts = (
+            measured(at_once, Path(folder) / "gradient.npy", options)
+            for at_once in (0, classes // 8)
+        )
+    task = f"a step of a textual prompt, ViT-B/32, {classes} classes, batch {batch}"
+    given = f"{classes // 8} classes at a time", "all classes at once"
+    times = Spent(*parts["took"]), Spent(*whole["took"])
+    memory = (row["step GiB"] * 2**30 for row in (parts, whole))
+    return [Row("learning", task, *given, *times, None, "cpu", *memory)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--classes", type=int, default=1000)
@@ -101,13 +120,13 @@ def main() -> None:
     if options.one:
         print(json.dumps(one(options)))
         return
-    rows, gradients = [], []
+    found, gradients = [], []
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "gradient.npy"
         for at_once in options.at_once:
-            rows.append(measured(at_once, path, options))
+            found.append(measured(at_once, path, options))
             gradients.append(np.load(path))
-    table, size = pd.DataFrame(rows), np.linalg.norm(gradients[0])
+    table, size = pd.DataFrame(found).drop(columns="took"), np.linalg.norm(gradients[0])
     table["gradient"] = [np.linalg.norm(g - gradients[0]) / size for g in gradients]
     print(f"torch {torch.__version__}, one thread, ViT-B/32 (random weights), float32")
     print(table.to_string(index=False, float_format="{:.4g}".format))

@@ -6,14 +6,13 @@ python benchmarks/search.py [--vectors 200000] [--dim 512] [--clustered 200000]
 """
 
 import argparse
-import statistics
-import time
 
 import faiss
 import numpy as np
 import pandas as pd
 import sklearn
 import torch
+from measuring import Row, medians, spent
 from sklearn.neighbors import NearestNeighbors
 from threadpoolctl import threadpool_info, threadpool_limits
 
@@ -37,20 +36,6 @@ def clustered(count, dim, clusters, seed):
     )
 
 
-def medians(contenders, rounds):
-    """Median seconds of each contender over interleaved rounds, after one call to warm
-    up."""
-    seconds = {name: [] for name in contenders}
-    for search in contenders.values():
-        search()
-    for _ in range(rounds):
-        for name, search in contenders.items():
-            start = time.perf_counter()
-            search()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(times) for name, times in seconds.items()}
-
-
 def plain_faiss(index, queries, k, threshold=None):
     """FAISS as it comes, or with its threshold for matrix products set."""
     before = faiss.cvar.distance_compute_blas_threshold
@@ -63,16 +48,16 @@ def plain_faiss(index, queries, k, threshold=None):
         faiss.cvar.distance_compute_blas_threshold = before
 
 
-def measure_exact(vectors, queries, k, rounds):
-    """A row a batch size: milliseconds a call, and how many times as fast
-    PrototypeIndex is."""
+def measure_exact(vectors, queries, k, rounds, sizes=(1, 4, 16, 100, 250, 1000)):
+    """For each batch size what the contenders took, and the share of neighbours that
+    PrototypeIndex and scikit-learn both find."""
     flat, ours, brute = (
         faiss.IndexFlatIP(vectors.shape[1]),
         PrototypeIndex(vectors),
         NearestNeighbors(n_neighbors=k, algorithm="brute").fit(vectors),
     )
     flat.add(vectors)
-    for size in (1, 4, 16, 100, 250, 1000):
+    for size in sizes:
         batch = queries[:size]
         contenders = {
             "scikit-learn": lambda: brute.kneighbors(batch, return_distance=False),
@@ -91,32 +76,35 @@ def measure_exact(vectors, queries, k, rounds):
             )
             / k
         )
-        seconds = medians(contenders, rounds)
+        yield size, medians(contenders, rounds), agree
+
+
+def in_milliseconds(measured):
+    """Rows for the eye: milliseconds a call, and how many times as fast PrototypeIndex
+    is."""
+    for size, times, agree in measured:
         yield {
             "batch": size,
-            **{f"{name} (ms)": 1000 * value for name, value in seconds.items()},
+            **{f"{name} (ms)": 1000 * took.wall for name, took in times.items()},
             **{
-                f"vs {name}": seconds[name] / seconds["PrototypeIndex"]
+                f"vs {name}": times[name].wall / times["PrototypeIndex"].wall
                 for name in ("scikit-learn", "FAISS")
             },
             "same neighbours": agree,
         }
 
 
-def measure_approximate(vectors, queries, k, rounds):
-    """A row a kind and effort: recall, and throughput over that of the exact index, for
-    all queries at once and for 16 of them."""
+EFFORTS = {"ivf": (2, 4, 8, 16), "ivfpq": (8, 32), "hnsw": (16, 32, 64)}
+
+
+def measure_approximate(vectors, queries, k, rounds, efforts=EFFORTS):
+    """For each kind and effort: seconds to build, recall, and what the exact index and
+    this one took, for 16 queries and for all at once."""
     exact = PrototypeIndex(vectors)
     truth = exact.search(queries, k)[1]
-    for kind, efforts in {
-        "ivf": (2, 4, 8, 16),
-        "ivfpq": (8, 32),
-        "hnsw": (16, 32, 64),
-    }.items():
-        start = time.perf_counter()
-        index = PrototypeIndex(vectors, kind, links=16)
-        built = time.perf_counter() - start
-        for index.effort in efforts:
+    for kind, tried in efforts.items():
+        built, index = spent(lambda: PrototypeIndex(vectors, kind, links=16))
+        for index.effort in tried:
             recall = (
                 np.mean(
                     [
@@ -126,23 +114,61 @@ def measure_approximate(vectors, queries, k, rounds):
                 )
                 / k
             )
-            row = {
-                "kind": kind,
-                "effort": index.effort,
-                "build (s)": built,
-                f"recall@{k}": recall,
-            }
+            times = {}
             for size in (16, len(queries)):
                 batch = queries[:size]
-                seconds = medians(
-                    {
-                        "exact": lambda: exact.search(batch, k),
-                        kind: lambda: index.search(batch, k),
-                    },
-                    rounds,
+                pair = {
+                    "exact": lambda: exact.search(batch, k),
+                    "this": lambda: index.search(batch, k),
+                }
+                times[size] = medians(pair, rounds)
+            yield kind, index.effort, built.wall, recall, times
+
+
+def as_ratios(measured, k):
+    """Rows for the eye: recall, and throughput over that of the exact index."""
+    for kind, effort, built, recall, times in measured:
+        yield {
+            "kind": kind,
+            "effort": effort,
+            "build (s)": built,
+            f"recall@{k}": recall,
+            **{
+                f"x exact, batch {size}": pair["exact"].wall / pair["this"].wall
+                for size, pair in times.items()
+            },
+        }
+
+
+def rows(vectors=200_000, dim=512, clusters=2000, rounds=3):
+    """Exact search against others, and an approximate index against the exact one."""
+    rng, found = np.random.default_rng(0), []
+    with threadpool_limits(torch.get_num_threads()):
+        many, queries = (
+            units(rng.standard_normal((count, dim), np.float32))
+            for count in (vectors, 1000)
+        )
+        sizes = 1, 16, 100, 1000
+        for size, times, _ in measure_exact(many, queries, 10, rounds, sizes):
+            task = f"10 nearest of {vectors:,} x {dim}, {size:,} at a time"
+            for other, asked in {
+                "scikit-learn": 1,
+                "FAISS": 3 if size == 100 else None,
+            }.items():
+                pair = times["PrototypeIndex"], times[other]
+                found.append(
+                    Row("clip", task, "`PrototypeIndex`", other, *pair, asked, "wall")
                 )
-                row[f"x exact, batch {size}"] = seconds["exact"] / seconds[kind]
-            yield row
+        many, queries = (clustered(n, dim, clusters, n) for n in (vectors, 1000))
+        for kind, effort, _, recall, times in measure_approximate(
+            many, queries, 10, rounds, {"ivf": (8,)}
+        ):
+            for size, pair in times.items():
+                task = f"the same around {clusters:,} centres, {size:,} at a time"
+                ours = f"{kind}, effort {effort}, recall {recall:.3f}"
+                given = pair["this"], pair["exact"], 5, "wall"
+                found.append(Row("clip", task, ours, "exact", *given))
+    return found
 
 
 def show(rows):
@@ -172,7 +198,7 @@ def main(options):
         for count in (options.vectors, 1000)
     )
     print(f"\nExact search, k = 10, {options.vectors:,} vectors of {dim} dimensions")
-    show(measure_exact(vectors, queries, 10, options.rounds))
+    show(in_milliseconds(measure_exact(vectors, queries, 10, options.rounds)))
     vectors, queries = (
         clustered(options.clustered, dim, options.clusters, 0),
         clustered(1000, dim, options.clusters, 1),
@@ -181,7 +207,7 @@ def main(options):
         f"\nApproximate search, k = 10, {options.clustered:,} vectors of {dim} "
         f"dimensions around {options.clusters:,} centres"
     )
-    show(measure_approximate(vectors, queries, 10, options.rounds))
+    show(as_ratios(measure_approximate(vectors, queries, 10, options.rounds), 10))
 
 
 if __name__ == "__main__":

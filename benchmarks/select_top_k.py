@@ -11,12 +11,11 @@ is NumPy's, as tracemalloc sees it, in a run of its own.
 
 import argparse
 import heapq
-import statistics
-import time
 import tracemalloc
 
 import numpy as np
 import pandas as pd
+from measuring import Row, median, spent
 
 from clipadapt.learning.pseudolabels import POLICIES, conventional, top_k
 
@@ -66,27 +65,45 @@ def tuned_loop(scores, k, boards, first):
 
 
 def extrapolated(loop, scores, k, size, total):
-    """Seconds for `total` images, from the second half of the first `size`, and the
+    """What `total` images would take, from the second half of the first `size`, and the
     boards of those."""
     boards, half = [[] for _ in range(scores.shape[1])], size // 2
     loop(scores[:half], k, boards, 0)
-    start = time.perf_counter()
-    loop(scores[half:size], k, boards, half)
-    return (time.perf_counter() - start) / (size - half) * total, boards
+    took, _ = spent(lambda: loop(scores[half:size], k, boards, half))
+    return took * (total / (size - half)), boards
 
 
 def measured(call, rounds):
-    """Median seconds of `rounds` runs, and the peak memory of one more."""
-    seconds = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - start)
+    """What `rounds` runs took, the median, and the peak memory of one more."""
+    took = median([spent(call)[0] for _ in range(rounds)])
     tracemalloc.start()
     call()
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    return statistics.median(seconds), peak
+    return took, peak
+
+
+def rows(images=1_000_000, classes=100, k=16, size=6000, rounds=3):
+    """The selections against a loop over the images, which is extrapolated."""
+    scores = softmax_scores(images, classes)
+    task = f"the {k} best of {images:,} images in each of {classes} classes"
+    calls = {
+        f"`top_k`, {policy}": lambda policy=policy: top_k(scores, k, policy)
+        for policy in POLICIES
+    }
+    took = {name: measured(call, rounds)[0] for name, call in calls.items()}
+    plain = extrapolated(plain_loop, scores, k, size, images)[0]
+    tuned = extrapolated(tuned_loop, scores, k, size, images)[0]
+    first = next(iter(took))
+    return [
+        *(
+            Row("learning", task, name, f"a loop (over {size:,})", own, plain, 20)
+            for name, own in took.items()
+        ),
+        Row(
+            "learning", task, first, f"a tuned loop (over {size:,})", took[first], tuned
+        ),
+    ]
 
 
 if __name__ == "__main__":
@@ -126,7 +143,7 @@ if __name__ == "__main__":
             for c, board in enumerate(boards)
         )
         print(
-            f"{name}: {loops[name]:.1f} s (extrapolated); on the slice it chooses "
+            f"{name}: {loops[name].wall:.1f} s (extrapolated); on the slice it chooses "
             f"{'the same images as' if same else 'OTHER images than'} top_k"
         )
 
@@ -150,17 +167,17 @@ if __name__ == "__main__":
         f"per-class, K = {k}, column order": lambda: top_k(columns, k),
         "conventional": lambda: conventional(scores),
     }
-    rows = []
+    table = []
     for name, call in contenders.items():
-        seconds, peak = measured(call, options.rounds)
-        rows.append(
+        took, peak = measured(call, options.rounds)
+        table.append(
             {
                 "selection": name,
-                "seconds": seconds,
-                "plain loop / this": loops["plain loop over images"] / seconds,
-                "tuned loop / this": loops["tuned loop over images"] / seconds,
+                "seconds": took.wall,
+                "plain loop / this": loops["plain loop over images"].wall / took.wall,
+                "tuned loop / this": loops["tuned loop over images"].wall / took.wall,
                 "peak MB": peak / 1e6,
                 "of the scores": peak / scores.nbytes,
             }
         )
-    print(pd.DataFrame(rows).to_string(index=False, float_format="{:.3g}".format))
+    print(pd.DataFrame(table).to_string(index=False, float_format="{:.3g}".format))

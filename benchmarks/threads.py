@@ -19,9 +19,10 @@ import json
 import os
 import subprocess
 import sys
-import time
+from contextlib import contextmanager
 
 import pandas as pd
+from measuring import Row, Spent, spent
 
 from clipadapt import FPL, GRIP, LPCLIP, CoReg, Prototypes, digits, load_clip
 from clipadapt.learning import threads
@@ -44,7 +45,8 @@ def methods(epochs):
 
 
 def measure(way, images, epochs):
-    """Wall and CPU seconds of every fit in this process, printed as JSON."""
+    """The fit of every method that took the least wall time in this process, printed as
+    JSON."""
     if way == "all":
         threads.LARGE = 0
     clip, train = load_clip(device="cpu"), digits("train").subset(range(images))
@@ -52,10 +54,9 @@ def measure(way, images, epochs):
     for name, make in methods(epochs).items():
         times = []
         for _ in range(1 + (FITS if way != "all" else 1)):
-            wall, cpu = time.perf_counter(), time.process_time()
-            make(clip, train.classnames).fit(train)
-            times.append((time.perf_counter() - wall, time.process_time() - cpu))
-        seconds[name] = min(times[1:])
+            method = make(clip, train.classnames)
+            times.append(spent(lambda: method.fit(train))[0])
+        seconds[name] = min(times[1:], key=lambda took: took.wall)
     print(json.dumps(seconds))
 
 
@@ -71,23 +72,48 @@ def in_process(way, options):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def compare(options):
-    """Rows of a table: for each method the least time of every way, and ratios."""
-    ways = ["one", "now"] + ["all"] * options.before
+def best_of(options, ways):
+    """For each method and way the round that took the least wall time."""
     found = {}
     for _ in range(options.repeats):
         for way in ways:
             for name, seconds in in_process(way, options).items():
-                found.setdefault((name, way), []).append(tuple(seconds))
-    rows = []
+                found.setdefault((name, way), []).append(Spent(*seconds))
+    return {key: min(times, key=lambda took: took.wall) for key, times in found.items()}
+
+
+def compare(options):
+    """Rows for the eye: for each method the least time of every way, and ratios."""
+    ways = ["one", "now"] + ["all"] * options.before
+    best, table = best_of(options, ways), []
     for name in methods(options.epochs):
-        best = {way: min(found[name, way]) for way in ways}
-        row = {"method": name, "one, s": best["one"][0], "one, CPU s": best["one"][1]}
+        one = best[name, "one"]
+        row = {"method": name, "one, s": one.wall, "one, CPU s": one.cpu}
         for way in ways[1:]:
-            row[f"{way} / one, wall"] = best[way][0] / best["one"][0]
-            row[f"{way} / one, CPU"] = best[way][1] / best["one"][1]
-        rows.append(row)
-    return pd.DataFrame(rows)
+            row[f"{way} / one, wall"] = best[name, way].wall / one.wall
+            row[f"{way} / one, CPU"] = best[name, way].cpu / one.cpu
+        table.append(row)
+    return pd.DataFrame(table)
+
+
+def rows(images=200, epochs=3, repeats=1):
+    """Fits with the threads that a machine gives, against one thread, beside a busy
+    process; at most 1.3 times as long was asked for."""
+    options = argparse.Namespace(images=images, epochs=epochs, repeats=repeats)
+    with busy_processes(1):
+        best = best_of(options, ["one", "now"])
+    task = "a fit of {} with a small preset, beside a busy process"
+    contenders = "as installed", "`OMP_NUM_THREADS=1`"
+    return [
+        Row(
+            "learning",
+            task.format(name),
+            *contenders,
+            *(best[name, "now"], best[name, "one"]),
+            *(1 / 1.3, "wall"),
+        )
+        for name in methods(epochs)
+    ]
 
 
 BUSY = """
@@ -103,6 +129,18 @@ def busy_process():
     return subprocess.Popen([sys.executable, "-c", BUSY])
 
 
+@contextmanager
+def busy_processes(count):
+    """That many, until the block ends."""
+    others = [busy_process() for _ in range(count)]
+    try:
+        yield
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=200)
@@ -116,12 +154,8 @@ if __name__ == "__main__":
         measure(options.measure, options.images, options.epochs)
         sys.exit()
     for count in options.busy:
-        others = [busy_process() for _ in range(count)]
-        try:
+        with busy_processes(count):
             table = compare(options)
-        finally:
-            for other in others:
-                other.kill()
         load = os.getloadavg()[0]
         print(
             f"{os.cpu_count()} cores, beside {count} busy processes, load average "

@@ -171,13 +171,20 @@ def test_what_is_saved_while_a_notebook_runs_stays(notebook):
     assert notebook.read_text() == before + " "
 
 
-def test_benchmarks_count_where_a_notebook_names_their_folder(notebook):
-    changed(notebook, "a = 2", "scale = 2")
-    plain = fresh.Notebook(notebook)
-    assert "scale" in fresh.benchmarks() and not [*plain._files(plain.cells)]
-    changed(notebook, "scale = 2", "scale = 'benchmarks'")
+@pytest.mark.parametrize(
+    ("code", "count"),
+    [
+        ("import scale\nfolder = 'benchmarks'", 1),
+        ("from scale import cost\nfolder = 'benchmarks'", 1),
+        ("command = ['benchmarks', 'scale.py']", 1),
+        ("scale = 'benchmarks'", 0),  # a variable
+        ("import scale", 0),  # another module of that name
+    ],
+)
+def test_benchmarks_count_where_a_notebook_names_their_folder(notebook, code, count):
+    changed(notebook, "a = 2", json.dumps(code)[1:-1])
     named = fresh.Notebook(notebook)
-    assert [*named._files(named.cells)] == [fresh.benchmarks()["scale"]]
+    assert [*named._files(named.cells)] == [fresh.benchmarks()["scale"]] * count
 
 
 def test_the_run_that_made_weights_is_current_as_long_as_they_ship(

@@ -138,6 +138,18 @@ class Cell:
         return sorted({t for t in texts if isinstance(t, str) and FILE.fullmatch(t)})
 
     @cached_property
+    def benchmarks(self) -> set[str]:
+        """The benchmarks that it imports, or names in a string to start them."""
+        found = {node.value for node in self.every if isinstance(node, ast.Constant)}
+        for node in self.every:
+            if isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                found.add(node.module)
+        names = {one.removesuffix(".py") for one in found if isinstance(one, str)}
+        return names & benchmarks().keys()
+
+    @cached_property
     def uses(self) -> set[str]:
         """The names that it takes from cells above."""
         found, own = set(), set()
@@ -269,7 +281,7 @@ class Notebook:
                 if path.is_file():
                     yield f"{name} {path.read_bytes().hex()}"
             if self.has_benchmarks:
-                for name in sorted(cell.says & benchmarks().keys()):
+                for name in sorted(cell.benchmarks):
                     yield benchmarks()[name]
 
     def stale(self, ordinary: bool = False) -> Iterator[tuple[str, str, float]]:
