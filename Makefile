@@ -98,8 +98,10 @@ test-browser: .venv/ready-dev   ## drive the widgets in JupyterLab, and look at 
 	$(alone) $(BIN)/python -m pytest -q tests/browser/jupyterlab.py tests/browser/report.py
 
 # tiny_clip.ipynb would replace the built-in CLIP: `make pretraining` alone does so.
+# Chapter 15 keeps its runs; those of older code would answer for today's.
 slow: .venv/ready-dev   ## `make outputs`, and the slow cells that are older than the code (NOTEBOOKS=): hours; it goes on where it was stopped
 	@$(MAKE) outputs
+	rm -rf runs/compare
 	$(alone) $(BIN)/python tools/fresh.py --run slow $(filter-out %/tiny_clip.ipynb,$(or $(NOTEBOOKS),$(wildcard nbs/*.ipynb nbs/engine/*.ipynb)))
 	@$(MAKE) export
 

@@ -10,12 +10,13 @@ import sys
 import zipfile
 from pathlib import Path
 
+import nbformat
 import pytest
 import yaml
 
 import clipadapt
 from clipadapt import ZeroShot, digits, load_clip
-from tools import versions
+from tools import clean, versions
 
 project = Path(__file__).resolve().parent.parent
 notebooks = sorted(
@@ -290,3 +291,18 @@ def test_the_extra_dev_asks_for_what_the_other_extras_ask_for():
     both = own.keys() & others.keys()
     assert {"onnx", "cleanlab"} <= both
     assert {name: own[name] for name in both} == {name: others[name] for name in both}
+
+
+def test_tables_have_the_same_names_in_every_run():
+    def kept(drawn: str):
+        html = f'<style>#T_{drawn}_row0 {{}}</style><table id="T_{drawn}">'
+        table = {"output_type": "display_data", "data": {"text/html": html}}
+        cell = nbformat.v4.new_code_cell(id="cell-1")
+        cell.outputs = [nbformat.from_dict(table) for _ in range(2)]
+        return nbformat.v4.new_notebook(cells=[cell])
+
+    one, another = kept("00abc"), kept("fffff")
+    assert clean.clean(one) and clean.clean(another) and one == another
+    first, second = (str(output) for output in one.cells[0].outputs)
+    assert "#T_cell-1_row0" in first and "T_cell-1-1" in second
+    assert not clean.clean(one)

@@ -1,6 +1,6 @@
 """Remove what nbdev_clean keeps and nobody wants to read later: widgets (their pictures
 stay), progress bars that were shown while a cell ran, the blanks they left, and names
-of files of the kernel."""
+of files of the kernel. Tables get the same names in every run."""
 
 import re
 from pathlib import Path
@@ -32,19 +32,42 @@ def without_kernel(output) -> bool:
     return output.get("text", "") != before
 
 
-project = Path(__file__).resolve().parent.parent
-for path in [
-    *(project / "nbs").rglob("*.ipynb"),
-    *(project / "solutions").rglob("*.ipynb"),
-]:
-    notebook = nbformat.read(path, as_version=4)
-    dirty = notebook.metadata.pop("widgets", None)
+def rename_table(output, name: str) -> bool:
+    """Whether a table had the random name that pandas gives it; now it has `name`."""
+    before = output.get("data", {}).get("text/html", "")
+    drawn = re.search(r'<table id="(T_[0-9a-f]{5})"', before)
+    if drawn:
+        output["data"]["text/html"] = before.replace(drawn[1], name)
+    return drawn is not None
+
+
+def clean(notebook) -> bool:
+    """Whether there was something to clean."""
+    dirty = notebook.metadata.pop("widgets", None) is not None
     for cell in notebook.cells:
-        kept = [output for output in cell.get("outputs", []) if not is_bar(output)]
-        if len(kept) < len(cell.get("outputs", [])):
+        outputs = cell.get("outputs", [])
+        kept = [output for output in outputs if not is_bar(output)]
+        if len(kept) < len(outputs):
             cell.outputs, dirty = kept, True
-        dropped = [drop_widget(output) for output in cell.get("outputs", [])]
-        renamed = [without_kernel(output) for output in cell.get("outputs", [])]
-        dirty = any(dropped) or any(renamed) or dirty
-    if dirty:
-        nbformat.write(notebook, path)
+        for number, output in enumerate(kept):
+            name = f"T_{cell.id}" + f"-{number}" * bool(number)
+            changes = (
+                drop_widget(output),
+                without_kernel(output),
+                rename_table(output, name),
+            )
+            dirty |= any(changes)
+    return dirty
+
+
+def main() -> None:
+    project = Path(__file__).resolve().parent.parent
+    for folder in (project / "nbs", project / "solutions"):
+        for path in folder.rglob("*.ipynb"):
+            notebook = nbformat.read(path, as_version=4)
+            if clean(notebook):
+                nbformat.write(notebook, path)
+
+
+if __name__ == "__main__":
+    main()
