@@ -296,7 +296,8 @@ def test_the_extra_dev_asks_for_what_the_other_extras_ask_for():
 def test_tables_have_the_same_names_in_every_run():
     def kept(drawn: str):
         html = f'<style>#T_{drawn}_row0 {{}}</style><table id="T_{drawn}">'
-        table = {"output_type": "display_data", "data": {"text/html": html}}
+        table = {"output_type": "display_data", "metadata": {}}
+        table["data"] = {"text/html": html}
         cell = nbformat.v4.new_code_cell(id="cell-1")
         cell.outputs = [nbformat.from_dict(table) for _ in range(2)]
         return nbformat.v4.new_notebook(cells=[cell])
