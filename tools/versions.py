@@ -13,7 +13,8 @@ the tests cannot bring. Nor is trackio, which wants a newer huggingface_hub than
 package does: `make integrations` tries it.
 
 What is done is kept in .venv-versions/results.json, and not done again for the same
-commit. `--keep` leaves the environments there (eight gigabytes each).
+code; prose and outputs may change. `--keep` leaves the environments there (eight
+gigabytes each).
 """
 
 import argparse
@@ -159,9 +160,17 @@ def run(step: str, command: Sequence[str], folder: Path) -> dict:
 
 
 def state() -> str:
-    """A hash of the commit and of what was changed since."""
-    parts = output("git", "rev-parse", "HEAD"), output("git", "diff", "HEAD")
-    return hashlib.sha256("".join(parts).encode()).hexdigest()[:16]
+    """A hash of what a leg tries: package, tests, bounds and the code of notebooks."""
+    paths = [
+        path for part in ("clipadapt", "tests") for path in (ROOT / part).rglob("*")
+    ]
+    paths = [path for path in paths if path.is_file() and path.suffix != ".pyc"]
+    parts = [path.read_bytes() for path in [*sorted(paths), ROOT / "settings.ini"]]
+    for path in sorted((ROOT / "nbs").rglob("[!.]*.ipynb")):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        code = ["".join(one["source"]) for one in cells if one["cell_type"] == "code"]
+        parts.append("\n".join(code).encode())
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 
 def try_leg(python: str, leg: str, given: argparse.Namespace, results: dict) -> bool:
