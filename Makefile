@@ -39,7 +39,7 @@ sync: .venv/ready-dev   ## modules and notebooks are what export and clean make 
 	@$(checksums) > .venv/before.sums
 	@$(BIN)/nbdev_export && $(BIN)/python tools/clean.py && $(BIN)/nbdev_clean && $(BIN)/nbdev_clean --fname solutions
 	@$(checksums) | cmp -s - .venv/before.sums || { \
-	  echo "clipadapt/ or nbs/ was not what nbdev_export and nbdev_clean make of it; it is now: look at 'git diff' and commit."; exit 1; }
+	  echo "clipadapt/ or nbs/ was not what nbdev_export and nbdev_clean make of it; it is now: look at 'git status' and 'git diff', and commit."; exit 1; }
 	@$(BIN)/python tools/fresh.py --ordinary || { echo "'make outputs' runs these notebooks and keeps what comes out."; exit 1; }
 
 stale: .venv/ready-dev   ## name the outputs that are older than the code, with what they cost
