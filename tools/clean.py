@@ -1,17 +1,28 @@
 """Remove what nbdev_clean keeps and nobody wants to read later: widgets (their pictures
 stay), progress bars that were shown while a cell ran, the blanks they left, and names
-of files of the kernel. Tables get the same names in every run."""
+of files of the kernel, and how often the Hub was asked again. Tables get the same names
+in every run."""
 
 import re
 from pathlib import Path
 
 import nbformat
 
+BAR = re.compile(r"\d+%\|.*\| \d+/\d+ \[")
+RETRY = re.compile(
+    r"^Retrying in \d+s \[Retry | thrown while requesting [A-Z]+ https://"
+)
 
-def is_bar(output) -> bool:
+
+def is_passing(output) -> bool:
+    """Whether an output was for those who waited: a progress bar, what was left of
+    one, another try of a download."""
     text = output.get("text") or output.get("data", {}).get("text/plain", "")
-    blank = output.output_type == "stream" and not text.strip()
-    return blank or bool(re.search(r"\d+%\|.*\| \d+/\d+ \[", text))
+    if output.output_type == "stream":
+        lines = [line for line in text.splitlines() if line.strip()]
+        if all(RETRY.search(line) for line in lines):
+            return True
+    return bool(BAR.search(text))
 
 
 def drop_widget(output) -> bool:
@@ -46,7 +57,7 @@ def clean(notebook) -> bool:
     dirty = notebook.metadata.pop("widgets", None) is not None
     for cell in notebook.cells:
         outputs = cell.get("outputs", [])
-        kept = [output for output in outputs if not is_bar(output)]
+        kept = [output for output in outputs if not is_passing(output)]
         if len(kept) < len(outputs):
             cell.outputs, dirty = kept, True
         for number, output in enumerate(kept):
