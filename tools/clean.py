@@ -1,6 +1,6 @@
 """Remove what nbdev_clean keeps and nobody wants to read later: widgets (their pictures
 stay), progress bars that were shown while a cell ran, the blanks they left, and names
-of files of the kernel, and how often the Hub was asked again. Tables get the same names
+of files of the kernel, and what was tried again. Tables get the same names
 in every run."""
 
 import re
@@ -9,18 +9,19 @@ from pathlib import Path
 import nbformat
 
 BAR = re.compile(r"\d+%\|.*\| \d+/\d+ \[")
-RETRY = re.compile(
+AGAIN = re.compile(
     r"^Retrying in \d+s \[Retry | thrown while requesting [A-Z]+ https://"
+    r"|UserWarning: A worker stopped while some jobs were given|^ +warnings\.warn\($"
 )
 
 
 def is_passing(output) -> bool:
     """Whether an output was for those who waited: a progress bar, what was left of
-    one, another try of a download."""
+    one, another try of a download or of a process."""
     text = output.get("text") or output.get("data", {}).get("text/plain", "")
     if output.output_type == "stream":
         lines = [line for line in text.splitlines() if line.strip()]
-        if all(RETRY.search(line) for line in lines):
+        if all(AGAIN.search(line) for line in lines):
             return True
     return bool(BAR.search(text))
 
