@@ -10,7 +10,7 @@ import pytest
 
 from clipadapt import CoReg, FeatureSet, FeatureStore, ImageSet, ZeroShot, load_clip
 from clipadapt.app import course, demo, widgets
-from clipadapt.app.runs import predictions, read_config
+from clipadapt.app.runs import predictions, read_config, saved_place
 from clipadapt.clip import captions, features, glyphs, index, modelfiles, tables
 from clipadapt.clip.features import StoredCLIP, hash_images
 from clipadapt.clip.templates import read_templates
@@ -45,6 +45,7 @@ CALLS = {  # by module, function and parameter: all that take a path from a user
     "course.open_course(folder)": course.open_course,
     "demo.demo(folder)": demo.demo,
     "runs.read_config(path)": read_config,
+    "runs.saved_place(saved)": saved_place,
     "widgets._Decisions.save(path)": lambda path: widgets._Decisions.save(None, path),
     "captions.caption(cache)": lambda path: captions.caption(
         captions.AttributeCaptioner(), NONE, "?", path
