@@ -367,7 +367,7 @@ def test_a_program_of_pytorch_answers_alone(files, zero_shot, asked):
 
 @pytest.mark.skipif(
     tuple(map(int, torch.__version__.split(".")[:2])) < (2, 11),
-    reason="torch.export.load reads with pickle in older versions, whatever is in a file",
+    reason="an older torch.export.load reads whatever it is given with pickle",
 )
 def test_a_program_of_pytorch_needs_no_pickle(files, monkeypatch):
     """Whatever torch.load is asked for, it gets weights only."""
