@@ -47,7 +47,7 @@ stale: .venv/ready-dev   ## name the outputs that are older than the code, with 
 
 # threads.ipynb shows what several threads do.
 outputs: .venv/ready-dev   ## run the notebooks whose outputs are older than the code, and keep what comes out (NOTEBOOKS=)
-	$(if $(NOTEBOOKS),,env -u OMP_NUM_THREADS $(BIN)/python tools/fresh.py --run ordinary nbs/engine/threads.ipynb)
+	$(if $(or $(if $(NOTEBOOKS),,all),$(filter %/threads.ipynb,$(NOTEBOOKS))),env -u OMP_NUM_THREADS $(BIN)/python tools/fresh.py --run ordinary nbs/engine/threads.ipynb)
 	$(alone) $(BIN)/python tools/fresh.py --run ordinary $(NOTEBOOKS)
 	@$(MAKE) export
 
@@ -98,15 +98,16 @@ test-browser: .venv/ready-dev   ## drive the widgets in JupyterLab, and look at 
 	$(alone) $(BIN)/python -m pytest -q tests/browser/jupyterlab.py tests/browser/report.py
 
 # tiny_clip.ipynb would replace the built-in CLIP: `make pretraining` alone does so.
+slow = $(filter-out %/tiny_clip.ipynb,$(or $(NOTEBOOKS),$(wildcard nbs/*.ipynb nbs/engine/*.ipynb)))
 # Chapter 15 keeps its runs; those of older code would answer for today's.
-slow: .venv/ready-dev   ## `make outputs`, and the slow cells that are older than the code (NOTEBOOKS=): hours; it goes on where it was stopped
+slow: .venv/ready-dev   ## `make outputs`, and the slow cells that are older than the code (NOTEBOOKS=): hours; it goes on with the notebook in which it was stopped
 	@$(MAKE) outputs
-	rm -rf runs/compare
-	$(alone) $(BIN)/python tools/fresh.py --run slow $(filter-out %/tiny_clip.ipynb,$(or $(NOTEBOOKS),$(wildcard nbs/*.ipynb nbs/engine/*.ipynb)))
+	$(if $(filter %/15_compare.ipynb,$(slow)),rm -rf runs/compare)
+	$(if $(slow),$(alone) $(BIN)/python tools/fresh.py --run slow $(slow),@echo "There is nothing to run: tiny_clip.ipynb is for make pretraining alone.")
 	@$(MAKE) export
 
 pretraining: .venv/ready-dev   ## train the built-in CLIP anew, most of an hour: its weights change, and with them all figures
-	$(alone) IN_TEST=1 $(BIN)/python tools/fresh.py --run slow nbs/engine/tiny_clip.ipynb
+	$(alone) IN_TEST=1 $(BIN)/python tools/fresh.py --run slow --again nbs/engine/tiny_clip.ipynb
 
 bench: .venv/ready-dev   ## our code beside other code, in one run, and the page of it: half an hour of a quiet machine
 	$(BIN)/python benchmarks/performance.py

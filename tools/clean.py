@@ -1,7 +1,7 @@
 """Remove what nbdev_clean keeps and nobody wants to read later: widgets (their pictures
-stay), progress bars that were shown while a cell ran, the blanks they left, and names
-of files of the kernel, and what was tried again. Tables get the same names
-in every run."""
+stay), progress bars that were shown while a cell ran, the blanks they left, messages
+about another try, and names of the kernel's files. Tables get the same names in every
+run."""
 
 import re
 from pathlib import Path

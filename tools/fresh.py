@@ -399,6 +399,7 @@ def main() -> int:
     parser.add_argument("notebooks", nargs="*", type=Path)
     parser.add_argument("--run", choices=["ordinary", *LATER])
     parser.add_argument("--ordinary", action="store_true", help="name no other cells")
+    parser.add_argument("--again", action="store_true", help="run what is fresh, too")
     given = parser.parse_args()
     flags = [given.run] if given.run in LATER else []
     wanted, failed = {"", *(flags or LATER)}, False
@@ -407,7 +408,7 @@ def main() -> int:
     for path in given.notebooks or sorted((PROJECT / "nbs").rglob("[!.]*.ipynb")):
         path = path.resolve()
         old = stale(path, wanted)
-        if given.run and old:
+        if given.run and (old or given.again):
             print(f"{shown(path)} ...", flush=True)
             run(path, flags)
             old = stale(path, wanted)

@@ -160,17 +160,20 @@ def run(step: str, command: Sequence[str], folder: Path) -> dict:
 
 
 def state() -> str:
-    """A hash of what a leg tries: package, tests, bounds and the code of notebooks."""
-    paths = [
-        path for part in ("clipadapt", "tests") for path in (ROOT / part).rglob("*")
-    ]
+    """A hash of what a leg tries: the package, tests and what they import, bounds, and
+    the code of notebooks."""
+    parts = ("clipadapt", "tests", "tools", "benchmarks")
+    paths = [path for part in parts for path in (ROOT / part).rglob("*")]
     paths = [path for path in paths if path.is_file() and path.suffix != ".pyc"]
-    parts = [path.read_bytes() for path in [*sorted(paths), ROOT / "settings.ini"]]
-    for path in sorted((ROOT / "nbs").rglob("[!.]*.ipynb")):
+    paths = [*sorted(paths), ROOT / "settings.ini", ROOT / "Makefile"]
+    read = [path.read_bytes() for path in paths]
+    for path in sorted((ROOT / "nbs").rglob("*.ipynb")):
+        if ".ipynb_checkpoints" in path.parts:
+            continue
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         code = ["".join(one["source"]) for one in cells if one["cell_type"] == "code"]
-        parts.append("\n".join(code).encode())
-    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+        read.append("\n".join(code).encode())
+    return hashlib.sha256(b"\0".join(read)).hexdigest()[:16]
 
 
 def try_leg(python: str, leg: str, given: argparse.Namespace, results: dict) -> bool:
