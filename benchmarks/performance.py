@@ -103,6 +103,12 @@ def package_code() -> str:
     return digest(canonical(ast.parse(path.read_text("utf-8"))) for path in paths)
 
 
+def with_earlier(name: str, folder: Path = FOLDER) -> bool:
+    """Whether a benchmark compares with an earlier clipadapt, which EARLIER names."""
+    uses = "EARLIER" in (folder / f"{name}.py").read_text(encoding="utf-8")
+    return uses and bool(os.environ.get("EARLIER"))
+
+
 def read(path: Path) -> dict[str, dict]:
     """The kept lines, by benchmark."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
@@ -157,8 +163,9 @@ def measure(
     here, failed = machine(), []
     for name in names:
         kept, state = read(results), {"code": code_of(name, folder), "machine": here}
+        state["earlier"] = with_earlier(name, folder)
         old = kept.get(name, {})
-        if not again and state.items() <= old.items():
+        if not again and old.get("rows") and state.items() <= old.items():
             print(f"{name}: kept, of the same code and machine", flush=True)
             continue
         print(f"{name} ...", end=" ", flush=True)

@@ -56,6 +56,16 @@ def test_one_that_fails_is_named_and_what_is_known_is_kept(folder, capsys, monke
     code.write_text(code.read_text("utf-8") + "\nmore = 1\n", encoding="utf-8")
     performance.measure(["works"], **given)
     assert performance.read(results)["works"]["load"] == 9
+    later = {"rows": [{}], "seconds": 1, "load": 8}
+    monkeypatch.setattr(performance, "run", lambda *_: later)
+    performance.measure(["works"], **given)  # it had no rows: perhaps now it has
+    assert performance.read(results)["works"]["load"] == 8
+    code.write_text(code.read_text("utf-8") + "\nbase = 'EARLIER'\n", encoding="utf-8")
+    performance.measure(["works"], **given)
+    monkeypatch.setenv("EARLIER", "a folder")
+    later["load"] = 7
+    performance.measure(["works"], **given)
+    assert performance.read(results)["works"]["load"] == 7
     monkeypatch.setattr(performance, "machine", lambda: {"cores": 4})
     performance.measure(["works"], **given)
     assert performance.read(results)["works"]["machine"] == {"cores": 4}

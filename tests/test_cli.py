@@ -755,7 +755,7 @@ def test_mistakes_are_one_line(arguments, code, message, tmp_path, monkeypatch):
 
 
 def test_mistakes_are_found_before_anything_is_imported_for_them(tmp_path):
-    """PyTorch takes seconds; every message begins with its option. Nor has help to
+    """PyTorch takes seconds; every message names its option. Nor has help to
     wait."""
     (tmp_path / "empty").mkdir()
     mistakes = {

@@ -416,7 +416,9 @@ def test_the_card_says_what_was_measured(hub, method, train, test_images):
     files = hub.repositories["me/pets"].commits[-1]
     card = ModelCard(files["README.md"].decode())
     data = card.data
-    assert (data.license, data.library_name) == ("apache-2.0", "clipadapt")
+    written = data.to_dict()
+    assert written["license"] == "apache-2.0"
+    assert written["library_name"] == "clipadapt"
     assert data.datasets == ["me/scans"] and "Prototypes" in data.tags
     said = {each.metric_type: each.metric_value for each in data.eval_results}
     assert said["accuracy"] == round(method.score(test_images), 4)

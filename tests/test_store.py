@@ -148,6 +148,7 @@ def test_in_python_a_damaged_image_is_named_and_can_be_left_out(cache, photos):
 
 def test_without_a_store_nothing_is_kept(cache, photos, tmp_path):
     run("adapt", "--images", photos, "--no-store", "--out", tmp_path / "run")
+    assert "of encoding" not in (tmp_path / "run/log.txt").read_text()
     assert not (cache / "features").exists()
 
 

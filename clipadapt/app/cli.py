@@ -823,8 +823,8 @@ RUN = [
         "--resume",
         is_flag=True,
         help=(
-            "Go on with the run in --out, or with one that was to --overwrite it; what"
-            " is finished is not fitted again."
+            "Go on with the run in --out; a finished one is left as it is. With"
+            " --overwrite: go on with the run that was to replace it."
         ),
     ),
     click.option(
@@ -1173,7 +1173,8 @@ def _finished(out: str, options: dict[str, Any]) -> dict[str, Any] | None:
     done = finished_run(out, options)
     if done:
         again = "--overwrite fits again, without --resume"
-        logger.info("%s is finished, and is left as it is; %s", out, again)
+        words = "%s is finished, and is left as it is, also if its images changed; %s"
+        logger.info(words, out, again)
     return done
 
 
@@ -1220,6 +1221,8 @@ def adapt(context, out, overwrite, resume, method, **given) -> dict[str, Any]:
     with place if processes.first else nullcontext(Path(out)) as folder:
         _if_interrupted(context, _kept("What is done is kept", folder, out))
         pool, seconds = _sound_in_time(clip, pool, [chosen])
+        if given["no_store"]:
+            seconds = 0.0  # nothing was encoded before the fit
         labels = _known_labels(pool, given)
         more = (given["probabilities"], given["preset"], seconds)
         done = adapt_in(folder, out, chosen, pool, labels, *more)
