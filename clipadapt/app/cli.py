@@ -1181,9 +1181,13 @@ def _finished(out: str, options: dict[str, Any]) -> dict[str, Any] | None:
 def _sound_in_time(
     clip: CLIP, images: ImageSet, methods: Sequence
 ) -> tuple[ImageSet, float]:
-    """What `_sound` returns, and the seconds that it took."""
+    """What `_sound` returns, and the seconds of encoding; none without a store."""
+    from clipadapt.clip.features import StoredCLIP
+
     start = time.perf_counter()
-    return _sound(clip, images, methods), time.perf_counter() - start
+    sound = _sound(clip, images, methods)
+    took = time.perf_counter() - start
+    return sound, took if isinstance(clip, StoredCLIP) else 0.0
 
 # %% ../../nbs/engine/cli.ipynb #cell-31
 @main.command()
@@ -1221,8 +1225,6 @@ def adapt(context, out, overwrite, resume, method, **given) -> dict[str, Any]:
     with place if processes.first else nullcontext(Path(out)) as folder:
         _if_interrupted(context, _kept("What is done is kept", folder, out))
         pool, seconds = _sound_in_time(clip, pool, [chosen])
-        if given["no_store"]:
-            seconds = 0.0  # nothing was encoded before the fit
         labels = _known_labels(pool, given)
         more = (given["probabilities"], given["preset"], seconds)
         done = adapt_in(folder, out, chosen, pool, labels, *more)
