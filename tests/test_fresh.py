@@ -11,11 +11,13 @@ PACKAGE = {
     "__init__": '_MODULES = {"rooms.one": ["first"], "rooms.two": ["Second"]}\n',
     "rooms/__init__": "",
     "rooms/one": '''
-from .three import deep, SIZE
+from .three import deep, SIZE, _kept
+
+_LIMIT = 5
 
 def first(x):
     """What it does."""
-    return deep(x) + SIZE
+    return deep(x) + SIZE + _kept() if x < _LIMIT else 0
 
 def other(x):
     return x
@@ -30,9 +32,13 @@ class Second:
 """,
     "rooms/three": """
 SIZE = 3
+_LIMIT = 10
 
 def deep(x):
     return x
+
+def _kept():
+    return 7
 
 def unused():
     return 4
@@ -69,6 +75,9 @@ def digest(package, source=CODE) -> str:
         ("rooms/three", "SIZE = 3", "SIZE = 4", True),  # what it imports
         ("rooms/three", "    return x\n", "    return -x\n", True),
         ("rooms/three", "return 4", "return 5", False),  # nobody says this name
+        ("rooms/three", "return 7", "return 8", True),  # private, but imported
+        ("rooms/one", "_LIMIT = 5", "_LIMIT = 6", True),
+        ("rooms/three", "_LIMIT = 10", "_LIMIT = 11", False),  # another's of this name
         ("rooms/one", "What it does.", "What else it does.", False),
         ("rooms/one", "    return x\n", "    # why\n    return (x)\n", False),
         ("rooms/two", "return 1", "return 7", False),  # not imported

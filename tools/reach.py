@@ -3,8 +3,9 @@
 The package is read, never imported. It is cut into pieces: functions, methods, classes,
 assignments, and what runs when a module is imported. A piece is reached by its name:
 whoever says `top_k` anywhere reaches every piece of that name, in all modules which are
-imported on the way. That is more than what runs, never less, as long as names are not
-put together at run time; a string that is a name counts as one.
+imported on the way. A private name that stands alone means its own module, unless it is
+imported. That is more than what runs, never less, as long as names are not put together
+at run time; a string that is a name counts as one.
 
 Docstrings, comments and layout are no part of a piece.
 """
@@ -52,16 +53,22 @@ def digest(texts: Iterable[str]) -> str:
     return found.hexdigest()[:16]
 
 
-def names_in(nodes: Iterable[ast.AST]) -> set[str]:
-    """Every name that nodes of a syntax tree say, those in strings included."""
+def names_in(nodes: Iterable[ast.AST], module: str | None = None) -> set[str]:
+    """Every name that nodes of a syntax tree say, those in strings included.
+
+    module: in which the code stands, for which "module:_name" is a private name of it.
+    """
     found: set[str] = set()
     for child in nodes:
         if isinstance(child, ast.Name):
-            found.add(child.id)
+            own = module is not None and child.id.startswith("_")
+            found.add(f"{module}:{child.id}" if own else child.id)
         elif isinstance(child, ast.Attribute):
             found.add(child.attr)
         elif isinstance(child, ast.alias) and child.asname:
             found |= {child.asname, child.name.rpartition(".")[2]}
+        elif isinstance(child, ast.alias) and child.name.startswith("_"):
+            found.add(child.name)
         elif is_word(child):
             found.add(child.value)
     return found
@@ -96,15 +103,19 @@ class Piece:
     @cached_property
     def says(self) -> set[str]:
         """The names in it."""
-        return names_in(self.every)
+        return names_in(self.every, self.module)
+
+    def is_said(self, name: str, names: set[str]) -> bool:
+        """Whether names have one of its module among them."""
+        return name in names or f"{self.module}:{name}" in names
 
     def is_reached(self, names: set[str]) -> bool:
         """Whether somebody who says these names runs it."""
-        if self.owner and self.owner not in names:
+        if self.owner and not self.is_said(self.owner, names):
             return False
         own = self.names
         always = not own or any(name.startswith("__") for name in own)
-        return always or not own.isdisjoint(names)
+        return always or any(self.is_said(name, names) for name in own)
 
 
 def assigned(node: ast.stmt) -> set[str]:
