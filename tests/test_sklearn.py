@@ -382,6 +382,15 @@ def test_scikit_learn_finds_faults():
         check_sklearn(OneAnswer)
 
 
+class Reader(ZeroShot):
+    """Holds to the text of the class names, which nobody has told scikit-learn."""
+
+
+def test_an_accuracy_that_is_too_low_is_explained():
+    with pytest.raises(AssertionError, match="add it to BY_TEXT"):
+        check_sklearn(Reader)
+
+
 def test_odd_values_are_refused_in_a_sentence(clip, images, kinds):
     model = ZeroShot(clip, images.classnames).fit(images)
     given = kinds["table"][:12], images.labels[:12], None

@@ -146,8 +146,7 @@ class Resized(nn.Module):
 def _along(pixels: Tensor, weights: Tensor) -> Tensor:
     """The last side of [N, 3, K, L] resized by weights [M, L]: [N, 3, K, M].
 
-    Rounded to bytes as Pillow does it, in float32. As a product of two matrices, for
-    PyTorch 2.6 cannot export others of unknown sizes.
+    One product of two matrices, rounded to bytes as Pillow does it, in float32.
     """
     resized = pixels.flatten(0, 2) @ weights.T
     rounded = (resized + 0.5).floor().clamp(0, 255)
@@ -308,7 +307,6 @@ class Answer(nn.Module):
 
 # %% ../../nbs/engine/export.ipynb #ex-20b
 _NAMES = ("batch", "height", "width")
-_LONGEST = 2**24  # images or pixels; PyTorch 2.6 wants to know
 
 
 def as_program(answer: Answer) -> torch.export.ExportedProgram:
@@ -316,10 +314,8 @@ def as_program(answer: Answer) -> torch.export.ExportedProgram:
 
     answer: the batch is open, and height and width if it resizes.
     """
-    free = _NAMES if answer.resizes else _NAMES[:1]
-    sizes = {
-        axis: torch.export.Dim(name, max=_LONGEST) for axis, name in enumerate(free)
-    }
+    free = len(_NAMES) if answer.resizes else 1
+    sizes = dict.fromkeys(range(free), torch.export.Dim.DYNAMIC)
     with torch.no_grad(), no_warnings():
         program = torch.export.export(
             answer.eval(), (answer.example(),), dynamic_shapes=(sizes,), strict=False
@@ -384,7 +380,7 @@ def to_onnx(answer: Answer) -> Any:
             f"this method has {size / 1e9:.1f} GB of weights, and an ONNX file holds"
             ' 2.1: use format="torch", or a smaller CLIP'
         )
-    program = as_program(_as_if_trained(answer))
+    program = as_program(answer)
     with no_warnings(), torch.no_grad():
         made = torch.onnx.export(
             program,
@@ -401,18 +397,7 @@ def to_onnx(answer: Answer) -> Any:
 
 # %% ../../nbs/engine/export.ipynb #ex-23
 #| code-fold: true
-#| code-summary: "What PyTorch 2.6 needs, and names of the sizes, and what is removed"
-def _as_if_trained(answer: Answer) -> Answer:
-    """The same network with the same memory, whose weights ask for gradients.
-
-    PyTorch 2.6 can take linear layers apart only then, where the batch is open.
-    """
-    shared: dict[int, Any] = {id(buffer): buffer for buffer in answer.buffers()}
-    for weight in answer.parameters():
-        shared[id(weight)] = nn.Parameter(weight.detach())
-    return copy.deepcopy(answer, shared)
-
-
+#| code-summary: "Names of the sizes, and what is removed"
 def _name_sizes(model: Any) -> None:
     """Call the open sizes batch, height and width; drop shapes in between."""
     named = {}
