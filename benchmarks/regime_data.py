@@ -303,7 +303,8 @@ def tail(ratio: float, supply: np.ndarray, order: np.ndarray) -> np.ndarray:
     """Counts that fall exponentially from the largest class to one with 1/ratio."""
     steps = np.empty(len(order))
     steps[order] = np.arange(len(order)) / max(1, len(order) - 1)
-    return np.maximum(1, (supply.min() * ratio**-steps).astype(int))
+    counts = supply.min() * ratio**-steps + 1e-9  # 4.0, where rounding makes it 3.99...
+    return np.maximum(1, counts.astype(int))
 
 
 def present(share: float, supply: np.ndarray, order: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ import threading
 import time
 import warnings
 from collections.abc import Sequence
+from inspect import isfunction
 from pathlib import Path
 
 import lance
@@ -422,10 +423,12 @@ def test_only_known_preprocessing_is_not_tried_many_times(clip, monkeypatch):
         return original(step, image)
 
     monkeypatch.setattr(Resize, "forward", forward)
-    first, *others = clip.preprocess.transforms
+    steps = clip.preprocess.transforms  # older OpenCLIPs turn to RGB by a function
+    first, *others = [one for one in steps if not isfunction(one)]
+    known = CLIP(clip.model, Compose([first, *others]), clip.tokenizer)
     ours = Compose([OurResize(first.size, first.interpolation), *others])
     own = CLIP(clip.model, ours, clip.tokenizer)
-    assert module.hash_preprocessing(clip) == module.hash_preprocessing(own)
+    assert module.hash_preprocessing(known) == module.hash_preprocessing(own)
     assert len(seen) == 3 + 26
 
 

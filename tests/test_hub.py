@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hub_server import HubServer, Repository
-from huggingface_hub import ModelCard, constants
+from huggingface_hub import ModelCard, constants, file_download, utils
 from sklearn.exceptions import NotFittedError
 from tiny_models import TINY, tiny
 
@@ -39,13 +39,32 @@ FILES = {SAVED_FILE, "README.md", "config.json"}
 TOKEN = "hf_ThisIsTheTokenOfTheTests"
 
 
+def move(monkeypatch, url):
+    """From now on the Hub is asked for at `url`. Its addresses are kept in two places,
+    in three before huggingface_hub 1.0."""
+    template = url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    for place in (constants, file_download):
+        if hasattr(place, "HUGGINGFACE_CO_URL_TEMPLATE"):
+            monkeypatch.setattr(place, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+
+
+def work_offline(monkeypatch):
+    """From now on nothing is asked, as with HF_HUB_OFFLINE=1."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    forget_sessions()
+
+
+def forget_sessions():
+    """Before 1.0, huggingface_hub keeps for each session whether it is offline."""
+    getattr(utils, "reset_sessions", lambda: None)()
+
+
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     """A Hub of the test's own, where `me` is logged in, and a cache of its own."""
     with HubServer(TOKEN) as server:
-        template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        move(monkeypatch, server.url)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
@@ -53,6 +72,8 @@ def hub(tmp_path, monkeypatch):
         monkeypatch.setattr("time.sleep", lambda seconds: None)  # between attempts
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         yield server
+    monkeypatch.undo()
+    forget_sessions()
 
 
 @pytest.fixture(scope="module")
@@ -236,7 +257,7 @@ def test_what_was_fetched_once_is_there_offline(hub, method, monkeypatch):
     Adapter.from_pretrained("me/pets")
     hub.asked.clear()
     Adapter.from_pretrained("me/pets", local_files_only=True)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    work_offline(monkeypatch)
     Adapter.from_pretrained("me/pets")
     assert not hub.asked
 
@@ -246,7 +267,7 @@ STALE = {  # how the Hub answers, and what the warning says
     "403": (r"your token may not read me/pets"),
     "404": (r"there is no me/pets on the Hub"),
     "503": (r"the Hub has trouble \(status 503\)"),
-    "gone": (r"the Hub cannot be reached \(.*refused"),
+    "gone": (r"the Hub cannot be reached \(.*(refused|retries)"),
     "another": (r"the Hub cannot be reached \(what answers at .* is not the Hub"),
 }
 
@@ -275,7 +296,7 @@ def test_what_comes_from_the_cache_instead_says_so(hub, method, monkeypatch, cas
         warnings.simplefilter("error")
         fetch(f"me/pets@{commit}")  # which never changes
         fetch("me/pets", local_files_only=True)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        work_offline(monkeypatch)
         fetch("me/pets")
 
 
@@ -297,10 +318,7 @@ def test_a_clip_from_the_cache_says_so_too(hub, monkeypatch, clip):
 
 def leave(hub, monkeypatch):
     """From now on nobody answers where the Hub was."""
-    template = constants.HUGGINGFACE_CO_URL_TEMPLATE
-    nowhere = template.replace(hub.url, "http://127.0.0.1:9")
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", nowhere)
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    move(monkeypatch, "http://127.0.0.1:9")
 
 
 NOBODY = "does not know who you are: run `hf auth login`, or set HF_TOKEN"
@@ -310,7 +328,7 @@ PUSHES = {  # how the Hub answers what; the error, and what it says
     "not mine": (TOKEN, PermissionError, "your token may not write to you/pets"),
     "500": (TOKEN, ConnectionError, r"the Hub has trouble \(status 500\)"),
     "429": (TOKEN, ConnectionError, r"the Hub has trouble \(status 429\)"),
-    "gone": (TOKEN, ConnectionError, r"could not send me/pets \(.*refused"),
+    "gone": (TOKEN, ConnectionError, r"could not send me/pets \(.*(refused|retries)"),
 }
 
 
@@ -339,7 +357,7 @@ READS = {
     "403": (TOKEN, PermissionError, "may not read me/pets"),
     "500": (TOKEN, ConnectionError, r"the Hub has trouble \(status 500\)"),
     "half": (TOKEN, ConnectionError, "could not fetch me/pets"),
-    "gone": (TOKEN, ConnectionError, r"could not fetch me/pets \(.*refused"),
+    "gone": (TOKEN, ConnectionError, r"could not fetch me/pets \(.*(refused|retries)"),
 }
 
 
