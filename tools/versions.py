@@ -133,8 +133,9 @@ def steps(folder: Path, workers: int) -> dict[str, list[str]]:
 def counted(step: str, log: str) -> str:
     """How many passed and failed, as the last line of a log says it."""
     if step == "notebooks":
-        started, done = (log.count(f"- {word} ") for word in ("Starting", "Completed"))
-        return f"{done} passed, {started - done} failed"
+        started = len(re.findall(r"(?m)^Starting ", log))
+        failed = len(re.findall(r"(?m)^\t\S+\.ipynb$", log))
+        return f"{started - failed} passed, {failed} failed"
     lines = re.findall(r"(?m)^=*\s*(\d+ (?:passed|failed|error).*?) in [\d.]+s", log)
     return lines[-1] if lines else "no test ran"
 
