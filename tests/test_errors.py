@@ -34,7 +34,9 @@ def run_python(code: str, folder: Path, **environment) -> subprocess.CompletedPr
 
 
 LOAD = """
+import time
 import clipadapt
+time.sleep = lambda seconds: None  # between attempts
 for model in {models}:
     try:
         clipadapt.load_clip(*model)

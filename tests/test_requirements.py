@@ -60,7 +60,8 @@ def test_a_python_that_is_not_there_is_named(tmp_path, monkeypatch, capsys):
         ("tests", "ImportError: no module", "no test ran"),
         (
             "notebooks",
-            "- Starting a\n- Starting b\n- Completed a",
+            "Starting /nbs/a.ipynb\nStarting /nbs/b.ipynb\n- Completed /nbs/a.ipynb\n"
+            "- Completed /nbs/b.ipynb\n\nTests Failed On:\n=====\n\tb.ipynb\n",
             "1 passed, 1 failed",
         ),
     ],
