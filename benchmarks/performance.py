@@ -198,8 +198,8 @@ def is_reached(row: dict) -> bool | None:
     return row[f"{row['by']}_ratio"] >= row["at_least"]
 
 
-def line_of(row: dict) -> str:
-    """A row of the page's table."""
+def line_of(row: dict, memory: bool) -> str:
+    """A row of the page's table; `memory`: whether this table has a column for it."""
     took, against = row["took"], row["against"]
     asked = ""
     if "at_least" in row:
@@ -207,32 +207,27 @@ def line_of(row: dict) -> str:
         asked = f"{times(row['at_least'])} ({by})" + (
             "" if is_reached(row) else ", **missed**"
         )
-    memory = ""
-    if "memory" in row:
-        gib = [row[name] / 2**30 for name in ("memory", "memory_against")]
-        memory = f"{gib[0]:.2f} / {gib[1]:.2f}"
+    gib = [row.get(name, 0) / 2**30 for name in ("memory", "memory_against")]
     cells = [
         row["task"],
-        row["ours"],
-        row["other"],
-        f"{short(took['cpu'])} / {short(against['cpu'])}",
+        f"{row['ours']} *against* {row['other']}",
+        f"{short(took['cpu'])} / {short(against['cpu'])}".replace(" ", "\N{NBSP}"),
         times(row["cpu_ratio"]),
         times(row["wall_ratio"]),
         asked,
-        memory,
     ]
+    if memory:
+        cells.append(f"{gib[0]:.2f} / {gib[1]:.2f}" if gib[0] else "")
     return "| " + " | ".join(cells) + " |"
 
 
 HEADS = (
     "what is done",
-    "ours",
-    "against",
-    "CPU, ours / theirs",
+    "how, against what",
+    "CPU time",
     "times as fast, CPU",
     "wall",
     "asked for",
-    "GiB, ours / theirs",
 )
 
 
@@ -263,11 +258,18 @@ def render(kept: dict[str, dict]) -> str:
     rows = [row for line in kept.values() for row in line["rows"]]
     parts = facts(kept)
     for room, title in ROOMS.items():
-        some = [line_of(row) for row in rows if row["room"] == room]
+        some = [row for row in rows if row["room"] == room]
         if some:
-            head = f"| {' | '.join(HEADS)} |\n|{'---|' * len(HEADS)}"
-            parts.append("\n".join([f"### {title}\n", head, *some]))
+            parts.append(f"### {title}\n\n{table_of(some)}")
     return "\n\n".join(parts)
+
+
+def table_of(rows: Sequence[dict]) -> str:
+    """Rows as a table, with their memory where one of them has it."""
+    memory = any("memory" in row for row in rows)
+    heads = [*HEADS, "GiB"] if memory else [*HEADS]
+    lines = [" | ".join(heads).join(("| ", " |")), f"|{'---|' * len(heads)}"]
+    return "\n".join([*lines, *(line_of(row, memory) for row in rows)])
 
 
 def write_page(results: Path = RESULTS, page: Path = PAGE) -> None:
