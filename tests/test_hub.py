@@ -40,8 +40,8 @@ TOKEN = "hf_ThisIsTheTokenOfTheTests"
 
 
 def move(monkeypatch, url):
-    """From now on the Hub is asked for at `url`. Its addresses are kept in two places,
-    in three before huggingface_hub 1.0."""
+    """From now on the Hub is asked for at `url`. Its address is kept in two places, in
+    three before huggingface_hub 1.0."""
     template = url + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(constants, "ENDPOINT", url)
     for place in (constants, file_download):
@@ -284,7 +284,7 @@ def test_what_comes_from_the_cache_instead_says_so(hub, method, monkeypatch, cas
     if case == "another":
         hub.plan = lambda verb, path: 200
     if case == "gone":
-        leave(hub, monkeypatch)
+        leave(monkeypatch)
     for name in ("me/pets", "hf-hub:me/pets@v1"):
         hub.asked.clear()
         with pytest.warns(UserWarning, match=STALE[case]) as said:
@@ -311,12 +311,12 @@ def test_a_clip_from_the_cache_says_so_too(hub, monkeypatch, clip):
     found = load_clip("hf-hub:me/clip@v1", device="cpu")
     assert found.fingerprint == clip.fingerprint
     assert clip_facts(found).repository == "me/clip"
-    leave(hub, monkeypatch)
+    leave(monkeypatch)
     with pytest.warns(UserWarning, match=f"at revision {commit}, .* cannot be reached"):
         load_clip("hf-hub:me/clip@v1", device="cpu")
 
 
-def leave(hub, monkeypatch):
+def leave(monkeypatch):
     """From now on nobody answers where the Hub was."""
     move(monkeypatch, "http://127.0.0.1:9")
 
@@ -368,7 +368,7 @@ def test_a_download_that_fails_says_why(hub, method, monkeypatch, tmp_path, case
     monkeypatch.delenv("HF_TOKEN")
     hub.plan = lambda verb, path: int(case) if case.isdigit() else case
     if case == "gone":
-        leave(hub, monkeypatch)
+        leave(monkeypatch)
     name = "me/other" if case == "not there" else "me/pets"
     for force in (False, True):
         with pytest.raises(kind, match=message) as caught:
