@@ -273,7 +273,9 @@ def test_pillows_own_limit_does_not_interfere_and_stays(tmp_path, monkeypatch, p
 
 MEASURE = """
 import os, resource
+from PIL import Image
 from clipadapt.images.sets import read_image
+Image.init()  # the code of Pillow's readers is no picture
 for name in ("1.png", "RGBA.png", "F.tif"):
     child = os.fork()
     if not child:
